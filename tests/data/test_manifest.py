@@ -1,0 +1,340 @@
+"""The manifest: its table, its checks without a layout, its form on disk."""
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vfmgl_lib.data import images as module
+from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
+from vfmgl_lib.data.manifest import (
+    COLUMNS,
+    Manifest,
+    ManifestError,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
+
+
+def write_image(path, seed=0, size=(8, 8), mode="RGB"):
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Two centres, train and test, four images each, a patient an image."""
+    root = tmp_path / "data"
+    rows = []
+    for center in "AB":
+        for split in ("train", "test"):
+            for number in range(4):
+                path = f"{center}/{split}/{number}.png"
+                write_image(root / path, seed=zlib.crc32(path.encode()))
+                sha256 = hashlib.sha256((root / path).read_bytes()).hexdigest()
+                patient = f"{center}{split}{number}"
+                rows.append((path.removesuffix(".png"), path, sha256, center, patient, split, number % 2, ""))
+    return Manifest(root, "classification", ("benign", "malignant"), pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def changed(manifest, row, **values):
+    table = manifest.table.copy()
+    for column, value in values.items():
+        table.loc[row, column] = value
+    return replace(manifest, table=table)
+
+
+def problems(manifest, **options):
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(manifest, **options)
+    return caught.value.problems
+
+
+def test_sound_manifest_has_no_findings(manifest):
+    assert check_manifest(manifest) == []
+
+
+def test_centers_and_select(manifest):
+    assert manifest.centers == ("A", "B")
+    part = manifest.select("B", "test")
+    assert set(part["center"]) == {"B"} and set(part["split"]) == {"test"}
+    assert list(part.index) == [0, 1, 2, 3]
+    assert len(manifest.select("A", "val")) == 0
+    with pytest.raises(ValueError, match="unknown center 'Z', the manifest has A, B"):
+        manifest.select("Z")
+    with pytest.raises(ValueError, match="unknown split 'testing', expected one of train, val, test"):
+        manifest.select(split="testing")
+
+
+def test_hash_follows_content_not_place(manifest, tmp_path):
+    assert replace(manifest, root=tmp_path).sha256 == manifest.sha256
+    assert changed(manifest, 3, split="val").sha256 != manifest.sha256
+    assert replace(manifest, classes=("malignant", "benign")).sha256 != manifest.sha256
+    assert replace(manifest, table=manifest.table.iloc[::-1]).sha256 != manifest.sha256
+
+
+def test_table_is_a_copy(manifest):
+    table = manifest.table.copy()
+    kept = replace(manifest, table=table)
+    table.loc[0, "split"] = "test"
+    assert kept.table.loc[0, "split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("split", "training", "A/train/0.png: split 'training', expected one of train, val, test"),
+        ("label", 2, "A/train/0.png: label 2 is not a class, expected one of 0 (benign), 1 (malignant)"),
+        ("label", -1, "A/train/0.png: label -1 is not a class"),
+        ("sha256", "abc", "A/train/0.png: sha256 'abc', expected 64 hexadecimal digits"),
+        ("spacing", "0.5", "A/train/0.png: spacing '0.5', expected '' or two positive numbers"),
+        ("spacing", "0.5,-1", "A/train/0.png: spacing '0.5,-1', expected"),
+        ("patient", " ", "A/train/0.png: patient is empty, expected a name"),
+        ("id", "A/train/1", "id 'A/train/1' occurs 2 times (A/train/0.png, A/train/1.png), expected once"),
+        ("path", "A/train/1.png", "path 'A/train/1.png' occurs 2 times"),
+    ],
+)
+def test_wrong_cell(manifest, column, value, message):
+    assert any(message in problem for problem in problems(changed(manifest, 0, **{column: value}), files=False))
+
+
+def test_label_that_is_no_number(manifest):
+    table = manifest.table.astype({"label": str})
+    table.loc[2, "label"] = "maybe"
+    with pytest.raises(ManifestError, match=r"A/train/2.png: label 'maybe' is not a class index, expected one of 0 \(ben"):
+        replace(manifest, table=table)
+
+
+def test_patient_on_both_sides(manifest):
+    (problem,) = problems(changed(manifest, 0, patient="Atest1"), files=False)
+    assert "center 'A': patient 'Atest1' is in train (A/train/0.png) and test (A/test/1.png)" in problem
+
+
+def test_patient_in_train_and_val(manifest):
+    (problem,) = problems(changed(manifest, 0, patient="Atrain1", split="val"), files=False)
+    assert "patient 'Atrain1' is in val (A/train/0.png) and train (A/train/1.png)" in problem
+
+
+def test_patient_in_two_centers(manifest):
+    (problem,) = problems(changed(manifest, 0, patient="Btrain1"), files=False)
+    assert "patient 'Btrain1' is in the centers 'A' (A/train/0.png) and 'B' (B/train/1.png)" in problem
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_center_without_needed_split(manifest, split):
+    table = manifest.table
+    table = table[~((table["center"] == "B") & (table["split"] == split))]
+    (problem,) = problems(replace(manifest, table=table))
+    assert problem == f"center 'B' has no {split} samples, expected at least one"
+
+
+def test_same_content_across_splits_and_centers(manifest):
+    other = manifest.table.loc[12]
+    assert (other["center"], other["split"]) == ("B", "test")
+    (problem,) = problems(changed(manifest, 0, sha256=other["sha256"]), files=False)
+    assert "A/train/0.png (train), B/test/0.png (test)" in problem and other["sha256"][:12] in problem
+
+
+def test_same_content_inside_a_split_is_a_warning(manifest):
+    same = changed(manifest, 0, sha256=manifest.table.loc[9, "sha256"])
+    (warning,) = check_manifest(same, files=False)
+    assert "A/train/0.png (train), B/train/1.png (train)" in warning and "different labels" in warning
+
+
+def test_center_with_one_class_is_a_warning(manifest):
+    table = manifest.table.copy()
+    table.loc[(table["center"] == "B") & (table["split"] == "test"), "label"] = 1
+    (warning,) = check_manifest(replace(manifest, table=table))
+    assert warning == "center 'B': all 4 test samples are of class 'malignant', AUC is NaN there"
+
+
+def test_all_problems_are_counted_twenty_are_shown(manifest):
+    table = manifest.table.copy()
+    table["split"] = [f"s{number}" for number in range(len(table))]
+    table["spacing"] = "x"
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(replace(manifest, table=table), files=False)
+    count = len(caught.value.problems)
+    assert count >= 32
+    lines = str(caught.value).splitlines()
+    assert f"{count} problems" in lines[0]
+    assert len([line for line in lines if line.startswith("  - ")]) == 20
+    assert lines[-1] == f"  … and {count - 20} more"
+
+
+def test_missing_file_and_missing_root(manifest, tmp_path):
+    (manifest.root / "A/train/0.png").unlink()
+    (problem,) = problems(manifest)
+    assert problem.startswith("A/train/0.png: file not found in ")
+    with pytest.raises(ManifestError, match="nowhere: data folder not found"):
+        check_manifest(replace(manifest, root=tmp_path / "nowhere"))
+
+
+def test_changed_file(manifest):
+    write_image(manifest.root / "B/test/2.png", seed=99)
+    (problem,) = problems(manifest)
+    assert problem.startswith("B/test/2.png: sha256 ") and "changed since it was listed" in problem
+
+
+@pytest.mark.parametrize("path", ["../outside.png", "/etc/hostname", ""])
+def test_path_that_leaves_the_root(manifest, path):
+    assert any("stay in it" in problem for problem in problems(changed(manifest, 0, path=path)))
+
+
+def test_link_that_leaves_the_root(manifest, tmp_path):
+    outside = write_image(tmp_path / "outside.png")
+    inside = manifest.root / "A/train/0.png"
+    inside.unlink()
+    inside.symlink_to(outside)
+    (problem,) = problems(manifest)
+    assert problem.startswith("A/train/0.png: leads out of the data folder to ") and str(outside) in problem
+
+
+def test_wrong_columns_and_task(manifest):
+    with pytest.raises(ManifestError, match="columns must be id, path, sha256"):
+        replace(manifest, table=manifest.table.drop(columns="sha256"))
+    with pytest.raises(ManifestError, match="task_kind must be one of classification, segmentation, got 'detection'"):
+        replace(manifest, task_kind="detection")
+
+
+def test_written_and_read_again(manifest, tmp_path):
+    odd = changed(manifest, 1, patient='Müller, "Ä"', id="A/train/名 1", spacing="0.625,0.7")
+    write_manifest(odd, tmp_path / "run" / "manifest.csv")
+    again = read_manifest(tmp_path / "run" / "manifest.csv", manifest.root)
+    pd.testing.assert_frame_equal(again.table, odd.table)
+    assert (again.task_kind, again.classes, again.sha256) == (odd.task_kind, odd.classes, odd.sha256)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.csv", "manifest.json"]
+
+
+def test_patient_called_NA_stays_text(manifest, tmp_path):
+    write_manifest(changed(manifest, 0, patient="NA"), tmp_path / "m.csv")
+    assert read_manifest(tmp_path / "m.csv", manifest.root).table.loc[0, "patient"] == "NA"
+
+
+def test_failed_write_leaves_the_old_file(manifest, tmp_path, monkeypatch):
+    write_manifest(manifest, tmp_path / "m.csv")
+    before = (tmp_path / "m.csv").read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_manifest(changed(manifest, 0, patient="X"), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_bytes() == before
+    assert len(list(tmp_path.glob("*m.*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: b"\xef\xbb\xbf" + text, "byte order mark"),
+        (lambda text: text.replace(b"patient", b"person", 1), "missing: patient"),
+        (lambda text: text.replace(b",spacing", b"", 1), "missing: spacing"),
+        (lambda text: b"", "missing: id, path"),
+        (lambda text: text[: text.rindex(b"\n", 0, -1) + 30], "line 17: [1-7] fields, expected 8"),
+        (lambda text: text[: text.rindex(b"\n", 0, -1) + 1], "sha256 of the content is .* cut short or changed"),
+        (lambda text: text.replace(b"train,1,", b"train,one,", 1), "line 3: label 'one', expected a class index"),
+        (lambda text: text.replace(b"Atrain0", b"\xff\xfe", 1), "not CSV in UTF-8"),
+        (lambda text: text.replace(b"Atrain0", b'"Atrain0', 1), "not CSV in UTF-8"),
+    ],
+)
+def test_damaged_csv(manifest, tmp_path, damage, message):
+    path = tmp_path / "m.csv"
+    write_manifest(manifest, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ManifestError, match=rf"(?s)m\.csv.*{message}"):
+        read_manifest(path, manifest.root)
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ('{"task_kind": "regression", "classes": ["a", "b"]}', "no valid task_kind"),
+        ('{"task_kind": "classification", "classes": ["a"]}', r"classes are \['a'\]"),
+        ('{"task_kind": "classification", "classes": ["a", "b"], "sha256": 3}', "sha256 is 3"),
+    ],
+)
+def test_damaged_notes(manifest, tmp_path, notes, message):
+    write_manifest(manifest, tmp_path / "m.csv")
+    (tmp_path / "m.json").unlink()
+    if notes is not None:
+        (tmp_path / "m.json").write_text(notes)
+    with pytest.raises(ManifestError, match=rf"m\.json: .*{message}"):
+        read_manifest(tmp_path / "m.csv", manifest.root)
+
+
+def test_notes_by_hand_need_no_hash(manifest, tmp_path):
+    write_manifest(manifest, tmp_path / "m.csv")
+    (tmp_path / "m.json").write_text(json.dumps({"task_kind": "classification", "classes": ["benign", "malignant"]}))
+    assert read_manifest(tmp_path / "m.csv", manifest.root).sha256 == manifest.sha256
+
+
+def test_gray_image_gets_three_equal_channels(tmp_path):
+    path = write_image(tmp_path / "gray.png", mode="L")
+    pixels = np.asarray(decode_image(path))
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels == np.asarray(Image.open(path))[..., None]).all()
+
+
+def test_pixel_limit_is_checked_before_decoding(tmp_path, monkeypatch):
+    path = write_image(tmp_path / "large.png", size=(40, 30))
+    monkeypatch.setattr(module, "PIXEL_LIMIT", 1000)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"large\.png: 40x30 pixels, the limit is 1000 pixels"):
+        decode_image(path)
+
+
+def test_sixteen_bits_are_refused_not_clipped(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(tmp_path / "deep.png")
+    with pytest.raises(ImageError, match=r"deep\.png: pixel mode I;16, expected 8 bits a channel"):
+        decode_image(tmp_path / "deep.png")
+
+
+def test_several_frames_are_refused(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (0, 90, 200)]
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match=r"stack\.tif: holds 3 frames, expected one"):
+        decode_image(tmp_path / "stack.tif")
+
+
+@pytest.mark.parametrize("top", [1, 255])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "LA"])
+def test_mask_values(tmp_path, top, mode):
+    expected = np.eye(8, dtype=np.uint8)
+    values = expected * top
+    if mode == "I;16":
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "mask.png")
+    else:
+        Image.fromarray(values).convert(mode).save(tmp_path / "mask.png")
+    mask = decode_mask(tmp_path / "mask.png")
+    assert mask.dtype == np.uint8 and (mask == expected).all()
+
+
+def test_one_bit_and_palette_masks(tmp_path):
+    expected = np.eye(8, dtype=np.uint8)
+    Image.fromarray(expected * 255).convert("1").save(tmp_path / "bits.png")
+    assert (decode_mask(tmp_path / "bits.png") == expected).all()
+    palette = Image.fromarray(expected).copy()
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(tmp_path / "palette.png")
+    assert (decode_mask(tmp_path / "palette.png") == expected).all()
+
+
+def test_colored_mask_is_refused(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2, 2] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=r"mask\.png: mask is coloured \(mode RGB\)"):
+        decode_mask(tmp_path / "mask.png")

@@ -1,0 +1,47 @@
+"""The shared model equals the weighted mean; bad updates are refused by name."""
+
+import pytest
+import torch
+
+from vfmgl_lib.federation.strategies import Update, average
+
+
+def _update(center, value, samples, counter=1, **changes):
+    state = {"weight": torch.full((2, 3), value), "running_mean": torch.full((3,), -value), "batches": torch.tensor(counter)}
+    return Update(center, state | changes, samples, {})
+
+
+def test_weighted_and_uniform_mean_by_hand_including_bn():
+    updates = [_update("A", 1.0, 30, counter=10), _update("B", 5.0, 10, counter=21)]
+    weighted, uniform = average(updates), average(updates, "uniform")
+    assert torch.equal(weighted["weight"], torch.full((2, 3), 2.0)) and torch.equal(weighted["running_mean"], torch.full((3,), -2.0))
+    assert torch.equal(uniform["weight"], torch.full((2, 3), 3.0))
+    assert weighted["batches"] == 13 and weighted["batches"].dtype == torch.int64  # 12.75, rounded
+    assert weighted["weight"].dtype == torch.float32
+
+
+def test_order_of_updates_does_not_matter_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    updates = [Update(c, {"w": torch.randn(50, generator=generator)}, n, {}) for c, n in (("A", 3), ("B", 7), ("C", 11))]
+    assert torch.equal(average(updates)["w"], average(updates[::-1])["w"])
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ([], "one update per centre"),
+        ([_update("A", 1.0, 1), _update("A", 2.0, 1)], r"one update per centre.*\['A', 'A'\]"),
+        ([_update("A", 1.0, 1), _update("B", 2.0, 1, extra=torch.zeros(1))], r"centre B.*extra"),
+        ([_update("A", 1.0, 1), _update("B", 2.0, 1, weight=torch.zeros(2, 4))], r"centre B: weight must be \(2, 3\), got \(2, 4\)"),
+        ([_update("A", 1.0, 1), _update("B", float("nan"), 1)], "centre B: .* not finite"),
+        ([_update("A", 1.0, 1), _update("B", 1.0, 0)], "positive"),
+    ],
+)
+def test_bad_updates_are_refused_by_name(updates, message):
+    with pytest.raises(ValueError, match=message):
+        average(updates)
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="samples or uniform, got 'equal'"):
+        average([_update("A", 1.0, 1)], "equal")

@@ -1,0 +1,34 @@
+"""Soft Dice loss by hand, at its limits and in its gradient."""
+
+import pytest
+import torch
+
+from vfmgl_lib.kernels.overlap import SMOOTH, soft_dice_loss
+
+
+def test_by_hand_with_sums_over_batch_and_pixels():
+    """Uniform probabilities, 1 of 4 pixels foreground: overlap 0.5 and 1.5, totals 2 + 1 and 2 + 3."""
+    target = torch.tensor([[[1, 0]], [[0, 0]]])
+    foreground, background = (2 * 0.5 + SMOOTH) / (3 + SMOOTH), (2 * 1.5 + SMOOTH) / (5 + SMOOTH)
+    assert soft_dice_loss(torch.zeros(2, 2, 1, 2), target).item() == pytest.approx(1 - (foreground + background) / 2, abs=1e-6)
+
+
+def test_perfect_wrong_and_empty():
+    target = torch.tensor([[[1, 0], [0, 1]]])
+    sure = torch.stack([1 - target, target], 1) * 100.0
+    assert soft_dice_loss(sure, target).item() == pytest.approx(0, abs=1e-6)
+    assert soft_dice_loss(-sure, target).item() == pytest.approx(1, abs=1e-4)
+    empty = torch.zeros_like(target)
+    assert soft_dice_loss(torch.stack([1 - empty, empty], 1) * 100.0, empty).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_gradient():
+    logits = torch.randn(2, 3, 3, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 3, (2, 3, 5))
+    assert torch.autograd.gradcheck(lambda z: soft_dice_loss(z, target), (logits,))
+    assert torch.autograd.gradgradcheck(lambda z: soft_dice_loss(z, target), (logits,))
+
+
+def test_shapes_are_named():
+    with pytest.raises(ValueError, match=r"got \(1, 2, 4, 4\) and \(1, 4, 5\)"):
+        soft_dice_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 5, dtype=torch.int64))

@@ -1,0 +1,182 @@
+"""Teachers load from every source they promise, are frozen, and say what is wrong with what cannot be loaded."""
+
+import json
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vfmgl_lib.models.teachers import TeacherError, TeacherSource, load_teacher
+
+ARGUMENTS = {"embed_dim": 24, "depth": 6, "num_heads": 2, "img_size": 56}
+NAME = "vit_small_patch14_dinov2"
+
+
+def _vit():
+    torch.manual_seed(0)
+    return timm.create_model(NAME, num_classes=0, dynamic_img_size=True, **ARGUMENTS).eval()
+
+
+def _write(vit, path, metadata=None):
+    save_file({name: tensor.contiguous() for name, tensor in vit.state_dict().items()}, path, metadata=metadata)
+    return path
+
+
+def _expected(vit, images, blocks, mean, std):
+    """The written definition: patch tokens after the blocks, through the final norm, as maps."""
+    images = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    tokens = vit._pos_embed(vit.patch_embed(images))
+    maps = []
+    for number, block in enumerate(vit.blocks, start=1):
+        tokens = block(tokens)
+        if number in blocks:
+            patches = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+            side = int(patches.shape[1] ** 0.5)
+            maps.append(patches.mT.reshape(len(images), -1, side, side))
+    return torch.stack(maps, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weights"),
+    [
+        ("vit_base_patch14_dinov2.lvd142m", "vit_base_patch14_dinov2.lvd142m", "hub"),
+        ("random:vit_tiny_patch16_224", "vit_tiny_patch16_224", "random"),
+        ("some/file.safetensors", "", "some/file.safetensors"),
+        ("resnet18=some/file.pth", "resnet18", "some/file.pth"),
+    ],
+)
+def test_source_text(text, name, weights):
+    assert TeacherSource.parse(text) == TeacherSource(name, weights)
+
+
+def test_self_describing_file_gives_the_written_features(tmp_path):
+    vit = _vit()
+    metadata = {"architecture": NAME, "model_args": json.dumps(ARGUMENTS), "mean": "[0.1, 0.2, 0.3]", "std": "[0.5, 0.4, 0.3]"}
+    teacher = load_teacher(str(_write(vit, tmp_path / "teacher.safetensors", metadata)), grid=4)
+    assert teacher.blocks == (1, 2, 4, 6) and teacher.stack_shapes == [(4, 24, 4)] and teacher.image_size == 56
+    images = torch.rand(2, 3, 56, 56)
+    (stack,) = teacher(images)
+    with torch.no_grad():
+        torch.testing.assert_close(stack, _expected(vit, images, teacher.blocks, [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]))
+
+
+def test_default_blocks_of_twelve_are_the_papers():
+    assert load_teacher("random:vit_tiny_patch16_224", grid=2).blocks == (1, 4, 8, 12)
+
+
+def test_original_dinov2_layout_equals_timms(tmp_path):
+    """The original files carry a mask token and are read with weights_only."""
+    vit = _vit()
+    original = {**vit.state_dict(), "mask_token": torch.zeros(1, 24)}
+    torch.save(original, tmp_path / "dinov2.pth")
+    one = load_teacher(f"{NAME}={tmp_path / 'dinov2.pth'}", grid=4, model_args=ARGUMENTS)
+    other = load_teacher(f"{NAME}={_write(vit, tmp_path / 'timm.safetensors')}", grid=4, model_args=ARGUMENTS)
+    images = torch.rand(1, 3, 56, 56)
+    torch.testing.assert_close(one(images)[0], other(images)[0])
+    assert one.identity == other.identity
+
+
+def test_register_tokens_are_no_patches(tmp_path):
+    arguments = ARGUMENTS | {"img_size": 28}
+    registers = "vit_small_patch14_reg4_dinov2"
+    torch.manual_seed(0)
+    vit = timm.create_model(registers, num_classes=0, dynamic_img_size=True, **arguments).eval()
+    teacher = load_teacher(f"{registers}={_write(vit, tmp_path / 'reg.safetensors')}", grid=2, model_args=arguments)
+    assert teacher.stack_shapes == [(4, 24, 2)]
+
+
+def test_another_grid_interpolates_the_positions():
+    teacher = load_teacher("random:vit_tiny_patch16_224", grid=3, blocks=(2, 5))
+    assert teacher.stack_shapes == [(2, 192, 3)] and teacher(torch.rand(1, 3, 100, 100))[0].shape == (1, 2, 192, 3, 3)
+
+
+def test_cnn_levels_are_a_stack_each():
+    teacher = load_teacher("random:resnet18", grid=4)
+    assert teacher.image_size == 64 and teacher.stack_shapes == [(1, 64, 16), (1, 128, 8), (1, 256, 4), (1, 512, 2)]
+    assert teacher.block_names == ["stride 4", "stride 8", "stride 16", "stride 32"]
+
+
+def test_frozen_for_good():
+    teacher = load_teacher("random:resnet18", grid=2).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    stacks = teacher(torch.rand(2, 3, 32, 32, requires_grad=True))
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert not any(stack.requires_grad for stack in stacks)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_random_weights_are_said_and_repeatable():
+    one, other = (load_teacher("random:vit_tiny_patch16_224", grid=2) for _ in range(2))
+    assert "RANDOM" in one.description and one.identity == other.identity
+    assert one.identity != load_teacher("random:vit_tiny_patch16_224", grid=3).identity
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("no_such_model", {}, "'no_such_model' is not a timm model"),
+        (
+            "random:vit_tiny_patch16_224",
+            {"image_size": 100},
+            "image_size 100: vit_tiny_patch16_224 needs a multiple of 16, e.g. 96",
+        ),
+        ("random:resnet18", {"grid": 3}, r"teacher.grid 3 \(side 48\): resnet18 needs a multiple of 32"),
+        ("random:vit_tiny_patch16_224", {"grid": 2, "blocks": (1, 13)}, r"teacher.blocks \[1, 13\]: .* has blocks 1 to 12"),
+        ("nothing.safetensors", {}, "nothing.safetensors: no such file"),
+        ("resnet18=nothing.pth", {}, "nothing.pth: no such file"),
+    ],
+)
+def test_bad_requests_are_named(text, arguments, message):
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(text, **arguments)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    vit = _vit()
+    plain = _write(vit, tmp_path / "plain.safetensors")
+    with pytest.raises(TeacherError, match="does not name its architecture"):
+        load_teacher(str(plain))
+    with pytest.raises(TeacherError, match=r"plain.safetensors do not fit vit_tiny_patch16_224"):
+        load_teacher(f"vit_tiny_patch16_224={plain}", grid=2)
+    short = {name: tensor for name, tensor in vit.state_dict().items() if not name.startswith("blocks.3")}
+    save_file(short, tmp_path / "short.safetensors")
+    with pytest.raises(TeacherError, match=r"missing \['blocks.3"):
+        load_teacher(f"{NAME}={tmp_path / 'short.safetensors'}", grid=4, model_args=ARGUMENTS)
+
+
+def test_truncated_files_are_named(tmp_path):
+    vit = _vit()
+    whole = _write(vit, tmp_path / "whole.safetensors")
+    (tmp_path / "part.safetensors").write_bytes(whole.read_bytes()[:-50])
+    torch.save(vit.state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "part.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    for name in ("part.safetensors", "part.pth"):
+        with pytest.raises(TeacherError, match=name):
+            load_teacher(f"{NAME}={tmp_path / name}", grid=4, model_args=ARGUMENTS)
+
+
+class _Evil:
+    def __reduce__(self):
+        return (exec, ("open('executed', 'w').close()",))
+
+
+def test_a_crafted_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"weight": _Evil()}))
+    with pytest.raises(TeacherError, match=r"evil.pth: refused"):
+        load_teacher("resnet18=evil.pth", grid=2)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.real_data
+def test_the_real_mobilenet_loads_and_tells_photographs_apart(real_data_root):
+    file = real_data_root.parent / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    if not file.is_file():
+        pytest.skip(f"no teacher weights at {file}")
+    teacher = load_teacher(str(file), grid=8)
+    assert teacher.mean.flatten().tolist() == teacher.std.flatten().tolist() == [0.5] * 3
+    assert [shape[:2] for shape in teacher.stack_shapes] == [(1, 24), (1, 32), (1, 96), (1, 320)]
+    flat, noisy = torch.full((1, 3, 128, 128), 0.5), torch.rand(1, 3, 128, 128)
+    assert all(torch.isfinite(a).all() and not torch.allclose(a, b) for a, b in zip(teacher(flat), teacher(noisy), strict=True))

@@ -1,0 +1,271 @@
+"""A study runs, resumes bit-identically after a kill, loads instead of training, and refuses what is broken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from vfmgl_lib import study as study_module
+from vfmgl_lib.checkpoint import CheckpointError
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.study import open_workspace, run_study, trivial_baseline
+
+SMALL = {
+    "teacher": "random:vit_tiny_patch16_224",
+    "teacher__grid": 2,
+    "teacher__blocks": (1, 2),
+    "data__image_size": 32,
+    "student__width": 4,
+    "federation__rounds": 3,
+    "phantoms__centers": 2,
+    "phantoms__image_size": 32,
+}
+SAMPLES = {"nuclei": {"train": 4, "val": 2, "test": 2}, "endometrial": {"train": 6, "test": 4}}
+
+
+def _workspace(runs, task="nuclei", **changes):
+    size = {"phantoms__samples": SAMPLES[task], "optimizer__batch_size": 2, "optimizer__lr": 0.005, "data__validation_share": 0.0}
+    return open_workspace(task, "smoke", runs=runs, **(SMALL | size | changes))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", params=["nuclei", "endometrial"])
+def finished(request, runs):
+    workspace = _workspace(runs, request.param)
+    return workspace, workspace.run()
+
+
+def test_tables_hold_what_they_should(finished):
+    workspace, study = finished
+    own = study.predictions[study.predictions["model_center"] == study.predictions["test_center"]]
+    for number, stage in ((0, "untrained"), (1, "I"), (3, "I"), (3, "II")):
+        rows = own[(own["round"] == number) & (own["stage"] == stage)]
+        assert sorted(rows["id"]) == sorted(workspace.manifest.table["id"]), "every sample exactly once"
+    last = study.metrics[(study.metrics["round"] == 3) & (study.metrics["stage"] == "II") & (study.metrics["split"] == "test")]
+    assert {(a, b) for a, b in zip(last["model_center"], last["test_center"], strict=True)} == {
+        (a, b) for a in workspace.manifest.centers for b in workspace.manifest.centers
+    }
+    assert set(study.metrics[study.metrics["model_center"] == "shared"]["test_center"]) == set(workspace.manifest.centers)
+    assert study.stages["pair_weight"].between(0, 6).all() and len(study.stages) > 0
+    assert study.rounds.groupby(["round", "center", "stage"]).size().eq(1).all()
+    for table in ("predictions", "metrics", "rounds", "steps", "stages"):
+        assert getattr(study, table)["teacher"].str.contains("RANDOM").all(), "every output names the teacher"
+    config, environment = (json.loads((study.folder / f"{name}.json").read_text()) for name in ("config", "environment"))
+    assert config["settings"]["federation"]["rounds"] == 3
+    assert {row["setting"] for row in config["deviations_from_paper"]} >= {"teacher.source", "federation.rounds", "data.image_size"}
+    assert environment[0]["manifest_sha256"] == workspace.manifest.sha256 and environment[0]["packages"]["torch"]
+
+
+def test_metrics_follow_from_the_predictions(finished):
+    _, study = finished
+    name = "dice" if study.settings.is_segmentation else "auc"
+    chosen = {"round": 3, "stage": "II", "metric": name, "split": "test", "model_center": study.manifest.centers[0]}
+    metrics = study.metrics[study.metrics["model_center"] == study.metrics["test_center"]]
+    row = metrics[(metrics[list(chosen)] == pd.Series(chosen)).all(axis=1)].iloc[0]
+    rows = study.predictions
+    for column in ("round", "stage", "model_center", "test_center", "split"):
+        rows = rows[rows[column] == row[column]]
+    if name == "dice":
+        assert row["value"] == pytest.approx(rows["dice"].mean())
+        mask = rows[rows["mask_file"].notna() & (rows["mask_file"] != "")]
+        predicted = np.asarray(Image.open(study.folder / mask["mask_file"].iloc[0])) > 0
+        assert predicted.sum() == mask["tp"].iloc[0] + mask["fp"].iloc[0]
+    else:
+        patients = rows.groupby("patient").agg({"probability": "mean", "label": "first"})
+        positive, negative = (patients[patients["label"] == y]["probability"].to_numpy() for y in (1, 0))
+        wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+        assert row["value"] == pytest.approx(wins) and row["unit"] == "patient"
+
+
+def test_the_same_call_loads_and_a_changed_setting_trains_anew(finished, monkeypatch):
+    workspace, study = finished
+    monkeypatch.setattr(study_module, "_train", lambda *arguments: pytest.fail("trained again"))
+    assert workspace.run().folder == study.folder
+    pd.testing.assert_frame_equal(workspace.run().metrics, study.metrics)
+    changed = workspace.settings.model_copy(update={"seed": 1})
+    with pytest.raises(pytest.fail.Exception):
+        run_study(changed, workspace.manifest, workspace.folder / "studies", progress=False)
+    for update in ({"seed": 1}, {"method": "hgkt"}, {"deduction": workspace.settings.deduction.model_copy(update={"keep_ratio": 3.0})}):
+        assert workspace.settings.model_copy(update=update).key() != workspace.settings.key()
+    faster = workspace.settings.data.model_copy(update={"workers": 7})
+    assert workspace.settings.model_copy(update={"data": faster}).key() == workspace.settings.key(), "workers change no number"
+
+
+def _content(folder: Path) -> dict[str, object]:
+    """Everything of a study but wall-clock times and the log of starts."""
+    content: dict[str, object] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix == ".csv":
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+            content[name] = table.drop(columns="seconds", errors="ignore").to_csv()
+        elif file.is_file() and file.name not in ("environment.json", ".lock"):
+            content[name] = file.read_bytes()
+    return content
+
+
+KILLED = """
+    import os, signal, sys
+    from vfmgl_lib.federation.client import Client
+    from tests_study import _workspace
+    one_round, calls = Client._stage_two, []
+    def dies(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:  # in round 2, the first centre done, the second half done
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_round(self, *arguments)
+    Client._stage_two = dies
+    _workspace(sys.argv[1], sys.argv[2]).run()
+"""
+
+
+@pytest.mark.parametrize("task", ["nuclei", "endometrial"])
+def test_killed_in_round_two_and_started_again_ends_bit_identical(task, runs, tmp_path, request):
+    undisturbed = _workspace(runs, task).run()
+    (tmp_path / "tests_study.py").write_text(Path(__file__).read_text())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "runs"), task]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    folder = next((tmp_path / "runs" / "smoke" / task / "studies").iterdir())
+    assert folder.name == undisturbed.folder.name
+    assert sorted(p.name for p in (folder / "rounds").iterdir()) == ["000", "001"] and not (folder / "complete.json").exists()
+    threads = torch.get_num_threads()
+    resumed = _workspace(tmp_path / "runs", task).run()
+    assert torch.get_num_threads() == threads
+    one, other = _content(undisturbed.folder), _content(resumed.folder)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+    starts = json.loads((resumed.folder / "environment.json").read_text())
+    assert [start["after_round"] for start in starts] == [0, 1]
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path, monkeypatch):
+    workspace = _workspace(tmp_path, federation__rounds=2)
+    monkeypatch.setattr(study_module, "_join_tables", lambda study: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        workspace.run()
+    monkeypatch.undo()
+    file = next(tmp_path.rglob("002/SiteA.state.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"SiteA.state.safetensors: truncated or altered .* remove the folder .*002 to resume"):
+        workspace.run()
+
+
+def test_checkpoints_of_both_stages_are_there_and_old_ones_pruned(finished):
+    _, study = finished
+    names = {p.name for p in (study.folder / "rounds" / "003").glob("*.safetensors")}
+    center = study.manifest.centers[0]
+    assert {f"{center}.student.safetensors", f"{center}.stage_one.safetensors", "shared.safetensors"} <= names
+    assert not list((study.folder / "rounds" / "001").glob("*.state.safetensors"))
+    one, two = (load_file(study.folder / "rounds" / "003" / f"{center}.{part}.safetensors") for part in ("stage_one", "student"))
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_study_that_another_process_runs_is_refused(tmp_path):
+    workspace = _workspace(tmp_path, federation__rounds=1)
+    folder = workspace.run().folder
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder / ".lock")], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(RuntimeError, match="another process is running it"):
+            workspace.run()
+    finally:
+        other.kill()
+        other.wait()
+    assert workspace.run().folder == folder
+
+
+def test_a_center_with_one_class_warns_and_has_nan_metrics_with_the_reason(tmp_path):
+    workspace = _workspace(tmp_path / "first", "endometrial")
+    for folder in workspace.manifest.root.glob("A/*/0_NMI"):
+        for file in sorted(folder.rglob("*.png")):
+            file.unlink()
+        for empty in sorted(folder.rglob("*"), reverse=True):
+            empty.rmdir()
+        folder.rmdir()
+    one_class = _workspace(tmp_path / "second", "endometrial", data=workspace.manifest.root, federation__rounds=1)
+    assert any("A" in warning and "class" in warning for warning in one_class.warnings)
+    metrics = one_class.run("local").metrics
+    auc = metrics[(metrics["model_center"] == "A") & (metrics["test_center"] == "A") & (metrics["metric"] == "auc")]
+    assert auc["value"].isna().all() and auc["reason"].str.contains("only one class").all() and len(auc)
+    other = metrics[(metrics["model_center"] == "B") & (metrics["test_center"] == "B") & (metrics["metric"] == "auc")]
+    assert other["value"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"data": "/nonexistent/folder"}, ManifestError, "/nonexistent/folder"),
+        ({"teacher__image_size": 50}, ValueError, "teacher.image_size 50: .* multiple of 16"),
+        ({"federation__rounds": 0}, ConfigError, "federation.rounds: .*greater than or equal to 1, got 0"),
+        ({"optimizer__lrate": 1}, ConfigError, "optimizer.lrate"),
+        ({"profile": "tiny"}, ConfigError, "profile tiny: .*paper, quick, smoke"),
+        ({"task": "liver"}, ConfigError, "task 'liver' is not in profile smoke"),
+        ({"device": "tpu"}, ConfigError, "device"),
+        ({"seed": -1}, ConfigError, "seed: .*got -1"),
+        ({"data__image_size": 40}, ConfigError, "multiple of 16"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, arguments, error, message):
+    task, profile = arguments.pop("task", "nuclei"), arguments.pop("profile", "smoke")
+    with pytest.raises(error, match=message):
+        open_workspace(task, profile, runs=tmp_path, **(SMALL | {"phantoms__samples": SAMPLES["nuclei"]} | arguments)).run()
+
+
+def test_unknown_method_and_centre_are_named(finished):
+    workspace, _ = finished
+    with pytest.raises(ConfigError, match="method 'fedsgd': must be one of vfmgl"):
+        workspace.run("fedsgd")
+    with pytest.raises(ConfigError, match=r"centers \['Z'\]: the data have"):
+        workspace.run(centers=["Z"])
+
+
+def test_one_centre_alone(finished):
+    workspace, _ = finished
+    center = workspace.manifest.centers[0]
+    study = workspace.run("hgkt", centers=[center])
+    assert set(study.rounds["center"]) == {center} and set(study.rounds["stage"]) == {"I"}
+
+
+def test_batch_ids_are_those_trained_on(finished):
+    workspace, study = finished
+    center = workspace.manifest.centers[0]
+    batches = study.batch_ids(center, 2, "II")
+    steps = study.steps[(study.steps["center"] == center) & (study.steps["round"] == 2) & (study.steps["stage"] == "II")]
+    assert len(batches) == len(steps)
+    assert sorted(name for batch in batches for name in batch) == sorted(workspace.manifest.select(center, "train")["id"])
+    orders = {str(study.batch_ids(center, number, stage)) for number in (1, 2, 3) for stage in ("I", "II")}
+    assert len(orders) > 1, "every round and stage has an order of its own"
+
+
+def test_trivial_baseline_reports_every_centre(finished):
+    workspace, _ = finished
+    table = trivial_baseline(workspace.settings, workspace.manifest)
+    assert set(table["test_center"]) == set(workspace.manifest.centers) and set(table["split"]) == {"test"}
+    assert table[table["metric"].isin(["auc", "dice"])]["value"].between(0, 1).all()
+
+
+def test_a_bar_shows_the_time_left(tmp_path, capsys):
+    started = time.perf_counter()
+    _workspace(tmp_path, federation__rounds=1).run("local")
+    bar = capsys.readouterr().err
+    assert "nuclei local seed 0: 100%" in bar and "batch" in bar and "<00:00" in bar
+    assert time.perf_counter() - started < 60

@@ -1,0 +1,160 @@
+"""HGKT: everything learns, the hypergradient is exact, and virtual steps leave no trace."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vfmgl_lib.config import load_settings
+from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.transfer import HGKT, TeacherBatch, critical_stages
+
+SHAPES = [(2, 6, 3), (1, 4, 5)]  # two teacher stacks of different width and grid, as a CNN has
+
+
+def _hgkt(kind="unet", lr=0.1, dtype=torch.float64, **changes):
+    torch.manual_seed(0)
+    task = {"unet": "nuclei", "resnet18": "endometrial"}[kind]
+    student, loss = (UNet(2, 4), soft_dice_loss) if kind == "unet" else (ResNet18(2, 4), F.cross_entropy)
+    settings = load_settings(task, "paper").transfer.model_copy(update=changes)
+    return HGKT(student.to(dtype), SHAPES, settings, lr, loss)
+
+
+def _batch(kind="unet", samples=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(samples, 3, 32, 32, generator=generator, dtype=dtype)
+    shape = (samples, 32, 32) if kind == "unet" else (samples,)
+    target = torch.randint(0, 2, shape, generator=generator)
+    stacks = [torch.randn(samples, m, c, g, g, generator=generator, dtype=dtype) for m, c, g in SHAPES]
+    return images, target, stacks
+
+
+def _state(hgkt):
+    return {name: tensor.clone() for name, tensor in {**hgkt.model.state_dict(), **hgkt.meta.state_dict()}.items()}
+
+
+@pytest.mark.parametrize("kind", ["unet", "resnet18"])
+def test_student_projections_and_both_families_of_meta_networks_move(kind):
+    hgkt = _hgkt(kind)
+    before = _state(hgkt)
+    for seed in range(2):
+        hgkt.step(*_batch(kind, seed=seed))
+    still = [name for name, tensor in _state(hgkt).items() if torch.equal(tensor, before[name]) and "relu" not in name]
+    assert still == []
+
+
+def test_starts_with_uniform_channel_weights_and_pair_weights_in_range():
+    channel, pair = _hgkt().meta(_batch()[2])
+    for (blocks, channels, _), weights, pairs in zip(SHAPES, channel, pair, strict=True):
+        assert weights.shape == (3, blocks, 4, channels) and pairs.shape == (3, blocks, 4)
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / channels))
+        assert (pairs >= 0).all() and (pairs <= 6).all()
+
+
+@pytest.mark.parametrize(("kind", "inner_steps"), [("unet", 2), ("unet", 1), ("resnet18", 2)])
+def test_hypergradient_equals_finite_difference(kind, inner_steps):
+    """Central differences in float64 through momentum and weight decay, along a random direction of each meta-parameter."""
+    hgkt = _hgkt(kind, inner_steps=inner_steps, weight_decay=0.01)
+    images, target, stacks = _batch(kind)
+    hgkt.step(images, target, stacks)  # momenta that are not zero
+    teacher = TeacherBatch(stacks)
+
+    def outer():
+        return hgkt.virtual_outer_loss(images, target, teacher, hgkt.meta(stacks), (images, target))
+
+    parameters = dict(hgkt.meta.named_parameters())
+    gradients = dict(zip(parameters, torch.autograd.grad(outer(), list(parameters.values())), strict=True))
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in parameters.items():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data += 1e-5 * direction
+        above = outer().item()
+        parameter.data -= 2e-5 * direction
+        below = outer().item()
+        parameter.data += 1e-5 * direction
+        analytic = (gradients[name] * direction).sum().item()
+        assert analytic != 0, name
+        assert (above - below) / 2e-5 == pytest.approx(analytic, rel=1e-4), name
+
+
+def test_virtual_steps_are_those_of_torch_sgd():
+    """The outer loss equals that of a copied model stepped with torch.optim.SGD, momentum buffers and weight decay included."""
+    hgkt = _hgkt(weight_decay=0.01)
+    images, target, stacks = _batch()
+    hgkt.step(images, target, stacks)
+    teacher, pairing = TeacherBatch(stacks), hgkt.meta(stacks)
+    value = hgkt.virtual_outer_loss(images, target, teacher, pairing, (images, target)).item()
+
+    model = copy.deepcopy(hgkt.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter]["momentum_buffer"] = hgkt.momenta[name].clone()
+    constant = tuple([tensor.detach() for tensor in part] for part in pairing)
+    for step in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # a parameter that the loss does not reach still decays
+        logits, match = model(images, teacher, constant)
+        loss = 0.5 * match.mean() if step < 2 else soft_dice_loss(logits, target)
+        loss.backward()
+        optimizer.step()
+    assert soft_dice_loss(model.student(images), target).item() == pytest.approx(value, rel=1e-10)
+    assert soft_dice_loss(hgkt.model.student(images), target).item() != pytest.approx(value, rel=1e-6)
+
+
+def test_virtual_steps_leave_no_trace():
+    """After a step parameters, momenta and BN statistics are bitwise those of the kept update alone."""
+    hgkt, images_target_stacks = _hgkt(), _batch()
+    hgkt.step(*images_target_stacks)
+    alone = copy.deepcopy(hgkt)
+    alone.virtual_outer_loss = lambda *arguments: sum(p.sum() for p in alone.meta.parameters())
+    batch = _batch(seed=5)
+    hgkt.step(*batch)
+    alone.step(*batch)
+    for one, other in zip(hgkt.model.state_dict().items(), alone.model.state_dict().items(), strict=True):
+        assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]
+    assert all(torch.equal(hgkt.momenta[name], alone.momenta[name]) for name in hgkt.momenta)
+
+
+def test_kept_update_is_one_step_of_torch_sgd_on_task_and_matching_loss():
+    hgkt = _hgkt(weight_decay=0.01)
+    model = copy.deepcopy(hgkt.model)
+    images, target, stacks = _batch()
+    pairing = tuple([tensor.detach() for tensor in part] for part in hgkt.meta(stacks))
+    hgkt.step(images, target, stacks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    logits, match = model(images, TeacherBatch(stacks), pairing)
+    (soft_dice_loss(logits, target) + 0.5 * match.mean()).backward()
+    optimizer.step()
+    for name, tensor in hgkt.model.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-10, atol=1e-12)
+
+
+def test_outer_batch_changes_only_the_meta_networks():
+    one, other = _hgkt(), _hgkt()
+    batch, held_out = _batch(), _batch(seed=9)
+    one.step(*batch)
+    other.step(*batch, outer=held_out[:2])
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.meta.parameters(), other.meta.parameters(), strict=True))
+
+
+def test_state_round_trip_continues_bitwise():
+    one = _hgkt()
+    one.step(*_batch())
+    other = _hgkt()
+    other.model.student.load_state_dict(one.model.student.state_dict())
+    other.load_state_dict({name: tensor.clone() for name, tensor in one.state_dict().items()})
+    for hgkt in (one, other):
+        hgkt.step(*_batch(seed=1))
+    assert all(torch.equal(tensor, _state(other)[name]) for name, tensor in _state(one).items())
+
+
+def test_critical_stages_from_known_scores():
+    scores = {"stem": 0.4, "layer1": 2.0, "layer2": 0.1, "layer3": 2.0, "layer4": 1.0}
+    assert critical_stages(scores, 3) == ("layer1", "layer3", "layer4")
+    assert critical_stages(scores, 1) == ("layer1",)  # a tie goes to the earlier stage
+    assert critical_stages(scores, 0) == ()
+    with pytest.raises(ValueError, match="between 0 and 5, got 6"):
+        critical_stages(scores, 6)

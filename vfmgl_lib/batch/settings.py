@@ -1,0 +1,147 @@
+"""What a batch is to run, checked before anything runs, with every path absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfmgl_lib.config import ConfigError, load_settings, task_names
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEFAULT_TASKS = ("endometrial", "nuclei")  # one classification, one segmentation
+
+
+class BatchError(ValueError):
+    """Something asked for is not possible; nothing has run."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What to run.
+
+    Attributes:
+        profile: a profile's name or the absolute path of a YAML file.
+        tasks: the tasks, each of which goes through all notebooks.
+        data: folder of images, None for the embedded phantoms; needs exactly one task.
+        teacher: "" (the profile's), NAME, FILE, NAME=FILE or random:NAME.
+        device: "cpu" or "cuda".
+        seed: the study seed.
+        runs: folder of all results.
+        only: numbers of the notebooks to run ("04"); empty for all.
+    """
+
+    profile: str = "smoke"
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    data: Path | None = None
+    teacher: str = ""
+    device: str = "cpu"
+    seed: int = 0
+    runs: Path = ROOT / "runs"
+    only: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> Path:
+        """The profile's folder under `runs`."""
+        return self.runs / Path(self.profile).stem
+
+    def teacher_of(self, task: str) -> str:
+        """The teacher a task gets: the one asked for, else the profile's."""
+        return self.teacher or load_settings(task, self.profile).teacher.source
+
+    def parameters(self, task: str) -> dict[str, str | int]:
+        """What the notebooks are given for one task."""
+        return {
+            "task": task,
+            "profile": self.profile,
+            "data": "" if self.data is None else str(self.data),
+            "teacher": self.teacher,
+            "device": self.device,
+            "seed": self.seed,
+            "runs": str(self.runs),
+        }
+
+
+def read_settings(
+    *,
+    profile: str,
+    tasks: Sequence[str] | None,
+    data: str | None,
+    teacher: str,
+    device: str,
+    seed: int,
+    runs: str | None,
+    only: Sequence[str],
+    here: Path,
+) -> BatchSettings:
+    """Checked settings from what was typed; relative paths are meant from `here`.
+
+    Args:
+        tasks: names, empty for the two defaults, None for every task of the profile.
+        only: numbers or comma lists of numbers.
+    Raises: BatchError: naming the value and what would have been right.
+    """
+    if profile.endswith((".yaml", ".yml")):
+        profile = str((here / profile).resolve())
+    try:
+        chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(tasks or DEFAULT_TASKS))
+        for task in chosen:
+            load_settings(task, profile, seed=seed, device=device)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise BatchError(str(error)) from error
+    if device == "cuda":
+        check_cuda()
+    return BatchSettings(
+        profile=profile,
+        tasks=chosen,
+        data=None if data is None else resolve_data(data, chosen, here),
+        teacher=resolve_teacher(teacher, here) if teacher else "",
+        device=device,
+        seed=seed,
+        runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
+        only=tuple(number.strip() for text in only for number in text.split(",") if number.strip()),
+    )
+
+
+def check_cuda() -> None:
+    """Raises: BatchError: if torch finds no CUDA device."""
+    import torch  # here: it takes seconds, and most calls do not ask
+
+    if not torch.cuda.is_available():
+        raise BatchError("device cuda: torch finds no CUDA device here; use cpu")
+
+
+def resolve_data(text: str, tasks: Sequence[str], here: Path) -> Path:
+    """The data folder as an absolute path.
+
+    Raises: BatchError: if it is missing, no folder or empty, or not exactly one task is to read it.
+    """
+    if len(tasks) != 1:
+        raise BatchError(f"data folder {text} belongs to one task, got {', '.join(tasks)}: name it with --task")
+    path = (here / text).resolve()
+    if not path.is_dir():
+        raise BatchError(f"data folder {path} {'is a file, not a folder' if path.exists() else 'does not exist'}")
+    if not any(path.iterdir()):
+        raise BatchError(f"data folder {path} is empty")
+    return path
+
+
+def resolve_teacher(text: str, here: Path) -> str:
+    """The teacher with its file, if it names one, as an absolute path; whether a name is a model's is not checked.
+
+    Raises: BatchError: if a file is named that is not there, is a folder or cannot be read.
+    """
+    from vfmgl_lib.models.teachers import WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
+
+    source = TeacherSource.parse(text)
+    if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
+        raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")
+    if source.weights in ("hub", "random"):
+        return text
+    path = (here / source.weights).resolve()
+    try:
+        with path.open("rb"):
+            return f"{source.name}={path}" if source.name else str(path)
+    except OSError as error:
+        raise BatchError(f"teacher file {path} cannot be read: {error.strerror}") from error

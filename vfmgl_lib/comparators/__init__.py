@@ -1,0 +1,1 @@
+"""What VFMGL is compared with."""

@@ -1,0 +1,227 @@
+"""Settings of a study: frozen, validated once, built from the paper's table, a profile (values only) and parameters.
+
+`notebooks/profiles/paper.yaml` holds the paper's settings (method.md §5 of the design; paper "Methods", released demos); every other
+profile names only what it changes, so that its deviations from the paper are exactly its lines (`StudySettings.deviations`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vfmgl_lib import __version__
+
+PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong kind or out of range; the message names it and what would have been right."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(Settings):
+    layout: Literal["endometrial", "nuclei"]
+    image_size: int = Field(ge=32, description="side of the student's square input in pixels")
+    validation_share: float = Field(
+        ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
+    )
+    per_center: dict[Literal["train", "val", "test"], int] = Field(description="at most so many samples per centre and split; empty: all")
+    workers: int = Field(ge=0, description="loader processes")
+
+
+class PhantomSettings(Settings):
+    centers: int = Field(ge=2)
+    samples: dict[Literal["train", "val", "test"], int]
+    image_size: int = Field(ge=32)
+    heterogeneity: float = Field(ge=0)
+
+
+class TeacherSettings(Settings):
+    source: str = Field(min_length=1, description="NAME, FILE, NAME=FILE or random:NAME (vfmgl_lib.models.teachers)")
+    grid: int = Field(ge=1, description="tokens along a side; 16 in the paper's FLOP count, 64 in the released code")
+    image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
+    blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")
+
+
+class StudentSettings(Settings):
+    name: Literal["resnet18", "unet"]
+    width: int = Field(ge=4)
+    weights: str = Field(description="none, hub or a safetensors file")
+
+
+class OptimizerSettings(Settings):
+    """The task optimiser."""
+
+    name: Literal["sgd", "adam"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    batch_size: int = Field(ge=2)
+
+
+class TransferSettings(Settings):
+    """HGKT; `momentum` and `weight_decay` are the transfer optimiser's, whose lr is the task's."""
+
+    beta: float = Field(ge=0)
+    inner_steps: int = Field(ge=0, description="T, virtual steps on the matching loss")
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    meta_lr: float = Field(ge=0)
+    meta_momentum: float = Field(ge=0, lt=1)
+    meta_weight_decay: float = Field(ge=0)
+    outer_batch: Literal["same", "next"]
+    critical_stages: int = Field(ge=0, description="stages frozen in stage II")
+
+
+class DeductionSettings(Settings):
+    """Stage II; `enabled: false` distils every batch (HGKT+KD)."""
+
+    task_share: float = Field(ge=0, le=1, description="alpha: share of the task loss beside the KL")
+    keep_ratio: float = Field(gt=0, description="kappa: a batch is kept iff KL <= kappa * mean task loss")
+    temperature: float = Field(gt=0, description="tau; with pixel_sum at a side of 256, rescaled to tau * side / 256")
+    reduction: Literal["pixel_sum", "pixel_mean"]
+
+
+class FederationSettings(Settings):
+    rounds: int = Field(ge=1)
+    local_epochs: int = Field(ge=1)
+    weights: Literal["samples", "uniform"]
+
+
+class StudySettings(Settings):
+    """Everything that a study's numbers depend on, but for the data themselves (their manifest's hash) and the library's version."""
+
+    task: str
+    method: str = "vfmgl"
+    seed: int = Field(default=0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    profile: str
+    centers: tuple[str, ...] | None = Field(default=None, description="only these centres; none: all")
+    loss: Literal["cross_entropy", "dice"]
+    data: DataSettings
+    phantoms: PhantomSettings
+    teacher: TeacherSettings
+    student: StudentSettings
+    optimizer: OptimizerSettings
+    transfer: TransferSettings
+    deduction: DeductionSettings
+    federation: FederationSettings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StudySettings:
+        segmentation = self.data.layout == "nuclei"
+        if segmentation != (self.student.name == "unet") or segmentation != (self.loss == "dice"):
+            raise ValueError(
+                f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
+                "a classification has resnet18 with cross_entropy, a segmentation unet with dice"
+            )
+        if self.student.name == "unet" and self.data.image_size % 16:
+            raise ValueError(f"data.image_size {self.data.image_size}: the UNet needs a multiple of 16")
+        return self
+
+    @property
+    def is_segmentation(self) -> bool:
+        return self.loss == "dice"
+
+    def key(self, *data: str) -> str:
+        """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
+
+        Left out is what those hashes cover (data, phantoms, teacher) and what changes no number (profile's name, loader processes).
+        """
+        values = self.model_dump(mode="json", exclude={"profile": True, "phantoms": True, "teacher": True, "data": {"workers"}})
+        return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
+
+    def deviations(self) -> pd.DataFrame:
+        """Every setting that differs from the paper's: columns setting, paper, here."""
+        paper = _flatten(_profile_values("paper")[self.task])
+        here = _flatten(self.model_dump(mode="json"))
+        rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
+        return pd.DataFrame(rows, columns=["setting", "paper", "here"])
+
+
+def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
+    """The settings of one task under a profile.
+
+    Args:
+        task: a task of the profile, e.g. "nuclei".
+        profile: "smoke", "quick", "paper" or a YAML file.
+        overrides: top-level settings (method, seed, device, centers) or nested ones with "__", e.g. federation__rounds=3.
+    Raises: ConfigError: naming every setting that is unknown or out of range.
+    """
+    tasks = _profile_values(profile)
+    if task not in tasks:
+        raise ConfigError(f"task {task!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}")
+    values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
+    for name, value in overrides.items():
+        _merge(values, _nested(name.split("__"), value))
+    try:
+        return StudySettings(**values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
+        raise ConfigError(f"task {task}, profile {profile}: " + "; ".join(problems)) from error
+
+
+def task_names(profile: str | Path = "smoke") -> list[str]:
+    """The tasks that a profile has settings for."""
+    return sorted(_profile_values(profile))
+
+
+def _profile_values(profile: str | Path) -> dict[str, dict]:
+    """task -> nested settings: the paper's table, with the profile's lines (for all tasks, then per task) laid over it."""
+    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise ConfigError(f"profile {profile}: {path} does not exist; give one of {names} or a YAML file")
+    try:
+        content, paper = (yaml.safe_load(p.read_text(encoding="utf-8")) for p in (path, PROFILES / "paper.yaml"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"profile {path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict) or set(content) - {"all", "tasks"}:
+        raise ConfigError(f"profile {path}: top-level keys must be 'all' and 'tasks', got {list(content or [])}")
+    tasks: dict[str, dict] = {}
+    for task in paper["tasks"]:
+        values: dict = {}
+        for layer in (paper, content):
+            for part in (layer.get("all") or {}, (layer.get("tasks") or {}).get(task) or {}):
+                _merge(values, part)
+        tasks[task] = values
+    unknown = sorted(set(content.get("tasks") or {}) - set(tasks))
+    if unknown:
+        raise ConfigError(f"profile {path}: unknown tasks {unknown}; the paper's are {sorted(tasks)}")
+    return tasks
+
+
+# Tables that are replaced as a whole: their keys are data, not settings.
+WHOLE = ("per_center", "samples")
+
+
+def _merge(base: dict, over: dict) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and key not in WHOLE:
+            base[key] = dict(base[key])
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _nested(path: list[str], value: Any) -> dict:
+    return {path[0]: _nested(path[1:], value) if len(path) > 1 else value}
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in WHOLE:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

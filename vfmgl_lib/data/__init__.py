@@ -1,0 +1,1 @@
+"""Data: the manifest, readers of disk layouts, synthetic centres (phantoms) and batches (loading)."""

@@ -1,0 +1,336 @@
+"""Readers of the disk layouts the paper's data sets lie in, and the two ways to cut a manifest: validation set, subset.
+
+The layouts are those of the authors' released code (use case 1, "endometrial"; use case 4, "nuclei"); any other set
+laid out the same way is read as well. Readers only read: nothing is ever written into the data folder.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from vfmgl_lib.data.manifest import (
+    COLUMNS,
+    NEEDED_SPLITS,
+    SPLITS,
+    Manifest,
+    ManifestError,
+    foreground_warnings,
+    inspect_files,
+    table_findings,
+)
+from vfmgl_lib.randomness import seed_sequence
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["endometrial", "nuclei"]
+ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
+NUCLEI_CLASSES = ("background", "nucleus")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+SYSTEM_FILES = ("desktop.ini", "thumbs.db", "ehthumbs.db", "__macosx")  # hidden names (".DS_Store") are ignored as well
+ROOT_FILES = ("phantoms.json",)  # the phantoms' own description
+
+
+@dataclass(frozen=True)
+class _Sample:
+    path: Path
+    name: str  # the id after center and split
+    center: str
+    patient: str
+    split: str
+    label: str  # name of the class, or path of the mask relative to the root
+
+
+class _Scan:
+    """Lists folders of a data root and collects what should not be there."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.problems: list[str] = []
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path != self.root else str(path)
+
+    def folders(self, folder: Path, expected: str, allowed: tuple[str, ...] = (), files: tuple[str, ...] = ()) -> list:
+        """Sub-folders, sorted by name; anything else in there is a problem, and so is a name that is not `allowed`."""
+        found = []
+        for entry in self._entries(folder):
+            if entry.is_dir() and (not allowed or entry.name in allowed):
+                found.append(entry)
+            elif not entry.is_file() or entry.name not in files:
+                kind = "folder" if entry.is_dir() else "file"
+                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected {expected}")
+        return found
+
+    def images(self, folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+        """Image files, sorted by name; anything else in there is a problem."""
+        found = []
+        for entry in self._entries(folder):
+            if entry.is_file() and entry.suffix.lower() in suffixes:
+                found.append(entry)
+            else:
+                kind = "folder" if entry.is_dir() else "file"
+                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected images ({', '.join(suffixes)})")
+        return found
+
+    def _entries(self, folder: Path) -> list[Path]:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            self.problems.append(f"{self.name(folder)}: cannot be listed ({error.strerror}), expected a readable folder")
+            return []
+        visible = [folder / name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
+        return [entry for entry in visible if self._is_usable(entry)]
+
+    def _is_usable(self, entry: Path) -> bool:
+        if any("\udc80" <= letter <= "\udcff" for letter in entry.name):
+            shown = os.fsencode(entry.name).decode("ascii", "backslashreplace")
+            self.problems.append(f"{self.name(entry.parent)}/{shown}: name is not valid UTF-8, rename it")
+            return False
+        if entry.is_symlink() and not entry.resolve().is_relative_to(self.root):
+            target = entry.resolve()
+            self.problems.append(f"{self.name(entry)}: links out of the data folder to {target}, expected a file inside it")
+            return False
+        if not entry.is_dir() and not entry.is_file():
+            what = "a broken link" if entry.is_symlink() else "neither file nor folder"
+            self.problems.append(f"{self.name(entry)}: is {what}, expected a file or a folder")
+            return False
+        return True
+
+
+def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress: bool = True) -> Manifest:
+    """Make a manifest of a data folder in one of the known layouts.
+
+    endometrial   root/<center>/{traindata,testdata}/<class>/<patient>/<images>
+        Classification; classes are the sorted class folder names, the union over the centres. With three or more names
+        one that only a single centre has is taken for a stray folder. A patient may have images of several classes.
+    nuclei        root/<center>/{train,val,test}/{images,labels}, `val` optional
+        Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too).
+        Patient: the first three fields of a TCGA barcode (TCGA-18-5592-01Z-00-DX1_0_500 → TCGA-18-5592), otherwise the
+        text before the first "_" (02_1_0_0 → 02).
+
+    Hidden files and those of operating systems are ignored; any other file that is no image is a problem.
+
+    Args:
+        verify: decode every image and mask once. False still hashes every file and checks all else.
+        progress: draw a progress bar with the time left.
+    Returns: the manifest. Its warnings are logged; `check_manifest(manifest, files=False)` returns them.
+    Raises: ManifestError: with all problems found; each names the file, the value, and what would have been right.
+    """
+    if layout not in get_args(Layout):
+        raise ManifestError(f"unknown layout {layout!r}, expected one of {', '.join(get_args(Layout))}")
+    home = Path(root).resolve()
+    expected = "expected a folder with one folder per center"
+    if not home.is_dir():
+        raise ManifestError(f"{root}: data folder not found, {expected}")
+    scan = _Scan(home)
+    centers = scan.folders(home, "one folder per center", files=ROOT_FILES)
+    if not centers and not scan.problems:
+        raise ManifestError(f"{root}: data folder is empty, {expected}")
+
+    if layout == "endometrial":
+        samples, classes = _scan_endometrial(scan, centers)
+    else:
+        samples, classes = _scan_nuclei(scan, centers), NUCLEI_CLASSES
+    if not samples:
+        raise ManifestError.listing(root, scan.problems)
+
+    paths = [scan.name(sample.path) for sample in samples]
+    masks = [sample.label if layout == "nuclei" else None for sample in samples]
+    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress)
+    rows = [
+        (
+            f"{sample.center}/{sample.split}/{sample.name}",
+            path,
+            found.sha256,
+            sample.center,
+            sample.patient,
+            sample.split,
+            sample.label if layout == "nuclei" else classes.index(sample.label),
+            "",
+        )
+        for sample, path, found in zip(samples, paths, inspections, strict=True)
+    ]
+    kind = "segmentation" if layout == "nuclei" else "classification"
+    manifest = Manifest(home, kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)))
+
+    unreadable = [problem for found in inspections for problem in found.problems]
+    readable = Manifest(home, kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
+    in_table, warnings = table_findings(readable, need_splits=False) if len(readable.table) else ([], [])
+    if problems := scan.problems + unreadable + in_table:
+        raise ManifestError.listing(root, problems)
+    for warning in warnings + foreground_warnings(manifest, inspections):
+        logger.warning("%s: %s", root, warning)
+    return manifest
+
+
+def _scan_endometrial(scan: _Scan, centers: list[Path]) -> tuple[list[_Sample], tuple[str, ...]]:
+    samples = []
+    homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
+    for center in centers:
+        for split_folder in scan.folders(center, "traindata and testdata", tuple(ENDOMETRIAL_SPLITS)):
+            split = ENDOMETRIAL_SPLITS[split_folder.name]
+            for class_folder in scan.folders(split_folder, "one folder per class"):
+                homes.setdefault(class_folder.name, set()).add(center.name)
+                for patient in scan.folders(class_folder, "one folder per patient"):
+                    images = scan.images(patient)
+                    if not images:
+                        scan.problems.append(f"{scan.name(patient)}: holds no image, expected at least one per patient")
+                    for image in images:
+                        name = f"{class_folder.name}/{patient.name}/{image.stem}"
+                        samples.append(_Sample(image, name, center.name, patient.name, split, class_folder.name))
+    classes = tuple(sorted(homes))
+    if len(classes) < 2:
+        scan.problems.append(
+            f"{scan.root}: {len(classes)} class folder(s) ({', '.join(classes)}) in all centers together, expected at"
+            " least two in <center>/traindata/<class>/<patient>/<image>"
+        )
+    if len(centers) > 1 and len(classes) > 2:
+        shared = [name for name in classes if len(homes[name]) > 1]
+        for name in classes:
+            if len(homes[name]) == 1:
+                (center,) = homes[name]
+                scan.problems.append(
+                    f"{center}: class folder {name!r} exists in this center only; expected the classes of the others"
+                    f" ({', '.join(shared) or 'which agree on none'})"
+                )
+    folders = {split: f"{folder}/<class>/<patient>/<image>" for folder, split in ENDOMETRIAL_SPLITS.items()}
+    _report_empty_splits(scan, centers, samples, folders)
+    return samples, classes
+
+
+def _scan_nuclei(scan: _Scan, centers: list[Path]) -> list[_Sample]:
+    samples = []
+    for center in centers:
+        for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
+            parts = scan.folders(split_folder, "only images and labels", ("images", "labels"))
+            by_name = {part.name: part for part in parts}
+            images = scan.images(by_name["images"]) if "images" in by_name else []
+            masks = scan.images(by_name["labels"], (".png",)) if "labels" in by_name else []
+            unused = {mask.name for mask in masks}
+            for image in images:
+                mask = split_folder / "labels" / f"{image.stem}.png"
+                if mask.name not in unused:
+                    scan.problems.append(f"{scan.name(image)}: mask is missing, expected {scan.name(mask)}")
+                    continue
+                patient = _nuclei_patient(image.stem)
+                label = scan.name(mask)
+                samples.append(_Sample(image, image.stem, center.name, patient, split_folder.name, label))
+            for name in sorted(unused - {f"{image.stem}.png" for image in images}):
+                where = f"{scan.name(split_folder)}/images/{name.removesuffix('.png')}"
+                scan.problems.append(f"{scan.name(split_folder)}/labels/{name}: mask without image, expected {where}.*")
+    _report_empty_splits(scan, centers, samples, {split: f"{split}/images/<image>" for split in NEEDED_SPLITS})
+    return samples
+
+
+def _nuclei_patient(stem: str) -> str:
+    barcode = re.match(r"TCGA-[^-_]+-[^-_]+", stem)
+    return barcode.group() if barcode else stem.split("_", 1)[0]
+
+
+def _report_empty_splits(scan: _Scan, centers: list[Path], samples: list[_Sample], folders: dict[str, str]) -> None:
+    counts = Counter((sample.center, sample.split) for sample in samples)
+    for center in centers:
+        for split, pattern in folders.items():
+            if not counts[center.name, split]:
+                scan.problems.append(f"center {center.name!r} has no {split} samples, expected {center.name}/{pattern}")
+
+
+def with_validation(manifest: Manifest, share: float, seed: int) -> Manifest:
+    """Move a share of each centre's training patients to the validation set; a centre that has one is left alone.
+
+    Whole patients move, chosen at random in proportion to the classes they have; where it can be, one patient of each
+    kind stays in training. A centre's choice depends on the seed and on its own rows alone.
+
+    Args:
+        share: of the training patients, 0 < share < 1, rounded, at least one patient.
+    Raises: ValueError: share out of range. ManifestError: a centre with fewer than two training patients.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be above 0 and below 1, got {share}")
+    table = manifest.table.copy()
+    for center in manifest.centers:
+        own = table[table["center"] == center]
+        if (own["split"] == "val").any():
+            continue
+        train = own[own["split"] == "train"]
+        patients = train["patient"].nunique()
+        if patients < 2:
+            raise ManifestError(
+                f"center {center!r} has {patients} training patient(s), expected at least 2 to set one aside for validation"
+            )
+        count = min(max(1, int(share * patients + 0.5)), patients - 1)
+        chosen = _draw_patients(manifest, train, count, np.random.default_rng(seed_sequence(seed, "validation", center)))
+        table.loc[train.index[train["patient"].isin(chosen)], "split"] = "val"
+    return Manifest(manifest.root, manifest.task_kind, manifest.classes, table)
+
+
+def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:
+    kinds: dict[tuple[int, ...], list[str]] = {}  # the classes a patient has -> patients
+    for patient, own in rows.groupby("patient"):
+        labels = own["label"] if manifest.task_kind == "classification" else ()
+        kinds.setdefault(tuple(sorted(set(labels))), []).append(patient)
+    chosen, left, due = [], [], 0.0
+    # Rarest kind first; what it cannot give without losing its last patient, a more common one gives.
+    for _, names in sorted(kinds.items(), key=lambda kind: (len(kind[1]), kind[0])):
+        shuffled = [names[position] for position in generator.permutation(len(names))]
+        due += count * len(names) / rows["patient"].nunique()
+        take = min(int(due + 0.5) - len(chosen), len(names) - 1)
+        chosen += shuffled[:take]
+        left += shuffled[take:]
+    return chosen + left[::-1][: count - len(chosen)]
+
+
+def subset(manifest: Manifest, per_center: Mapping[str, int], seed: int) -> Manifest:
+    """At most so many samples per centre and split, evenly over classes, and over patients within a class.
+
+    Samples are drawn one at a time: from the class with the fewest so far, from its patient with the fewest so far
+    (over all classes). So a smaller subset of the same seed lies within a larger one. A centre's choice depends on the
+    seed and on its own rows alone; the rows keep their order.
+
+    Args:
+        per_center: split -> number of samples, at least 1; a split that is not named stays whole.
+    Raises: ValueError: an unknown split, a number below 1.
+    """
+    for split, count in per_center.items():
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r} in per_center, expected {', '.join(SPLITS)}")
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"per_center[{split!r}] must be a whole number of at least 1, got {count!r}")
+    kept = []
+    for (center, split), rows in manifest.table.groupby(["center", "split"]):
+        count = per_center.get(split, len(rows))
+        if count >= len(rows):
+            kept += list(rows.index)
+        else:
+            generator = np.random.default_rng(seed_sequence(seed, "subset", center, split))
+            labels = rows["label"] if manifest.task_kind == "classification" else pd.Series(0, index=rows.index)
+            kept += _spread(labels, rows["patient"], count, generator)
+    return Manifest(manifest.root, manifest.task_kind, manifest.classes, manifest.table.loc[sorted(kept)])
+
+
+def _spread(labels: pd.Series, patients: pd.Series, count: int, generator: np.random.Generator) -> list[int]:
+    waiting: dict[int, dict[str, list[int]]] = {}
+    for index in generator.permutation(labels.index.to_numpy()):
+        waiting.setdefault(labels[index], {}).setdefault(patients[index], []).append(int(index))
+    taken = []
+    per_class, per_patient = Counter(), Counter()
+    for _ in range(count):
+        # min() keeps the first of equals, and the order of both dictionaries is the random one.
+        label = min(waiting, key=per_class.__getitem__)
+        patient = min(waiting[label], key=per_patient.__getitem__)
+        taken.append(waiting[label][patient].pop())
+        per_class[label] += 1
+        per_patient[patient] += 1
+        if not waiting[label][patient]:
+            del waiting[label][patient]
+        if not waiting[label]:
+            del waiting[label]
+    return taken

@@ -1,0 +1,154 @@
+"""From manifest rows to batches: decode, resize, collate; every sample exactly once an epoch, none dropped."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
+from vfmgl_lib.data.manifest import Manifest
+
+CACHE_BYTES = 512 * 2**20
+
+
+class ImageDataset(Dataset):
+    """Samples of a table of the manifest, squashed to a square.
+
+    An item is a dict:
+        image          (3, S, S) float32 in [0, 1]; grayscale files have three equal channels
+        target         classification: () int64, the class index; segmentation: (S, S) int64, 0 or 1
+        teacher_image  (3, G, G) float32 in [0, 1], its own resize of the original; absent without a teacher size
+        row            int, position in `table`
+
+    Images are resized bilinearly with antialiasing, masks to the nearest pixel.
+
+    Args:
+        manifest: says where the files are and what the labels mean.
+        table: rows of `manifest.table`, e.g. from `manifest.select`.
+        image_size: S, pixels.
+        teacher_size: G, pixels, or None.
+        cache_bytes: memory for resized samples (as uint8) of this process; 0 turns the cache off. The values are the
+            same with and without.
+    Raises:
+        ValueError: an empty table, a size below 1.
+        ImageError: (by an item) a file that cannot be decoded, a mask that does not fit its image.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        table: pd.DataFrame,
+        image_size: int,
+        teacher_size: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        if not len(table):
+            raise ValueError(f"{manifest.root}: the table has no rows, expected at least one sample")
+        for name, size in (("image_size", image_size), ("teacher_size", teacher_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, got {size}")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        self.table = table.reset_index(drop=True)
+        self.image_size = image_size
+        self.teacher_size = teacher_size
+        self._root = manifest.root
+        self._paths = self.table["path"].tolist()
+        self._labels = self.table["label"].tolist()
+        self._has_masks = manifest.task_kind == "segmentation"
+        self._cache: dict[int, dict[str, torch.Tensor]] = {}
+        self._cache_limit = cache_bytes
+        self._cache_used = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor | int]:
+        stored = self._cache.get(row)
+        if stored is None:
+            stored = self._read(row)
+            self._keep(row, stored)
+        item = {name: stored[name].float() / 255 for name in ("image", "teacher_image") if name in stored}
+        target = stored["mask"].long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
+        return item | {"target": target, "row": row}
+
+    def __getstate__(self) -> dict:
+        # A copy sent to a worker process starts without the samples kept here: they would be copied for each worker.
+        return self.__dict__ | {"_cache": {}, "_cache_used": 0}
+
+    def _read(self, row: int) -> dict[str, torch.Tensor]:
+        path = self._paths[row]
+        original = self._decoded(decode_image, path)
+        stored = {"image": _resized(original, self.image_size)}
+        if self.teacher_size is not None:
+            stored["teacher_image"] = _resized(original, self.teacher_size)
+        if self._has_masks:
+            name = self._labels[row]
+            pixels = self._decoded(decode_mask, name)
+            if problem := size_problem(path, original.size, name, pixels):
+                raise ImageError(problem)
+            side = (self.image_size, self.image_size)
+            stored["mask"] = torch.from_numpy(np.array(Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST)))
+        return stored
+
+    def _decoded(self, decode, name: str):
+        try:
+            return decode(self._root / name, str(self._root / name))
+        except OSError as error:
+            raise ImageError(f"{self._root / name}: cannot be read ({error.strerror or error})") from error
+
+    def _keep(self, row: int, stored: dict[str, torch.Tensor]) -> None:
+        # What came first stays: whole epochs in random order would throw out of a rotating cache what is needed next.
+        # Worker processes end with their epoch, so theirs would only cost memory.
+        size = sum(tensor.nbytes for tensor in stored.values())
+        if get_worker_info() is None and self._cache_used + size <= self._cache_limit:
+            self._cache[row] = stored
+            self._cache_used += size
+
+
+def _resized(image: Image.Image, size: int) -> torch.Tensor:
+    # Pillow's bilinear filter widens with the reduction, which is antialiasing.
+    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def epoch_batches(n: int, batch_size: int, seed: np.random.SeedSequence) -> list[list[int]]:
+    """Row numbers of one shuffled epoch, every row exactly once.
+
+    A last batch of one sample joins the batch before it, because batch normalisation needs two values a channel; with
+    n = 1 or batch_size = 1 it stays alone.
+
+    Args:
+        n: number of samples, at least 1.
+        batch_size: at least 1; the last batch may be smaller, or larger by one.
+        seed: of this centre's and this epoch's order.
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size must be at least 1, got n = {n}, batch_size = {batch_size}")
+    order = np.random.default_rng(seed).permutation(n).tolist()
+    batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] += last
+    return batches
+
+
+def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """Loader of collated items, one dict a batch, in the order of `batches`; the same for any number of workers.
+
+    Args:
+        batches: row numbers, e.g. from `epoch_batches`, or in table order for an evaluation.
+        workers: processes that read ahead; 0 reads in this one.
+        pin_memory: page-locked tensors, for a GPU.
+    Raises: ValueError: an empty batch, a row that the dataset does not have.
+    """
+    for position, batch in enumerate(batches):
+        if not len(batch) or min(batch) < 0 or max(batch) >= len(dataset):
+            raise ValueError(f"batch {position} is {list(batch)}, expected rows from 0 to {len(dataset) - 1}")
+    # A generator of its own: otherwise every loader takes a number from torch's global one, and training would depend
+    # on how often data were loaded before.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, generator=generator)

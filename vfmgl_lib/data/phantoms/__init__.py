@@ -1,0 +1,175 @@
+"""Multi-centre phantom data sets: synthetic images, written as real files in the layout of the set they stand for.
+
+One module a layout holds the generative model; here is what they share: checking the arguments and writing a folder
+that is complete, resumable and never a mixture of two sets.
+
+A generator module offers `VERSION` (raised whenever its images change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
+`check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
+`render(sample, image_size, heterogeneity, seed) -> one uint8 array for each of sample.paths`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import numbers
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vfmgl_lib.data.phantoms import endometrial, nuclei
+from vfmgl_lib.data.phantoms.sampling import SPLITS
+from vfmgl_lib.files import PARTIAL, write_bytes
+
+__all__ = ["GENERATORS", "write_phantoms"]
+
+GENERATORS = {"endometrial": endometrial, "nuclei": nuclei}
+_FINISHED = "phantoms.json"
+_STARTED = "phantoms.unfinished.json"
+_MINIMUM_SIZE = 32
+_MAXIMUM_HETEROGENEITY = 2.0
+
+
+def write_phantoms(
+    root: Path | str,
+    layout: str,
+    *,
+    centers: int | None = None,
+    samples: dict[str, int],
+    image_size: int,
+    heterogeneity: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """Write a phantom data set below `root`, or reuse it where it already stands there.
+
+    The files are the same to the byte for the same arguments, whatever was interrupted before; with more samples the
+    earlier files stay the same. `phantoms.json` with the arguments is written last: a folder without it is unfinished
+    and is completed by the same call, missing files of a finished folder are written again.
+
+    Args:
+        root: folder of the data set; new, empty, or written by this function with the same arguments.
+        layout: "endometrial" (classification) or "nuclei" (segmentation).
+        centers: number of centres, 1 to 6; None: the layout's default, 4.
+        samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
+            validation folder, so "val" must be absent or 0 there.
+        image_size: side in pixels, at least 32.
+        heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
+        seed: >= 0.
+    Returns: root as a Path.
+    Raises:
+        ValueError: an argument out of its range.
+        FileExistsError: root holds files of other arguments, or files that this function did not write.
+    """
+    arguments = _check_arguments(layout, centers, samples, image_size, heterogeneity, seed)
+    generator = GENERATORS[layout]
+    root = Path(root)
+    finished = _check_folder(root, arguments)
+    planned = generator.plan(arguments["centers"], arguments["samples"], arguments["heterogeneity"], arguments["seed"])
+    _check_strangers(root, {path for sample in planned for path in sample.paths})
+    missing = [sample for sample in planned if not all((root / path).is_file() for path in sample.paths)]
+    if finished and not missing:
+        return root
+
+    root.mkdir(parents=True, exist_ok=True)
+    if not finished:
+        write_bytes(root / _STARTED, _to_json(arguments))
+    # disable=None: no bar where nobody watches a terminal.
+    for sample in tqdm(missing, desc=f"{layout} phantoms", unit="image", leave=False, disable=None):
+        arrays = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
+        for path, array in zip(sample.paths, arrays, strict=True):
+            write_bytes(root / path, _to_png(array))
+    if not finished:
+        os.replace(root / _STARTED, root / _FINISHED)
+    return root
+
+
+def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) -> dict:
+    """The arguments in the form that is stored; raises ValueError naming the first that is out of range."""
+    if layout not in GENERATORS:
+        raise ValueError(f"layout must be one of {', '.join(map(repr, GENERATORS))}, got {layout!r}")
+    generator = GENERATORS[layout]
+    centers = generator.DEFAULT_CENTERS if centers is None else centers
+    most = len(generator.CENTER_NAMES)
+    if not _is_integer(centers) or not 1 <= centers <= most:
+        raise ValueError(f"centers must be an integer from 1 to {most}, or None for the default, got {centers!r}")
+    if not isinstance(samples, dict) or not samples:
+        raise ValueError(f"samples must map {', '.join(map(repr, SPLITS))} to numbers of images, got {samples!r}")
+    for split, count in samples.items():
+        if split not in SPLITS:
+            raise ValueError(f"samples may name {', '.join(map(repr, SPLITS))}, got {split!r}")
+        if not _is_integer(count) or count < 0:
+            raise ValueError(f"samples[{split!r}] must be an integer >= 0, got {count!r}")
+    if not any(samples.values()):
+        raise ValueError(f"samples must ask for at least one image, got {samples!r}")
+    generator.check_samples(samples)
+    if not _is_integer(image_size) or image_size < _MINIMUM_SIZE:
+        raise ValueError(f"image_size must be an integer >= {_MINIMUM_SIZE} pixels, got {image_size!r}")
+    # Written so that NaN fails too.
+    real = isinstance(heterogeneity, numbers.Real) and not isinstance(heterogeneity, bool)
+    if not real or not 0 <= heterogeneity <= _MAXIMUM_HETEROGENEITY:
+        raise ValueError(f"heterogeneity must be a number from 0 to {_MAXIMUM_HETEROGENEITY:g}, got {heterogeneity!r}")
+    if not _is_integer(seed) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    return {
+        "layout": layout,
+        "generator_version": generator.VERSION,
+        "centers": int(centers),
+        "samples": {split: int(samples.get(split, 0)) for split in SPLITS},
+        "image_size": int(image_size),
+        "heterogeneity": float(heterogeneity),
+        "seed": int(seed),
+    }
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_folder(root: Path, arguments: dict) -> bool:
+    """True if the folder is finished, False if it is new or unfinished; raises FileExistsError if it is not ours."""
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"{root} is a file; the phantoms need a folder of their own")
+    for name in (_FINISHED, _STARTED):
+        file = root / name
+        if not file.is_file():
+            continue
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FileExistsError(f"{file} is not readable as JSON ({error}); delete the folder to write anew") from error
+        if found != arguments:
+            found = found if isinstance(found, dict) else {}
+            differing = [key for key in arguments if found.get(key) != arguments[key]]
+            listed = ", ".join(f"{key} {found.get(key)!r} instead of {arguments[key]!r}" for key in differing)
+            raise FileExistsError(f"{root} holds phantoms of other arguments: {listed}; choose another folder or delete it")
+        return name == _FINISHED
+    if root.is_dir() and any(entry.suffix != PARTIAL for entry in root.iterdir()):
+        raise FileExistsError(f"{root} is not empty and has no {_FINISHED}; phantoms are written into a folder of their own")
+    return False
+
+
+def _check_strangers(root: Path, expected: set[str]) -> None:
+    """Remove what an interrupted write left; raise FileExistsError if a centre's folder holds what is not planned."""
+    folders = {PurePosixPath(path).parts[0] for path in expected}
+    for folder in sorted(folders):
+        for file in sorted((root / folder).rglob("*")):
+            if not file.is_file():
+                continue
+            if file.suffix == PARTIAL:
+                file.unlink()
+            elif not file.name.startswith(".") and file.relative_to(root).as_posix() not in expected:
+                raise FileExistsError(f"{file} is not one of the phantoms of {root}; move it away, or delete the folder")
+
+
+def _to_json(arguments: dict) -> bytes:
+    return (json.dumps(arguments, indent=2) + "\n").encode("utf-8")
+
+
+def _to_png(array: np.ndarray) -> bytes:
+    """PNG of an (H, W) grey or (H, W, 3) colour uint8 array; a low compression level, noise does not compress."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,64 @@
+"""Classification metrics from probabilities, with a cutoff that comes from training data (paper: "Statistical analyses")."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+
+from vfmgl_lib.evaluation.metric import Metric
+
+
+def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
+    """The probability at which sensitivity + specificity - 1 is highest on the training set; NaN if only one class is there.
+
+    Args:
+        probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
+    """
+    if len(np.unique(label)) < 2:
+        return math.nan
+    false_positive, true_positive, thresholds = roc_curve(label, probability, drop_intermediate=False)
+    best = int(np.argmax(true_positive - false_positive))
+    return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite: nothing is called positive
+
+
+def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: float) -> list[Metric]:
+    """AUC, and accuracy, sensitivity and specificity at the cutoff (probability >= cutoff is positive).
+
+    Args:
+        probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.  cutoff: from training data; NaN: no cutoff could be chosen.
+    Returns: metrics whose value is NaN, with the reason, where it is not defined.
+    Raises: ValueError: for probabilities outside [0, 1] or NaN.
+    """
+    probability, label = np.asarray(probability, dtype=float), np.asarray(label, dtype=int)
+    if len(label) and not ((probability >= 0) & (probability <= 1)).all():
+        bad = probability[~((probability >= 0) & (probability <= 1))][0]
+        raise ValueError(f"probabilities must lie in [0, 1], got {bad}")
+    positives, negatives = int(label.sum()), int((1 - label).sum())
+    one_class = "" if positives and negatives else f"only one class: {positives} positive, {negatives} negative"
+    metrics = [Metric("auc", math.nan if one_class else float(roc_auc_score(label, probability)), len(label), one_class)]
+    if math.isnan(cutoff):
+        reason = "no cutoff: the training set has only one class"
+        return [
+            *metrics,
+            *(Metric(name, math.nan, len(label), reason) for name in ("accuracy", "sensitivity", "specificity")),
+        ]
+    tn, fp, fn, tp = confusion_matrix(label, probability >= cutoff, labels=[0, 1]).ravel().tolist()
+    metrics.append(Metric.share("accuracy", tp + tn, len(label), "no samples"))
+    metrics.append(Metric.share("sensitivity", tp, tp + fn, "no positive sample"))
+    metrics.append(Metric.share("specificity", tn, tn + fp, "no negative sample"))
+    return metrics
+
+
+def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Mean probability of each patient's images: one row a patient, columns patient, probability, label.
+
+    Raises: ValueError: if a patient's images differ in their label (then the image is the unit).
+    """
+    grouped = predictions.groupby("patient", sort=True)
+    mixed = grouped["label"].nunique()
+    if (mixed > 1).any():
+        raise ValueError(f"patient {mixed[mixed > 1].index[0]} has images of several classes: the unit must be the image")
+    return grouped.agg(probability=("probability", "mean"), label=("label", "first")).reset_index()

@@ -1,0 +1,71 @@
+"""A student's predictions on a data set, as rows of `predictions.csv`, and the metrics of such rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.evaluation.classification import by_patient, classification_metrics, youden_cutoff
+from vfmgl_lib.evaluation.metric import Metric
+from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
+from vfmgl_lib.models.students import Student
+
+
+@torch.inference_mode()
+def predict(student: Student, data: ImageDataset, *, batch_size: int, device: torch.device, masks: Path | None = None) -> pd.DataFrame:
+    """One row per sample, in the data set's order.
+
+    Args:
+        student: put into eval mode here.
+        masks: folder for a segmentation's predicted masks (PNG, 0/255, at the student's size, named by the sample's id); none: not written.
+    Returns: columns id, patient, test_center, split and, for classification, probability (of class 1) and label; for segmentation
+        tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`).
+    """
+    student.eval()
+    rows = []
+    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
+    for batch in load_batches(data, members):
+        logits = student(batch["image"].to(device)).float().cpu()
+        if logits.dim() == 2:
+            rows += [
+                {"probability": p, "label": y} for p, y in zip(logits.softmax(1)[:, 1].tolist(), batch["target"].tolist(), strict=True)
+            ]
+            continue
+        for row, predicted, mask in zip(batch["row"].tolist(), logits.argmax(1).numpy(), batch["target"].numpy(), strict=True):
+            counts = pixel_counts(predicted == 1, mask == 1)
+            name = f"{data.table['id'][row]}.png" if masks else ""
+            if masks:
+                (masks / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((predicted == 1).astype(np.uint8) * 255).save(masks / name)
+            rows.append({**counts, "dice": float(dice(counts["tp"], counts["fp"], counts["fn"])), "mask_file": name})
+    about = data.table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
+    return pd.concat([about, pd.DataFrame(rows)], axis=1)
+
+
+def scoring_unit(table: pd.DataFrame, is_segmentation: bool) -> str:
+    """ "patient" where every patient of a classification has one class (its images' mean probability is scored), else "image"."""
+    if is_segmentation or table.groupby("patient")["label"].nunique().max() > 1:
+        return "image"
+    return "patient"
+
+
+def training_cutoff(train: pd.DataFrame, unit: str) -> float:
+    """Youden's cutoff from predictions on the training set; NaN for a segmentation or a training set of one class."""
+    if "probability" not in train:
+        return math.nan
+    scores = by_patient(train) if unit == "patient" else train
+    return youden_cutoff(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int))
+
+
+def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float) -> list[Metric]:
+    """The metrics of one model on one set of samples (rows as `predict` returns them)."""
+    if "tp" in predictions:
+        return segmentation_metrics(predictions)
+    scores = by_patient(predictions) if unit == "patient" else predictions
+    return classification_metrics(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int), cutoff)

@@ -1,0 +1,120 @@
+"""Which model is measured on which samples after each round, as rows of the study's tables."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.evaluation.prediction import metrics_of, predict, training_cutoff
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.files import write_text
+from vfmgl_lib.models.students import Student
+
+
+@dataclass
+class RoundTables:
+    """A round's part of every table of the study."""
+
+    tables: dict[str, list[dict]]
+    predictions: list[pd.DataFrame]
+
+    def write(self, folder: Path) -> None:
+        """The part of each table as CSV; a table without rows has no file."""
+        frames = {name: pd.DataFrame(rows) for name, rows in self.tables.items() if rows}
+        if self.predictions:
+            frames["predictions"] = pd.concat(self.predictions, ignore_index=True)
+        for name, frame in frames.items():
+            write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+
+
+class RoundEvaluation:
+    """Which model is measured on which samples after each round; the test sets only report, nothing is chosen on them.
+
+    After every round each local model on its own centre's sets; before the first the untrained student; after the last also every local
+    model (stage I and II) on every centre's test set, and the shared model. Rows of predictions are kept for rounds 0, 1 and the last.
+
+    Args:
+        settings: the study's.
+        datasets: centre -> split -> data set.
+        unit: "image" or "patient" (`prediction.scoring_unit`).
+    """
+
+    def __init__(self, settings: StudySettings, datasets: dict[str, dict[str, ImageDataset]], unit: str, device: torch.device):
+        self.settings, self.datasets, self.unit, self.device = settings, datasets, unit, device
+        self.last = settings.federation.rounds
+
+    def untrained(self, student: Student) -> RoundTables:
+        """Round 0: the common initial student at every centre."""
+        tables = RoundTables({"metrics": []}, [])
+        for center in self.datasets:
+            self._own(tables, student, center, 0, "untrained", None)
+        return tables
+
+    def round(self, number: int, clients: list[Client], shared: Student, folder: Path) -> RoundTables:
+        """Everything measured after a round; predicted masks go to `folder`/masks."""
+        tables = RoundTables({"metrics": [], "rounds": [], "steps": [], "stages": []}, [])
+        masks = folder / "masks" if self.settings.is_segmentation and number in (1, self.last) else None
+        for client in sorted(clients, key=lambda client: client.center):
+            for name in ("rounds", "steps", "stages"):
+                tables.tables[name] += getattr(client.log, name)
+            stage = client.log.rounds[-1]["stage"]
+            cutoff = self._own(tables, client.student, client.center, number, stage, masks)
+            if number != self.last:
+                continue
+            self._others(tables, client.student, client.center, number, stage, cutoff)
+            if stage == "II":
+                before = copy.deepcopy(client.student)
+                before.load_state_dict(client.stage_one_state)
+                cutoff = self._own(tables, before, client.center, number, "I", None)
+                self._others(tables, before, client.center, number, "I", cutoff)
+        if number == self.last:
+            self._others(tables, shared, "shared", number, "shared", float("nan"))
+        return tables
+
+    def _own(self, tables: RoundTables, student: Student, center: str, number: int, stage: str, masks: Path | None) -> float:
+        """A model on its own centre's train, validation and test sets; returns the cutoff chosen on the training set."""
+        cutoff = float("nan")
+        for split, data in self.datasets[center].items():
+            predictions = self._predict(student, data, masks if split == "test" else None)
+            if split == "train":
+                cutoff = training_cutoff(predictions, self.unit)
+            self._add(tables, predictions, cutoff, center, number, stage)
+        return cutoff
+
+    def _others(self, tables: RoundTables, student: Student, model_center: str, number: int, stage: str, cutoff: float) -> None:
+        for center, sets in self.datasets.items():
+            if center != model_center:
+                self._add(tables, self._predict(student, sets["test"], None), cutoff, model_center, number, stage)
+
+    def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
+        return predict(student, data, batch_size=max(32, self.settings.optimizer.batch_size), device=self.device, masks=masks)
+
+    def _add(self, tables: RoundTables, predictions: pd.DataFrame, cutoff: float, model_center: str, number: int, stage: str) -> None:
+        tables.tables["metrics"] += metric_rows(predictions, self.unit, cutoff, model_center=model_center, round=number, stage=stage)
+        if number in (0, 1, self.last):
+            about = {
+                "method": self.settings.method,
+                "seed": self.settings.seed,
+                "round": number,
+                "stage": stage,
+                "model_center": model_center,
+            }
+            tables.predictions.append(pd.DataFrame([about] * len(predictions)).join(predictions))
+
+
+def metric_rows(predictions: pd.DataFrame, unit: str, cutoff: float, *, model_center: str, round: int, stage: str) -> list[dict]:
+    about = {
+        "round": round,
+        "stage": stage,
+        "model_center": model_center,
+        "test_center": predictions["test_center"].iloc[0],
+    }
+    about |= {"split": predictions["split"].iloc[0], "unit": unit}
+    metrics = metrics_of(predictions, unit, cutoff)
+    return [{**about, "metric": m.name, "value": m.value, "n": m.n, "reason": m.reason} for m in metrics]

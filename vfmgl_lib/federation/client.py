@@ -1,0 +1,261 @@
+"""A client owns one centre: its loaders, student, projections, meta-networks, optimisers and random numbers.
+
+Only `Update` leaves it: the student's parameters and BN statistics, the number of samples and the declared metrics.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
+from vfmgl_lib.deduction import deduction_step
+from vfmgl_lib.federation.strategies import METHODS, Update
+from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.models.students import Student, set_training_mode
+from vfmgl_lib.models.teachers import Teacher
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+from vfmgl_lib.transfer import HGKT, StepRecord, critical_stages
+
+TASK_LOSSES = {"cross_entropy": F.cross_entropy, "dice": soft_dice_loss}
+
+
+def training_batches(settings: StudySettings, center: str, samples: int, round_number: int, stage: str, epoch: int = 0) -> list[list[int]]:
+    """The rows of every batch of one epoch of stage "I" or "II" at a centre; they depend on these arguments alone."""
+    order = seed_sequence(settings.seed, center, "order", stage, round_number, epoch)
+    return epoch_batches(samples, settings.optimizer.batch_size, order)
+
+
+@dataclass
+class RoundLog:
+    """What a round measured at its centre; stays there. Rows of the study's tables (see `vfmgl_lib.study`)."""
+
+    rounds: list[dict] = field(default_factory=list)
+    steps: list[dict] = field(default_factory=list)
+    stages: list[dict] = field(default_factory=list)
+
+
+class Client:
+    """One centre of a study.
+
+    Args:
+        center: its name.
+        settings: the study's.
+        student: its local model, moved in place; all centres start from equal weights.
+        teacher: the frozen teacher, or None for a method without transfer.
+        data: the centre's training set.
+        device: where it trains.
+    """
+
+    def __init__(
+        self,
+        center: str,
+        settings: StudySettings,
+        student: Student,
+        teacher: Teacher | None,
+        data: ImageDataset,
+        device: torch.device,
+    ):
+        self.center, self.settings, self.data, self.device = center, settings, data, device
+        self.strategy = METHODS[settings.method]
+        self.student, self.teacher = student.to(device), teacher
+        self.task_loss = TASK_LOSSES[settings.loss]
+        task = settings.optimizer
+        self.hgkt: HGKT | None = None
+        if self.strategy.transfer:
+            if teacher is None:
+                raise ValueError(f"method {settings.method} transfers from a teacher; none was given")
+            with torch_seed(seed_sequence(settings.seed, center, "transfer")):
+                self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, task.lr, self.task_loss)
+        arguments = {"lr": task.lr, "weight_decay": task.weight_decay}
+        parameters = list(self.student.parameters())
+        if task.name == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
+        else:
+            self.optimizer = torch.optim.Adam(parameters, **arguments)
+        self.stage_one_state: dict[str, Tensor] = {}
+        self.log = RoundLog()
+
+    def batches(self, round_number: int, stage: str, epoch: int = 0) -> list[list[int]]:
+        """The rows of every batch of one epoch of stage "I" or "II", the same whenever it is asked for."""
+        return training_batches(self.settings, self.center, len(self.data), round_number, stage, epoch)
+
+    def run_round(self, round_number: int, shared: Student | None, progress: Callable[[int], object] = lambda batches: None) -> Update:
+        """Stage I and, from the second round on and where the method has it, stage II; returns what leaves the centre.
+
+        Args:
+            round_number: from 1.
+            shared: the shared model of the round before (None in round 1). It only teaches: the local model is never overwritten by it.
+            progress: told the number of batches done.
+        """
+        self.log = RoundLog()
+        task_loss, frozen = self._stage_one(round_number, progress)
+        self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+        kept_share = float("nan")
+        if self.strategy.distillation and shared is not None and round_number > 1:
+            kept_share = self._stage_two(round_number, shared, task_loss, frozen, progress)
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        return Update(self.center, state, len(self.data), {"task_loss": task_loss, "kept_share": kept_share})
+
+    def batch_count(self, round_number: int) -> int:
+        """Batches that `run_round` will go through, for progress bars."""
+        epochs = self.settings.federation.local_epochs * (1 + (self.strategy.distillation and round_number > 1))
+        return epochs * len(self.batches(round_number, "I"))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the next round depends on but the student itself: HGKT's parts and the task optimiser's state, flat."""
+        state = {f"hgkt.{name}": tensor for name, tensor in self.hgkt.state_dict().items()} if self.hgkt else {}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor], student: dict[str, Tensor], stage_one: dict[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave, with the student after stage II and after stage I of that round."""
+        self.student.load_state_dict(student)
+        self.stage_one_state = dict(stage_one)
+        if self.hgkt:
+            self.hgkt.load_state_dict({name.removeprefix("hgkt."): t for name, t in state.items() if name.startswith("hgkt.")})
+        optimizer = self.optimizer.state_dict()
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, entry = name.split(".", 2)
+                optimizer["state"].setdefault(int(index), {})[entry] = tensor.clone()
+        self.optimizer.load_state_dict(optimizer)
+
+    def _stage_one(self, round_number: int, progress: Callable[[int], object]) -> tuple[float, tuple[str, ...]]:
+        """HGKT and local training; returns l_task and the critical stages."""
+        started, task_losses, records = time.perf_counter(), [], []
+        weight_sum: Tensor | float = 0.0
+        set_training_mode(self.student)
+        for images, target, batch, held_out in self._stage_one_batches(round_number):
+            if self.hgkt and self.teacher:
+                stacks = self.teacher(batch["teacher_image"].to(self.device))
+                record = self.hgkt.step(images, target, stacks, held_out)
+                weight_sum = weight_sum + record.pair_weights.sum(0)
+                records.append(record)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.task_loss(self.student(images), target)
+            loss.backward()
+            self.optimizer.step()
+            task_losses.append(loss.detach())
+            progress(1)
+        losses = torch.stack(task_losses).tolist()
+        mean_loss = sum(losses) / len(losses)
+        if not math.isfinite(mean_loss):
+            step = next(index for index, loss in enumerate(losses) if not math.isfinite(loss))
+            raise FloatingPointError(
+                f"centre {self.center}, round {round_number}: the task loss is {losses[step]} at step {step}; "
+                f"training diverged, lower optimizer.lr (now {self.settings.optimizer.lr}) or transfer.beta"
+            )
+        self._log_stage_one(round_number, losses, records, time.perf_counter() - started)
+        if self.hgkt is None or isinstance(weight_sum, float):
+            return mean_loss, ()
+        return mean_loss, self._log_pair_weights(round_number, weight_sum / (len(self.data) * self.settings.federation.local_epochs))
+
+    def _stage_two(
+        self,
+        round_number: int,
+        shared: Student,
+        local_task_loss: float,
+        frozen: tuple[str, ...],
+        progress: Callable[[int], object],
+    ) -> float:
+        """Distillation from the shared model on the batches that DDBL keeps; returns their share."""
+        started, records = time.perf_counter(), []
+        teacher = copy.deepcopy(shared).to(self.device).eval().requires_grad_(False)
+        set_training_mode(self.student, frozen)
+        epochs = range(self.settings.federation.local_epochs)
+        for images, target, _ in self._load([rows for epoch in epochs for rows in self.batches(round_number, "II", epoch)]):
+            records.append(
+                deduction_step(
+                    self.student,
+                    teacher,
+                    images,
+                    target,
+                    optimizer=self.optimizer,
+                    task_loss=self.task_loss,
+                    local_task_loss=local_task_loss,
+                    settings=self.settings.deduction,
+                    deduct=self.strategy.deduction,
+                )
+            )
+            progress(1)
+        set_training_mode(self.student)
+        common = {"round": round_number, "center": self.center, "stage": "II"}
+        for step, record in enumerate(records):
+            self.log.steps.append({**common, "step": step, **vars(record), "kept": int(record.kept)})
+        means = {name: sum(getattr(r, name) for r in records) / len(records) for name in ("task_loss", "divergence", "kept")}
+        self.log.rounds.append(
+            {
+                **common,
+                "samples": len(self.data),
+                "batches": len(records),
+                "task_loss": means["task_loss"],
+                "divergence": means["divergence"],
+                "kept_share": means["kept"],
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        return means["kept"]
+
+    def _stage_one_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor, dict, tuple[Tensor, Tensor] | None]]:
+        """Images, target, batch and, with `outer_batch: next`, images and target of the batch after it (after the last: the first)."""
+        for epoch in range(self.settings.federation.local_epochs):
+            members = self.batches(round_number, "I", epoch)
+            if self.hgkt and self.settings.transfer.outer_batch == "next":
+                following = self._load(members[1:] + members[:1])
+                yield from ((*current, held_out[:2]) for current, held_out in zip(self._load(members), following, strict=True))
+            else:
+                yield from ((*current, None) for current in self._load(members))
+
+    def _load(self, members: list[list[int]]) -> Iterator[tuple[Tensor, Tensor, dict]]:
+        """images (B, 3, S, S) and target on the device, and the batch as loaded, for every list of rows."""
+        pinned = self.device.type == "cuda"
+        for batch in load_batches(self.data, members, workers=self.settings.data.workers, pin_memory=pinned):
+            yield *(batch[name].to(self.device, non_blocking=True) for name in ("image", "target")), batch
+
+    def _log_stage_one(self, round_number: int, losses: list[float], records: list[StepRecord], seconds: float) -> None:
+        common = {"round": round_number, "center": self.center, "stage": "I"}
+        names = {"match_loss": "match_loss", "outer_loss": "outer_loss", "hypergradient_norm": "hypergradient_norm"}
+        columns = {name: torch.stack([getattr(r, name) for r in records]).tolist() for name in names} if records else {}
+        for step, loss in enumerate(losses):
+            self.log.steps.append({**common, "step": step, "task_loss": loss, **{name: values[step] for name, values in columns.items()}})
+        means = {name: sum(columns[name]) / len(losses) for name in ("match_loss", "outer_loss") if name in columns}
+        summary = {
+            "samples": len(self.data),
+            "batches": len(losses),
+            "task_loss": sum(losses) / len(losses),
+            **means,
+            "seconds": seconds,
+        }
+        self.log.rounds.append({**common, **summary})
+
+    def _log_pair_weights(self, round_number: int, mean_weights: Tensor) -> tuple[str, ...]:
+        """Logs the mean lambda per pair, (M, N), and each stage's score; returns the critical stages."""
+        if self.teacher is None:
+            return ()
+        stages = list(self.student.stage_channels)
+        scores = dict(zip(stages, mean_weights.mean(0).tolist(), strict=True))
+        frozen = critical_stages(scores, self.settings.transfer.critical_stages)
+        for block, row in zip(self.teacher.block_names, mean_weights.tolist(), strict=True):
+            for stage, weight in zip(stages, row, strict=True):
+                self.log.stages.append(
+                    {
+                        "round": round_number,
+                        "center": self.center,
+                        "teacher_block": block,
+                        "student_stage": stage,
+                        "pair_weight": weight,
+                        "stage_score": scores[stage],
+                        "critical": int(stage in frozen),
+                    }
+                )
+        return frozen

@@ -1,0 +1,29 @@
+"""Soft Dice loss over all classes (Milletari et al. 2016, in the paper's released form: sums over batch and pixels).
+
+loss = 1 - mean_k (2 sum p_k y_k + 1e-5) / (sum p_k + sum y_k + 1e-5),    p = softmax(logits)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMOOTH = 1e-5
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice loss, averaged over the classes (background included).
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) int64 class indices in [0, K).
+    Returns: scalar in [0, 1]. A class absent from both prediction and target counts as a perfect overlap.
+    Raises: ValueError: if the shapes do not fit; the message names both.
+    """
+    if logits.dim() != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(f"logits must be (B, K, H, W) and target (B, H, W), got {tuple(logits.shape)} and {tuple(target.shape)}")
+    probability = logits.softmax(1)
+    one_hot = torch.zeros_like(probability).scatter_(1, target[:, None], 1.0)
+    overlap = (probability * one_hot).sum((0, 2, 3))
+    total = probability.sum((0, 2, 3)) + one_hot.sum((0, 2, 3))
+    return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()

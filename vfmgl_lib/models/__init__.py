@@ -1,0 +1,1 @@
+"""Frozen teachers and light students."""

@@ -1,0 +1,155 @@
+"""Students: ResNet18 for classification, UNet for segmentation, with one interface.
+
+`forward(x) -> logits`, `encode(x) -> [stage maps]`, `head_from_stages(stages) -> logits`, `forward_stages(x) -> (logits, [stage maps])`,
+and `stages`, the ordered table stage name -> modules (what freezing a stage freezes).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class Student(nn.Module):
+    """What both students share; a student adds `stage_channels`, `stages`, `encode` and `head_from_stages`."""
+
+    stage_channels: dict[str, int]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1] -> logits (B, K) or (B, K, H, W)."""
+        return self.head_from_stages(self.encode(images))
+
+    def forward_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """images (B, 3, H, W) in [0, 1] -> logits and the stage maps, in the order of `stages`."""
+        maps = self.encode(images)
+        return self.head_from_stages(maps), maps
+
+
+class ResNet18(Student):
+    """ResNet18 (He et al. 2016; timm `resnet18`) with its stage maps.
+
+    Stages at 224 x 224: stem (first convolution, before its BN) 64@112, layer1 64@56, layer2 128@28, layer3 256@14, layer4 512@7.
+
+    Args:
+        classes: number of classes K.
+        width: channels of layer1 (64 in the paper); layer2-4 have 2, 4 and 8 times as many, the stem always 64.
+        weights: "none", "hub" (timm's ImageNet weights, downloaded) or a safetensors file in timm's layout without the classifier.
+    """
+
+    def __init__(self, classes: int, width: int = 64, weights: str = "none"):
+        super().__init__()
+        channels = tuple(width * factor for factor in (1, 2, 4, 8))
+        self.net = timm.create_model("resnet18", pretrained=weights == "hub", num_classes=classes, channels=channels)
+        if weights not in ("none", "hub"):
+            _load_student(self.net, Path(weights), without=("fc.weight", "fc.bias"))
+        self.stage_channels = {"stem": 64, **{f"layer{i + 1}": c for i, c in enumerate(channels)}}
+
+    @property
+    def stages(self) -> dict[str, list[nn.Module]]:
+        net = self.net
+        return {"stem": [net.conv1, net.bn1], **{f"layer{i}": [getattr(net, f"layer{i}")] for i in range(1, 5)}}
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) -> the five stage maps (B, C_n, H/2^k, W/2^k), k = 1...5."""
+        net = self.net
+        maps = [net.conv1(images)]
+        hidden = net.maxpool(net.act1(net.bn1(maps[0])))
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            hidden = layer(hidden)
+            maps.append(hidden)
+        return maps
+
+    def head_from_stages(self, maps: list[Tensor]) -> Tensor:
+        """Global average pooling and classifier on the last stage map: (B, C_5, h, w) -> logits (B, K)."""
+        return self.net.fc(self.net.global_pool(maps[-1]))
+
+
+class UNet(Student):
+    """UNet (Ronneberger et al. 2015): four levels, two conv-BN-ReLU a block, transposed convolutions up, skips by concatenation.
+
+    Stages: the four encoder blocks, encoder1 (width channels, full size) ... encoder4 (8 x width, 1/8). 7.76 M parameters at width 32.
+
+    Args:
+        classes: number of classes K.
+        width: channels of the first block (32 in the paper).
+        weights: "none" or a safetensors file of this very model.
+    """
+
+    def __init__(self, classes: int, width: int = 32, weights: str = "none"):
+        super().__init__()
+        channels = [width * factor for factor in (1, 2, 4, 8)]
+        self.encoders = nn.ModuleList(_block(a, b) for a, b in zip([3, *channels], channels, strict=False))
+        self.bottleneck = _block(channels[-1], 2 * channels[-1])
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels))
+        self.decoders = nn.ModuleList(_block(2 * c, c) for c in reversed(channels))
+        self.head = nn.Conv2d(width, classes, 1)
+        self.stage_channels = {f"encoder{i + 1}": c for i, c in enumerate(channels)}
+        if weights == "hub":
+            raise ValueError("student weights 'hub': there are none for the UNet; use 'none' or a safetensors file")
+        if weights != "none":
+            _load_student(self, Path(weights))
+
+    @property
+    def stages(self) -> dict[str, list[nn.Module]]:
+        return {f"encoder{i + 1}": [block] for i, block in enumerate(self.encoders)}
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W), H and W multiples of 16 -> the four encoder maps (B, width * 2^n, H/2^n, W/2^n), n = 0...3."""
+        if images.shape[-1] % 16 or images.shape[-2] % 16:
+            raise ValueError(f"the UNet halves its input four times: height and width must be multiples of 16, got {tuple(images.shape)}")
+        hidden, maps = images, []
+        for encoder in self.encoders:
+            hidden = encoder(hidden if not maps else F.max_pool2d(hidden, 2))
+            maps.append(hidden)
+        return maps
+
+    def head_from_stages(self, maps: list[Tensor]) -> Tensor:
+        """Bottleneck and decoder on the four encoder maps: -> logits (B, K, H, W)."""
+        hidden = self.bottleneck(F.max_pool2d(maps[-1], 2))
+        for up, decoder, skip in zip(self.ups, self.decoders, reversed(maps), strict=True):
+            hidden = decoder(torch.cat([up(hidden), skip], dim=1))
+        return self.head(hidden)
+
+
+STUDENTS = {"resnet18": ResNet18, "unet": UNet}
+
+
+def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:
+    """Train mode with the named stages frozen: their parameters take no gradient and their BN statistics stand still.
+
+    Freezing is not cumulative: every other stage becomes free.
+    Raises: ValueError: if a stage is not one of the student's.
+    """
+    unknown = sorted(set(frozen) - set(student.stages))
+    if unknown:
+        raise ValueError(f"stages {unknown} are not among the student's {list(student.stages)}")
+    student.train().requires_grad_(True)
+    for stage in frozen:
+        for module in student.stages[stage]:
+            module.eval().requires_grad_(False)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for source in (inputs, outputs):
+        layers += [nn.Conv2d(source, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _load_student(module: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"student weights {path}: no such file (give 'none', 'hub' or a safetensors file)")
+    state = {name: tensor for name, tensor in load_file(path).items() if name not in without}
+    own = module.state_dict()
+    wrong = [name for name in own if name not in without and (name not in state or state[name].shape != own[name].shape)]
+    wrong += [name for name in state if name not in own]
+    if wrong:
+        raise ValueError(
+            f"student weights {path} do not fit the model: {len(wrong)} tensors missing, additional or of another shape, e.g. {wrong[:3]}"
+        )
+    module.load_state_dict(state, strict=False)

@@ -1,0 +1,407 @@
+"""The one entry the notebooks use: run or load a study, a folder of tables and checkpoints.
+
+A study's folder:
+
+    config.json  environment.json  manifest.csv
+    predictions.csv  metrics.csv  rounds.csv  steps.csv  stages.csv      tidy tables over all rounds, written when the study is complete
+    rounds/NNN/      one folder a round, which appears whole or not at all: its part of each table, predicted masks and checkpoints
+
+A study that was interrupted goes on after its last whole round; a complete one is loaded. The folder's name holds a hash of the settings,
+the library's version, the data's manifest and the teacher, so a changed setting never meets an old result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from vfmgl_lib import __version__
+from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
+from vfmgl_lib.config import ConfigError, StudySettings, load_settings
+from vfmgl_lib.data.layouts import read_layout, subset, with_validation
+from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.manifest import Manifest, check_manifest, write_manifest
+from vfmgl_lib.data.phantoms import write_phantoms
+from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
+from vfmgl_lib.federation.client import Client, training_batches
+from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.strategies import METHODS
+from vfmgl_lib.files import new_folder, sha256, write_json, write_text
+from vfmgl_lib.models.students import STUDENTS, Student
+from vfmgl_lib.models.teachers import Teacher, load_teacher
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+
+log = logging.getLogger(__name__)
+TABLES = ("predictions", "metrics", "rounds", "steps", "stages")
+COMPLETE = "complete.json"
+NUMBERS = (
+    "value",
+    "task_loss",
+    "match_loss",
+    "outer_loss",
+    "hypergradient_norm",
+    "divergence",
+    "threshold",
+    "kept",
+    "kept_share",
+)
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "safetensors", "papermill")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A complete study; its tables are read from the folder when first asked for."""
+
+    folder: Path
+    settings: StudySettings
+    manifest: Manifest
+    teacher_description: str
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        return self._table("predictions")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        return self._table("metrics")
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        return self._table("rounds")
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        return self._table("steps")
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        return self._table("stages")
+
+    @property
+    def last_round(self) -> int:
+        return self.settings.federation.rounds
+
+    def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
+        """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
+        ids = self.manifest.select(center, "train")["id"]
+        return [ids.iloc[rows].tolist() for rows in training_batches(self.settings, center, len(ids), round_number, stage)]
+
+    def _table(self, name: str) -> pd.DataFrame:
+        text = dict.fromkeys(("center", "model_center", "test_center", "patient", "id", "stage", "unit", "reason", "mask_file"), str)
+        table = pd.read_csv(self.folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
+        return table
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`."""
+
+    settings: StudySettings
+    manifest: Manifest
+    folder: Path
+    warnings: tuple[str, ...]
+
+    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None) -> Study:
+        """Runs or loads the study of one method, on all centres or on some."""
+        chosen = tuple(centers) if centers is not None else None
+        return run_study(
+            self.settings.model_copy(update={"method": method, "centers": chosen}),
+            self.manifest,
+            self.folder / "studies",
+        )
+
+
+def open_workspace(
+    task: str,
+    profile: str | Path = "smoke",
+    *,
+    data: str | Path = "",
+    teacher: str = "",
+    device: str = "cpu",
+    seed: int = 0,
+    runs: str | Path = "runs",
+    **overrides: object,
+) -> Workspace:
+    """Settings and data of a task.
+
+    Args:
+        task, profile: see `config.load_settings`; `overrides` too.
+        data: the data folder in the task's layout; "": the embedded phantoms, written below `runs` once.
+        teacher: NAME, FILE, NAME=FILE or random:NAME instead of the profile's; "": the profile's.
+        device: "cpu" or "cuda".
+        runs: the folder of all results.
+    Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch sees no GPU here; use cpu")
+    if teacher:
+        overrides["teacher__source"] = teacher
+    settings = load_settings(task, profile, device=device, seed=seed, **overrides)
+    runs = Path(runs)
+    folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
+    root = Path(data) if data else _phantoms(settings, runs / "phantoms")
+    manifest = read_layout(root, settings.data.layout)
+    warnings = check_manifest(manifest, files=False)
+    if settings.data.validation_share:
+        manifest = with_validation(manifest, settings.data.validation_share, seed)
+    if settings.data.per_center:
+        manifest = subset(manifest, settings.data.per_center, seed)
+    if len(manifest.classes) != 2:
+        raise ConfigError(
+            f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return Workspace(settings, manifest, folder, tuple(warnings))
+
+
+def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True) -> Study:
+    """Runs a study, goes on with an interrupted one, or loads a complete one.
+
+    Args:
+        settings: which method, seed, sizes.
+        manifest: the samples; with `settings.centers` only those centres take part.
+        folder: where studies lie; this one's folder is made in it.
+        progress: show a bar over all batches, with the time left.
+    Returns: the complete study.
+    Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
+        RuntimeError: another process is running this very study.
+    """
+    if settings.method not in METHODS:
+        raise ConfigError(f"method {settings.method!r}: must be one of {', '.join(METHODS)}")
+    if settings.centers is not None:
+        unknown = sorted(set(settings.centers) - set(manifest.centers))
+        if unknown or not settings.centers:
+            raise ConfigError(f"centers {unknown or '()'}: the data have {', '.join(manifest.centers)}")
+        manifest = replace(manifest, table=manifest.table[manifest.table["center"].isin(settings.centers)])
+    teacher = _teacher(settings)
+    description = teacher.description if teacher else "none (the method does not transfer)"
+    key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
+    folder = folder / f"{settings.method}-seed{settings.seed}-{key}"
+    study = Study(folder, settings, manifest, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_process(folder):
+        if (folder / COMPLETE).is_file():
+            log.info("loaded the complete study %s", folder.name)
+        else:
+            _train(study, teacher, progress)
+    return study
+
+
+def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:
+    """The trivial baseline of every centre on its own test set: rows as in `metrics.csv`, stage "trivial"."""
+    rows = []
+    unit = scoring_unit(manifest.table, settings.is_segmentation)
+    baseline = trivial_segmentation if settings.is_segmentation else trivial_classification
+    for center in manifest.centers:
+        train, test = (ImageDataset(manifest, manifest.select(center, split), settings.data.image_size) for split in ("train", "test"))
+        on_train, on_test = baseline(train, [train, test])
+        rows += metric_rows(on_test, unit, training_cutoff(on_train, unit), model_center=center, round=0, stage="trivial")
+    return pd.DataFrame(rows)
+
+
+def _train(study: Study, teacher: Teacher | None, progress: bool) -> None:
+    """All rounds that are missing, then the study's tables."""
+    settings, folder = study.settings, study.folder
+    device = torch.device(settings.device)
+    _describe(study, teacher)
+    datasets = {center: _datasets(study, center, teacher) for center in study.manifest.centers}
+    students = {center: _new_student(settings) for center in [*study.manifest.centers, "shared model"]}
+    shared = students.pop("shared model").to(device)
+    clients = [Client(center, settings, student, teacher, datasets[center]["train"], device) for center, student in students.items()]
+    unit = scoring_unit(study.manifest.table, settings.is_segmentation)
+    evaluation = RoundEvaluation(settings, datasets, unit, device)
+
+    start = _last_round(folder)
+    if start is None:
+        with new_folder(_round_folder(folder, 0)) as part:
+            evaluation.untrained(shared).write(part)
+        start = 0
+    elif start:
+        _restore(clients, shared, _round_folder(folder, start))
+        log.info("resumed %s after round %d", folder.name, start)
+    total = sum(client.batch_count(number) for client in clients for number in range(start + 1, settings.federation.rounds + 1))
+    title = f"{settings.task} {settings.method} seed {settings.seed}"
+    with tqdm(total=total, desc=title, unit="batch", disable=not progress, mininterval=1.0) as bar:
+        finished = run_rounds(
+            clients,
+            shared,
+            settings.federation.rounds,
+            start=start,
+            weights=settings.federation.weights,
+            progress=bar.update,
+        )
+        for done in finished:
+            bar.set_postfix_str(f"round {done.number}/{settings.federation.rounds}")
+            with new_folder(_round_folder(folder, done.number)) as part:
+                _checkpoint(clients, done.shared, part)
+                evaluation.round(done.number, clients, shared, part).write(part)
+            _prune(folder, done.number)
+    _join_tables(study)
+    write_json(folder / COMPLETE, {"rounds": settings.federation.rounds})
+
+
+def _datasets(study: Study, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
+    """split -> data set of one centre; the training set also carries the teacher's own resize."""
+    sets = {}
+    for split in ("train", "val", "test"):
+        table = study.manifest.select(center, split)
+        if len(table):
+            teacher_size = teacher.image_size if teacher and split == "train" else None
+            sets[split] = ImageDataset(study.manifest, table, study.settings.data.image_size, teacher_size)
+    return sets
+
+
+def _new_student(settings: StudySettings) -> Student:
+    """A student with the study's initial weights: the same for every centre and method of a seed."""
+    with torch_seed(seed_sequence(settings.seed, "student")):
+        return STUDENTS[settings.student.name](2, settings.student.width, settings.student.weights)
+
+
+def _teacher(settings: StudySettings) -> Teacher | None:
+    if not METHODS[settings.method].transfer:
+        return None
+    chosen = settings.teacher
+    teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
+    return teacher.to(torch.device(settings.device))
+
+
+def _phantoms(settings: StudySettings, folder: Path) -> Path:
+    phantoms = settings.phantoms
+    sizes = "-".join(f"{split}{count}" for split, count in phantoms.samples.items())
+    name = f"{settings.data.layout}-{phantoms.centers}x-{sizes}-{phantoms.image_size}px-h{phantoms.heterogeneity:g}-seed{settings.seed}"
+    return write_phantoms(
+        folder / name,
+        settings.data.layout,
+        centers=phantoms.centers,
+        samples=dict(phantoms.samples),
+        image_size=phantoms.image_size,
+        heterogeneity=phantoms.heterogeneity,
+        seed=settings.seed,
+    )
+
+
+def _data_identity(manifest: Manifest) -> str:
+    """Hash of the manifest and, for a segmentation, of the masks' content, which the manifest does not hash."""
+    if manifest.task_kind == "classification":
+        return manifest.sha256
+    digest = hashlib.sha256(manifest.sha256.encode())
+    for label in manifest.table["label"]:
+        digest.update(sha256(manifest.root / label).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Holds the study's lock; the operating system releases it however the process ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"study {folder}: another process is running it; wait for it or stop it") from error
+        yield
+
+
+def _describe(study: Study, teacher: Teacher | None) -> None:
+    """config.json, manifest.csv and environment.json (one entry per start of the study)."""
+    folder, settings = study.folder, study.settings
+    deviations = settings.deviations().to_dict("records")
+    write_json(folder / "config.json", {"settings": settings.model_dump(mode="json"), "deviations_from_paper": deviations})
+    write_manifest(study.manifest, folder / "manifest.csv")
+    file = folder / "environment.json"
+    starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else platform.processor() or platform.machine()
+    starts.append(
+        {
+            "vfmgl_lib": __version__,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "device": f"{settings.device}: {device}",
+            "threads": torch.get_num_threads(),
+            "manifest_sha256": study.manifest.sha256,
+            "teacher": study.teacher_description,
+            "teacher_identity": teacher.identity if teacher else "",
+            "after_round": _last_round(folder) or 0,
+        }
+    )
+    write_json(file, starts)
+
+
+def _commit() -> str:
+    """The checkout's commit, with "+" if files differ from it; "" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + "+" * bool(changed)
+
+
+def _round_folder(folder: Path, number: int) -> Path:
+    return folder / "rounds" / f"{number:03d}"
+
+
+def _last_round(folder: Path) -> int | None:
+    """The last round of the unbroken sequence 0, 1, 2, ... of whole round folders; None: there is none."""
+    number = 0
+    while _round_folder(folder, number).is_dir():
+        number += 1
+    return number - 1 if number else None
+
+
+def _checkpoint(clients: list[Client], shared: dict[str, torch.Tensor], folder: Path) -> None:
+    """After stage I, after stage II and everything that the next round depends on, per centre; and the shared model."""
+    tensors = {"shared": shared}
+    for client in clients:
+        tensors[f"{client.center}.student"] = client.student.state_dict()
+        tensors[f"{client.center}.stage_one"] = client.stage_one_state
+        tensors[f"{client.center}.state"] = client.state_dict()
+    save_tensors(folder, tensors)
+
+
+def _restore(clients: list[Client], shared: Student, folder: Path) -> None:
+    shared.load_state_dict(load_tensors(folder, "shared"))
+    for client in clients:
+        state, student, stage_one = (load_tensors(folder, f"{client.center}.{part}") for part in ("state", "student", "stage_one"))
+        client.load_state_dict(state, student, stage_one)
+
+
+def _prune(folder: Path, number: int) -> None:
+    """Resuming needs the last round only, the one before stays as a reserve; models stay for round 1 and the last two."""
+    old = number - 2
+    if old < 1:
+        return
+    for file in _round_folder(folder, old).glob("*.safetensors"):
+        if old != 1 or file.name.endswith(".state.safetensors"):
+            file.unlink()
+
+
+def _join_tables(study: Study) -> None:
+    """The study's tables from the rounds' parts, each row with the teacher it was made with."""
+    for name in TABLES:
+        parts = [_round_folder(study.folder, number) / f"{name}.csv" for number in range(study.last_round + 1)]
+        frames = [pd.read_csv(part, dtype=str, keep_default_na=False) for part in parts if part.is_file()]
+        joined = pd.concat(frames, ignore_index=True).fillna("") if frames else pd.DataFrame(columns=["round"])
+        if name == "predictions" and "mask_file" in joined:
+            written = joined["mask_file"] != ""
+            joined.loc[written, "mask_file"] = [
+                f"rounds/{int(r):03d}/masks/{file}" for r, file in zip(joined["round"][written], joined["mask_file"][written], strict=True)
+            ]
+        write_text(study.folder / f"{name}.csv", joined.assign(teacher=study.teacher_description).to_csv(index=False))
