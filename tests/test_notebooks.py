@@ -1,0 +1,111 @@
+"""The notebooks: their form, and that each runs to its end for both tasks on the smallest profile."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from vfmgl_lib.batch.runner import run_batch
+from vfmgl_lib.batch.settings import read_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", "device": "str", "seed": "int", "runs": "str"}
+SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
+LONGEST_CELL, LONGEST_FUNCTION = 25, 5
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=NAMES)
+def notebook(request):
+    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parsed(cell) -> ast.Module:
+    lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
+    return ast.parse("\n".join(lines))
+
+
+def test_all_four_are_there():
+    assert NAMES[:4] == ["01_data_preparation", "02_hgkt", "03_ddbl", "04_federated_rounds"]
+
+
+def test_format_ids_and_kernel(notebook):
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    ids = [cell["id"] for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert notebook.metadata.kernelspec.name == "vfmgl"
+    assert notebook.metadata.kernelspec.display_name == "VFMGL Workbook"
+
+
+def test_committed_without_outputs(notebook):
+    for cell in code_cells(notebook):
+        assert cell.outputs == [] and cell.execution_count is None, cell["id"]
+
+
+def test_one_parameters_cell_of_annotated_literals(notebook):
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    found = {}
+    for statement, line in zip(parsed(tagged[0]).body, tagged[0].source.splitlines(), strict=True):
+        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant), line
+        assert line.partition("  # ")[2].strip(), f"no text beside {line}"
+        found[statement.target.id] = ast.unparse(statement.annotation)
+    assert found == PARAMETERS
+
+
+def test_anatomy(notebook):
+    assert notebook.cells[0].source.startswith("# ")
+    assert "**The claim.**" in notebook.cells[0].source and "Time and memory" in notebook.cells[0].source
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    headings = [line[3:] for text in prose for line in text.splitlines() if line.startswith("## ")]
+    assert [heading[: len(section)] for heading, section in zip(headings, SECTIONS, strict=True)] == list(SECTIONS)
+
+
+def test_cells_are_short_and_hold_no_class_and_no_training(notebook):
+    for cell in code_cells(notebook):
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell["id"]
+        for node in ast.walk(parsed(cell)):
+            assert not isinstance(node, ast.ClassDef | ast.While), cell["id"]
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{cell['id']}: {node.name}"
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"backward", "zero_grad"}, cell["id"]
+
+
+def test_checks_assert_something(notebook):
+    places = [index for index, cell in enumerate(notebook.cells) if cell.source.startswith(("## 7", "## 8"))]
+    checks = [cell for cell in notebook.cells[places[0] : places[1]] if cell.cell_type == "code"]
+    assert sum(isinstance(node, ast.Assert) for cell in checks for node in ast.walk(parsed(cell))) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["endometrial", "nuclei"])
+def test_every_notebook_runs(task: str, tmp_path: Path):
+    settings = read_settings(
+        profile=str(ROOT / "tests" / "smallest.yaml"),
+        tasks=[task],
+        data=None,
+        teacher="",
+        device="cpu",
+        seed=0,
+        runs=str(tmp_path),
+        only=[name[:2] for name in NAMES[:4]],
+        here=ROOT,
+    )
+    done = run_batch(ROOT / "notebooks", settings, progress=False)
+    assert [(run.notebook, run.status, run.traceback) for run in done] == [(name, "ok", "") for name in NAMES[:4]]
+    figures = tmp_path / "smallest" / task / "figures"
+    for name in NAMES[:4]:
+        drawn = {path.stem for path in (figures / name).glob("*.png")}
+        assert len(drawn) >= 4, f"{name} saved {sorted(drawn)}"
+        for stem in drawn:
+            assert (figures / name / f"{stem}.pdf").stat().st_size > 1000
+            assert (figures / name / f"{stem}.csv").stat().st_size > 0
+    # 03 trains the study that 04 draws; a second one would mean that the two ask for different things.
+    assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == 1

@@ -4,4 +4,10 @@ The notebooks tell the story; this library holds the mathematics, the data handl
 `vfmgl_lib.study` is the entry the notebooks use, `vfmgl_lib.batch` runs the notebooks themselves.
 """
 
+import os
+
+# Set before torch loads its OpenMP: idle threads that spin instead of sleeping made a training step over 20 times slower
+# whenever another process (a second notebook, a test worker) wanted the same cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"

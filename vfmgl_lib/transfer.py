@@ -181,22 +181,74 @@ class HGKT:
             for name, parameter in parameters.items():
                 parameter.copy_(updated[name])
 
-        outer_loss = self.virtual_outer_loss(images, target, teacher, pairing, outer or (images, target))
-        outer_loss.backward(inputs=list(self.meta.parameters()))
+        outer_loss, derivatives = self.hypergradient(images, target, teacher, constant, outer or (images, target))
+        torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(self.meta.parameters()))
         norm = torch.stack([p.grad.square().sum() for p in self.meta.parameters()]).sum().sqrt()
         self.meta_optimizer.step()
         weights = torch.cat([stack.detach() for stack in pairing[1]], dim=1)
         return StepRecord(task.detach(), match.detach(), outer_loss.detach(), norm, weights)
 
-    def virtual_outer_loss(
-        self,
-        images: Tensor,
-        target: Tensor,
-        teacher: TeacherBatch,
-        pairing: Pairing,
-        outer: tuple[Tensor, Tensor],
+    def hypergradient(
+        self, images: Tensor, target: Tensor, teacher: TeacherBatch, pairing: Pairing, outer: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outer loss and its exact derivatives by all channel and pair weights, by the adjoint of the virtual steps.
+
+        With u = (theta, P), v the momenta and g_t the gradient of step t, the virtual steps and their adjoint (A of u, V of v) are
+
+            v' = mu v + g_t(u) + wd u,     V = mu V' - lr A'
+            u' = u - lr v'                 A = A' + wd V + (d g_t / d u)^T V,     d outer / d(w, lambda) += (d g_t / d(w, lambda))^T V
+
+        so a step costs one Hessian-vector product, the first only its part in (w, lambda), and parameters are updated outside the graph.
+        """
+        settings, names = self.settings, [name for name, _ in self.model.named_parameters()]
+        weights = [tensor.detach().requires_grad_() for part in pairing for tensor in part]
+        halves = weights[: len(pairing[0])], weights[len(pairing[0]) :]
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        position = [p.detach() for p in self.model.parameters()]
+        momenta = [self.momenta[name] for name in names]
+        trajectory = []
+        for step in range(settings.inner_steps + 1):
+            leaves = [p.requires_grad_() for p in (q.detach() for q in position)]
+            parameters = dict(zip(names, leaves, strict=True)), buffers
+            if step < settings.inner_steps:
+                _, match = functional_call(self.model, parameters, (images, teacher, halves, False))
+                loss = settings.beta * match.mean()
+            else:
+                loss = self.task_loss(functional_call(self.model, parameters, (images, None, None))[0], target)
+            gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
+            trajectory.append((leaves, [gradients[index] for index in reached], reached))
+            with torch.no_grad():
+                momenta = torch._foreach_mul(momenta, settings.momentum)
+                torch._foreach_add_(momenta, position, alpha=settings.weight_decay)
+                torch._foreach_add_([momenta[index] for index in reached], [gradients[index].detach() for index in reached])
+                position = torch._foreach_add(position, momenta, alpha=-self.lr)
+
+        leaves = [p.requires_grad_() for p in position]
+        logits, _ = functional_call(self.model, (dict(zip(names, leaves, strict=True)), buffers), (outer[0], None, None))
+        outer_loss = self.task_loss(logits, outer[1])
+        adjoint = [g.clone() for g in torch.autograd.grad(outer_loss, leaves, materialize_grads=True)]
+        momentum_adjoint = [torch.zeros_like(p) for p in leaves]
+        derivatives = [torch.zeros_like(weight) for weight in weights]
+        while trajectory:
+            leaves, gradients, reached = trajectory.pop()
+            torch._foreach_mul_(momentum_adjoint, settings.momentum)
+            torch._foreach_add_(momentum_adjoint, adjoint, alpha=-self.lr)
+            wanted = [*leaves, *weights] if trajectory else weights
+            directions = [momentum_adjoint[index] for index in reached]
+            products = torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
+            torch._foreach_add_(derivatives, products[-len(weights) :])
+            if trajectory:
+                torch._foreach_add_(adjoint, momentum_adjoint, alpha=settings.weight_decay)
+                torch._foreach_add_(adjoint, products[: len(leaves)])
+        return outer_loss.detach(), derivatives
+
+    def unrolled_outer_loss(
+        self, images: Tensor, target: Tensor, teacher: TeacherBatch, pairing: Pairing, outer: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Steps 2 and 3: the outer loss after T virtual steps on L_match and one on L_task, as a function of phi (through `pairing`)."""
+        """Steps 2 and 3 as one graph: the outer loss as a function of phi (through `pairing`). The definition that tests hold
+        `hypergradient` against; slower, because it carries every parameter's update in the graph.
+        """
         parameters = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
         momenta = self.momenta
         # BN in train mode normalises by the batch; the running statistics it would update are these copies.

@@ -1,0 +1,138 @@
+"""Figures of the federated rounds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vfmgl_lib.figures import rounds
+from vfmgl_lib.figures.style import save_figure
+
+ONE_CLASS = "AUC needs both classes"
+
+
+def metrics(centers: int, last: int, undefined: str = "") -> pd.DataFrame:
+    """A study's table; the value says where it is from: round / 10, 0.05 less after stage I, 0.01 by the model's place."""
+    names = [f"c{i}" for i in range(centers)]
+    rows = []
+
+    def add(number: int, stage: str, model: str, test: str, split: str) -> None:
+        value = number / 10 - 0.05 * (stage == "I" and number > 1) + 0.01 * int(model[1:]) if model != "shared" else 0.9
+        missing = test == undefined
+        reason = ONE_CLASS if missing else ""
+        rows.append((number, stage, model, test, split, "image", "auc", np.nan if missing else value, 8, reason))
+        rows.append((number, stage, model, test, split, "image", "accuracy", 1.0, 8, ""))
+
+    for number in range(last + 1):
+        for stage in ("untrained",) if number == 0 else ("I",) if number == 1 else ("II",) if number < last else ("I", "II"):
+            for center in names:
+                for split in ("train", "val", "test"):
+                    add(number, stage, center, center, split)
+                for other in names if number == last else ():
+                    if other != center:
+                        add(number, stage, center, other, "test")
+    for center in names:
+        add(last, "shared", "shared", center, "test")
+    columns = ["round", "stage", "model_center", "test_center", "split", "unit", "metric", "value", "n", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def baseline(centers: int) -> pd.DataFrame:
+    return pd.DataFrame({"test_center": [f"c{i}" for i in range(centers)]}).assign(metric="auc", split="test", value=0.6, n=8, reason="")
+
+
+def test_own_models_takes_the_last_stage_of_each_round():
+    own = rounds.own_models(metrics(2, 3), "auc")
+    chosen = own.query("center == 'c1' and split == 'test'").set_index("round")
+    assert chosen["stage"].to_dict() == {0: "untrained", 1: "I", 2: "II", 3: "II"}
+    assert chosen["value"].round(6).to_dict() == {0: 0.01, 1: 0.11, 2: 0.21, 3: 0.31}
+    assert len(own) == 2 * 3 * 4
+
+
+@pytest.mark.parametrize(("centers", "last"), [(2, 1), (3, 3), (8, 2)])
+def test_metric_over_rounds(centers: int, last: int, tmp_path):
+    own = rounds.own_models(metrics(centers, last), "auc")
+    figure = rounds.metric_over_rounds(own, "auc")
+    assert [axis.get_title(loc="left").split()[0] for axis in figure.axes] == ["validation", "test"]
+    for axis in figure.axes:
+        curves = [line for line in axis.lines if not line.get_label().startswith("_")]
+        assert len(curves) == centers
+        assert list(curves[0].get_xdata()) == list(range(last + 1))
+        assert axis.get_xlabel() == "round (0: untrained)"
+    assert figure.axes[0].get_ylabel() == "AUC"
+    save_figure(figure, own, tmp_path, "curves")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_without_validation_set_there_is_one_panel():
+    own = rounds.own_models(metrics(2, 2), "auc").query("split == 'test'")
+    assert len(rounds.metric_over_rounds(own, "auc").axes) == 1
+
+
+def test_undefined_values_are_missing_and_explained(tmp_path):
+    table = metrics(3, 2, undefined="c1")
+    own = rounds.own_models(table, "auc")
+    curves = rounds.metric_over_rounds(own, "auc")
+    assert np.isnan(curves.axes[0].lines[1].get_ydata()).all()
+    final = rounds.comparison(table, baseline(3), "auc")
+    dots = rounds.final_comparison(final, "auc")
+    assert "undefined: untrained, first round, last round" in [text.get_text() for text in dots.axes[0].texts]
+    matrix = rounds.cross_center_matrix(rounds.cross_centers(table, "auc"), "auc")
+    assert [text.get_text() for text in matrix.axes[0].texts].count("n/a") == 4  # three models and the shared one
+    for figure in (curves, dots, matrix):
+        assert ONE_CLASS in figure.get_supxlabel() and "c1" in figure.get_supxlabel()
+        save_figure(figure, final, tmp_path, "undefined", "Teacher: RANDOM weights")
+        assert "RANDOM weights" in figure.get_supxlabel()
+
+
+def test_all_values_undefined_still_draws():
+    table = metrics(2, 1).assign(value=np.nan, reason=ONE_CLASS)
+    rounds.metric_over_rounds(rounds.own_models(table, "auc"), "auc")
+    rounds.final_comparison(rounds.comparison(table, baseline(2).assign(value=np.nan), "auc"), "auc")
+    figure = rounds.cross_center_matrix(rounds.cross_centers(table, "auc"), "auc")
+    assert {text.get_text() for text in figure.axes[0].texts} == {"n/a"}
+
+
+def test_comparison_names_the_right_rounds():
+    wide = rounds.side_by_side(rounds.comparison(metrics(2, 3), baseline(2), "auc"))
+    assert wide.loc["c1"].round(6).tolist() == [0.6, 0.01, 0.11, 0.31, 0.3]
+    assert wide.loc["mean", "last round"] == pytest.approx(0.305)
+    assert wide.columns.tolist() == [*rounds.MODELS, "gain over untrained"]
+
+
+@pytest.mark.parametrize("centers", [2, 8])
+def test_final_comparison_draws_every_model(centers: int):
+    figure = rounds.final_comparison(rounds.comparison(metrics(centers, 2), baseline(centers), "auc"), "auc")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(legend) == sorted(rounds.MODELS)
+    axis = figure.axes[0]
+    assert len(axis.get_yticklabels()) == centers
+    assert axis.get_xlabel() == "AUC on the centre's test set"
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_cross_centre_matrix_is_of_the_last_stage_and_frames_home(last: int):
+    table = rounds.cross_centers(metrics(3, last), "auc")
+    assert table["model_center"].unique().tolist() == ["c0", "c1", "c2", "shared"] and len(table) == 12
+    assert table.query("model_center == 'c1'")["value"].round(6).unique().tolist() == [round(last / 10 + 0.01, 6)]
+    axis = rounds.cross_center_matrix(table, "auc").axes[0]
+    assert axis.images[0].get_array().shape == (4, 3)
+    assert len(axis.patches) == 3
+    assert axis.get_yticklabels()[-1].get_text() == "shared model"
+
+
+@pytest.mark.parametrize(("obstacle", "difference"), [("", -0.1), ("phantoms", np.nan)])
+def test_beside_paper(obstacle: str, difference: float):
+    paper = pd.DataFrame(
+        [
+            ("nuclei", "A", "test", "VFMGL", "dice", 0.75),
+            ("nuclei", "all", "test", "VFMGL", "dice", 0.5),
+            ("nuclei", "A", "six splits", "VFMGL", "dice", 0.9),
+            ("prostate", "A", "test", "VFMGL", "dice", 0.95),
+        ],
+        columns=["task", "center", "split", "method", "metric", "value"],
+    )
+    measured = pd.DataFrame({"center": ["SiteA", "SiteZ"], "value": [0.65, 0.6]})
+    table = rounds.beside_paper(measured, paper, task="nuclei", metric="dice", obstacle=obstacle).set_index("centre")
+    assert table.loc["SiteA", "paper"] == 0.75 and np.isnan(table.loc["SiteZ", "paper"])
+    assert table.loc["SiteA", "difference"] == pytest.approx(difference, nan_ok=True)
+    assert table.loc["SiteA", "comparable"] == ("no: phantoms" if obstacle else "yes")

@@ -1,0 +1,77 @@
+"""Colours, names and saving."""
+
+import pandas as pd
+import pytest
+from matplotlib import rcParams
+from PIL import Image
+
+from vfmgl_lib.figures.style import DOUBLE, FILE_DPI, NAME_LENGTH, center_style, footnote, names, new_figure, save_figure
+
+
+def test_a_centre_keeps_its_colour_when_drawn_alone():
+    everyone = ["A", "B", "C", "D"]
+    assert center_style(["C"], everyone)["C"] == center_style(everyone)["C"]
+    assert center_style(["C"])["C"] != center_style(everyone)["C"]
+
+
+def test_eight_centres_differ_in_colour_and_marker():
+    styles = center_style([f"c{i}" for i in range(8)])
+    assert len({style["color"] for style in styles.values()}) == 8
+    assert len({style["marker"] for style in styles.values()}) == 8
+
+
+def test_unknown_centre_is_refused():
+    with pytest.raises(ValueError, match=r"\['X'\] are not among all centers \['A'\]"):
+        center_style(["X"], ["A"])
+
+
+def test_names_are_short_distinct_and_no_mathematics():
+    long = [f"University Hospital of Somewhere {i}, Department" for i in range(3)]
+    printed = names([*long, "Zürich Łódź", "$x$"])
+    assert len(set(printed.values())) == 5
+    assert all(len(printed[name]) <= NAME_LENGTH + 4 for name in long)
+    assert printed["Zürich Łódź"] == "Zürich Łódź"
+    assert printed["$x$"] == r"\$x\$"
+
+
+def test_save_writes_three_whole_files_and_the_table_comes_back(tmp_path):
+    table = pd.DataFrame({"center": ["Zürich", "B, C"], "value": [0.1 + 0.2, float("nan")], "n": [3, 4]})
+    figure = new_figure(DOUBLE, 2)
+    figure.subplots().plot([0, 1], [0, 1])
+    before = dict(rcParams)
+    returned = save_figure(figure, table, tmp_path / "new" / "folder", "name", note="Teacher: RANDOM weights")
+    assert returned is figure
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["name.csv", "name.pdf", "name.png"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "folder" / "name.csv"), table, check_exact=True)
+    with Image.open(tmp_path / "new" / "folder" / "name.png") as image:
+        assert abs(image.width - DOUBLE * FILE_DPI) <= 2
+    assert (tmp_path / "new" / "folder" / "name.pdf").read_bytes().startswith(b"%PDF")
+    assert "RANDOM weights" in figure.get_supxlabel()
+    assert dict(rcParams) == before
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        figure = new_figure(3, 2)
+        figure.subplots().plot([0, 1], [0, 1])
+        save_figure(figure, pd.DataFrame({"x": [1]}), tmp_path, name)
+    for suffix in ("png", "pdf", "csv"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes(), suffix
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    (tmp_path / "name.png").write_bytes(b"old")
+    figure = new_figure(3, 2)
+    figure.subplots().set_title("$\\unknowncommand$")
+    with pytest.raises(ValueError):
+        save_figure(figure, pd.DataFrame({"x": [1]}), tmp_path, "name")
+    assert [path.name for path in tmp_path.iterdir()] == ["name.png"]
+    assert (tmp_path / "name.png").read_bytes() == b"old"
+
+
+def test_footnotes_add_up():
+    figure = new_figure(3, 2)
+    footnote(figure, "first")
+    footnote(figure, "")
+    footnote(figure, "costs 5 $")
+    assert figure.get_supxlabel() == "first\ncosts 5 \\$"
