@@ -67,17 +67,17 @@ class MetaNetworks(nn.Module):
 
 
 class TeacherBatch:
-    """The teacher's features of one batch, with the teacher-only terms of the matching loss computed once per student size."""
+    """The teacher's features of one batch, with the teacher-only terms of the matching loss computed once per student stage."""
 
     def __init__(self, stacks: list[Tensor]):
         self.stacks = stacks
         self._terms: dict[tuple[int, ...], TeacherTerms] = {}
 
-    def at(self, stack: int, size: tuple[int, int]) -> TeacherTerms:
-        """The terms of one stack for a student stage of this (H, W)."""
-        key = (stack, *size)
+    def terms(self, stack: int, stage_map: Tensor) -> TeacherTerms:
+        """The terms of one stack for a student stage (B, C_n, H, W)."""
+        key = (stack, *stage_map.shape[1:])
         if key not in self._terms:
-            self._terms[key] = prepare_teacher(self.stacks[stack], size)
+            self._terms[key] = prepare_teacher(self.stacks[stack], stage_map.shape[2:], stage_map.shape[1])
         return self._terms[key]
 
 
@@ -107,7 +107,7 @@ class TransferModel(nn.Module):
             for n, (stage, stage_map) in enumerate(zip(self.student.stage_channels, maps, strict=True)):
                 key = f"{k}_{stage}"
                 loss = loss + pair_matching(
-                    teacher.at(k, stage_map.shape[-2:]),
+                    teacher.terms(k, stage_map),
                     stage_map,
                     self.weight[key],
                     self.bias[key],

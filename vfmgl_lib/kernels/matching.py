@@ -12,7 +12,8 @@ up() is bilinear (align_corners=False) and therefore linear: up(T) = A_h T A_w^T
 
 Nothing of size C_t x H x W is built: at 112 x 112 the direct form holds M C_t H W = 38.5 M floats a sample for ViT-B, the Gram form
 M C_t (g^2 + C_n) = 1 M. All M blocks stack into one (M C_t)-channel operand, so a stage costs one cross-Gram, one Gram and one
-product. Where the student's map is small (H W of the order of C_n) P S itself is cheaper and is formed directly, at the student's size.
+product. Where the student's map is small (H W of the order of C_n) P S itself is cheaper and is formed directly; where the teacher's
+grid is the finer one, C is formed at the student's size.
 Both forms are plain torch and differentiable twice, which the bilevel step of HGKT needs.
 """
 
@@ -24,6 +25,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PASSES = 64  # forward, backward and double backward, float32, CPU: the forms break even between 20 and 64 (benchmarks/matching.py)
 
 
 def pair_matching_reference(
@@ -39,15 +42,17 @@ def pair_matching_reference(
 
 @dataclass(frozen=True)
 class TeacherTerms:
-    """What `pair_matching` needs of the teacher at one student size; constant over a step, so prepared once (`prepare_teacher`).
+    """What `pair_matching` needs of the teacher for one student stage; constant over a step, so prepared once (`prepare_teacher`).
 
     Attributes:
-        operand: (B, M*C_t, L) teacher maps: on their own grid (L = g*g), or resized to the student's size (L = H*W) where that is smaller.
+        form: "gram" or "direct" (`matching_form`).
+        operand: (B, M*C_t, L) teacher maps: for the Gram form on the smaller of the two grids, for the direct form at the student's size.
         square: (B, M*C_t) mean_hw up(T)^2.
         mean: (B, M*C_t) mean_hw up(T).
-        blocks: M.  size: (H, W) of the student stage.  grid: g.  on_grid: whether `operand` is on the teacher's grid.
+        blocks: M.  size: (H, W) of the student stage.  grid: g.
     """
 
+    form: str
     operand: Tensor
     square: Tensor
     mean: Tensor
@@ -56,38 +61,47 @@ class TeacherTerms:
     grid: int
 
     @property
-    def on_grid(self) -> bool:
-        return self.grid**2 < self.size[0] * self.size[1]
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """(B, M, C_t)."""
         return self.operand.shape[0], self.blocks, self.operand.shape[1] // self.blocks
 
 
-def prepare_teacher(teacher: Tensor, size: tuple[int, int]) -> TeacherTerms:
+def matching_form(grid: int, size: tuple[int, int], student_channels: int) -> str:
+    """Which form `pair_matching` takes at these sizes: "gram" or "direct", whichever costs less.
+
+    Per sample and teacher channel the Gram form takes C_n (L + C_n) products, L = min(g^2, H W), the direct form H W C_n products and
+    several passes over an (M C_t, H W) map, which were measured to weigh as much as `PASSES` products a pixel.
+    """
+    pixels = size[0] * size[1]
+    gram = student_channels * (min(grid**2, pixels) + student_channels)
+    return "gram" if gram < pixels * (student_channels + PASSES) else "direct"
+
+
+def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: int) -> TeacherTerms:
     """The teacher-only terms of the matching loss.
 
     Args:
         teacher: (B, M, C_t, g, g), frozen teacher maps (no gradient is propagated to them).
         size: (H, W) of the student stage.
+        student_channels: C_n of the student stage.
     Raises: ValueError: if the maps are not square or the tensor has another number of axes.
     """
     if teacher.dim() != 5 or teacher.shape[-1] != teacher.shape[-2]:
         raise ValueError(f"teacher must be (B, M, C_t, g, g), got {tuple(teacher.shape)}")
-    teacher = teacher.detach()
+    teacher, size = teacher.detach(), (int(size[0]), int(size[1]))
     grid, blocks = teacher.shape[-1], teacher.shape[1]
-    stacked = teacher.flatten(1, 2)  # (B, M*C_t, g, g)
-    if grid**2 < size[0] * size[1]:
-        rows, columns = (_interpolation(side, grid, stacked.dtype, stacked.device) for side in size)
+    form = matching_form(grid, size, student_channels)
+    if form == "gram" and grid**2 < size[0] * size[1]:
+        maps = teacher.flatten(1, 2)  # (B, M*C_t, g, g)
+        rows, columns = (_interpolation(side, grid, maps.dtype, maps.device) for side in size)
         # <up T, up T> = <T, (A_h^T A_h) T (A_w^T A_w)>: the squared map is summed without being built.
-        smoothed = (rows.mT @ rows) @ stacked @ (columns.mT @ columns)
-        square = (stacked * smoothed).sum((-2, -1)) / (size[0] * size[1])
-        mean = torch.einsum("bchw,h,w->bc", stacked, rows.mean(0), columns.mean(0))
+        smoothed = (rows.mT @ rows) @ maps @ (columns.mT @ columns)
+        square = (maps * smoothed).sum((-2, -1)) / (size[0] * size[1])
+        mean = torch.einsum("bchw,h,w->bc", maps, rows.mean(0), columns.mean(0))
     else:
-        stacked = _upsample(teacher, size).flatten(1, 2)
-        square, mean = stacked.square().mean((-2, -1)), stacked.mean((-2, -1))
-    return TeacherTerms(stacked.flatten(2), square, mean, blocks, (int(size[0]), int(size[1])), grid)
+        maps = _upsample(teacher, size).flatten(1, 2)
+        square, mean = maps.square().mean((-2, -1)), maps.mean((-2, -1))
+    return TeacherTerms(form, maps.flatten(2), square, mean, blocks, size, grid)
 
 
 def pair_matching(
@@ -101,7 +115,7 @@ def pair_matching(
     """Pair-weighted feature matching of HGKT, in Gram form where that is cheaper (see `matching_form`).
 
     Args:
-        teacher: (B, M, C_t, g, g), frozen teacher maps, M teacher blocks; or what `prepare_teacher` made of them for this size.
+        teacher: (B, M, C_t, g, g), frozen teacher maps, M teacher blocks; or what `prepare_teacher` made of them for this stage.
         student: (B, C_n, H, W), one student stage.
         weight: (M, C_t, C_n), the 1x1 projections.
         bias: (M, C_t).
@@ -110,52 +124,36 @@ def pair_matching(
     Returns: (B,) loss per sample, dimensionless, without the factor beta. Full float32 products are assumed (TF32 off).
     Raises: ValueError: if a spatial or channel size does not fit; the message names both shapes.
     """
-    terms = teacher if isinstance(teacher, TeacherTerms) else prepare_teacher(teacher, student.shape[-2:])
+    terms = teacher if isinstance(teacher, TeacherTerms) else prepare_teacher(teacher, student.shape[-2:], student.shape[1])
     _check_shapes(terms.shape, student, weight, bias, channel_weights, pair_weights)
     if tuple(student.shape[-2:]) != terms.size:
         raise ValueError(f"teacher terms were prepared for {terms.size}, the student stage is {tuple(student.shape[-2:])}")
     projection, offset = weight.flatten(0, 1), bias.flatten()  # (M*C_t, C_n), (M*C_t,)
     pixels = student.flatten(2)  # (B, C_n, H*W)
-    if matching_form(terms, student.shape[1]) == "gram":
+    if terms.form == "gram":
         gram = pixels @ pixels.mT / pixels.shape[-1]  # (B, C_n, C_n)
         cross = terms.operand @ _pull_back(student, terms).mT  # (B, M*C_t, C_n)
         quadratic = ((projection @ gram - 2 * cross) * projection).sum(-1)
         linear = offset * (pixels.mean(-1) @ projection.mT - terms.mean)
         distances = terms.square + quadratic + 2 * linear + offset.square()
     else:
-        target = terms.operand if not terms.on_grid else _upsample_operand(terms)
-        distances = (target - offset[:, None] - projection @ pixels).square().mean(-1)
+        distances = (terms.operand - offset[:, None] - projection @ pixels).square().mean(-1)
     scale = pair_weights[..., None] * channel_weights  # (B, M, C_t)
     return (scale.flatten(1) * distances).sum(1)
 
 
-def matching_form(terms: TeacherTerms, student_channels: int) -> str:
-    """Which form `pair_matching` takes at these sizes: "gram" or "direct", whichever multiplies less.
-
-    Per sample and teacher channel the direct form costs C_n H W products, the Gram form C_n L + C_n^2 (L = min(g^2, H W)), and the
-    direct form must hold up(T) at the student's size as well.
-    """
-    pixels = terms.size[0] * terms.size[1]
-    gram = student_channels * (min(terms.grid**2, pixels) + student_channels)
-    return "gram" if gram < student_channels * pixels else "direct"
-
-
 def _pull_back(student: Tensor, terms: TeacherTerms) -> Tensor:
     """(B, C_n, L): the student stage on the grid of `terms.operand`, by the adjoint of the interpolation, divided by H*W."""
-    if terms.on_grid:
+    pixels = terms.size[0] * terms.size[1]
+    if terms.operand.shape[-1] != pixels:
         rows, columns = (_interpolation(side, terms.grid, student.dtype, student.device) for side in terms.size)
         student = rows.mT @ student @ columns
-    return student.flatten(2) / (terms.size[0] * terms.size[1])
+    return student.flatten(2) / pixels
 
 
 def _upsample(teacher: Tensor, size: tuple[int, int]) -> Tensor:
     resized = F.interpolate(teacher.flatten(0, 1), size=tuple(size), mode="bilinear", align_corners=False)
     return resized.unflatten(0, teacher.shape[:2])
-
-
-def _upsample_operand(terms: TeacherTerms) -> Tensor:
-    maps = terms.operand.unflatten(-1, (terms.grid, terms.grid))
-    return F.interpolate(maps, size=terms.size, mode="bilinear", align_corners=False).flatten(2)
 
 
 @lru_cache(maxsize=64)
