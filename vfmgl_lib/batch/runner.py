@@ -294,7 +294,10 @@ def last_lines(text: str) -> str:
 def write_html(notebook: Path, target: Path) -> None:
     """Writes an executed notebook as one HTML file with its figures in it."""
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # it asks for alternative text at every figure
-    body, _ = HTMLExporter().from_filename(str(notebook), resources={"metadata": {"name": target.stem}})
+    exporter = HTMLExporter()
+    # A progress bar rewrites its line; without this every state of it becomes a line of the page.
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
+    body, _ = exporter.from_filename(str(notebook), resources={"metadata": {"name": target.stem}})
     write_text(target, body)
 
 

@@ -1,0 +1,235 @@
+"""How the centres fare over the federated rounds, and what the last round's models do elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from vfmgl_lib.figures.style import (
+    ACCENT,
+    DOUBLE,
+    FAINT,
+    MM,
+    MUTED,
+    SEQUENTIAL,
+    center_style,
+    footnote,
+    grid,
+    journal,
+    names,
+    new_figure,
+    share_legend,
+    text_on,
+    whole_numbers,
+)
+
+TITLES = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "dice": "Dice (foreground)",
+    "dice_mean_of_classes": "Dice (mean of background and foreground)",
+}
+MODELS = ("trivial", "untrained", "first round", "last round")
+MODEL_STYLE = {
+    "trivial": {"marker": "|", "color": "#333333", "markersize": 13, "markeredgewidth": 1.5},
+    "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 8},
+    "first round": {"marker": "o", "color": "#56B4E9", "markersize": 5},
+    "last round": {"marker": "D", "color": "#0072B2", "markersize": 5},
+}
+
+
+def own_models(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric of every local model on its own centre, after each round's last stage (untrained in round 0).
+
+    Args:
+        metrics: a study's table.
+    Returns: round, center, split, stage, value (NaN where undefined), n, reason.
+    """
+    own = metrics[(metrics["metric"] == metric) & (metrics["model_center"] == metrics["test_center"])]
+    later = own.assign(place=own["stage"].map({"untrained": 0, "I": 1, "II": 2})).sort_values(["round", "place"])
+    last = later.drop_duplicates(["round", "test_center", "split"], keep="last").rename(columns={"test_center": "center"})
+    return last[["round", "center", "split", "stage", "value", "n", "reason"]].reset_index(drop=True)
+
+
+def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Trivial baseline, untrained student, first and last round on every centre's test set.
+
+    Args:
+        metrics: a study's table.  trivial: rows of `study.trivial_baseline`.
+    Returns: center, model (one of `MODELS`), value, n, reason; in a study of one round first and last are the same round.
+    """
+    own = own_models(metrics, metric)
+    own = own[own["split"] == "test"]
+    last = own["round"].max()
+    base = trivial[(trivial["metric"] == metric) & (trivial["split"] == "test")].rename(columns={"test_center": "center"})
+    parts = [base, *(own[own["round"] == number] for number in (0, 1, last))]
+    named = [part.assign(model=model) for part, model in zip(parts, MODELS, strict=True)]
+    return pd.concat(named, ignore_index=True)[["center", "model", "value", "n", "reason"]]
+
+
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """A `comparison` with one row a centre, one column a model, their mean as last row and the gain over the untrained student."""
+    wide = table.pivot(index="center", columns="model", values="value").reindex(columns=list(MODELS))
+    wide.loc["mean"] = wide.mean()
+    wide["gain over untrained"] = wide["last round"] - wide["untrained"]
+    return wide.rename_axis(index="centre", columns=None)
+
+
+def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metric: str, obstacle: str = "") -> pd.DataFrame:
+    """Paper | measured | difference per centre.
+
+    Args:
+        measured: center, value.
+        paper: data_manifests/paper_results.csv.
+        metric: the metric's name in `paper`.
+        obstacle: why the two cannot be compared, e.g. "phantoms"; then no difference is given.
+    Returns: centre, paper, measured, difference, comparable. Centres are matched by name, with or without "Site" before it.
+    """
+    chosen = (paper["task"] == task) & (paper["metric"] == metric) & (paper["split"] == "test") & (paper["method"] == "VFMGL")
+    values = paper[chosen & (paper["center"] != "all")].set_index("center")["value"].astype(float)
+    table = pd.DataFrame({"centre": measured["center"], "measured": measured["value"]})
+    table.insert(1, "paper", [values.get(c.removeprefix("Site"), np.nan) for c in measured["center"]])
+    table["difference"] = np.nan if obstacle else table["measured"] - table["paper"]
+    missing = np.where(table["paper"].isna(), "no: the paper has no such centre", "yes")
+    table["comparable"] = f"no: {obstacle}" if obstacle else missing
+    return table
+
+
+def cross_centers(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, value, n, reason."""
+    last = metrics[(metrics["round"] == metrics["round"].max()) & (metrics["metric"] == metric) & (metrics["split"] == "test")]
+    final = last.assign(place=last["stage"].map({"I": 1, "II": 2, "shared": 3})).sort_values("place")
+    table = final.drop_duplicates(["model_center", "test_center"], keep="last")
+    order = table.assign(shared=table["model_center"] == "shared").sort_values(["shared", "model_center", "test_center"])
+    return order[["model_center", "test_center", "value", "n", "reason"]].reset_index(drop=True)
+
+
+@journal
+def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[str] | None = None) -> Figure:
+    """A metric over the rounds on validation and test sets, a line a centre; round 0 is the untrained student.
+
+    Args:
+        table: from `own_models`.
+    """
+    splits = [split for split in ("val", "test") if (table["split"] == split).any()]
+    titles = {"val": "validation", "test": "test (reported only, never chosen on)"}
+    styles, printed = center_style(table["center"], all_centers), names(sorted(table["center"].unique()))
+    figure = new_figure(DOUBLE if len(splits) == 2 else 120 * MM, 70 * MM)
+    axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    for axis, split in zip(axes, splits, strict=True):
+        for center, line in table[table["split"] == split].sort_values("round").groupby("center"):
+            axis.plot(line["round"], line["value"], label=printed[center], **styles[center])
+        axis.set(title=titles[split], xlabel="round (0: untrained)")
+        axis.set_xlim(table["round"].min() - 0.3, table["round"].max() + 0.3)
+        whole_numbers(axis)
+        grid(axis)
+        if metric == "auc":
+            axis.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+            axis.annotate(
+                "chance",
+                (1, 0.5),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=6,
+                color=MUTED,
+            )
+    axes[0].set_ylabel(TITLES.get(metric, metric))
+    axes[0].set_ylim(-0.03, 1.03)
+    share_legend(figure, axes[0])
+    footnote(figure, _missing(table, printed, ["split"]))
+    return figure
+
+
+@journal
+def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
+    """Trivial baseline, untrained student, first and last round per centre on the test sets.
+
+    Args:
+        table: from `comparison`.
+    """
+    centers = sorted(table["center"].unique())
+    printed = names(centers)
+    figure = new_figure(DOUBLE, (28 + 8 * len(centers)) * MM)
+    axis = figure.subplots()
+    for place, center in enumerate(centers):
+        rows = table[table["center"] == center].set_index("model")["value"].reindex(list(MODELS))
+        ends = rows[["untrained", "last round"]]
+        axis.plot(ends, [place, place], color=FAINT, linewidth=2.5, zorder=1, solid_capstyle="round")
+        undefined = [model for model in MODELS if np.isnan(rows[model])]
+        if undefined:
+            axis.text(
+                1.01,
+                place,
+                "undefined: " + ", ".join(undefined),
+                va="center",
+                fontsize=6,
+                color=MUTED,
+                transform=axis.get_yaxis_transform(),
+            )
+        # The open ring is the largest and undermost, the thin bar is on top: equal values stay visible.
+        for layer, model in enumerate((*MODELS[1:], MODELS[0])):
+            label = model if place == 0 else None
+            axis.plot(rows[model], place, linestyle="none", label=label, zorder=2 + layer, **MODEL_STYLE[model])
+    axis.set(yticks=range(len(centers)), yticklabels=[printed[c] for c in centers], ylim=(len(centers) - 0.4, -0.6))
+    axis.set(xlabel=f"{TITLES.get(metric, metric)} on the centre's test set", xlim=(-0.02, 1.02))
+    if metric == "auc":
+        axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    grid(axis, "x")
+    share_legend(figure, axis)
+    footnote(figure, _missing(table, printed, ["model"]))
+    return figure
+
+
+@journal
+def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
+    """Every model of the last round (rows) on every centre's test set (columns); a frame marks a model at home.
+
+    Args:
+        table: from `cross_centers`.
+    """
+    centers = sorted(table["test_center"].unique())
+    models = list(dict.fromkeys(table["model_center"]))
+    printed = names(centers) | {"shared": "shared model"}
+    values = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=centers)
+    numbers = values.to_numpy(dtype=float)
+    known = numbers[np.isfinite(numbers)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+    high = high if high > low else low + 1e-6
+    cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad="#EDEDED")
+    figure = new_figure(min(DOUBLE, (52 + 17 * len(centers)) * MM), (30 + 9 * len(models)) * MM)
+    axis = figure.subplots()
+    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(numbers):
+        color = text_on(cmap, (value - low) / (high - low)) if np.isfinite(value) else MUTED
+        axis.text(column, row, f"{value:.2f}" if np.isfinite(value) else "n/a", ha="center", va="center", color=color)
+        if models[row] == centers[column]:
+            axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=ACCENT, linewidth=1.6))
+    tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, centers)) > 6 else {}
+    axis.set_xticks(range(len(centers)), [printed[c] for c in centers], **tilt)
+    axis.set_yticks(range(len(models)), [printed.get(m, m) for m in models])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set(xlabel="test set of centre", ylabel="model trained at centre")
+    figure.colorbar(picture, ax=axis, shrink=0.9, label=TITLES.get(metric, metric))
+    footnote(figure, _missing(table.rename(columns={"test_center": "center"}), printed, []))
+    return figure
+
+
+def _missing(table: pd.DataFrame, printed: dict[str, str], about: list[str]) -> str:
+    """One sentence a reason: where a value is missing and why."""
+    rows = table[table["value"].isna()].assign(reason=lambda t: t["reason"].replace("", "no reason recorded"))
+    sentences = []
+    for reason, group in rows.groupby("reason"):
+        places = [", ".join([printed[key[0]], *map(str, key[1:])]) for key, _ in group.groupby(["center", *about])]
+        shown = "; ".join(places[:6]) + ("; …" if len(places) > 6 else "")
+        sentences.append(f"Not defined ({reason}): {shown}.")
+    return " ".join(sentences)

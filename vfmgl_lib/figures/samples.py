@@ -1,0 +1,75 @@
+"""Tables made from images: what the figures of heterogeneity and of DDBL's batches draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from vfmgl_lib.data.images import decode_mask
+from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.manifest import Manifest
+
+CHANNELS = ("red", "green", "blue")
+BINS = 64
+
+
+def read_samples(manifest: Manifest, ids: pd.Series | list[str], image_size: int) -> pd.DataFrame:
+    """Images by id, resized as the student gets them.
+
+    Args:
+        ids: of the manifest, in the order wanted.
+        image_size: S, pixels.
+    Returns: columns id, center, split, label (class name; "" for a segmentation), image (S, S, 3) float32 in [0, 1],
+        mask (S, S) bool (None for a classification).
+    Raises: KeyError: an id the manifest does not have.
+    """
+    table = manifest.table.set_index("id", drop=False).loc[list(ids)].reset_index(drop=True)
+    data = ImageDataset(manifest, table, image_size, cache_bytes=0)
+    segmentation = manifest.task_kind == "segmentation"
+    rows = []
+    for place, row in enumerate(table.itertuples()):
+        item = data[place]
+        image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
+        label = "" if segmentation else manifest.classes[row.label]
+        rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))
+    return pd.DataFrame(rows, columns=["id", "center", "split", "label", "image", "mask"])
+
+
+def color_profile(samples: pd.DataFrame) -> pd.DataFrame:
+    """Distribution of pixel values per centre and channel; one channel "grey" where all images are grey.
+
+    Args:
+        samples: from `read_samples`.
+    Returns: center, channel, value (middle of a bin, 0 to 1), density (integrates to 1 over value).
+    """
+    grey = all((image == image[..., :1]).all() for image in samples["image"])
+    edges = np.linspace(0, 1, BINS + 1)
+    rows = []
+    for center, group in samples.groupby("center"):
+        pixels = np.concatenate([image.reshape(-1, 3) for image in group["image"]])
+        for place, channel in enumerate(("grey",) if grey else CHANNELS):
+            density, _ = np.histogram(pixels[:, place], bins=edges, density=True)
+            rows += [(center, channel, *pair) for pair in zip((edges[:-1] + edges[1:]) / 2, density, strict=True)]
+    return pd.DataFrame(rows, columns=["center", "channel", "value", "density"])
+
+
+def image_statistics(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per image: id, center, brightness (mean of all pixels) and contrast (their standard deviation), both 0 to 1."""
+    values = [(image.mean(dtype=np.float64), image.std(dtype=np.float64)) for image in samples["image"]]
+    return samples[["id", "center"]].join(pd.DataFrame(values, columns=["brightness", "contrast"], index=samples.index))
+
+
+def sample_counts(manifest: Manifest) -> pd.DataFrame:
+    """Per centre and split: center, split, images, patients and positive_share.
+
+    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation).
+    """
+    table = manifest.table
+    if manifest.task_kind == "classification":
+        positive = (table["label"] == 1).astype(float)
+    else:
+        masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
+        positive = pd.Series([decode_mask(manifest.root / mask, mask).mean() for mask in masks], index=table.index)
+    groups = table.assign(positive=positive).groupby(["center", "split"], sort=True)
+    return groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean")).reset_index()

@@ -1,0 +1,197 @@
+"""What all figures share: journal widths, colours that survive colour blindness and grey print, names, saving.
+
+Centres keep one colour and one marker through all figures: they go by the position among the names of all centres, so a figure
+of some centres only is given the names of all (`all_centers`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vfmgl_lib.files import write_text
+
+MM = 1 / 25.4
+SINGLE, DOUBLE = 89 * MM, 183 * MM  # a journal's column and page width, inches
+SCREEN_DPI, FILE_DPI = 150, 200
+NAME_LENGTH = 16  # longer names are shortened in the middle
+
+# Okabe and Ito 2008, without yellow (too light for lines on white); grey is the eighth.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+SEQUENTIAL = "viridis"  # perceptually uniform
+ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
+
+# Tried in this order, glyph by glyph; what is not installed is left out, because matplotlib warns at every text otherwise.
+FONTS = ("Arial", "Liberation Sans", "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei")
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+
+STYLE = {
+    "font.family": [name for name in FONTS if name in _INSTALLED],
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "figure.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.6,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+}
+P = ParamSpec("P")
+
+
+def journal(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws the figure in this style, whatever style is active outside."""
+
+    @functools.wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+    """An empty figure, sizes in inches; unknown to pyplot, so a notebook shows it once and memory is freed with it."""
+    return Figure(figsize=(width, height), layout=layout, dpi=SCREEN_DPI)
+
+
+def panel_grid(
+    count: int, *, per_row: int = 4, panel: float = 42 * MM, extra: float = 10 * MM, **share: object
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` equal panels, at most `per_row` in a row; `panel` high each, inches."""
+    columns = min(count, per_row)
+    rows = math.ceil(count / per_row)
+    width = SINGLE if columns == 1 else DOUBLE
+    figure = new_figure(width, rows * panel + extra)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def names(centers: Iterable[str]) -> dict[str, str]:
+    """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics."""
+    printed: dict[str, str] = {}
+    for center in centers:
+        text = center if len(center) <= NAME_LENGTH else f"{center[: NAME_LENGTH - 6]}…{center[-5:]}"
+        same = sum(other.split("\u2009#")[0] == text for other in printed.values())
+        printed[center] = f"{text}\u2009#{same + 1}" if same else text
+    return {center: text.replace("$", r"\$") for center, text in printed.items()}
+
+
+def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+    """Center -> colour and marker as keywords of `Axes.plot`.
+
+    Args:
+        centers: those drawn.
+        all_centers: those of the task, which the colours go by; None: those drawn are all.
+    Raises: ValueError: if a drawn centre is not among all.
+    """
+    everyone = sorted(set(all_centers if all_centers is not None else centers))
+    unknown = sorted(set(centers) - set(everyone))
+    if unknown:
+        raise ValueError(f"centers {unknown} are not among all centers {everyone}")
+    order = {center: place for place, center in enumerate(everyone)}
+    return {c: {"color": COLORS[order[c] % len(COLORS)], "marker": MARKERS[order[c] % len(MARKERS)]} for c in sorted(set(centers))}
+
+
+def whole_numbers(axis: Axes) -> None:
+    """Ticks of the x axis at whole numbers only: rounds have no halves."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
+
+
+def grid(axis: Axes, which: str = "y") -> None:
+    """Faint lines across one axis."""
+    axis.grid(True, axis=which)
+
+
+def share_legend(figure: Figure, axis: Axes, columns: int = 8) -> None:
+    """One legend for all panels, above them, from the entries of one."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), handletextpad=0.4, columnspacing=1.4)
+
+
+def text_on(cmap: matplotlib.colors.Colormap, share: float) -> str:
+    """Black or white, whichever is read better on `cmap(share)`, share in [0, 1]."""
+    red, green, blue, _ = cmap(float(np.clip(share, 0, 1)))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Adds a paragraph in small print under the panels."""
+    if not text:
+        return
+    wrapped = textwrap.fill(text.replace("$", r"\$"), int(figure.get_figwidth() / MM * 0.92))
+    text = "\n".join(filter(None, [figure.get_supxlabel(), wrapped]))
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=5.5, color=MUTED, linespacing=1.3)
+
+
+def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> Figure:
+    """Writes name.png (200 dpi), name.pdf and name.csv, the numbers the figure shows; each file whole or not at all.
+
+    Args:
+        table: tidy; columns that hold arrays must have been dropped.
+        folder: made if missing.
+        note: small print under the figure, e.g. the teacher: outputs of a random one must say so.
+    Returns: the figure, so that a cell can end with this call and show it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        footnote(figure, note)
+        with _whole_file(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=FILE_DPI, metadata={"Software": None})
+        with _whole_file(folder / f"{name}.pdf") as file:
+            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    return figure
+
+
+def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> pd.DataFrame:
+    """Writes name.csv, whole or not at all; returns the table."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    return table
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
