@@ -117,6 +117,20 @@ class Workspace:
     folder: Path
     warnings: tuple[str, ...]
 
+    def describe(self) -> pd.Series:
+        """What a run is made of, in words: for the top of a notebook."""
+        settings = self.settings
+        lines = {
+            "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
+            "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
+            "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
+            "teacher": f"{settings.teacher.source}, {settings.teacher.grid} tokens a side",
+            "software": f"vfmgl_lib {__version__}, torch {torch.__version__}",
+            "device": f"{settings.device}, {torch.get_num_threads()} threads",
+            "results": str(self.folder),
+        }
+        return pd.Series(lines, name="this run")
+
     def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None) -> Study:
         """Runs or loads the study of one method, on all centres or on some."""
         chosen = tuple(centers) if centers is not None else None
