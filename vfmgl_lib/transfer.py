@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vfmgl_lib.config import TransferSettings
+from vfmgl_lib.kernels.convolution import twice_differentiable_convolutions
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
 from vfmgl_lib.models.students import Student
 
@@ -210,12 +211,13 @@ class HGKT:
         for step in range(settings.inner_steps + 1):
             leaves = [p.requires_grad_() for p in (q.detach() for q in position)]
             parameters = dict(zip(names, leaves, strict=True)), buffers
-            if step < settings.inner_steps:
-                _, match = functional_call(self.model, parameters, (images, teacher, halves, False))
-                loss = settings.beta * match.mean()
-            else:
-                loss = self.task_loss(functional_call(self.model, parameters, (images, None, None))[0], target)
-            gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            with twice_differentiable_convolutions():
+                if step < settings.inner_steps:
+                    _, match = functional_call(self.model, parameters, (images, teacher, halves, False))
+                    loss = settings.beta * match.mean()
+                else:
+                    loss = self.task_loss(functional_call(self.model, parameters, (images, None, None))[0], target)
+                gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
             reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
             trajectory.append((leaves, [gradients[index] for index in reached], reached))
             with torch.no_grad():
