@@ -50,6 +50,7 @@ class TeacherSettings(Settings):
     grid: int = Field(ge=1, description="tokens along a side; 16 in the paper's FLOP count, 64 in the released code")
     image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
     blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")
+    cache_gib: float = Field(ge=0, description="disk for features of all teachers, GiB; 0: computed anew in every epoch")
 
 
 class StudentSettings(Settings):

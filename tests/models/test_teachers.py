@@ -107,6 +107,15 @@ def test_frozen_for_good():
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "vit_tiny_patch16_224"])
+def test_the_features_of_an_image_do_not_depend_on_its_batch(name):
+    teacher = load_teacher(f"random:{name}", grid=8)
+    images = torch.rand(16, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    for size in (1, 3, 5):
+        parts = [teacher(part) for part in images.split(size)]
+        assert all(torch.equal(torch.cat(stack), whole) for *stack, whole in zip(*parts, teacher(images), strict=True))
+
+
 def test_random_weights_are_said_and_repeatable():
     one, other = (load_teacher("random:vit_tiny_patch16_224", grid=2) for _ in range(2))
     assert "RANDOM" in one.description and one.identity == other.identity

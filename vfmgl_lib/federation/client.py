@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.strategies import METHODS, Update
@@ -53,6 +54,7 @@ class Client:
         teacher: the frozen teacher, or None for a method without transfer.
         data: the centre's training set.
         device: where it trains.
+        cache: of the teacher's features; changes no number.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Client:
         teacher: Teacher | None,
         data: ImageDataset,
         device: torch.device,
+        cache: FeatureCache | None = None,
     ):
-        self.center, self.settings, self.data, self.device = center, settings, data, device
+        self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
+        self._image_hashes = data.table["sha256"].tolist()
         self.strategy = METHODS[settings.method]
         self.student, self.teacher = student.to(device), teacher
         self.task_loss = TASK_LOSSES[settings.loss]
@@ -137,7 +141,8 @@ class Client:
         set_training_mode(self.student)
         for images, target, batch, held_out in self._stage_one_batches(round_number):
             if self.hgkt and self.teacher:
-                stacks = self.teacher(batch["teacher_image"].to(self.device))
+                hashes = [self._image_hashes[row] for row in batch["row"].tolist()]
+                stacks = teacher_stacks(self.teacher, batch["teacher_image"].to(self.device), hashes, self.cache)
                 record = self.hgkt.step(images, target, stacks, held_out)
                 weight_sum = weight_sum + record.pair_weights.sum(0)
                 records.append(record)

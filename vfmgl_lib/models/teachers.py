@@ -93,12 +93,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Frozen maps of a batch.
+        """Frozen maps of a batch, each image by itself: computed together, their last bits would depend on the size of the batch.
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1]; resized to the teacher's side if needed, then normalised as the teacher expects.
         Returns: stacks (B, M, C_t, g, g): one of all blocks for a ViT (through its final norm), one per level (M = 1) for a CNN.
         """
+        return [torch.cat(parts) for parts in zip(*map(self._maps, images.split(1)), strict=True)]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         side = (self.image_size, self.image_size)
         if tuple(images.shape[-2:]) != side:
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=False, antialias=True)
