@@ -263,6 +263,15 @@ def test_trivial_baseline_reports_every_centre(finished):
     assert table[table["metric"].isin(["auc", "dice"])]["value"].between(0, 1).all()
 
 
+def test_what_a_run_proves_is_said_first(tmp_path, finished):
+    workspace, _ = finished
+    described = workspace.describe()
+    assert described.index[0] == "read this first"
+    assert "PHANTOM images and a teacher with RANDOM weights: this run shows that the code works" in described.iloc[0]
+    own = _workspace(tmp_path, workspace.settings.task, data=workspace.manifest.root, teacher="resnet18=file.safetensors")
+    assert "read this first" not in own.describe()
+
+
 def test_a_bar_shows_the_time_left(tmp_path, capsys):
     started = time.perf_counter()
     _workspace(tmp_path, federation__rounds=1).run("local")

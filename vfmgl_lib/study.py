@@ -33,6 +33,7 @@ from vfmgl_lib import __version__
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import ConfigError, StudySettings, load_settings
+from vfmgl_lib.data.feature_cache import GIB, FeatureCache
 from vfmgl_lib.data.layouts import read_layout, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, check_manifest, write_manifest
@@ -116,11 +117,15 @@ class Workspace:
     manifest: Manifest
     folder: Path
     warnings: tuple[str, ...]
+    on_phantoms: bool
 
     def describe(self) -> pd.Series:
         """What a run is made of, in words: for the top of a notebook."""
         settings = self.settings
-        lines = {
+        doubts = ["PHANTOM images"] * self.on_phantoms + ["a teacher with RANDOM weights"] * settings.teacher.source.startswith("random:")
+        proves = "this run shows that the code works, nothing about the paper's claims"
+        lines = {"read this first": f"{' and '.join(doubts)}: {proves}"} if doubts else {}
+        lines |= {
             "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
             "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
             "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
@@ -138,6 +143,7 @@ class Workspace:
             self.settings.model_copy(update={"method": method, "centers": chosen}),
             self.manifest,
             self.folder / "studies",
+            teacher_cache=self.folder.parents[1] / "teacher_cache",
         )
 
 
@@ -181,10 +187,10 @@ def open_workspace(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(settings, manifest, folder, tuple(warnings))
+    return Workspace(settings, manifest, folder, tuple(warnings), on_phantoms=not data)
 
 
-def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True) -> Study:
+def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
     """Runs a study, goes on with an interrupted one, or loads a complete one.
 
     Args:
@@ -192,6 +198,7 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         manifest: the samples; with `settings.centers` only those centres take part.
         folder: where studies lie; this one's folder is made in it.
         progress: show a bar over all batches, with the time left.
+        teacher_cache: folder of teacher features that all studies share, up to `teacher.cache_gib`; None: no cache. It changes no number.
     Returns: the complete study.
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
         RuntimeError: another process is running this very study.
@@ -213,7 +220,7 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         if (folder / COMPLETE).is_file():
             log.info("loaded the complete study %s", folder.name)
         else:
-            _train(study, teacher, progress)
+            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
     return study
 
 
@@ -229,7 +236,7 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def _train(study: Study, teacher: Teacher | None, progress: bool) -> None:
+def _train(study: Study, teacher: Teacher | None, progress: bool, cache: FeatureCache | None) -> None:
     """All rounds that are missing, then the study's tables."""
     settings, folder = study.settings, study.folder
     device = torch.device(settings.device)
@@ -237,7 +244,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool) -> None:
     datasets = {center: _datasets(study, center, teacher) for center in study.manifest.centers}
     students = {center: _new_student(settings) for center in [*study.manifest.centers, "shared model"]}
     shared = students.pop("shared model").to(device)
-    clients = [Client(center, settings, student, teacher, datasets[center]["train"], device) for center, student in students.items()]
+    clients = [Client(center, settings, student, teacher, datasets[center]["train"], device, cache) for center, student in students.items()]
     unit = scoring_unit(study.manifest.table, settings.is_segmentation)
     evaluation = RoundEvaluation(settings, datasets, unit, device)
 
@@ -293,6 +300,13 @@ def _teacher(settings: StudySettings) -> Teacher | None:
     chosen = settings.teacher
     teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
     return teacher.to(torch.device(settings.device))
+
+
+def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
+    if teacher is None or folder is None or not settings.teacher.cache_gib:
+        return None
+    limit = int(settings.teacher.cache_gib * GIB)
+    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device))
 
 
 def _phantoms(settings: StudySettings, folder: Path) -> Path:

@@ -43,6 +43,7 @@ def test_one_class_and_no_cutoff_give_nan_with_the_reason():
     metrics = classification_metrics(np.array([0.2, 0.9]), np.array([1, 1]), math.nan)
     assert all(math.isnan(metric.value) for metric in metrics)
     assert metrics[0].reason == "only one class: 2 positive, 0 negative" and "no cutoff" in metrics[1].reason
+    assert "no training set of its own" in classification_metrics(np.array([0.2, 0.9]), np.array([0, 1]), None)[1].reason
     known = {metric.name: metric for metric in classification_metrics(np.array([0.2, 0.9]), np.array([1, 1]), 0.5)}
     assert known["sensitivity"].value == 0.5 and math.isnan(known["specificity"].value) and "no negative" in known["specificity"].reason
 

@@ -291,6 +291,10 @@ def last_lines(text: str) -> str:
     return "\n".join([line.rstrip() for line in plain.splitlines() if line.strip()][-TRACEBACK_LINES:])
 
 
+# Progress bars go to stderr, which nbconvert paints as if it were an error.
+CALM_PROGRESS = '<style>.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: transparent; opacity: .6; }</style>'
+
+
 def write_html(notebook: Path, target: Path) -> None:
     """Writes an executed notebook as one HTML file with its figures in it."""
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # it asks for alternative text at every figure
@@ -298,7 +302,7 @@ def write_html(notebook: Path, target: Path) -> None:
     # A progress bar rewrites its line; without this every state of it becomes a line of the page.
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     body, _ = exporter.from_filename(str(notebook), resources={"metadata": {"name": target.stem}})
-    write_text(target, body)
+    write_text(target, body.replace("</head>", f"{CALM_PROGRESS}</head>", 1))
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

@@ -24,11 +24,12 @@ def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
     return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite: nothing is called positive
 
 
-def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: float) -> list[Metric]:
+def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: float | None) -> list[Metric]:
     """AUC, and accuracy, sensitivity and specificity at the cutoff (probability >= cutoff is positive).
 
     Args:
-        probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.  cutoff: from training data; NaN: no cutoff could be chosen.
+        probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
+        cutoff: from training data; NaN: the training set has one class; None: the model has no training set of its own.
     Returns: metrics whose value is NaN, with the reason, where it is not defined.
     Raises: ValueError: for probabilities outside [0, 1] or NaN.
     """
@@ -39,8 +40,8 @@ def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: f
     positives, negatives = int(label.sum()), int((1 - label).sum())
     one_class = "" if positives and negatives else f"only one class: {positives} positive, {negatives} negative"
     metrics = [Metric("auc", math.nan if one_class else float(roc_auc_score(label, probability)), len(label), one_class)]
-    if math.isnan(cutoff):
-        reason = "no cutoff: the training set has only one class"
+    if cutoff is None or math.isnan(cutoff):
+        reason = f"no cutoff: {'the model has no training set of its own' if cutoff is None else 'the training set has only one class'}"
         return [
             *metrics,
             *(Metric(name, math.nan, len(label), reason) for name in ("accuracy", "sensitivity", "specificity")),

@@ -63,7 +63,7 @@ def training_cutoff(train: pd.DataFrame, unit: str) -> float:
     return youden_cutoff(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int))
 
 
-def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float) -> list[Metric]:
+def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
     """The metrics of one model on one set of samples (rows as `predict` returns them)."""
     if "tp" in predictions:
         return segmentation_metrics(predictions)

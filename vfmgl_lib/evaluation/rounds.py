@@ -74,7 +74,7 @@ class RoundEvaluation:
                 cutoff = self._own(tables, before, client.center, number, "I", None)
                 self._others(tables, before, client.center, number, "I", cutoff)
         if number == self.last:
-            self._others(tables, shared, "shared", number, "shared", float("nan"))
+            self._others(tables, shared, "shared", number, "shared", None)
         return tables
 
     def _own(self, tables: RoundTables, student: Student, center: str, number: int, stage: str, masks: Path | None) -> float:
@@ -87,7 +87,7 @@ class RoundEvaluation:
             self._add(tables, predictions, cutoff, center, number, stage)
         return cutoff
 
-    def _others(self, tables: RoundTables, student: Student, model_center: str, number: int, stage: str, cutoff: float) -> None:
+    def _others(self, tables: RoundTables, student: Student, model_center: str, number: int, stage: str, cutoff: float | None) -> None:
         for center, sets in self.datasets.items():
             if center != model_center:
                 self._add(tables, self._predict(student, sets["test"], None), cutoff, model_center, number, stage)
@@ -95,7 +95,9 @@ class RoundEvaluation:
     def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
         return predict(student, data, batch_size=max(32, self.settings.optimizer.batch_size), device=self.device, masks=masks)
 
-    def _add(self, tables: RoundTables, predictions: pd.DataFrame, cutoff: float, model_center: str, number: int, stage: str) -> None:
+    def _add(
+        self, tables: RoundTables, predictions: pd.DataFrame, cutoff: float | None, model_center: str, number: int, stage: str
+    ) -> None:
         tables.tables["metrics"] += metric_rows(predictions, self.unit, cutoff, model_center=model_center, round=number, stage=stage)
         if number in (0, 1, self.last):
             about = {
@@ -108,7 +110,7 @@ class RoundEvaluation:
             tables.predictions.append(pd.DataFrame([about] * len(predictions)).join(predictions))
 
 
-def metric_rows(predictions: pd.DataFrame, unit: str, cutoff: float, *, model_center: str, round: int, stage: str) -> list[dict]:
+def metric_rows(predictions: pd.DataFrame, unit: str, cutoff: float | None, *, model_center: str, round: int, stage: str) -> list[dict]:
     about = {
         "round": round,
         "stage": stage,
