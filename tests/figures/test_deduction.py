@@ -30,19 +30,21 @@ def study(centers: int, rounds: int, high: float) -> tuple[pd.DataFrame, pd.Data
 
 
 @pytest.mark.parametrize("centers", [2, 8])
-def test_kept_and_dropped_lie_on_their_side_of_the_line(centers: int, tmp_path):
+def test_kept_and_dropped_lie_on_their_side_of_one(centers: int, tmp_path):
     batches = deduction.stage_two_batches(*study(centers, 3, high=7.0))
     assert len(batches) == centers * 2 * 3 and (batches["local_task_loss"] == 0.5).all()
-    figure = deduction.divergence_against_task_loss(batches, KAPPA)
+    assert batches["ratio"].equals(batches["divergence"] / batches["threshold"])
+    figure = deduction.divergence_over_threshold(batches, KAPPA)
     axes = [axis for axis in figure.axes if axis.axison]
     assert len(axes) == centers
     for axis in axes:
         threshold, kept, dropped = axis.lines
-        assert list(threshold.get_ydata()) == [KAPPA * x for x in threshold.get_xdata()]
-        assert all(y <= KAPPA * x for x, y in zip(*kept.get_data(), strict=True)) and len(kept.get_xdata()) == 4
-        assert all(y > KAPPA * x for x, y in zip(*dropped.get_data(), strict=True)) and len(dropped.get_xdata()) == 2
-        assert (axis.get_yscale(), axis.get_title(loc="left")[2:]) == ("log", ": 4 of 6 kept")
-    assert axes[0].get_ylabel() == "KL of the batch (nats)"
+        assert set(threshold.get_ydata()) == {1}
+        assert all(y <= 1 for y in kept.get_ydata()) and len(set(kept.get_xdata())) == 4
+        assert list(dropped.get_ydata()) == [7.0 / (KAPPA * 0.5)] * 2
+        assert [round(x) for x in dropped.get_xdata()] == [2, 3]
+        assert (axis.get_yscale(), axis.get_title(loc="left")[9:]) == ("log", ": 4 of 6 kept")
+    assert axes[0].get_ylabel() == "KL of the batch / threshold"
     save_figure(figure, batches, tmp_path, "divergence")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "divergence.csv"), batches, check_dtype=False, check_exact=True)
 
@@ -59,10 +61,19 @@ def test_one_round_says_why_there_is_nothing(tmp_path):
     steps, rounds = study(2, 1, high=1.0)
     batches = deduction.stage_two_batches(steps, rounds)
     assert batches.empty
-    for figure in (deduction.divergence_against_task_loss(batches, KAPPA), deduction.kept_share(rounds)):
+    for figure in (deduction.divergence_over_threshold(batches, KAPPA), deduction.kept_share(rounds)):
         assert "starts in round 2" in figure.axes[0].texts[0].get_text()
         save_figure(figure, batches, tmp_path, "nothing")
     assert deduction.telling_batches(batches).empty
+    assert "starts in round 2" in deduction.what_happened(batches)
+
+
+@pytest.mark.parametrize(
+    ("high", "said"), [(7.0, "2 of 6 batches were dropped"), (1.0, "No batch was dropped: this run does not exercise")]
+)
+def test_what_happened_says_plainly_when_nothing_was_dropped(high: float, said: str):
+    text = deduction.what_happened(deduction.stage_two_batches(*study(2, 2, high)))
+    assert text.startswith(said) and text.endswith("The median of KL / threshold is 0.005.")
 
 
 @pytest.mark.parametrize(("high", "second"), [(7.0, "dropped, highest KL"), (1.0, "highest KL, kept as well")])

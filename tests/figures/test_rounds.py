@@ -37,7 +37,9 @@ def metrics(centers: int, last: int, undefined: str = "") -> pd.DataFrame:
 
 
 def baseline(centers: int) -> pd.DataFrame:
-    return pd.DataFrame({"test_center": [f"c{i}" for i in range(centers)]}).assign(metric="auc", split="test", value=0.6, n=8, reason="")
+    return pd.DataFrame({"test_center": [f"c{i}" for i in range(centers)]}).assign(
+        metric="auc", split="test", unit="image", value=0.6, n=8, reason=""
+    )
 
 
 def test_own_models_takes_the_last_stage_of_each_round():
@@ -52,20 +54,23 @@ def test_own_models_takes_the_last_stage_of_each_round():
 def test_metric_over_rounds(centers: int, last: int, tmp_path):
     own = rounds.own_models(metrics(centers, last), "auc")
     figure = rounds.metric_over_rounds(own, "auc")
-    assert [axis.get_title(loc="left").split()[0] for axis in figure.axes] == ["validation", "test"]
+    assert [axis.get_title(loc="left").split()[0] for axis in figure.axes] == ["training", "validation", "test"]
     for axis in figure.axes:
         curves = [line for line in axis.lines if not line.get_label().startswith("_")]
         assert len(curves) == centers
         assert list(curves[0].get_xdata()) == list(range(last + 1))
         assert axis.get_xlabel() == "round (0: untrained)"
-    assert figure.axes[0].get_ylabel() == "AUC"
+    assert figure.axes[0].get_ylabel() == "AUC per image"
+    assert "Images in the test sets: c0 8, c1 8" in figure.get_supxlabel()
     save_figure(figure, own, tmp_path, "curves")
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_without_validation_set_there_is_one_panel():
-    own = rounds.own_models(metrics(2, 2), "auc").query("split == 'test'")
-    assert len(rounds.metric_over_rounds(own, "auc").axes) == 1
+def test_a_missing_split_has_no_panel():
+    own = rounds.own_models(metrics(2, 2), "auc").query("split != 'val'")
+    axes = rounds.metric_over_rounds(own, "auc").axes
+    assert [axis.get_title(loc="left").split()[0] for axis in axes] == ["training", "test"]
+    assert len(rounds.metric_over_rounds(own.query("split == 'test'"), "auc").axes) == 1
 
 
 def test_undefined_values_are_missing_and_explained(tmp_path):
@@ -94,9 +99,23 @@ def test_all_values_undefined_still_draws():
 
 def test_comparison_names_the_right_rounds():
     wide = rounds.side_by_side(rounds.comparison(metrics(2, 3), baseline(2), "auc"))
-    assert wide.loc["c1"].round(6).tolist() == [0.6, 0.01, 0.11, 0.31, 0.3]
+    assert wide.loc["c1"].round(6).tolist() == [8, 0.6, 0.01, 0.11, 0.31, -0.29, 0.3]
+    assert np.isnan(wide.loc["mean", "n"])
     assert wide.loc["mean", "last round"] == pytest.approx(0.305)
-    assert wide.columns.tolist() == [*rounds.MODELS, "gain over untrained"]
+    assert wide.columns.tolist() == ["n", *rounds.MODELS, "gain over trivial", "gain over untrained"]
+
+
+def test_verdict_counts_victories_and_leaves_out_what_is_undefined():
+    # Untrained 0, 0.01, 0.02; last round 0.3, 0.31, 0.32: the baseline wins once, ties once, loses once.
+    trivial = baseline(3).assign(value=[0.31, 0.31, 0.1])
+    known = rounds.comparison(metrics(3, 3), trivial, "auc")
+    assert (
+        rounds.verdict(known) == "The last round beats the trivial baseline at 1 of 3 centres and the untrained student at 3 of 3 centres."
+    )
+    missing = rounds.comparison(metrics(3, 3), trivial.assign(value=[0.1, 0.1, np.nan]), "auc")
+    assert "trivial baseline at 2 of 3 centres (undefined at 1) and" in rounds.verdict(missing)
+    one_class = rounds.comparison(metrics(3, 3, undefined="c0"), trivial, "auc")
+    assert "untrained student at 2 of 3 centres (undefined at 1)." in rounds.verdict(one_class)
 
 
 @pytest.mark.parametrize("centers", [2, 8])
@@ -106,7 +125,7 @@ def test_final_comparison_draws_every_model(centers: int):
     assert sorted(legend) == sorted(rounds.MODELS)
     axis = figure.axes[0]
     assert len(axis.get_yticklabels()) == centers
-    assert axis.get_xlabel() == "AUC on the centre's test set"
+    assert axis.get_xlabel() == "AUC per image on the centre's test set"
 
 
 @pytest.mark.parametrize("last", [1, 3])
@@ -116,8 +135,15 @@ def test_cross_centre_matrix_is_of_the_last_stage_and_frames_home(last: int):
     assert table.query("model_center == 'c1'")["value"].round(6).unique().tolist() == [round(last / 10 + 0.01, 6)]
     axis = rounds.cross_center_matrix(table, "auc").axes[0]
     assert axis.images[0].get_array().shape == (4, 3)
+    assert axis.images[0].get_clim() == (0, 1)
     assert len(axis.patches) == 3
     assert axis.get_yticklabels()[-1].get_text() == "shared model"
+
+
+def test_the_matrix_parts_its_colours_at_chance_for_an_auc_only():
+    table = rounds.cross_centers(metrics(2, 1), "auc")
+    maps = {metric: rounds.cross_center_matrix(table, metric).axes[0].images[0].get_cmap().name for metric in ("auc", "dice")}
+    assert maps == {"auc": "PuOr", "dice": "viridis"}
 
 
 @pytest.mark.parametrize(("obstacle", "difference"), [("", -0.1), ("phantoms", np.nan)])
@@ -135,4 +161,4 @@ def test_beside_paper(obstacle: str, difference: float):
     table = rounds.beside_paper(measured, paper, task="nuclei", metric="dice", obstacle=obstacle).set_index("centre")
     assert table.loc["SiteA", "paper"] == 0.75 and np.isnan(table.loc["SiteZ", "paper"])
     assert table.loc["SiteA", "difference"] == pytest.approx(difference, nan_ok=True)
-    assert table.loc["SiteA", "comparable"] == ("no: phantoms" if obstacle else "yes")
+    assert table.loc["SiteA", "comparable"] == ("no: phantoms" if obstacle else "same name")

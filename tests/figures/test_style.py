@@ -5,7 +5,7 @@ import pytest
 from matplotlib import rcParams
 from PIL import Image
 
-from vfmgl_lib.figures.style import DOUBLE, FILE_DPI, NAME_LENGTH, center_style, footnote, names, new_figure, save_figure
+from vfmgl_lib.figures.style import DOUBLE, FILE_DPI, NAME_LENGTH, center_style, footnote, names, new_figure, save_figure, save_table
 
 
 def test_a_centre_keeps_its_colour_when_drawn_alone():
@@ -42,12 +42,25 @@ def test_save_writes_three_whole_files_and_the_table_comes_back(tmp_path):
     returned = save_figure(figure, table, tmp_path / "new" / "folder", "name", note="Teacher: RANDOM weights")
     assert returned is figure
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["name.csv", "name.pdf", "name.png"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "folder" / "name.csv"), table, check_exact=True)
+    written = pd.read_csv(tmp_path / "new" / "folder" / "name.csv")
+    assert written.columns[-1] == "source" and set(written["source"]) == {"Teacher: RANDOM weights"}
+    pd.testing.assert_frame_equal(written.drop(columns="source"), table, check_exact=True)
     with Image.open(tmp_path / "new" / "folder" / "name.png") as image:
         assert abs(image.width - DOUBLE * FILE_DPI) <= 2
     assert (tmp_path / "new" / "folder" / "name.pdf").read_bytes().startswith(b"%PDF")
     assert "RANDOM weights" in figure.get_supxlabel()
     assert dict(rcParams) == before
+
+
+def test_save_table_adds_its_source_to_the_file_only(tmp_path):
+    table = pd.DataFrame({"x": [1, 2]})
+    note = 'Teacher: "one", two. Data: Zürich'
+    assert save_table(table, tmp_path, "with", note) is table and list(table) == ["x"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "with.csv"), table.assign(source=note))
+    save_table(table, tmp_path, "without")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "without.csv"), table)
+    with pytest.raises(ValueError, match="source"):
+        save_table(table.assign(source=1), tmp_path, "twice", note)
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):

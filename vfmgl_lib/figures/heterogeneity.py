@@ -91,7 +91,7 @@ def brightness_contrast(statistics: pd.DataFrame, all_centers: Sequence[str] | N
         x, y = dots["brightness"].mean(), dots["contrast"].mean()
         axis.plot(x, y, "+", color="white", markersize=10, markeredgewidth=3.5)
         axis.plot(x, y, "+", color=styles[center]["color"], markersize=9, markeredgewidth=1.8)
-    axis.set(xlabel="brightness: mean pixel value of an image (0 to 1)", ylabel="contrast: their standard deviation")
+    axis.set(xlabel="brightness: mean pixel value of an image (0 to 1)", ylabel="contrast: SD of an image's pixel values")
     grid(axis, "both")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="centre (+ its mean)", markerscale=1.6)
     return figure

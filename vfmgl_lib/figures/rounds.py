@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vfmgl_lib.figures.style import (
-    ACCENT,
+    DIVERGING,
     DOUBLE,
     FAINT,
     MM,
@@ -38,11 +38,13 @@ TITLES = {
 }
 MODELS = ("trivial", "untrained", "first round", "last round")
 MODEL_STYLE = {
-    "trivial": {"marker": "|", "color": "#333333", "markersize": 13, "markeredgewidth": 1.5},
-    "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 8},
+    "trivial": {"marker": "|", "color": "#333333", "markersize": 17, "markeredgewidth": 1.5},
+    "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 5.5},
     "first round": {"marker": "o", "color": "#56B4E9", "markersize": 5},
     "last round": {"marker": "D", "color": "#0072B2", "markersize": 5},
 }
+OFFSET = {"trivial": 0.0, "untrained": -0.24, "first round": 0.0, "last round": 0.24}  # within a centre's row, of its height
+HOME = "#000000"  # frame of a model at home: no colour of the two scales
 
 
 def own_models(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -50,12 +52,12 @@ def own_models(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
 
     Args:
         metrics: a study's table.
-    Returns: round, center, split, stage, value (NaN where undefined), n, reason.
+    Returns: round, center, split, stage, unit, value (NaN where undefined), n, reason.
     """
     own = metrics[(metrics["metric"] == metric) & (metrics["model_center"] == metrics["test_center"])]
     later = own.assign(place=own["stage"].map({"untrained": 0, "I": 1, "II": 2})).sort_values(["round", "place"])
     last = later.drop_duplicates(["round", "test_center", "split"], keep="last").rename(columns={"test_center": "center"})
-    return last[["round", "center", "split", "stage", "value", "n", "reason"]].reset_index(drop=True)
+    return last[["round", "center", "split", "stage", "unit", "value", "n", "reason"]].reset_index(drop=True)
 
 
 def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -63,7 +65,7 @@ def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.
 
     Args:
         metrics: a study's table.  trivial: rows of `study.trivial_baseline`.
-    Returns: center, model (one of `MODELS`), value, n, reason; in a study of one round first and last are the same round.
+    Returns: center, model (one of `MODELS`), unit, value, n, reason; in a study of one round first and last are the same round.
     """
     own = own_models(metrics, metric)
     own = own[own["split"] == "test"]
@@ -71,15 +73,50 @@ def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.
     base = trivial[(trivial["metric"] == metric) & (trivial["split"] == "test")].rename(columns={"test_center": "center"})
     parts = [base, *(own[own["round"] == number] for number in (0, 1, last))]
     named = [part.assign(model=model) for part, model in zip(parts, MODELS, strict=True)]
-    return pd.concat(named, ignore_index=True)[["center", "model", "value", "n", "reason"]]
+    return pd.concat(named, ignore_index=True)[["center", "model", "unit", "value", "n", "reason"]]
 
 
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """A `comparison` with one row a centre, one column a model, their mean as last row and the gain over the untrained student."""
+    """A `comparison` with one row a centre: n of the test set, a column a model, the gains of the last round; the last row is the mean."""
     wide = table.pivot(index="center", columns="model", values="value").reindex(columns=list(MODELS))
+    sizes = table[table["model"] == "last round"].set_index("center")["n"]
     wide.loc["mean"] = wide.mean()
-    wide["gain over untrained"] = wide["last round"] - wide["untrained"]
+    wide.insert(0, "n", sizes.reindex(wide.index))
+    for humble in ("trivial", "untrained"):
+        wide[f"gain over {humble}"] = wide["last round"] - wide[humble]
     return wide.rename_axis(index="centre", columns=None)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """At how many centres the last round beats the trivial baseline and the untrained student, in one sentence.
+
+    Where the metric is undefined for one of the two models it is neither a victory nor a defeat, and the sentence says so.
+
+    Args:
+        table: from `comparison`.
+    """
+    wide = side_by_side(table).drop(index="mean")
+    parts = []
+    for humble, name in (("trivial", "the trivial baseline"), ("untrained", "the untrained student")):
+        gain = wide[f"gain over {humble}"]
+        undefined = f" (undefined at {gain.isna().sum()})" if gain.isna().any() else ""
+        parts.append(f"{name} at {(gain > 0).sum()} of {len(gain)} centres{undefined}")
+    return f"The last round beats {' and '.join(parts)}."
+
+
+def axis_label(metric: str, table: pd.DataFrame) -> str:
+    """The metric with what it is computed over, e.g. "AUC per patient".
+
+    Args:
+        table: unit ("patient" or "image"), the same in all rows.
+    """
+    return f"{TITLES.get(metric, metric)} per {'/'.join(sorted(table['unit'].unique()))}"
+
+
+def _test_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
+    """How many images or patients each centre's test set has; `table`: center, unit, n of test sets only."""
+    sizes = table.groupby("center")["n"].max()
+    return f"{table['unit'].iloc[0].capitalize()}s in the test sets: {', '.join(f'{printed[c]} {int(n)}' for c, n in sizes.items())}."
 
 
 def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metric: str, obstacle: str = "") -> pd.DataFrame:
@@ -90,38 +127,41 @@ def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metr
         paper: data_manifests/paper_results.csv.
         metric: the metric's name in `paper`.
         obstacle: why the two cannot be compared, e.g. "phantoms"; then no difference is given.
-    Returns: centre, paper, measured, difference, comparable. Centres are matched by name, with or without "Site" before it.
+    Returns: centre, paper, measured, difference, comparable ("same name", or "no: " and why).
+        Centres are matched by name, with or without "Site" before it.
     """
     chosen = (paper["task"] == task) & (paper["metric"] == metric) & (paper["split"] == "test") & (paper["method"] == "VFMGL")
     values = paper[chosen & (paper["center"] != "all")].set_index("center")["value"].astype(float)
     table = pd.DataFrame({"centre": measured["center"], "measured": measured["value"]})
     table.insert(1, "paper", [values.get(c.removeprefix("Site"), np.nan) for c in measured["center"]])
     table["difference"] = np.nan if obstacle else table["measured"] - table["paper"]
-    missing = np.where(table["paper"].isna(), "no: the paper has no such centre", "yes")
+    missing = np.where(table["paper"].isna(), "no: the paper has no such centre", "same name")
     table["comparable"] = f"no: {obstacle}" if obstacle else missing
     return table
 
 
 def cross_centers(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, value, n, reason."""
+    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, unit, value, n, reason."""
     last = metrics[(metrics["round"] == metrics["round"].max()) & (metrics["metric"] == metric) & (metrics["split"] == "test")]
     final = last.assign(place=last["stage"].map({"I": 1, "II": 2, "shared": 3})).sort_values("place")
     table = final.drop_duplicates(["model_center", "test_center"], keep="last")
     order = table.assign(shared=table["model_center"] == "shared").sort_values(["shared", "model_center", "test_center"])
-    return order[["model_center", "test_center", "value", "n", "reason"]].reset_index(drop=True)
+    return order[["model_center", "test_center", "unit", "value", "n", "reason"]].reset_index(drop=True)
 
 
 @journal
 def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[str] | None = None) -> Figure:
-    """A metric over the rounds on validation and test sets, a line a centre; round 0 is the untrained student.
+    """A metric over the rounds on training, validation and test sets, a line a centre; round 0 is the untrained student.
+
+    A split that the table does not have gets no panel.
 
     Args:
         table: from `own_models`.
     """
-    splits = [split for split in ("val", "test") if (table["split"] == split).any()]
-    titles = {"val": "validation", "test": "test (reported only, never chosen on)"}
+    splits = [split for split in ("train", "val", "test") if (table["split"] == split).any()]
+    titles = {"train": "training", "val": "validation", "test": "test (never chosen on)"}
     styles, printed = center_style(table["center"], all_centers), names(sorted(table["center"].unique()))
-    figure = new_figure(DOUBLE if len(splits) == 2 else 120 * MM, 70 * MM)
+    figure = new_figure(DOUBLE if len(splits) > 1 else 120 * MM, 70 * MM)
     axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for axis, split in zip(axes, splits, strict=True):
         for center, line in table[table["split"] == split].sort_values("round").groupby("center"):
@@ -142,9 +182,11 @@ def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[s
                 fontsize=6,
                 color=MUTED,
             )
-    axes[0].set_ylabel(TITLES.get(metric, metric))
+    axes[0].set_ylabel(axis_label(metric, table))
     axes[0].set_ylim(-0.03, 1.03)
     share_legend(figure, axes[0])
+    if "test" in splits:
+        footnote(figure, _test_sizes(table[table["split"] == "test"], printed))
     footnote(figure, _missing(table, printed, ["split"]))
     return figure
 
@@ -158,12 +200,12 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
     """
     centers = sorted(table["center"].unique())
     printed = names(centers)
-    figure = new_figure(DOUBLE, (28 + 8 * len(centers)) * MM)
+    figure = new_figure(DOUBLE, (30 + 9 * len(centers)) * MM)
     axis = figure.subplots()
     for place, center in enumerate(centers):
         rows = table[table["center"] == center].set_index("model")["value"].reindex(list(MODELS))
-        ends = rows[["untrained", "last round"]]
-        axis.plot(ends, [place, place], color=FAINT, linewidth=2.5, zorder=1, solid_capstyle="round")
+        ends = ["untrained", "last round"]
+        axis.plot(rows[ends], [place + OFFSET[end] for end in ends], color=FAINT, linewidth=2.5, zorder=1, solid_capstyle="round")
         undefined = [model for model in MODELS if np.isnan(rows[model])]
         if undefined:
             axis.text(
@@ -175,16 +217,17 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
                 color=MUTED,
                 transform=axis.get_yaxis_transform(),
             )
-        # The open ring is the largest and undermost, the thin bar is on top: equal values stay visible.
+        # Each model has a height of its own, the bar reaches over all of them: equal values stay visible.
         for layer, model in enumerate((*MODELS[1:], MODELS[0])):
             label = model if place == 0 else None
-            axis.plot(rows[model], place, linestyle="none", label=label, zorder=2 + layer, **MODEL_STYLE[model])
+            axis.plot(rows[model], place + OFFSET[model], linestyle="none", label=label, zorder=2 + layer, **MODEL_STYLE[model])
     axis.set(yticks=range(len(centers)), yticklabels=[printed[c] for c in centers], ylim=(len(centers) - 0.4, -0.6))
-    axis.set(xlabel=f"{TITLES.get(metric, metric)} on the centre's test set", xlim=(-0.02, 1.02))
+    axis.set(xlabel=f"{axis_label(metric, table)} on the centre's test set", xlim=(-0.02, 1.02))
     if metric == "auc":
         axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     grid(axis, "x")
     share_legend(figure, axis)
+    footnote(figure, _test_sizes(table, printed))
     footnote(figure, _missing(table, printed, ["model"]))
     return figure
 
@@ -192,6 +235,8 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
 @journal
 def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     """Every model of the last round (rows) on every centre's test set (columns); a frame marks a model at home.
+
+    The scale is 0 to 1 in every study, so that two matrices can be compared; an AUC's colours part at 0.5, which is chance.
 
     Args:
         table: from `cross_centers`.
@@ -201,26 +246,26 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     printed = names(centers) | {"shared": "shared model"}
     values = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=centers)
     numbers = values.to_numpy(dtype=float)
-    known = numbers[np.isfinite(numbers)]
-    low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
-    high = high if high > low else low + 1e-6
-    cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad="#EDEDED")
+    cmap = matplotlib.colormaps[DIVERGING if metric == "auc" else SEQUENTIAL].with_extremes(bad="#EDEDED")
     figure = new_figure(min(DOUBLE, (52 + 17 * len(centers)) * MM), (30 + 9 * len(models)) * MM)
     axis = figure.subplots()
-    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(numbers):
-        color = text_on(cmap, (value - low) / (high - low)) if np.isfinite(value) else MUTED
+        color = text_on(cmap, value) if np.isfinite(value) else MUTED
         axis.text(column, row, f"{value:.2f}" if np.isfinite(value) else "n/a", ha="center", va="center", color=color)
         if models[row] == centers[column]:
-            axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=ACCENT, linewidth=1.6))
+            axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=HOME, linewidth=1.6))
     tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, centers)) > 6 else {}
     axis.set_xticks(range(len(centers)), [printed[c] for c in centers], **tilt)
     axis.set_yticks(range(len(models)), [printed.get(m, m) for m in models])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="test set of centre", ylabel="model trained at centre")
-    figure.colorbar(picture, ax=axis, shrink=0.9, label=TITLES.get(metric, metric))
-    footnote(figure, _missing(table.rename(columns={"test_center": "center"}), printed, []))
+    chance = " (0.5: chance)" if metric == "auc" else ""
+    figure.colorbar(picture, ax=axis, shrink=0.9, label=axis_label(metric, table) + chance)
+    tested = table.rename(columns={"test_center": "center"})
+    footnote(figure, _test_sizes(tested, printed))
+    footnote(figure, _missing(tested, printed, []))
     return figure
 
 

@@ -34,6 +34,7 @@ NAME_LENGTH = 16  # longer names are shortened in the middle
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 SEQUENTIAL = "viridis"  # perceptually uniform
+DIVERGING = "PuOr"  # orange below the middle, purple above: told apart by colour-blind eyes, too
 ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
 
 # Tried in this order, glyph by glyph; what is not installed is left out, because matplotlib warns at every text otherwise.
@@ -164,8 +165,9 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
     Args:
         table: tidy; columns that hold arrays must have been dropped.
         folder: made if missing.
-        note: small print under the figure, e.g. the teacher: outputs of a random one must say so.
+        note: small print under the figure, e.g. the teacher: outputs of a random one must say so. The CSV gets it, too, see `save_table`.
     Returns: the figure, so that a cell can end with this call and show it.
+    Raises: ValueError: a table that has a column `source` already.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,15 +177,24 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
             figure.savefig(file, format="png", dpi=FILE_DPI, metadata={"Software": None})
         with _whole_file(folder / f"{name}.pdf") as file:
             figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    save_table(table, folder, name, note)
     return figure
 
 
-def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> pd.DataFrame:
-    """Writes name.csv, whole or not at all; returns the table."""
+def save_table(table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> pd.DataFrame:
+    """Writes name.csv, whole or not at all, with `note` as last column `source`: a CSV that is passed on still names teacher and data.
+
+    Args:
+        note: one line; "": no such column.
+    Returns: the table as it came, without the column.
+    Raises: ValueError: a table that has a column `source` already.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    written = table.copy()
+    if note:
+        written.insert(len(table.columns), "source", note)
+    write_text(folder / f"{name}.csv", written.to_csv(index=False))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What HGKT learns: losses over the steps, pair weights lambda, scores of the student's stages."""
+"""What HGKT learns: losses over the steps, pair weights lambda and how far they moved, scores of the student's stages."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from vfmgl_lib.figures.style import (
     ACCENT,
+    DIVERGING,
     DOUBLE,
     FAINT,
     MM,
     MUTED,
     SEQUENTIAL,
+    SINGLE,
     center_style,
     grid,
     journal,
@@ -74,17 +78,31 @@ def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Fig
     return figure
 
 
-def shown_rounds(rounds: Sequence[int]) -> list[int]:
-    """First, middle and last of the rounds there are, without repeats."""
-    rounds = sorted(set(rounds))
-    return sorted({rounds[0], rounds[(len(rounds) - 1) // 2], rounds[-1]})
+def movement(stages: pd.DataFrame) -> pd.Series:
+    """How far lambda has moved from the first to the last round, beside how much the pairs differ to begin with.
+
+    Args:
+        stages: rows of one centre: round, teacher_block, student_stage, pair_weight.
+    Returns: "largest change", "mean change" (both absolute) and "spread" (SD between the pairs in the first round), in units of lambda.
+    """
+    rounds = stages.pivot(index=["teacher_block", "student_stage"], columns="round", values="pair_weight")
+    change = (rounds[rounds.columns.max()] - rounds[rounds.columns.min()]).abs()
+    return pd.Series(
+        {"largest change": change.max(), "mean change": change.mean(), "spread": rounds[rounds.columns.min()].std()}, name="lambda"
+    )
+
+
+def as_initialised(stages: pd.DataFrame) -> bool:
+    """True where no pair weight has moved by a tenth of the spread between the pairs: the ranking is that of the initial weights."""
+    moved = movement(stages)
+    return bool(moved["largest change"] < 0.1 * moved["spread"])
 
 
 @journal
 def pair_weights(stages: pd.DataFrame) -> Figure:
-    """Mean lambda per teacher block and student stage in the first, middle and last round, on one colour scale.
+    """Mean lambda per teacher block and student stage in the first and last round on one colour scale, and the change on its own.
 
-    Robustness-critical stages, those frozen in stage II, are framed and named in bold with a star.
+    Robustness-critical stages, those frozen in stage II, are framed and named in bold with a star. A study of one round has one panel.
 
     Args:
         stages: rows of one centre: round, teacher_block, student_stage, pair_weight, critical.
@@ -93,38 +111,61 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     if stages["center"].nunique() != 1:
         raise ValueError(f"pair_weights draws one center, got {sorted(stages['center'].unique())}")
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
-    rounds = shown_rounds(stages["round"])
-    shown = stages[stages["round"].isin(rounds)]
-    low, high = shown["pair_weight"].min(), shown["pair_weight"].max()
-    high = high if high > low else low + 1e-6
-    cmap = matplotlib.colormaps[SEQUENTIAL]
-    width = min(DOUBLE, (34 + 50 * len(rounds)) * MM)
-    figure = new_figure(width, (24 + 9 * len(blocks)) * MM)
-    axes = figure.subplots(1, len(rounds), sharey=True, squeeze=False)[0]
-    for axis, number in zip(axes, rounds, strict=True):
-        part = shown[shown["round"] == number]
-        values = part.pivot(index="teacher_block", columns="student_stage", values="pair_weight").reindex(index=blocks, columns=columns)
+    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    tables = {}
+    for number in rounds:
+        part = stages[stages["round"] == number]
+        table = part.pivot(index="teacher_block", columns="student_stage", values="pair_weight")
         critical = part.groupby("student_stage")["critical"].max().reindex(columns) == 1
-        picture = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
-        for (row, column), value in np.ndenumerate(values.to_numpy()):
-            color = text_on(cmap, (value - low) / (high - low))
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+        tables[number] = table.reindex(index=blocks, columns=columns), critical
+    shown = stages.loc[stages["round"].isin(rounds), "pair_weight"]
+    low, high = shown.min(), shown.max()
+    high = high if high > low else low + 1e-6
+    panels = 1 if len(rounds) == 1 else 3
+    figure = new_figure(DOUBLE if panels > 1 else SINGLE, (26 + 9 * len(blocks)) * MM)
+    axes = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    untouched = " (as initialised)" if panels > 1 and as_initialised(stages) else ""
+    for axis, number in zip(axes, rounds, strict=False):
+        table, critical = tables[number]
+        picture = _heatmap(axis, table, SEQUENTIAL, low, high, "{:.2f}")
         for place in np.flatnonzero(critical):
             frame = Rectangle((place - 0.47, -0.47), 0.94, len(blocks) - 0.06, fill=False, edgecolor=ACCENT, linewidth=1.6)
             axis.add_patch(frame)
-        axis.set_xticks(
-            range(len(columns)), [f"★ {c}" if critical[c] else c for c in columns], rotation=35, ha="right", rotation_mode="anchor"
-        )
-        for label, marked in zip(axis.get_xticklabels(), critical, strict=True):
-            label.set_weight("bold" if marked else "normal")
-        axis.set_yticks(range(len(blocks)), blocks)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.set_title(f"round {number}")
+        _name_columns(axis, columns, critical)
+        axis.set_title(f"round {number}{untouched}")
+    figure.colorbar(picture, ax=axes[: len(rounds)], shrink=0.9, pad=0.02, label="mean $\\lambda$ (of 0 to 6)")
+    if panels > 1:
+        change = tables[rounds[-1]][0] - tables[rounds[0]][0]
+        widest = max(change.abs().to_numpy().max(), 1e-6)
+        decimals = int(np.clip(1 - np.floor(np.log10(widest)), 2, 4))
+        picture = _heatmap(axes[-1], change, DIVERGING, -widest, widest, f"{{:+.{decimals}f}}")
+        _name_columns(axes[-1], columns, pd.Series(False, index=columns))
+        axes[-1].set_title(f"change, {rounds[0]} to {rounds[-1]}")
+        figure.colorbar(picture, ax=axes[-1], shrink=0.9, pad=0.04, label="change of $\\lambda$")
     axes[0].set_ylabel("teacher")
-    axes[len(axes) // 2].set_xlabel("student stage (★ and frame: robustness-critical)")
-    figure.colorbar(picture, ax=list(axes), shrink=0.9, pad=0.02, label="mean $\\lambda$ (of 0 to 6)")
+    axes[0].set_xlabel("student stage (★ and frame: robustness-critical)")
     return figure
+
+
+def _heatmap(axis: Axes, values: pd.DataFrame, colors: str, low: float, high: float, form: str) -> AxesImage:
+    """Teacher blocks as rows, student stages as columns, each value written into its field."""
+    cmap = matplotlib.colormaps[colors]
+    picture = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values.to_numpy()):
+        color = text_on(cmap, (value - low) / (high - low))
+        axis.text(column, row, form.format(value), ha="center", va="center", fontsize=6 if values.shape[1] < 5 else 5, color=color)
+    axis.set_yticks(range(len(values)), values.index)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return picture
+
+
+def _name_columns(axis: Axes, columns: list[str], critical: pd.Series) -> None:
+    """Names under the columns; critical ones in bold with a star."""
+    printed = [f"★ {c}" if critical[c] else c for c in columns]
+    axis.set_xticks(range(len(columns)), printed, rotation=35, ha="right", rotation_mode="anchor")
+    for label, marked in zip(axis.get_xticklabels(), critical, strict=True):
+        label.set_weight("bold" if marked else "normal")
 
 
 @journal
@@ -138,19 +179,48 @@ def stage_scores(stages: pd.DataFrame) -> Figure:
     columns = list(dict.fromkeys(scores["student_stage"]))
     shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(columns)))
     centers = sorted(scores["center"].unique())
+    printed = names(centers)
     figure, axes = panel_grid(len(centers), sharex=True, sharey=True)
+    first, last = scores["round"].min(), scores["round"].max()
+    gap = 0.11 * (scores["stage_score"].max() - scores["stage_score"].min())
     for axis, center in zip(axes, centers, strict=True):
+        here = scores[scores["center"] == center]
+        ends = here[here["round"] == here["round"].max()].set_index("student_stage")["stage_score"]
+        places = _apart(ends, gap)
         for stage, color in zip(columns, shades, strict=True):
-            line = scores[(scores["center"] == center) & (scores["student_stage"] == stage)].sort_values("round")
-            axis.plot(line["round"], line["stage_score"], color=color, label=stage)
+            line = here[here["student_stage"] == stage].sort_values("round")
+            axis.plot(line["round"], line["stage_score"], color=color, label="_line")
             frozen = line[line["critical"] == 1]
             axis.plot(line["round"], line["stage_score"], "o", color=color, markerfacecolor="white", markersize=4.5)
             axis.plot(frozen["round"], frozen["stage_score"], "o", color=color, markersize=4.5)
-        axis.set(title=names(centers)[center], xlabel="round")
-        whole_numbers(axis)
+            axis.annotate(
+                stage,
+                (last, places[stage]),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=6,
+                color=color,
+                annotation_clip=False,
+            )
+        axis.set(title=f"centre {printed[center]}", xlabel="round")
+        # A name takes about a third of a narrow panel, which lies to the right of the last round.
+        axis.set_xlim(first - 0.3, last + 0.3 + (0.12 if len(centers) == 1 else 0.45) * (last - first + 0.6))
+        axis.set_xticks(sorted(scores["round"].unique()) if last - first < 6 else np.linspace(first, last, 4).round())
         grid(axis)
     axes[0].set_ylabel("stage score: mean $\\lambda$")
     axes[0].plot([], [], "o", color=MUTED, label="critical (frozen in stage II)")
     axes[0].plot([], [], "o", color=MUTED, markerfacecolor="white", label="free")
-    share_legend(figure, axes[0], 4 if len(centers) == 1 else 8)
+    share_legend(figure, axes[0])
     return figure
+
+
+def _apart(values: pd.Series, gap: float) -> pd.Series:
+    """Heights of labels at these values, neighbours pushed apart up and down until they are about `gap` apart."""
+    placed = values.sort_values()
+    heights = placed.to_numpy(copy=True)
+    for _ in range(100):
+        lack = np.maximum(gap - np.diff(heights), 0) / 2
+        heights[1:] += lack
+        heights[:-1] -= lack
+    return pd.Series(heights, placed.index)
