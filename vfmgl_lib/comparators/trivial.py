@@ -13,7 +13,7 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
 
 DESCRIPTIONS = {
-    "cross_entropy": "colour statistics + logistic regression",
+    "cross_entropy": "intensity and colour statistics + logistic regression",
     "dice": "Otsu threshold of the grey image",
 }
 
