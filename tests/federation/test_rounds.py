@@ -19,8 +19,15 @@ def _equal(one, other):
 
 
 @pytest.mark.parametrize("task", ["nuclei", "endometrial"])
-def test_three_rounds_with_everything(federation, task):
+def test_three_rounds_with_everything(federation, task, monkeypatch):
     clients, shared = federation(task, optimizer__lr=0.005)
+    run_round = client_module.Client.run_round
+
+    def checked(self, *arguments):
+        assert _equal(self.student.state_dict(), local_before[self.center]), "a round starts from the local model as it was left"
+        return run_round(self, *arguments)
+
+    monkeypatch.setattr(client_module.Client, "run_round", checked)
     local_before = _states(clients)
     for done in run_rounds(clients, shared, 3):
         assert _equal(done.shared, average(done.updates)), "the shared model is the weighted mean of the updates"
