@@ -84,7 +84,7 @@ class TransferSettings(Settings):
 
 
 class DeductionSettings(Settings):
-    """Stage II; `enabled: false` distils every batch (HGKT+KD)."""
+    """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.strategies.METHODS`)."""
 
     task_share: float = Field(ge=0, le=1, description="alpha: share of the task loss beside the KL")
     keep_ratio: float = Field(gt=0, description="kappa: a batch is kept iff KL <= kappa * mean task loss")
