@@ -5,7 +5,6 @@ laid out the same way is read as well. Readers only read: nothing is ever writte
 """
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from vfmgl_lib.data.manifest import (
     inspect_files,
     table_findings,
 )
+from vfmgl_lib.data.scan import Scan
 from vfmgl_lib.randomness import seed_sequence
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 Layout = Literal["endometrial", "nuclei"]
 ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
 NUCLEI_CLASSES = ("background", "nucleus")
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-SYSTEM_FILES = ("desktop.ini", "thumbs.db", "ehthumbs.db", "__macosx")  # hidden names (".DS_Store") are ignored as well
 ROOT_FILES = ("phantoms.json",)  # the phantoms' own description
 
 
@@ -46,63 +44,6 @@ class _Sample:
     patient: str
     split: str
     label: str  # name of the class, or path of the mask relative to the root
-
-
-class _Scan:
-    """Lists folders of a data root and collects what should not be there."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.problems: list[str] = []
-
-    def name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix() if path != self.root else str(path)
-
-    def folders(self, folder: Path, expected: str, allowed: tuple[str, ...] = (), files: tuple[str, ...] = ()) -> list:
-        """Sub-folders, sorted by name; anything else in there is a problem, and so is a name that is not `allowed`."""
-        found = []
-        for entry in self._entries(folder):
-            if entry.is_dir() and (not allowed or entry.name in allowed):
-                found.append(entry)
-            elif not entry.is_file() or entry.name not in files:
-                kind = "folder" if entry.is_dir() else "file"
-                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected {expected}")
-        return found
-
-    def images(self, folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-        """Image files, sorted by name; anything else in there is a problem."""
-        found = []
-        for entry in self._entries(folder):
-            if entry.is_file() and entry.suffix.lower() in suffixes:
-                found.append(entry)
-            else:
-                kind = "folder" if entry.is_dir() else "file"
-                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected images ({', '.join(suffixes)})")
-        return found
-
-    def _entries(self, folder: Path) -> list[Path]:
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            self.problems.append(f"{self.name(folder)}: cannot be listed ({error.strerror}), expected a readable folder")
-            return []
-        visible = [folder / name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
-        return [entry for entry in visible if self._is_usable(entry)]
-
-    def _is_usable(self, entry: Path) -> bool:
-        if any("\udc80" <= letter <= "\udcff" for letter in entry.name):
-            shown = os.fsencode(entry.name).decode("ascii", "backslashreplace")
-            self.problems.append(f"{self.name(entry.parent)}/{shown}: name is not valid UTF-8, rename it")
-            return False
-        if entry.is_symlink() and not entry.resolve().is_relative_to(self.root):
-            target = entry.resolve()
-            self.problems.append(f"{self.name(entry)}: links out of the data folder to {target}, expected a file inside it")
-            return False
-        if not entry.is_dir() and not entry.is_file():
-            what = "a broken link" if entry.is_symlink() else "neither file nor folder"
-            self.problems.append(f"{self.name(entry)}: is {what}, expected a file or a folder")
-            return False
-        return True
 
 
 def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress: bool = True) -> Manifest:
@@ -130,7 +71,7 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
     expected = "expected a folder with one folder per center"
     if not home.is_dir():
         raise ManifestError(f"{root}: data folder not found, {expected}")
-    scan = _Scan(home)
+    scan = Scan(home)
     centers = scan.folders(home, "one folder per center", files=ROOT_FILES)
     if not centers and not scan.problems:
         raise ManifestError(f"{root}: data folder is empty, {expected}")
@@ -171,7 +112,7 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
     return manifest
 
 
-def _scan_endometrial(scan: _Scan, centers: list[Path]) -> tuple[list[_Sample], tuple[str, ...]]:
+def _scan_endometrial(scan: Scan, centers: list[Path]) -> tuple[list[_Sample], tuple[str, ...]]:
     samples = []
     homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
     for center in centers:
@@ -206,7 +147,7 @@ def _scan_endometrial(scan: _Scan, centers: list[Path]) -> tuple[list[_Sample], 
     return samples, classes
 
 
-def _scan_nuclei(scan: _Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_nuclei(scan: Scan, centers: list[Path]) -> list[_Sample]:
     samples = []
     for center in centers:
         for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
@@ -235,7 +176,7 @@ def _nuclei_patient(stem: str) -> str:
     return barcode.group() if barcode else stem.split("_", 1)[0]
 
 
-def _report_empty_splits(scan: _Scan, centers: list[Path], samples: list[_Sample], folders: dict[str, str]) -> None:
+def _report_empty_splits(scan: Scan, centers: list[Path], samples: list[_Sample], folders: dict[str, str]) -> None:
     counts = Counter((sample.center, sample.split) for sample in samples)
     for center in centers:
         for split, pattern in folders.items():
