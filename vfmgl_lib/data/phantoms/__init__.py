@@ -5,7 +5,8 @@ that is complete, resumable and never a mixture of two sets.
 
 A generator module offers `VERSION` (raised whenever its images change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
-`render(sample, image_size, heterogeneity, seed) -> one uint8 array for each of sample.paths`.
+`render(sample, image_size, heterogeneity, seed) -> one uint8 array for each of sample.paths`. It may offer
+`extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the root.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vfmgl_lib.data.phantoms import endometrial, nuclei
+from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei
 from vfmgl_lib.data.phantoms.sampling import SPLITS
 from vfmgl_lib.files import PARTIAL, write_bytes
 
 __all__ = ["GENERATORS", "write_phantoms"]
 
-GENERATORS = {"endometrial": endometrial, "nuclei": nuclei}
+GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "nuclei": nuclei}
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
@@ -51,10 +52,11 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial" (classification) or "nuclei" (segmentation).
-        centers: number of centres, 1 to 6; None: the layout's default, 4.
+        layout: "endometrial", "camelyon17" (classification) or "nuclei" (segmentation).
+        centers: number of centres, 1 to 6, in the camelyon17 layout 1 to 5; None: the layout's default, 4, there 5.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
-            validation folder, so "val" must be absent or 0 there.
+            validation folder, so "val" must be absent or 0 there. In the camelyon17 layout the three numbers are added: it
+            has no folders for splits, whoever reads it divides the patients.
         image_size: side in pixels, at least 32.
         heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
         seed: >= 0.
@@ -68,9 +70,11 @@ def write_phantoms(
     root = Path(root)
     finished = _check_folder(root, arguments)
     planned = generator.plan(arguments["centers"], arguments["samples"], arguments["heterogeneity"], arguments["seed"])
-    _check_strangers(root, {path for sample in planned for path in sample.paths})
+    extra = generator.extra_files(planned, arguments["heterogeneity"], arguments["seed"]) if hasattr(generator, "extra_files") else {}
+    _check_strangers(root, {path for sample in planned for path in sample.paths} | set(extra))
     missing = [sample for sample in planned if not all((root / path).is_file() for path in sample.paths)]
-    if finished and not missing:
+    missing_extra = {path: content for path, content in extra.items() if not (root / path).is_file()}
+    if finished and not missing and not missing_extra:
         return root
 
     root.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,8 @@ def write_phantoms(
         arrays = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
         for path, array in zip(sample.paths, arrays, strict=True):
             write_bytes(root / path, _to_png(array))
+    for path, content in missing_extra.items():
+        write_bytes(root / path, content)
     if not finished:
         os.replace(root / _STARTED, root / _FINISHED)
     return root
@@ -153,7 +159,7 @@ def _check_folder(root: Path, arguments: dict) -> bool:
 
 def _check_strangers(root: Path, expected: set[str]) -> None:
     """Remove what an interrupted write left; raise FileExistsError if a centre's folder holds what is not planned."""
-    folders = {PurePosixPath(path).parts[0] for path in expected}
+    folders = {PurePosixPath(path).parts[0] for path in expected if "/" in path}  # without it: a file in the root itself
     for folder in sorted(folders):
         for file in sorted((root / folder).rglob("*")):
             if not file.is_file():
