@@ -378,3 +378,11 @@ def test_colored_mask_is_refused(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     with pytest.raises(ImageError, match=r"mask\.png: mask is coloured \(mode RGB\)"):
         decode_mask(tmp_path / "mask.png")
+
+
+def test_inspections_come_in_order_whatever_their_number(tmp_path):
+    names = [write_image(tmp_path / f"{seed}.png", seed=seed).name for seed in range(3)]
+    hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    paths = [names[number * number % 3] for number in range(600)]
+    assert [found.sha256 for found in module.inspect_files(tmp_path, paths, [None] * 600)] == [hashes[path] for path in paths]
+    assert module.inspect_files(tmp_path, [], []) == []
