@@ -5,7 +5,7 @@ that is complete, resumable and never a mixture of two sets.
 
 A generator module offers `VERSION` (raised whenever its images change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
-`render(sample, image_size, heterogeneity, seed) -> one uint8 array for each of sample.paths`.
+`render(sample, image_size, heterogeneity, seed) -> one uint8 array, to be a PNG, or a file's bytes for each of sample.paths`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vfmgl_lib.data.phantoms import endometrial, nuclei
+from vfmgl_lib.data.phantoms import endometrial, nuclei, prostate
 from vfmgl_lib.data.phantoms.sampling import SPLITS
 from vfmgl_lib.files import PARTIAL, write_bytes
 
 __all__ = ["GENERATORS", "write_phantoms"]
 
-GENERATORS = {"endometrial": endometrial, "nuclei": nuclei}
+GENERATORS = {"endometrial": endometrial, "nuclei": nuclei, "prostate": prostate}
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
@@ -51,10 +51,11 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial" (classification) or "nuclei" (segmentation).
+        layout: "endometrial" (classification), "nuclei" or "prostate" (segmentation).
         centers: number of centres, 1 to 6; None: the layout's default, 4.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
-            validation folder, so "val" must be absent or 0 there.
+            validation folder, so "val" must be absent or 0 there. In the prostate layout a sample is a volume, and the
+            three numbers are added: it has no folders for splits, whoever reads it divides the patients.
         image_size: side in pixels, at least 32.
         heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
         seed: >= 0.
@@ -78,9 +79,9 @@ def write_phantoms(
         write_bytes(root / _STARTED, _to_json(arguments))
     # disable=None: no bar where nobody watches a terminal.
     for sample in tqdm(missing, desc=f"{layout} phantoms", unit="image", leave=False, disable=None):
-        arrays = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
-        for path, array in zip(sample.paths, arrays, strict=True):
-            write_bytes(root / path, _to_png(array))
+        files = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
+        for path, content in zip(sample.paths, files, strict=True):
+            write_bytes(root / path, content if isinstance(content, bytes) else _to_png(content))
     if not finished:
         os.replace(root / _STARTED, root / _FINISHED)
     return root
