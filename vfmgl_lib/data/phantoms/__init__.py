@@ -3,9 +3,11 @@
 One module a layout holds the generative model; here is what they share: checking the arguments and writing a folder
 that is complete, resumable and never a mixture of two sets.
 
-A generator module offers `VERSION` (raised whenever its images change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
+A generator module offers `VERSION` (raised whenever its files change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
 `render(sample, image_size, heterogeneity, seed) -> one uint8 array, to be a PNG, or a file's bytes for each of sample.paths`.
+It may offer `extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the
+root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial" (classification), "nuclei" or "prostate" (segmentation).
-        centers: number of centres, 1 to 6; None: the layout's default, 4.
+        layout: "endometrial" or "camelyon17" (classification), "nuclei" or "prostate" (segmentation).
+        centers: number of participating centres, at most as many as the layout has; in the endometrial layout two external ones
+            come on top of them. None: the layout's default, 4.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
             validation folder, so "val" must be absent or 0 there. In the prostate layout a sample is a volume, and the
             three numbers are added: it has no folders for splits, whoever reads it divides the patients.
@@ -69,9 +72,11 @@ def write_phantoms(
     root = Path(root)
     finished = _check_folder(root, arguments)
     planned = generator.plan(arguments["centers"], arguments["samples"], arguments["heterogeneity"], arguments["seed"])
-    _check_strangers(root, {path for sample in planned for path in sample.paths})
+    extra = generator.extra_files(planned, arguments["heterogeneity"], arguments["seed"]) if hasattr(generator, "extra_files") else {}
+    _check_strangers(root, {path for sample in planned for path in sample.paths} | set(extra))
     missing = [sample for sample in planned if not all((root / path).is_file() for path in sample.paths)]
-    if finished and not missing:
+    missing_extra = {path: content for path, content in extra.items() if not (root / path).is_file()}
+    if finished and not missing and not missing_extra:
         return root
 
     root.mkdir(parents=True, exist_ok=True)
@@ -82,6 +87,8 @@ def write_phantoms(
         files = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
         for path, content in zip(sample.paths, files, strict=True):
             write_bytes(root / path, content if isinstance(content, bytes) else _to_png(content))
+    for path, content in missing_extra.items():
+        write_bytes(root / path, content)
     if not finished:
         os.replace(root / _STARTED, root / _FINISHED)
     return root
@@ -93,7 +100,7 @@ def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) 
         raise ValueError(f"layout must be one of {', '.join(map(repr, GENERATORS))}, got {layout!r}")
     generator = GENERATORS[layout]
     centers = generator.DEFAULT_CENTERS if centers is None else centers
-    most = len(generator.CENTER_NAMES)
+    most = len(generator.CENTER_NAMES) - len(getattr(generator, "EXTERNAL_CENTERS", ()))
     if not _is_integer(centers) or not 1 <= centers <= most:
         raise ValueError(f"centers must be an integer from 1 to {most}, or None for the default, got {centers!r}")
     if not isinstance(samples, dict) or not samples:
@@ -154,7 +161,7 @@ def _check_folder(root: Path, arguments: dict) -> bool:
 
 def _check_strangers(root: Path, expected: set[str]) -> None:
     """Remove what an interrupted write left; raise FileExistsError if a centre's folder holds what is not planned."""
-    folders = {PurePosixPath(path).parts[0] for path in expected}
+    folders = {PurePosixPath(path).parts[0] for path in expected if "/" in path}  # without it: a file in the root itself
     for folder in sorted(folders):
         for file in sorted((root / folder).rglob("*")):
             if not file.is_file():
