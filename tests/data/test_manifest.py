@@ -82,6 +82,29 @@ def test_hash_follows_content_not_place(manifest, tmp_path):
     assert replace(manifest, table=manifest.table.iloc[::-1]).sha256 != manifest.sha256
 
 
+def many(manifest, count=1000):
+    """The same with `count` patients more, all in training: more rows than are read, written and hashed at a time."""
+    added = [(f"A/train/n{n}", f"A/train/n{n}.png", f"{n:064x}", "A", f"n{n}", "train", n % 2, "") for n in range(count)]
+    return replace(manifest, table=pd.concat([manifest.table, pd.DataFrame(added, columns=list(COLUMNS))]))
+
+
+@pytest.mark.parametrize("count", [0, 240, 241, 1000])  # with the 16 rows: exactly one part, one row more, several
+def test_hash_is_that_of_the_rows_as_json(manifest, count):
+    odd = changed(many(manifest, count), 1, patient='Müller, "Ä"\u2028', spacing="0.625,0.7")
+    rows = [[str(value) for value in row] for row in odd.table.itertuples(index=False)]
+    content = json.dumps(["classification", ["benign", "malignant"], list(COLUMNS), rows], ensure_ascii=False)
+    assert odd.sha256 == hashlib.sha256(content.encode()).hexdigest()
+    none = replace(manifest, table=manifest.table.head(0))
+    content = json.dumps(["classification", ["benign", "malignant"], list(COLUMNS), []])
+    assert none.sha256 == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_problems_keep_the_order_of_the_rows(manifest):
+    large = changed(changed(many(manifest), 700, spacing="x"), 400, split="tr", sha256="abc")
+    found = problems(changed(large, 5, center=" "), files=False)
+    assert [problem.split(":")[0] for problem in found[:4]] == ["A/test/1.png", "A/train/n384.png", "A/train/n384.png", "A/train/n684.png"]
+
+
 def test_table_is_a_copy(manifest):
     table = manifest.table.copy()
     kept = replace(manifest, table=table)
@@ -213,6 +236,23 @@ def test_written_and_read_again(manifest, tmp_path):
     pd.testing.assert_frame_equal(again.table, odd.table)
     assert (again.task_kind, again.classes, again.sha256) == (odd.task_kind, odd.classes, odd.sha256)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.csv", "manifest.json"]
+
+
+def test_many_rows_are_written_and_read_again(manifest, tmp_path):
+    large = many(manifest)
+    write_manifest(large, tmp_path / "m.csv")
+    again = read_manifest(tmp_path / "m.csv", manifest.root)
+    pd.testing.assert_frame_equal(again.table, large.table)
+    lines = (tmp_path / "m.csv").read_text().splitlines()
+    lines[300:300] = ["", "one,two"]
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "last"]) + "\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(tmp_path / "m.csv", manifest.root)
+    assert caught.value.problems == (
+        "line 301: 0 fields, expected 8",
+        "line 302: 2 fields, expected 8",
+        "line 1020: 1 fields, expected 8",
+    )
 
 
 def test_patient_called_NA_stays_text(manifest, tmp_path):

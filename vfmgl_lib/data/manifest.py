@@ -7,14 +7,16 @@ study keeps a copy of it beside its results.
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from vfmgl_lib.data.images import Inspection, inspect_files
@@ -25,6 +27,9 @@ COLUMNS = ("id", "path", "sha256", "center", "patient", "split", "label", "spaci
 SPLITS = ("train", "val", "test")
 NEEDED_SPLITS = ("train", "test")
 SHOWN_PROBLEMS = 20
+_PART = 256  # rows worked on at a time: few enough to stay in the processor's cache
+_INDEX = re.compile("-?[0-9]{1,9}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ManifestError(ValueError):
@@ -77,7 +82,8 @@ class Manifest:
             raise ManifestError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(map(str, self.table.columns))}")
         table = self.table.reset_index(drop=True).astype(dict.fromkeys(COLUMNS, str)).fillna("")
         if self.task_kind == "classification":
-            wrong = [f"{row.path}: label {row.label!r} is not a class index" for row in _wrong_indices(table)]
+            wrong_rows = table[_failing(table["label"], _INDEX.fullmatch)].itertuples()
+            wrong = [f"{row.path}: label {row.label!r} is not a class index" for row in wrong_rows]
             if wrong:
                 raise ManifestError.listing(self.root, [f"{text}, expected {self._label_range()}" for text in wrong])
             table["label"] = table["label"].astype("int64")
@@ -93,8 +99,15 @@ class Manifest:
     @property
     def sha256(self) -> str:
         """Hash of the task, the classes and the table's rows in their order; independent of where root lies."""
-        content = [self.task_kind, list(self.classes), list(COLUMNS), self._rows()]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+        # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
+        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS)], ensure_ascii=False)
+        digest = hashlib.sha256(f"{head[:-1]}, [".encode())
+        separator = ""
+        for rows in self._rows():
+            digest.update((separator + json.dumps(rows, ensure_ascii=False)[1:-1]).encode())
+            separator = ", "
+        digest.update(b"]]")
+        return digest.hexdigest()
 
     def select(self, center: str | None = None, split: str | None = None) -> pd.DataFrame:
         """Rows of a centre and/or a split, index from 0; empty where a known centre has no such split.
@@ -103,17 +116,22 @@ class Manifest:
         """
         table = self.table
         if center is not None:
-            if center not in self.centers:
+            chosen = table["center"].to_numpy(object) == center
+            if not chosen.any():
                 raise ValueError(f"unknown center {center!r}, the manifest has {', '.join(self.centers)}")
-            table = table[table["center"] == center]
+            table = table[chosen]
         if split is not None:
             if split not in SPLITS:
                 raise ValueError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
-            table = table[table["split"] == split]
+            table = table[table["split"].to_numpy(object) == split]
         return table.reset_index(drop=True)
 
-    def _rows(self) -> list[list[str]]:
-        return [[str(value) for value in row] for row in self.table.itertuples(index=False)]
+    def _rows(self) -> Iterator[list[tuple[str, ...]]]:
+        """All rows in order, `_PART` at a time."""
+        columns = {column: self.table[column].tolist() for column in COLUMNS}
+        rows = zip(*(columns | {"label": map(str, columns["label"])}).values(), strict=True)
+        while part := list(itertools.islice(rows, _PART)):
+            yield part
 
     def _label_range(self) -> str:
         names = ", ".join(f"{index} ({name})" for index, name in enumerate(self.classes))
@@ -175,15 +193,15 @@ def foreground_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -
 
 def _cell_problems(manifest: Manifest) -> list[str]:
     problems = []
-    for row in manifest.table.itertuples(index=False):
+    for row in manifest.table[_has_wrong_cell(manifest)].itertuples(index=False):
         for column in ("id", "path", "center", "patient"):
             if not getattr(row, column).strip():
                 problems.append(f"{row.path or row.id}: {column} is empty, expected a name")
         if row.split not in SPLITS:
             problems.append(f"{row.path}: split {row.split!r}, expected one of {', '.join(SPLITS)}")
-        if not re.fullmatch(r"[0-9a-f]{64}", row.sha256):
+        if not _SHA256.fullmatch(row.sha256):
             problems.append(f"{row.path}: sha256 {row.sha256!r}, expected 64 hexadecimal digits")
-        if row.spacing and not _is_spacing(row.spacing):
+        if not _is_spacing(row.spacing):
             problems.append(f"{row.path}: spacing {row.spacing!r}, expected '' or two positive numbers as '0.625,0.625'")
         if manifest.task_kind == "classification" and not 0 <= row.label < len(manifest.classes):
             problems.append(f"{row.path}: label {row.label} is not a class, expected {manifest._label_range()}")
@@ -192,7 +210,26 @@ def _cell_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
+def _has_wrong_cell(manifest: Manifest) -> np.ndarray:
+    """(rows,) bool: the rows that `_cell_problems` has to look at; of half a million they are few."""
+    table = manifest.table
+    wrong = ~table["split"].isin(SPLITS).to_numpy()
+    wrong |= _failing(table["sha256"], _SHA256.fullmatch) | _failing(table["spacing"], _is_spacing)
+    for column in ("id", "path", "center", "patient"):
+        wrong |= _failing(table[column], str.strip)
+    if manifest.task_kind == "classification":
+        return wrong | ~table["label"].between(0, len(manifest.classes) - 1).to_numpy()
+    return wrong | (table["label"] == "").to_numpy()
+
+
+def _failing(column: pd.Series, test: Callable[[str], object]) -> np.ndarray:
+    """(rows,) bool: where the test fails."""
+    return np.array([not test(value) for value in column.tolist()], dtype=bool)
+
+
 def _is_spacing(text: str) -> bool:
+    if not text:  # not known
+        return True
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -201,12 +238,13 @@ def _is_spacing(text: str) -> bool:
 
 
 def _empty_splits(manifest: Manifest) -> list[str]:
-    counts = manifest.table.groupby(["center", "split"]).size()
+    there = manifest.table[["center", "split"]].drop_duplicates()
+    found = set(there.itertuples(index=False, name=None))
     return [
         f"center {center!r} has no {split} samples, expected at least one"
         for center in manifest.centers
         for split in NEEDED_SPLITS
-        if (center, split) not in counts.index
+        if (center, split) not in found
     ]
 
 
@@ -220,25 +258,25 @@ def _repeated(table: pd.DataFrame, column: str) -> list[str]:
 
 def _patient_problems(table: pd.DataFrame) -> list[str]:
     problems = []
-    for (center, patient), rows in table.groupby(["center", "patient"]):
-        first = rows.drop_duplicates("split")
-        if len(first) > 1:
-            sides = " and ".join(f"{row.split} ({row.path})" for row in first.itertuples())
-            problems.append(f"center {center!r}: patient {patient!r} is in {sides}, expected in one split only")
-    for patient, rows in table.groupby("patient"):
-        first = rows.drop_duplicates("center")
-        if len(first) > 1:
-            places = " and ".join(f"{row.center!r} ({row.path})" for row in first.itertuples())
-            problems.append(
-                f"patient {patient!r} is in the centers {places}, expected in one only; rename the patients if these are different people"
-            )
+    sides = table.drop_duplicates(["center", "patient", "split"])
+    several = sides[sides.duplicated(["center", "patient"], keep=False)]
+    for (center, patient), rows in several.groupby(["center", "patient"]):
+        found = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
+        problems.append(f"center {center!r}: patient {patient!r} is in {found}, expected in one split only")
+    places = sides.drop_duplicates(["center", "patient"])
+    several = places[places.duplicated("patient", keep=False)]
+    for patient, rows in several.groupby("patient"):
+        found = " and ".join(f"{row.center!r} ({row.path})" for row in rows.itertuples())
+        problems.append(
+            f"patient {patient!r} is in the centers {found}, expected in one only; rename the patients if these are different people"
+        )
     return problems
 
 
 def _shared_content(manifest: Manifest) -> tuple[list[str], list[str]]:
     problems, warnings = [], []
-    listed = manifest.table[manifest.table["sha256"] != ""]  # an empty one is reported as such
-    again = listed[listed.duplicated("sha256", keep=False)]
+    again = manifest.table[manifest.table.duplicated("sha256", keep=False)]
+    again = again[again["sha256"] != ""]  # an empty one is reported as such
     for sha256, rows in again.groupby("sha256", sort=False):
         files = ", ".join(f"{row.path} ({row.split})" for row in rows.head(4).itertuples())
         if rows["split"].nunique() > 1:
@@ -254,16 +292,12 @@ def _one_class_warnings(manifest: Manifest) -> list[str]:
     if manifest.task_kind != "classification":
         return []
     warnings = []
-    for (center, split), rows in manifest.table.groupby(["center", "split"]):
-        labels = rows["label"].unique()
-        if len(labels) == 1 and 0 <= labels[0] < len(manifest.classes):
-            name = manifest.classes[labels[0]]
-            warnings.append(f"center {center!r}: all {len(rows)} {split} samples are of class {name!r}, AUC is NaN there")
+    labels = manifest.table.groupby(["center", "split"])["label"].agg(["min", "max", "size"])
+    for (center, split), low, high, count in labels.itertuples():
+        if low == high and 0 <= low < len(manifest.classes):
+            name = manifest.classes[low]
+            warnings.append(f"center {center!r}: all {count} {split} samples are of class {name!r}, AUC is NaN there")
     return warnings
-
-
-def _wrong_indices(table: pd.DataFrame) -> list:
-    return [row for row in table.itertuples(index=False) if not re.fullmatch(r"-?[0-9]{1,9}", row.label)]
 
 
 def write_manifest(manifest: Manifest, path: Path | str) -> None:
@@ -272,7 +306,8 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(manifest._rows())
+    for rows in manifest._rows():
+        writer.writerows(rows)
     notes = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
@@ -290,17 +325,16 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
     """
     path = Path(path)
     notes = _read_notes(path.with_suffix(".json"))
-    rows = _read_rows(path)
-    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=str)
+    table = _read_table(path)
     if notes["task_kind"] == "classification":
-        labels = [(number, row[COLUMNS.index("label")]) for number, row in enumerate(rows, 2)]
-        lines = [f"line {number}: label {label!r}" for number, label in labels if not re.fullmatch("[0-9]{1,9}", label)]
-        if lines:
-            raise ManifestError.listing(path, [f"{line}, expected a class index (0, 1, …)" for line in lines])
+        wrong = table["label"][_failing(table["label"], re.compile("[0-9]{1,9}").fullmatch)]
+        if len(wrong):
+            lines = [f"line {row + 2}: label {label!r}, expected a class index (0, 1, …)" for row, label in wrong.items()]
+            raise ManifestError.listing(path, lines)
     manifest = Manifest(Path(root), notes["task_kind"], tuple(notes["classes"]), table)
-    if notes.get("sha256", manifest.sha256) != manifest.sha256:
+    if "sha256" in notes and (found := manifest.sha256) != notes["sha256"]:
         raise ManifestError(
-            f"{path}: sha256 of the content is {manifest.sha256[:12]}…, {path.with_suffix('.json').name} says"
+            f"{path}: sha256 of the content is {found[:12]}…, {path.with_suffix('.json').name} says"
             f" {notes['sha256'][:12]}…: the file was cut short or changed; write it anew with write_manifest"
         )
     return manifest
@@ -322,23 +356,33 @@ def _read_notes(path: Path) -> dict:
     return notes
 
 
-def _read_rows(path: Path) -> list[list[str]]:
+def _read_table(path: Path) -> pd.DataFrame:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}), expected a manifest as CSV") from error
     if content.startswith(b"\xef\xbb\xbf"):
         raise ManifestError(f"{path}: begins with a byte order mark, expected UTF-8 without one ('CSV UTF-8' adds it)")
+    header: list[str] = []
+    columns: list[list[str]] = [[] for _ in COLUMNS]
+    odd: list[tuple[int, int]] = []  # line, fields
     try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
+        content.decode("utf-8")  # as a whole, for the error's position; a StringIO of it would take four bytes a letter
+        reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=""), strict=True)
+        header = next(reader, [])
+        # Into columns a part at a time: half a million row lists are slow to make and to keep.
+        line = 2
+        while rows := list(itertools.islice(reader, _PART)):
+            odd += [(number, len(row)) for number, row in enumerate(rows, line) if len(row) != len(COLUMNS)]
+            line += len(rows)
+            for column, values in zip(columns, zip(*rows, strict=False), strict=False):
+                column.extend(values)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: is not CSV in UTF-8 ({error})") from error
-    header = rows[0] if rows else []
     if tuple(header) != COLUMNS:
         missing = [name for name in COLUMNS if name not in header]
         detail = f"; missing: {', '.join(missing)}" if missing else ""
         raise ManifestError(f"{path}: header is {','.join(header)!r}, expected {','.join(COLUMNS)!r}{detail}")
-    short = [f"line {number}: {len(row)} fields" for number, row in enumerate(rows, 1) if len(row) != len(COLUMNS)]
-    if short:
-        raise ManifestError.listing(path, [f"{line}, expected {len(COLUMNS)}" for line in short])
-    return rows[1:]
+    if odd:
+        raise ManifestError.listing(path, [f"line {line}: {fields} fields, expected {len(COLUMNS)}" for line, fields in odd])
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), dtype=str)

@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vfmgl_lib.data.phantoms import endometrial, nuclei, prostate
+from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.phantoms.sampling import SPLITS
 from vfmgl_lib.files import PARTIAL, write_bytes
 
 __all__ = ["GENERATORS", "write_phantoms"]
 
-GENERATORS = {"endometrial": endometrial, "nuclei": nuclei, "prostate": prostate}
+GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "prostate": prostate, "nuclei": nuclei}
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
@@ -53,12 +53,13 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial" or "camelyon17" (classification), "nuclei" or "prostate" (segmentation).
+        layout: "endometrial" or "camelyon17" (classification), "prostate" or "nuclei" (segmentation).
         centers: number of participating centres, at most as many as the layout has; in the endometrial layout two external ones
-            come on top of them. None: the layout's default, 4.
+            come on top of them. None: the layout's default, 4, in the camelyon17 layout 5.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
-            validation folder, so "val" must be absent or 0 there. In the prostate layout a sample is a volume, and the
-            three numbers are added: it has no folders for splits, whoever reads it divides the patients.
+            validation folder, so "val" must be absent or 0 there. The camelyon17 and prostate layouts have no folders for
+            splits, whoever reads them divides the patients: the three numbers are added. In the prostate layout a sample is a
+            volume.
         image_size: side in pixels, at least 32.
         heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
         seed: >= 0.
