@@ -29,12 +29,13 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    layout: Literal["endometrial", "nuclei"]
+    layout: Literal["endometrial", "camelyon17", "prostate", "nuclei"]
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
     )
     per_center: dict[Literal["train", "val", "test"], int] = Field(description="at most so many samples per centre and split; empty: all")
+    augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
     workers: int = Field(ge=0, description="loader processes")
 
 
@@ -119,7 +120,7 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
-        segmentation = self.data.layout == "nuclei"
+        segmentation = self.data.layout in ("prostate", "nuclei")
         if segmentation != (self.student.name == "unet") or segmentation != (self.loss == "dice"):
             raise ValueError(
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CLIP_QUANTILE = 0.99
+PREPARATION = 1  # raised when a conversion in `data.sources` gives other pixels: sets prepared earlier are then converted again
 
 
 @dataclass(frozen=True)
