@@ -29,12 +29,13 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    layout: Literal["endometrial", "nuclei"]
+    layout: Literal["endometrial", "camelyon17", "prostate", "nuclei"]
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
     )
     per_center: dict[Literal["train", "val", "test"], int] = Field(description="at most so many samples per centre and split; empty: all")
+    augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
     workers: int = Field(ge=0, description="loader processes")
 
 
@@ -98,6 +99,14 @@ class FederationSettings(Settings):
     weights: Literal["samples", "uniform"]
 
 
+class ComputeSettings(Settings):
+    """How a GPU is used; a CPU computes in float32 and torch's own layout whatever these say."""
+
+    autocast: bool = Field(description="bfloat16 for the frozen teacher and the frozen shared model; what is trained stays float32")
+    channels_last: bool = Field(description="students' convolutions in NHWC")
+    compile_teacher: bool = Field(description="torch.compile for the teacher; some minutes at the start")
+
+
 class StudySettings(Settings):
     """Everything that a study's numbers depend on, but for the data themselves (their manifest's hash) and the library's version."""
 
@@ -116,10 +125,11 @@ class StudySettings(Settings):
     transfer: TransferSettings
     deduction: DeductionSettings
     federation: FederationSettings
+    compute: ComputeSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
-        segmentation = self.data.layout == "nuclei"
+        segmentation = self.data.layout in ("prostate", "nuclei")
         if segmentation != (self.student.name == "unet") or segmentation != (self.loss == "dice"):
             raise ValueError(
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "

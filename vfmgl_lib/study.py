@@ -34,10 +34,11 @@ from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import ConfigError, StudySettings, load_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import read_layout, subset, with_validation
+from vfmgl_lib.data.layouts import subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import Manifest, check_manifest, write_manifest
+from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
+from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
 from vfmgl_lib.federation.client import Client, training_batches
@@ -162,7 +163,8 @@ def open_workspace(
 
     Args:
         task, profile: see `config.load_settings`; `overrides` too.
-        data: the data folder in the task's layout; "": the embedded phantoms, written below `runs` once.
+        data: a prepared set, or images in one of the forms that `data.sources` reads, which are then prepared below `runs` once; "": the
+            embedded phantoms, written below `runs` once.
         teacher: NAME, FILE, NAME=FILE or random:NAME instead of the profile's; "": the profile's.
         device: "cpu" or "cuda".
         runs: the folder of all results.
@@ -176,8 +178,8 @@ def open_workspace(
     runs = Path(runs)
     folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
-    manifest = read_layout(root, settings.data.layout)
-    warnings = check_manifest(manifest, files=False)
+    prepared = _prepared(settings.data.layout, root, runs / "prepared")
+    manifest = prepared.manifest
     if settings.data.validation_share:
         manifest = with_validation(manifest, settings.data.validation_share, seed)
     if settings.data.per_center:
@@ -187,7 +189,7 @@ def open_workspace(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(settings, manifest, folder, tuple(warnings), on_phantoms=not data)
+    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data)
 
 
 def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
@@ -229,7 +231,7 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
     rows = []
     unit = scoring_unit(manifest.table, settings.is_segmentation)
     baseline = trivial_segmentation if settings.is_segmentation else trivial_classification
-    for center in manifest.centers:
+    for center in manifest.training_centers:
         train, test = (ImageDataset(manifest, manifest.select(center, split), settings.data.image_size) for split in ("train", "test"))
         on_train, on_test = baseline(train, [train, test])
         rows += metric_rows(on_test, unit, training_cutoff(on_train, unit), model_center=center, round=0, stage="trivial")
@@ -242,7 +244,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, cache: Feature
     device = torch.device(settings.device)
     _describe(study, teacher)
     datasets = {center: _datasets(study, center, teacher) for center in study.manifest.centers}
-    students = {center: _new_student(settings) for center in [*study.manifest.centers, "shared model"]}
+    students = {center: _new_student(settings) for center in [*study.manifest.training_centers, "shared model"]}
     shared = students.pop("shared model").to(device)
     clients = [Client(center, settings, student, teacher, datasets[center]["train"], device, cache) for center, student in students.items()]
     unit = scoring_unit(study.manifest.table, settings.is_segmentation)
@@ -299,14 +301,25 @@ def _teacher(settings: StudySettings) -> Teacher | None:
         return None
     chosen = settings.teacher
     teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
-    return teacher.to(torch.device(settings.device))
+    teacher.autocast = settings.compute.autocast
+    teacher = teacher.to(torch.device(settings.device))
+    return teacher.compiled() if settings.compute.compile_teacher else teacher
 
 
 def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
     if teacher is None or folder is None or not settings.teacher.cache_gib:
         return None
     limit = int(settings.teacher.cache_gib * GIB)
-    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device))
+    arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"})
+    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device), arithmetic)
+
+
+def _prepared(layout: str, root: Path, folder: Path) -> Prepared:
+    """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names."""
+    if is_prepared(root):
+        return read_prepared(root)
+    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    return prepare(layout, root, folder / f"{layout}-{root.resolve().name}-{place}")
 
 
 def _phantoms(settings: StudySettings, folder: Path) -> Path:

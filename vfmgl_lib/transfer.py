@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vfmgl_lib.config import TransferSettings
-from vfmgl_lib.kernels.convolution import twice_differentiable_convolutions
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
+from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
 from vfmgl_lib.models.students import Student
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -96,9 +96,12 @@ class TransferModel(nn.Module):
                 self.bias[f"{k}_{stage}"] = nn.Parameter(torch.empty(blocks, channels).uniform_(-bound, bound))
 
     def forward(
-        self, images: Tensor, teacher: TeacherBatch | None, pairing: Pairing | None, head: bool = True
+        self, images: Tensor, teacher: TeacherBatch | None, pairing: Pairing | None, head: bool = True, upstream_only: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Logits (None without `head`) and the matching loss (B,) before beta (None without a teacher)."""
+        """Logits (None without `head`) and the matching loss (B,) before beta (None without a teacher).
+
+        upstream_only: see `kernels.matching.pair_matching`.
+        """
         maps = self.student.encode(images)
         logits = self.student.head_from_stages(maps) if head else None
         if teacher is None or pairing is None:
@@ -114,6 +117,7 @@ class TransferModel(nn.Module):
                     self.bias[key],
                     channel_weights[:, :, n],
                     pair_weights[:, :, n],
+                    upstream_only,
                 )
         return logits, loss
 
@@ -158,6 +162,7 @@ class HGKT:
             lr=settings.meta_lr,
             momentum=settings.meta_momentum,
             weight_decay=settings.meta_weight_decay,
+            fused=True,  # one pass over parameters that are as many as the student's
         )
 
     def step(self, images: Tensor, target: Tensor, stacks: list[Tensor], outer: tuple[Tensor, Tensor] | None = None) -> StepRecord:
@@ -175,16 +180,14 @@ class HGKT:
 
         logits, match = self.model(images, teacher, constant)
         task, match = self.task_loss(logits, target), self.settings.beta * match.mean()
-        parameters = dict(self.model.named_parameters())
-        gradients = dict(zip(parameters, torch.autograd.grad(task + match, list(parameters.values())), strict=True))
+        parameters, momenta = list(self.model.parameters()), list(self.momenta.values())
+        gradients = torch.autograd.grad(task + match, parameters)
         with torch.no_grad():
-            updated, self.momenta = self._sgd(parameters, gradients, self.momenta)
-            for name, parameter in parameters.items():
-                parameter.copy_(updated[name])
+            self._sgd_step(parameters, list(gradients), momenta)
 
         outer_loss, derivatives = self.hypergradient(images, target, teacher, constant, outer or (images, target))
         torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(self.meta.parameters()))
-        norm = torch.stack([p.grad.square().sum() for p in self.meta.parameters()]).sum().sqrt()
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.meta.parameters()])))
         self.meta_optimizer.step()
         weights = torch.cat([stack.detach() for stack in pairing[1]], dim=1)
         return StepRecord(task.detach(), match.detach(), outer_loss.detach(), norm, weights)
@@ -211,9 +214,10 @@ class HGKT:
         for step in range(settings.inner_steps + 1):
             leaves = [p.requires_grad_() for p in (q.detach() for q in position)]
             parameters = dict(zip(names, leaves, strict=True)), buffers
-            with twice_differentiable_convolutions():
+            first = step == 0  # its Hessian-vector product is needed in the direction of (w, lambda) only
+            with twice_differentiable_layers(upstream_only=first):
                 if step < settings.inner_steps:
-                    _, match = functional_call(self.model, parameters, (images, teacher, halves, False))
+                    _, match = functional_call(self.model, parameters, (images, teacher, halves, False, first))
                     loss = settings.beta * match.mean()
                 else:
                     loss = self.task_loss(functional_call(self.model, parameters, (images, None, None))[0], target)
@@ -221,28 +225,32 @@ class HGKT:
             reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
             trajectory.append((leaves, [gradients[index] for index in reached], reached))
             with torch.no_grad():
-                momenta = torch._foreach_mul(momenta, settings.momentum)
-                torch._foreach_add_(momenta, position, alpha=settings.weight_decay)
-                torch._foreach_add_([momenta[index] for index in reached], [gradients[index].detach() for index in reached])
-                position = torch._foreach_add(position, momenta, alpha=-self.lr)
+                position = [p.clone() for p in position]
+                momenta = momenta if step else [momentum.clone() for momentum in momenta]
+                self._sgd_step(
+                    position, [g if g is not None else torch.zeros_like(p) for g, p in zip(gradients, position, strict=True)], momenta
+                )
 
         leaves = [p.requires_grad_() for p in position]
         logits, _ = functional_call(self.model, (dict(zip(names, leaves, strict=True)), buffers), (outer[0], None, None))
         outer_loss = self.task_loss(logits, outer[1])
-        adjoint = [g.clone() for g in torch.autograd.grad(outer_loss, leaves, materialize_grads=True)]
-        momentum_adjoint = [torch.zeros_like(p) for p in leaves]
+        adjoint = torch.autograd.grad(outer_loss, leaves, materialize_grads=True)
+        momentum_adjoint: list[Tensor] = []
         derivatives = [torch.zeros_like(weight) for weight in weights]
         while trajectory:
             leaves, gradients, reached = trajectory.pop()
-            torch._foreach_mul_(momentum_adjoint, settings.momentum)
-            torch._foreach_add_(momentum_adjoint, adjoint, alpha=-self.lr)
+            if momentum_adjoint:
+                torch._foreach_mul_(momentum_adjoint, settings.momentum)
+                torch._foreach_add_(momentum_adjoint, adjoint, alpha=-self.lr)
+            else:
+                momentum_adjoint = list(torch._foreach_mul(adjoint, -self.lr))
             wanted = [*leaves, *weights] if trajectory else weights
             directions = [momentum_adjoint[index] for index in reached]
             products = torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
             torch._foreach_add_(derivatives, products[-len(weights) :])
             if trajectory:
+                adjoint = torch._foreach_add(adjoint, products[: len(leaves)])
                 torch._foreach_add_(adjoint, momentum_adjoint, alpha=settings.weight_decay)
-                torch._foreach_add_(adjoint, products[: len(leaves)])
         return outer_loss.detach(), derivatives
 
     def unrolled_outer_loss(
@@ -291,6 +299,22 @@ class HGKT:
                 parameter.copy_(state[f"meta.{name}"])
                 if f"meta_momentum.{name}" in state:
                     self.meta_optimizer.state[parameter]["momentum_buffer"] = state[f"meta_momentum.{name}"].to(parameter).clone()
+
+    def _sgd_step(self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> None:
+        """One step of the transfer optimiser (torch.optim.SGD's dynamics) in place, in one pass over the memory."""
+        gradients = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(gradients, parameters, strict=True)]
+        torch._fused_sgd_(
+            parameters,
+            gradients,
+            momenta,
+            weight_decay=self.settings.weight_decay,
+            momentum=self.settings.momentum,
+            lr=self.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
     def _sgd(self, parameters: State, gradients: State, momenta: State) -> tuple[State, State]:
         """One step of the transfer optimiser (torch.optim.SGD's dynamics) as a function: new parameters and momenta."""

@@ -1,29 +1,32 @@
-"""Phantoms: the files on disk, the differences between centres, and what can and cannot be learnt from them."""
+"""Phantoms: the files on disk, and the differences between centres; what can be learnt from them is in phantoms/test_difficulty.py."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from PIL import Image
-from scipy.stats import skew
+from scipy.stats import chi2_contingency, f_oneway
 from skimage.filters import threshold_otsu
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from skimage.measure import label as components
+from skimage.measure import regionprops
 
 from vfmgl_lib.data import phantoms
 from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.phantoms import GENERATORS, endometrial, nuclei, write_phantoms
 from vfmgl_lib.data.phantoms.fields import ellipse_distance, smooth_field, smooth_union
+from vfmgl_lib.data.phantoms.sampling import patient_name
+from vfmgl_lib.evaluation.heterogeneity import center_predictability, image_features
 
 SAMPLES = {
     "endometrial": {"train": 5, "test": 3},
     "nuclei": {"train": 4, "val": 2, "test": 3},
 }
 LAYOUTS = tuple(SAMPLES)
+TABLE_1 = Path(__file__).parents[2] / "data_manifests" / "table1_endometrial_patients.csv"
 
 
 def write(root: Path, layout: str, **changes) -> Path:
@@ -36,7 +39,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def rendered(layout: str, count: int, size: int, heterogeneity: float, split: str = "train", seed: int = 1):
-    """First array and sample of every planned image of four centres."""
+    """The arrays and the sample of every planned image of four centres (with a split of "test" also of the external ones)."""
     generator = GENERATORS[layout]
     planned = generator.plan(4, {split: count}, heterogeneity, seed)
     return [generator.render(sample, size, heterogeneity, seed) for sample in planned], planned
@@ -58,11 +61,12 @@ def test_layout_is_read(tmp_path, layout):
     root = write(tmp_path / "with space and ü", layout)
     manifest = read_layout(root, layout, progress=False)
     table = manifest.table
+    external = {"endometrial": endometrial.EXTERNAL_CENTERS, "nuclei": ()}[layout]
     for center in manifest.centers:
         for split in ("train", "val", "test"):
             found = int(((table["center"] == center) & (table["split"] == split)).sum())
-            assert found == SAMPLES[layout].get(split, 0)
-    assert len(manifest.centers) == 2
+            assert found == (0 if center in external and split != "test" else SAMPLES[layout].get(split, 0))
+    assert manifest.centers == {"endometrial": ("A", "B", "E", "F"), "nuclei": ("SiteA", "SiteB")}[layout]
     assert (table.groupby("patient")[["center", "split"]].nunique() == 1).all(axis=None)
     if layout == "endometrial":
         assert manifest.classes == ("0_NMI", "1_MI")
@@ -191,8 +195,9 @@ def test_foreign_folders_are_refused(tmp_path):
         ({"heterogeneity": -0.1}, "heterogeneity must be a number from 0 to 2, got -0.1"),
         ({"heterogeneity": float("nan")}, "got nan"),
         ({"heterogeneity": 2.1}, "got 2.1"),
-        ({"centers": 0}, "from 1 to 6"),
-        ({"centers": 7}, "got 7"),
+        ({"centers": 0}, "from 1 to 4"),
+        ({"centers": 5}, "got 5"),
+        ({"layout": "nuclei", "centers": 7}, "from 1 to 6, or None for the default, got 7"),
         ({"centers": True}, "got True"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ],
@@ -235,7 +240,7 @@ def test_more_samples_keep_the_earlier_ones(tmp_path, layout):
 
 def test_two_images_are_enough_for_both_classes_and_prevalence_is_met():
     for heterogeneity in (0.0, 1.0, 2.0):
-        planned = endometrial.plan(6, {"train": 2, "test": 2}, heterogeneity, 0)
+        planned = endometrial.plan(4, {"train": 2, "test": 2}, heterogeneity, 0)
         assert all({s.label for s in planned if (s.center, s.split) == key} == {0, 1} for key in [(0, "train"), (5, "test")])
     shares = []
     for center in range(4):
@@ -244,43 +249,147 @@ def test_two_images_are_enough_for_both_classes_and_prevalence_is_met():
     assert shares == pytest.approx([profile.prevalence for profile in endometrial.CENTERS[:4]], abs=0.02)
 
 
+def test_prevalences_rank_as_in_table_1():
+    table = pd.read_csv(TABLE_1)
+    patients = table[table["set"] != "test"].pivot(index="center", columns="label", values="n")  # of E and F the external set
+    paper = patients["MI"] / patients.sum(axis=1)
+    ours = pd.Series([scanner.prevalence for scanner in endometrial.CENTERS], index=endometrial.CENTER_NAMES)
+    assert paper.sort_values().index.tolist() == ours.sort_values().index.tolist()
+    assert ours.between(0.5, 0.8).all()
+
+
+def test_external_centers_have_test_images_alone_and_come_on_top():
+    few, many = (endometrial.plan(n, {"train": 5, "test": 3}, 1.0, 0) for n in (1, 4))
+    counts = pd.Series([(endometrial.CENTER_NAMES[s.center], s.split) for s in few]).value_counts().to_dict()
+    assert counts == {("A", "train"): 5, ("A", "test"): 3, ("E", "test"): 3, ("F", "test"): 3}
+    assert set(few) < set(many), "an external centre is the same beside any number of others"
+    assert sorted({endometrial.CENTER_NAMES[s.center] for s in many}) == ["A", "B", "C", "D", "E", "F"]
+    assert {s.center for s in endometrial.plan(2, {"train": 2}, 1.0, 0)} == {0, 1}
+
+
+def test_table_1_is_the_papers():
+    paper = pd.read_csv(TABLE_1)
+    assert len(paper) == 2 * len(endometrial.TABLE_1)
+    for row in paper.itertuples():
+        cohort = endometrial.TABLE_1[row.center, row.set.replace("external", "test")][["NMI", "MI"].index(row.label)]
+        assert (cohort.age_mean, cohort.age_std) == pytest.approx((row.age_mean, row.age_std), nan_ok=True)
+        assert cohort.figo == (row.figo_I, row.figo_II, row.figo_III, row.figo_IV)
+        assert cohort.histology == (row.histology_I, row.histology_II)
+        assert sum(cohort.figo) == sum(cohort.histology) == row.n
+
+
+def records(centers: int, samples: dict[str, int], heterogeneity: float) -> pd.DataFrame:
+    """patients.csv with each patient's centre, split and label; the sets are planned only, nothing is drawn."""
+    planned = endometrial.plan(centers, samples, heterogeneity, 0)
+    table = pd.read_csv(io.BytesIO(endometrial.extra_files(planned, heterogeneity, 0)["patients.csv"]), dtype={"patient": str})
+    known = {patient_name(s.center, s.split, s.patient): (endometrial.CENTER_NAMES[s.center], s.split, s.label) for s in planned}
+    assert table["patient"].is_unique and set(table["patient"]) == set(known)
+    return table.join(pd.DataFrame([known[name] for name in table["patient"]], columns=["center", "split", "label"]))
+
+
+def test_patients_csv(tmp_path):
+    root = write(tmp_path, "endometrial")
+    text = (root / "patients.csv").read_text(encoding="utf-8")
+    header, *rows = text.splitlines()
+    assert header == "patient,age,figo,histology" and text.endswith("\n") and "\r" not in text
+    assert all(re.fullmatch(r"P[1-6][13]\d{3},\d\d\.\d,(I|II|III|IV),(I|II)", row) for row in rows)
+    assert {row.split(",")[0] for row in rows} == {folder.name for folder in root.glob("*/*data/*/*")}
+    (root / "patients.csv").unlink()
+    write(tmp_path, "endometrial")
+    assert (root / "patients.csv").read_text(encoding="utf-8") == text
+    more = endometrial.extra_files(endometrial.plan(2, {"train": 30, "test": 30}, 1.0, 3), 1.0, 3)["patients.csv"].decode()
+    assert set(rows) < set(more.splitlines()), "a patient's record does not depend on how many others there are"
+
+
+def test_ages_and_stages_follow_table_1():
+    found = records(4, {"train": 1200, "test": 1200}, 1.0)
+    for (center, split), pair in endometrial.TABLE_1.items():
+        for label, cohort in enumerate(pair):
+            own = found[(found["center"] == center) & (found["split"] == split) & (found["label"] == label)]
+            if not np.isnan(cohort.age_mean):
+                # Four standard errors: of 17 means and 17 deviations not one is that far off by chance.
+                error = cohort.age_std / np.sqrt(len(own))
+                assert own["age"].mean() == pytest.approx(cohort.age_mean, abs=4 * error)
+                assert own["age"].std() == pytest.approx(cohort.age_std, abs=4 * error)
+            for column, names, counts in (("figo", endometrial.FIGO, cohort.figo), ("histology", endometrial.HISTOLOGY, cohort.histology)):
+                shares = np.array([(own[column] == name).mean() for name in names])
+                expected = np.array(counts) / sum(counts)
+                assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / len(own)) + 1e-9).all()
+    assert found.groupby("center")["age"].mean()["C"] > found.groupby("center")["age"].mean()["B"] + 3
+
+
+def test_at_heterogeneity_0_all_centres_have_the_same_patients():
+    found = records(4, {"train": 600, "test": 600}, 0.0)
+    samples = [own["age"] for _, own in found.groupby("center")]
+    assert f_oneway(*samples).pvalue > 0.01
+    shares = found.groupby(["center", "split"])["label"].mean()
+    assert shares.max() - shares.min() < 0.01
+    assert chi2_contingency(pd.crosstab(found["center"], found["figo"])).pvalue > 0.01
+    assert chi2_contingency(pd.crosstab(found["center"], found["histology"])).pvalue > 0.01
+    assert f_oneway(*(own["age"] for _, own in records(4, {"train": 600, "test": 600}, 1.0).groupby("center"))).pvalue < 1e-6
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("heterogeneity", [0.0, 2.0])
 def test_extreme_settings_render(layout, heterogeneity):
     generator = GENERATORS[layout]
+    planned = generator.plan({"endometrial": 4, "nuclei": 6}[layout], {"train": 1, "test": 1}, heterogeneity, 9)
+    assert {sample.center for sample in planned} == set(range(6))
     for size in (32, 65, 224):
-        for sample in generator.plan(6, {"train": 1}, heterogeneity, 9):
+        for sample in planned:
             for array in generator.render(sample, size, heterogeneity, 9):
                 assert array.dtype == np.uint8 and array.shape[:2] == (size, size)
             assert generator.render(sample, size, heterogeneity, 9)[0].std() > 5
 
 
+def by_center(layout: str, count: int, size: int, heterogeneity: float, seed: int = 1) -> pd.DataFrame:
+    """id, center, patient and image (size, size, 3) in [0, 1] of `count` training images of each of four centres."""
+    arrays, planned = rendered(layout, count, size, heterogeneity, seed=seed)
+    images = [np.broadcast_to(first.reshape(size, size, -1) / 255, (size, size, 3)) for first, *_ in arrays]
+    named = [(s.paths[0], GENERATORS[layout].CENTER_NAMES[s.center], patient_name(s.center, s.split, s.patient)) for s in planned]
+    return pd.DataFrame(named, columns=["id", "center", "patient"]).assign(image=images)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_heterogeneity_separates_the_centers(layout):
-    def separation(heterogeneity: float) -> float:
-        """Variance between the centres' mean colours over what chance gives (F statistic; 1 where alike)."""
-        arrays, planned = rendered(layout, 24, 40, heterogeneity)
-        # One image a patient: those of a patient are alike, which chance would not give.
-        colour = [(s.center, a[0].reshape(40 * 40, -1).mean(0)) for a, s in zip(arrays, planned, strict=True) if s.image == 0]
-        groups = [np.array([c for center, c in colour if center == k]) for k in range(4)]
-        between = np.sum([len(g) * (g.mean(0) - np.concatenate(groups).mean(0)) ** 2 for g in groups], axis=0) / 3
-        within = np.sum([((g - g.mean(0)) ** 2).sum(0) for g in groups], axis=0) / (len(colour) - 4)
-        return float(np.mean(between / within))
-
-    assert separation(0.0) < 3.0
-    assert separation(1.0) > 10.0
+def test_heterogeneity_is_what_tells_the_centers_apart(layout):
+    """Which centre is this? 400 images at heterogeneity 0 do not say, 200 at 1 do."""
+    alike = center_predictability(image_features(by_center(layout, 100, 48, 0.0)), 0).iloc[0]
+    assert alike["low"] < alike["chance"] < alike["high"] and alike["balanced_accuracy"] < 0.33
+    different = center_predictability(image_features(by_center(layout, 50, 48, 1.0)), 0).iloc[0]
+    assert different["low"] > 0.75 and different["chance"] == 0.25
 
 
-def test_intensity_statistics_do_not_solve_endometrial():
-    def features(split: str) -> tuple[np.ndarray, np.ndarray]:
-        arrays, planned = rendered("endometrial", 100, 48, 0.0, split)
-        flat = np.stack([image.ravel() for (image,) in arrays]) / 255
-        return np.stack([flat.mean(1), flat.std(1), skew(flat, axis=1)], 1), np.array([s.label for s in planned])
+def nuclei_shapes(count: int, heterogeneity: float) -> pd.DataFrame:
+    """Per tile of six centres, from the masks: radius (µm), its variation, eccentricity, share of clumped; and optical density."""
+    size, rows = 160, []
+    micrometres = 110 * np.sqrt(size / 256) / size
+    for sample in nuclei.plan(6, {"train": count}, heterogeneity, 1):
+        image, mask = nuclei.render(sample, size, heterogeneity, 1)
+        whole = [r for r in regionprops(components(mask > 0)) if min(r.bbox[:2]) > 0 and max(r.bbox[2:]) < size]
+        whole = [r for r in whole if r.area * micrometres**2 > 8]
+        single = [r for r in whole if r.solidity > 0.92]
+        radii = np.array([r.equivalent_diameter_area / 2 * micrometres for r in single])
+        density = -np.log10(np.maximum(image, 1) / 255).sum(axis=2)[mask > 0].mean()
+        clumped = np.mean([r.solidity < 0.9 for r in whole])
+        shape = (radii.mean(), radii.std() / radii.mean(), np.mean([r.eccentricity for r in single]), clumped)
+        patient = patient_name(sample.center, sample.split, sample.patient)
+        rows.append((sample.paths[0], nuclei.CENTER_NAMES[sample.center], patient, *shape, density))
+    return pd.DataFrame(rows, columns=["id", "center", "patient", "radius", "variation", "eccentricity", "clumped", "density"])
 
-    (train, train_labels), (test, test_labels) = features("train"), features("test")
-    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(train, train_labels)
-    assert roc_auc_score(train_labels, model.predict_proba(train)[:, 1]) <= 0.65
-    assert roc_auc_score(test_labels, model.predict_proba(test)[:, 1]) <= 0.65
+
+def test_organs_differ_in_size_shape_overlap_and_stain_of_their_nuclei():
+    tiles = nuclei_shapes(12, 1.0)
+    mean = tiles.drop(columns=["id", "patient"]).groupby("center").mean()
+    kidney, lung, bladder = "SiteC", "SiteD", "SiteF"
+    assert (mean["radius"].idxmin(), mean["radius"].idxmax()) == (kidney, lung)
+    assert mean["variation"].idxmax() == lung and mean["variation"].max() > 1.5 * mean["variation"].min()
+    assert set(mean["eccentricity"].nlargest(2).index) == {lung, bladder}
+    assert mean["clumped"][lung] > 2 * mean["clumped"][kidney]
+    assert (mean["density"].idxmin(), mean["density"].idxmax()) == (bladder, lung)
+    shapes = tiles.drop(columns="density")
+    assert center_predictability(shapes, 0)["low"].iloc[0] > 0.4, "the masks alone tell the organ"
+    alike = center_predictability(nuclei_shapes(12, 0.0).drop(columns="density"), 0).iloc[0]
+    assert alike["balanced_accuracy"] < 0.27 and alike["chance"] == pytest.approx(1 / 6)
 
 
 def test_classes_differ_in_the_junctional_zone_alone():
@@ -314,39 +423,3 @@ def test_fields():
     y = np.array([0.0, 0.0, 0.0, 2.0], np.float32)
     assert ellipse_distance(x, y, 2.0, 2.0) == pytest.approx(np.array([0, 0, 1, np.sqrt(8) - 2]), abs=1e-5)
     assert smooth_union(np.array([-1.0, 3.0]), np.array([3.0, -1.0]), 0.1) == pytest.approx(np.array([-1.0, -1.0]))
-
-
-@pytest.mark.slow
-def test_small_cnn_learns_endometrial():
-    """Three convolution blocks, 500 images of 64²: about 25 s on one core."""
-
-    def data(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        arrays, planned = rendered("endometrial", count, 64, 0.0, split)
-        images = torch.from_numpy(np.stack([image for (image,) in arrays])).float()[:, None] / 255
-        return images, torch.tensor([sample.label for sample in planned])
-
-    def block(before: int, after: int) -> list[torch.nn.Module]:
-        layers: list[torch.nn.Module] = []
-        for width in (before, after):
-            layers += [torch.nn.Conv2d(width, after, 3, padding=1), torch.nn.BatchNorm2d(after), torch.nn.ReLU()]
-        return [*layers, torch.nn.MaxPool2d(2)]
-
-    images, labels = data("train", 125)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 2)]
-        model = torch.nn.Sequential(*block(1, 16), *block(16, 32), *block(32, 64), *head)
-        steps = 8 * -(-len(images) // 32)
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-        for _ in range(8):
-            for batch in torch.randperm(len(images)).split(32):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-                optimizer.step()
-                schedule.step()
-    model.eval()
-    images, labels = data("test", 60)
-    with torch.no_grad():
-        score = model(images).softmax(1)[:, 1]
-    assert roc_auc_score(labels, score) >= 0.85

@@ -1,13 +1,21 @@
 """Figures of the data, and the tables made from images."""
 
+from itertools import combinations, product
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.phantoms import write_phantoms
+from vfmgl_lib.evaluation.heterogeneity import center_distances, stain_profile
 from vfmgl_lib.figures import heterogeneity, samples
-from vfmgl_lib.figures.style import save_figure
+from vfmgl_lib.figures.style import DOUBLE, save_figure
+
+TABLE_1 = Path(__file__).parents[2] / "data_manifests" / "table1_endometrial_patients.csv"
 
 
 @pytest.fixture(scope="module", params=["endometrial", "nuclei"])
@@ -102,3 +110,110 @@ def test_counts_draw_every_split_and_centre(tmp_path):
     assert [text.get_text() for text in left.texts] == ["14 images, 7 patients"] * 2
     assert right.get_xlabel() == "images of class MI (%)"
     assert {x for line in right.lines[:2] for x in line.get_xdata()} == {25.0}
+
+
+def colliding_texts(figure: Figure) -> list[tuple[str, ...]]:
+    """Pairs of texts that overlap, and texts that leave the figure; a pixel of each side is air."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for axis in figure.axes for text in axis.texts]
+    texts += [text for axis in figure.axes if axis.axison for text in [*axis.get_xticklabels(), *axis.get_yticklabels()]]
+    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer()).padded(-1)) for text in texts if text.get_text()]
+    width, height = canvas.get_width_height()
+    outside = [(name,) for name, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
+    return outside + [(one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)]
+
+
+def confusion(centers: list[str], right: float) -> pd.DataFrame:
+    """Of 20 images a centre the share `right` is told, the others are taken for the next centre."""
+    rows = []
+    for (place, center), (other, predicted) in product(enumerate(centers), enumerate(centers)):
+        share = right if place == other else 1 - right if other == (place + 1) % len(centers) else 0.0
+        rows.append((center, predicted, round(20 * share), share))
+    table = pd.DataFrame(rows, columns=["center", "predicted", "images", "share"])
+    return table.assign(balanced_accuracy=right, low=right - 0.1, high=right + 0.05, chance=1 / len(centers), patients=7 * len(centers))
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_center_confusion_states_accuracy_and_chance(count: int, tmp_path):
+    centers = ["a centre with a very long name indeed", "Łódź $1", *(f"c{i}" for i in range(6))][:count]
+    table = confusion(centers, 0.8)
+    figure = heterogeneity.center_confusion(table)
+    axis, bar = figure.axes
+    assert axis.get_title(loc="left") == f"Balanced accuracy 0.80\n95 % interval 0.70 to 0.85, chance {1 / count:.2f}"
+    written = [text.get_text() for text in axis.texts]
+    assert written.count("80 %\n(16)") == count and written.count("20 %\n(4)") == count
+    assert written.count("0") == count * count - 2 * count
+    assert [line.get_ydata()[0] for line in bar.lines] == [pytest.approx(1 / count)]
+    assert f"{20 * count} images of {7 * count} patients" in figure.get_supxlabel().replace("\n", " ")
+    assert not colliding_texts(figure)
+    save_figure(figure, table, tmp_path, "confusion")
+
+
+@pytest.mark.parametrize("count", [2, 6, 8])
+def test_center_distances_shows_each_pair_once(count: int, tmp_path):
+    table = center_distances(samples.color_profile(pictures([f"centre {i}" for i in range(count)])))
+    figure = heterogeneity.center_distances(table)
+    *panels, bar = figure.axes
+    assert [axis.get_title(loc="left") for axis in panels] == ["red", "green", "blue"]
+    for axis in panels:
+        assert len(axis.texts) == count * (count - 1) / 2
+        assert axis.images[0].get_clim() == (0, max(0.1, table["distance"].max()))
+    known = table.query("channel == 'red' and center == 'centre 1' and other == 'centre 0'")["distance"].item()
+    assert panels[0].texts[0].get_text() == (f"{known:.3f}" if count < 7 else f"{known:.2f}")
+    assert bar.get_ylabel() == "Wasserstein distance\n(pixel value, 0 to 1)"
+    assert not colliding_texts(figure)
+    save_figure(figure, table, tmp_path, "distances")
+
+
+def test_stains_have_a_scale_of_their_own():
+    table = pictures(["A", "B", "C"])
+    stains = stain_profile(table)
+    lines = heterogeneity.color_distributions(stains)
+    assert [axis.get_title(loc="left") for axis in lines.axes] == list(stains["channel"].unique())
+    assert all(axis.get_xlabel().startswith("optical density") and axis.get_xlim()[1] < 1.5 for axis in lines.axes)
+    assert "99.5 %" in lines.get_supxlabel()
+    distances = center_distances(stains)
+    assert heterogeneity.center_distances(distances).axes[-1].get_ylabel().endswith("(optical density)")
+    with pytest.raises(ValueError, match="differ in unit, got haematoxylin, eosin, red, green, blue"):
+        heterogeneity.center_distances(pd.concat([distances, center_distances(samples.color_profile(table))]))
+    with pytest.raises(ValueError, match="at least 2 centers, got A"):
+        heterogeneity.center_distances(distances.query("center == 'A' and other == 'A'"))
+
+
+def test_table_one_is_the_papers(tmp_path):
+    table = pd.read_csv(TABLE_1)
+    figure = heterogeneity.table_one(table)
+    (axis,) = figure.axes
+    written = [text.get_text() for text in axis.texts]
+    assert figure.get_figwidth() <= DOUBLE + 1e-9
+    assert [w for w in written if w in "ABCDEF"] == list("ABCDEF")
+    assert (written.count("train"), written.count("test"), written.count("external")) == (4, 4, 2)
+    assert (written.count("NMI"), written.count("MI")) == (10, 10)
+    numbers = [f"{n}" for n in table[[c for c in table if c == "n" or c.startswith(("figo", "histology"))]].to_numpy().ravel()]
+    numbers += [f"{age:.1f}" if age == age else "–" for age in table[["age_mean", "age_std"]].to_numpy().ravel()]
+    assert sorted(w for w in written if w[0].isdigit() or w == "–") == sorted(numbers)
+    assert min(text.get_fontsize() for text in axis.texts) >= 6
+    assert not colliding_texts(figure)
+    assert "no myometrial invasion" in figure.get_supxlabel() and "single patient" in figure.get_supxlabel()
+    save_figure(figure, table, tmp_path, "table_one")
+
+
+def test_table_one_of_many_centres_with_long_names_goes_on_below():
+    paper = pd.read_csv(TABLE_1)
+    longer = {"A": "University hospital $1", "E": "An external hospital", "F": "Another such hospital"}
+    table = pd.concat([paper, paper.assign(center=[longer.get(c, f"{c} 2") for c in paper["center"]])])
+    figure = heterogeneity.table_one(table)
+    assert figure.get_figheight() > 1.8 * heterogeneity.table_one(paper).get_figheight()
+    assert [text.get_text() for text in figure.axes[0].texts].count("FIGO stage") == 2
+    assert not colliding_texts(figure)
+
+
+def test_table_one_without_a_patient_table_has_dashes():
+    table = pd.read_csv(TABLE_1).head(4).assign(label=["benign", "malignant"] * 2)
+    unknown = [c for c in table if c.startswith(("age", "figo", "histology"))]
+    table = table.assign(**{c: pd.array([pd.NA] * 4, dtype="Int64") for c in unknown})
+    figure = heterogeneity.table_one(table)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written.count("–") == 4 * 8 and {"49", "361", "34", "241"} <= set(written)
+    assert "myometrial" not in figure.get_supxlabel() and not colliding_texts(figure)

@@ -42,7 +42,11 @@ class FeatureRangeError(ValueError):
 
 
 def teacher_stacks(
-    teacher: Callable[[Tensor], list[Tensor]], images: Tensor, image_hashes: Sequence[str], cache: FeatureCache | None = None
+    teacher: Callable[[Tensor], list[Tensor]],
+    images: Tensor,
+    image_hashes: Sequence[str],
+    cache: FeatureCache | None = None,
+    orientations: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """The teacher's features of a batch, rounded to float16 whether or not they come from the cache.
 
@@ -50,12 +54,13 @@ def teacher_stacks(
         teacher: (B, 3, G, G) -> stacks (B, M, C_t, g, g); called once, with the images the cache does not have, or not at all.
         images: (B, 3, G, G) float32 in [0, 1], on the teacher's device.
         image_hashes: B times the SHA-256 of the image file; not looked at without a cache.
+        orientations: B times how the image was turned (`FeatureCache.key`); None: all as they are.
     Returns: stacks (B, M, C_t, g, g), float32, on the device of `images`.
     Raises: FeatureRangeError: for a feature beyond float16's range or not a number.
     """
     if cache is None:
         return [stack.float() for stack in _rounded(teacher(images))]
-    stacks = cache.stacks(image_hashes, lambda positions: _rounded(teacher(images[positions])))
+    stacks = cache.stacks(image_hashes, lambda positions: _rounded(teacher(images[positions])), orientations)
     return [stack.to(images.device).float() for stack in stacks]
 
 
@@ -73,6 +78,7 @@ class FeatureCache:
         stack_shapes: (M, C_t, g) per stack.
         limit_bytes: what `folder` may hold, all teachers together. Processes that write at the same time may each exceed it by a twentieth.
         device: where the teacher computes.
+        arithmetic: what else decides on the features' last bits, e.g. that the teacher is compiled; part of the key.
         setting: what the message about a reached limit names.
     """
 
@@ -83,6 +89,7 @@ class FeatureCache:
         stack_shapes: Sequence[tuple[int, int, int]],
         limit_bytes: int,
         device: torch.device | None = None,
+        arithmetic: str = "",
         setting: str = "teacher.cache_gib",
     ):
         if not re.fullmatch(r"[0-9a-f]{16,}", teacher_identity):
@@ -93,7 +100,7 @@ class FeatureCache:
         self._identity = teacher_identity
         self._shapes = [(blocks, channels, side, side) for blocks, channels, side in stack_shapes]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._computation = _computation(device or torch.device("cpu"))
+        self._computation = f"{_computation(device or torch.device('cpu'))} {arithmetic}"
         self._used = _bytes_below(self.folder)
         self._written = 0  # since `_used` was counted
         self._stores = True
@@ -117,16 +124,18 @@ class FeatureCache:
         """Where the features of a key lie or would lie."""
         return self.folder / self._identity[:16] / key[:2] / f"{key}.bin"
 
-    def stacks(self, image_hashes: Sequence[str], compute: Callable[[list[int]], list[Tensor]], orientation: int = 0) -> list[Tensor]:
+    def stacks(
+        self, image_hashes: Sequence[str], compute: Callable[[list[int]], list[Tensor]], orientations: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """The features of a batch, from disk where they are there.
 
         Args:
             image_hashes: B times the SHA-256 of the image file.
             compute: positions in the batch -> stacks (len(positions), M, C_t, g, g) float16; called once, or not at all.
-            orientation: of all images of the batch.
+            orientations: of the images, B of them; None: all 0.
         Returns: stacks (B, M, C_t, g, g), float16, on the CPU.
         """
-        keys = [self.key(image_hash, orientation) for image_hash in image_hashes]
+        keys = [self.key(*pair) for pair in zip(image_hashes, orientations or [0] * len(image_hashes), strict=True)]
         batch = [torch.empty((len(keys), *shape), dtype=torch.float16) for shape in self._shapes]
         missing = []
         for position, key in enumerate(keys):

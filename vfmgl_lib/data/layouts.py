@@ -7,8 +7,8 @@ laid out the same way is read as well. Readers only read: nothing is ever writte
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Layout = Literal["endometrial", "nuclei"]
 ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
 NUCLEI_CLASSES = ("background", "nucleus")
-ROOT_FILES = ("phantoms.json",)  # the phantoms' own description
+ROOT_FILES = ("phantoms.json", "patients.csv")  # the phantoms' own description, the patient table (`data.patients`)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
         Patient: the first three fields of a TCGA barcode (TCGA-18-5592-01Z-00-DX1_0_500 → TCGA-18-5592), otherwise the
         text before the first "_" (02_1_0_0 → 02).
 
-    Hidden files and those of operating systems are ignored; any other file that is no image is a problem.
+    A centre that has nothing but a folder of test samples is external: it takes no part in training. Hidden files and those of
+    operating systems are ignored; any other file that is no image is a problem.
 
     Args:
         verify: decode every image and mask once. False still hashes every file and checks all else.
@@ -177,15 +178,25 @@ def _nuclei_patient(stem: str) -> str:
 
 
 def _report_empty_splits(scan: Scan, centers: list[Path], samples: list[_Sample], folders: dict[str, str]) -> None:
+    """folders: split -> <its folder>/…, for the splits that a centre needs."""
     counts = Counter((sample.center, sample.split) for sample in samples)
+    trains = any(split == "train" for _, split in counts)
     for center in centers:
+        own = {path.name for path in center.iterdir() if path.is_dir()}
+        external = trains and own == {folders["test"].split("/", 1)[0]}
         for split, pattern in folders.items():
-            if not counts[center.name, split]:
+            if not counts[center.name, split] and not (external and split == "train"):
                 scan.problems.append(f"center {center.name!r} has no {split} samples, expected {center.name}/{pattern}")
 
 
 def with_validation(manifest: Manifest, share: float, seed: int) -> Manifest:
-    """Move a share of each centre's training patients to the validation set; a centre that has one is left alone.
+    """Move a share of each centre's training patients to the validation set; a centre that has one is left alone (`with_held_out`)."""
+    have = set(manifest.table.loc[manifest.table["split"] == "val", "center"])
+    return with_held_out(manifest, share, seed, "val", [center for center in manifest.training_centers if center not in have])
+
+
+def with_held_out(manifest: Manifest, share: float, seed: int, split: Literal["val", "test"], centers: Iterable[str]) -> Manifest:
+    """Move a share of the named centres' training patients to another split.
 
     Whole patients move, chosen at random in proportion to the classes they have; where it can be, one patient of each
     kind stays in training. A centre's choice depends on the seed and on its own rows alone.
@@ -196,21 +207,16 @@ def with_validation(manifest: Manifest, share: float, seed: int) -> Manifest:
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1, got {share}")
-    table = manifest.table.copy()
-    for center in manifest.centers:
-        own = table[table["center"] == center]
-        if (own["split"] == "val").any():
-            continue
-        train = own[own["split"] == "train"]
+    table, purpose = manifest.table.copy(), {"val": "validation", "test": "test"}[split]
+    for center in centers:
+        train = table[(table["center"] == center) & (table["split"] == "train")]
         patients = train["patient"].nunique()
         if patients < 2:
-            raise ManifestError(
-                f"center {center!r} has {patients} training patient(s), expected at least 2 to set one aside for validation"
-            )
+            raise ManifestError(f"center {center!r} has {patients} training patient(s), expected at least 2 to set one aside for {purpose}")
         count = min(max(1, int(share * patients + 0.5)), patients - 1)
-        chosen = _draw_patients(manifest, train, count, np.random.default_rng(seed_sequence(seed, "validation", center)))
-        table.loc[train.index[train["patient"].isin(chosen)], "split"] = "val"
-    return Manifest(manifest.root, manifest.task_kind, manifest.classes, table)
+        chosen = _draw_patients(manifest, train, count, np.random.default_rng(seed_sequence(seed, purpose, center)))
+        table.loc[train.index[train["patient"].isin(chosen)], "split"] = split
+    return replace(manifest, table=table)
 
 
 def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:
@@ -254,7 +260,7 @@ def subset(manifest: Manifest, per_center: Mapping[str, int], seed: int) -> Mani
             generator = np.random.default_rng(seed_sequence(seed, "subset", center, split))
             labels = rows["label"] if manifest.task_kind == "classification" else pd.Series(0, index=rows.index)
             kept += _spread(labels, rows["patient"], count, generator)
-    return Manifest(manifest.root, manifest.task_kind, manifest.classes, manifest.table.loc[sorted(kept)])
+    return replace(manifest, table=manifest.table.loc[sorted(kept)])
 
 
 def _spread(labels: pd.Series, patients: pd.Series, count: int, generator: np.random.Generator) -> list[int]:

@@ -10,8 +10,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.preprocessing import squashed
 
 CACHE_BYTES = 512 * 2**20
+# Quarter turns and flips of an image: 0 as it is, 1-3 turned by so many quarters, 4-7 the same mirrored.
+ORIENTATIONS = 8
+TURNED_SHARE = 0.75  # of the training samples, where augmentation is asked for (released code: p 0.75); else they stay as they are
 
 
 class ImageDataset(Dataset):
@@ -22,6 +26,7 @@ class ImageDataset(Dataset):
         target         classification: () int64, the class index; segmentation: (S, S) int64, 0 or 1
         teacher_image  (3, G, G) float32 in [0, 1], its own resize of the original; absent without a teacher size
         row            int, position in `table`
+        orientation    int, see `load_batches`
 
     Images are resized bilinearly with antialiasing, masks to the nearest pixel.
 
@@ -66,14 +71,15 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
+        orientation, row = divmod(index, len(self))
         stored = self._cache.get(row)
         if stored is None:
             stored = self._read(row)
             self._keep(row, stored)
-        item = {name: stored[name].float() / 255 for name in ("image", "teacher_image") if name in stored}
-        target = stored["mask"].long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
-        return item | {"target": target, "row": row}
+        item = {name: oriented(stored[name], orientation).float() / 255 for name in ("image", "teacher_image") if name in stored}
+        target = oriented(stored["mask"], orientation).long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
+        return item | {"target": target, "row": row, "orientation": orientation}
 
     def __getstate__(self) -> dict:
         # A copy sent to a worker process starts without the samples kept here: they would be copied for each worker.
@@ -110,9 +116,20 @@ class ImageDataset(Dataset):
 
 
 def _resized(image: Image.Image, size: int) -> torch.Tensor:
-    # Pillow's bilinear filter widens with the reduction, which is antialiasing.
-    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(squashed(image, size)).permute(2, 0, 1).contiguous()
+
+
+def oriented(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """(..., S, S) turned by `orientation` % 4 quarters and, from 4 on, then mirrored left to right; no pixel is resampled."""
+    turned = torch.rot90(image, orientation % 4, (-2, -1))
+    return turned.flip(-1) if orientation >= 4 else turned
+
+
+def draw_orientations(n: int, seed: np.random.SeedSequence) -> list[int]:
+    """An orientation for each of n samples: `TURNED_SHARE` of them get one of the seven turns and flips, each equally likely."""
+    generator = np.random.default_rng(seed)
+    turned = generator.random(n) < TURNED_SHARE
+    return np.where(turned, generator.integers(1, ORIENTATIONS, n), 0).tolist()
 
 
 def epoch_batches(n: int, batch_size: int, seed: np.random.SeedSequence) -> list[list[int]]:
@@ -136,18 +153,27 @@ def epoch_batches(n: int, batch_size: int, seed: np.random.SeedSequence) -> list
     return batches
 
 
-def load_batches(dataset: ImageDataset, batches: Sequence[Sequence[int]], workers: int = 0, pin_memory: bool = False) -> DataLoader:
+def load_batches(
+    dataset: ImageDataset,
+    batches: Sequence[Sequence[int]],
+    workers: int = 0,
+    pin_memory: bool = False,
+    orientations: Sequence[int] | None = None,
+) -> DataLoader:
     """Loader of collated items, one dict a batch, in the order of `batches`; the same for any number of workers.
 
     Args:
         batches: row numbers, e.g. from `epoch_batches`, or in table order for an evaluation.
         workers: processes that read ahead; 0 reads in this one.
         pin_memory: page-locked tensors, for a GPU.
+        orientations: of every row of the data set (`ORIENTATIONS`); None: all as they are.
     Raises: ValueError: an empty batch, a row that the dataset does not have.
     """
     for position, batch in enumerate(batches):
         if not len(batch) or min(batch) < 0 or max(batch) >= len(dataset):
             raise ValueError(f"batch {position} is {list(batch)}, expected rows from 0 to {len(dataset) - 1}")
+    if orientations is not None:
+        batches = [[row + len(dataset) * orientations[row] for row in batch] for batch in batches]
     # A generator of its own: otherwise every loader takes a number from torch's global one, and training would depend
     # on how often data were loaded before.
     generator = torch.Generator().manual_seed(0)

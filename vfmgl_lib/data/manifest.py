@@ -24,6 +24,7 @@ from vfmgl_lib.data.images import Inspection, inspect_files
 from vfmgl_lib.files import write_text
 
 TaskKind = Literal["classification", "segmentation"]
+SplitUnit = Literal["patient", "image"]
 COLUMNS = ("id", "path", "sha256", "center", "patient", "split", "label", "spacing")
 SPLITS = ("train", "val", "test")
 NEEDED_SPLITS = ("train", "test")
@@ -69,6 +70,7 @@ class Manifest:
             split    "train", "val" or "test"
             label    classification: class index (int64); segmentation: path of the mask, POSIX, relative to root
             spacing  "" or mm per pixel, (row, column), as "0.625,0.625"
+        split_unit: "patient", or "image" where images of one patient may lie on both sides: leakage, asked for and said aloud.
     Raises: ManifestError: wrong columns, an unknown task kind, a class label that is not a whole number.
     """
 
@@ -76,6 +78,7 @@ class Manifest:
     task_kind: TaskKind
     classes: tuple[str, ...]
     table: pd.DataFrame
+    split_unit: SplitUnit = "patient"
 
     def __post_init__(self):
         if self.task_kind not in get_args(TaskKind):
@@ -97,6 +100,11 @@ class Manifest:
     def centers(self) -> tuple[str, ...]:
         """Names of the centres, sorted."""
         return tuple(sorted(self.table["center"].unique()))
+
+    @property
+    def training_centers(self) -> tuple[str, ...]:
+        """Names of the centres with training samples, sorted; the others are external: they only test."""
+        return tuple(sorted(self.table.loc[self.table["split"] == "train", "center"].unique()))
 
     @property
     def sha256(self) -> str:
@@ -175,12 +183,20 @@ def table_findings(manifest: Manifest, need_splits: bool = True) -> tuple[list[s
     table = manifest.table
     if not len(table):
         return ["the manifest has no samples, expected at least one a centre and split"], []
-    problems = _cell_problems(manifest)
+    problems, training = _cell_problems(manifest), manifest.training_centers
     if need_splits:
         problems += _empty_splits(manifest)
-    problems += _repeated(table, "id") + _repeated(table, "path") + _patient_problems(table)
+    divided, moved = _patient_problems(table)
     leaks, warnings = _shared_content(manifest)
-    return problems + leaks, warnings + _one_class_warnings(manifest)
+    if manifest.split_unit == "image" and divided:
+        count = table.groupby("patient")["split"].nunique().gt(1).sum()
+        warnings = [f"LEAKAGE, as asked for: {count} of {table['patient'].nunique()} patients have images in several splits", *warnings]
+        divided = []
+    external = [
+        f"center {center!r} has no training samples: an external test center" for center in manifest.centers if center not in training
+    ]
+    problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
+    return problems + leaks, external + warnings + _one_class_warnings(manifest)
 
 
 def foreground_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -> list[str]:
@@ -242,12 +258,11 @@ def _is_spacing(text: str) -> bool:
 def _empty_splits(manifest: Manifest) -> list[str]:
     there = manifest.table[["center", "split"]].drop_duplicates()
     found = set(there.itertuples(index=False, name=None))
-    return [
-        f"center {center!r} has no {split} samples, expected at least one"
-        for center in manifest.centers
-        for split in NEEDED_SPLITS
-        if (center, split) not in found
-    ]
+    empty = [(center, split) for center in manifest.centers for split in NEEDED_SPLITS if (center, split) not in found]
+    # A centre with nothing but test samples is external; a set of such centres alone trains nothing.
+    external = {center for center, split in empty if split == "train" and (center, "val") not in found and manifest.training_centers}
+    wanted = ((center, split) for center, split in empty if not (split == "train" and center in external))
+    return [f"center {center!r} has no {split} samples, expected at least one" for center, split in wanted]
 
 
 def _repeated(table: pd.DataFrame, column: str) -> list[str]:
@@ -258,21 +273,22 @@ def _repeated(table: pd.DataFrame, column: str) -> list[str]:
     ]
 
 
-def _patient_problems(table: pd.DataFrame) -> list[str]:
+def _patient_problems(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Patients in several splits, and patients in several centres."""
     problems = []
     sides = table.drop_duplicates(["center", "patient", "split"])
     several = sides[sides.duplicated(["center", "patient"], keep=False)]
     for (center, patient), rows in several.groupby(["center", "patient"]):
         found = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
         problems.append(f"center {center!r}: patient {patient!r} is in {found}, expected in one split only")
-    places = sides.drop_duplicates(["center", "patient"])
+    places, moved = sides.drop_duplicates(["center", "patient"]), []
     several = places[places.duplicated("patient", keep=False)]
     for patient, rows in several.groupby("patient"):
         found = " and ".join(f"{row.center!r} ({row.path})" for row in rows.itertuples())
-        problems.append(
+        moved.append(
             f"patient {patient!r} is in the centers {found}, expected in one only; rename the patients if these are different people"
         )
-    return problems
+    return problems, moved
 
 
 def _shared_content(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -311,6 +327,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     for rows in manifest._rows():
         writer.writerows(rows)
     notes = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
+    notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
     write_text(path, buffer.getvalue())
@@ -333,7 +350,7 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
         if len(wrong):
             lines = [f"line {row + 2}: label {label!r}, expected a class index (0, 1, …)" for row, label in wrong.items()]
             raise ManifestError.listing(path, lines)
-    manifest = Manifest(Path(root), notes["task_kind"], tuple(notes["classes"]), table)
+    manifest = Manifest(Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"))
     if "sha256" in notes and (found := manifest.sha256) != notes["sha256"]:
         raise ManifestError(
             f"{path}: sha256 of the content is {found[:12]}…, {path.with_suffix('.json').name} says"
@@ -353,6 +370,8 @@ def _read_notes(path: Path) -> dict:
     classes = notes.get("classes")
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ManifestError(f"{path}: classes are {classes!r}, {expected} with at least two names")
+    if notes.get("split_unit", "patient") not in get_args(SplitUnit):
+        raise ManifestError(f"{path}: split_unit is {notes['split_unit']!r}, expected one of {', '.join(get_args(SplitUnit))}")
     if not isinstance(notes.get("sha256", ""), str):
         raise ManifestError(f"{path}: sha256 is {notes['sha256']!r}, expected text")
     return notes

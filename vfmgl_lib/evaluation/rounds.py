@@ -37,7 +37,8 @@ class RoundEvaluation:
     """Which model is measured on which samples after each round; the test sets only report, nothing is chosen on them.
 
     After every round each local model on its own centre's sets; before the first the untrained student; after the last also every local
-    model (stage I and II) on every centre's test set, and the shared model. Rows of predictions are kept for rounds 0, 1 and the last.
+    model (stage I and II) on every centre's test set, those of external centres included, and the shared model. Rows of predictions are
+    kept for rounds 0, 1 and the last.
 
     Args:
         settings: the study's.
@@ -52,8 +53,9 @@ class RoundEvaluation:
     def untrained(self, student: Student) -> RoundTables:
         """Round 0: the common initial student at every centre."""
         tables = RoundTables({"metrics": []}, [])
-        for center in self.datasets:
-            self._own(tables, student, center, 0, "untrained", None)
+        for center, sets in self.datasets.items():
+            if "train" in sets:
+                self._own(tables, student, center, 0, "untrained", None)
         return tables
 
     def round(self, number: int, clients: list[Client], shared: Student, folder: Path) -> RoundTables:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
-from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
+from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.strategies import METHODS, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
@@ -70,7 +70,9 @@ class Client:
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
         self._image_hashes = data.table["sha256"].tolist()
         self.strategy = METHODS[settings.method]
-        self.student, self.teacher = student.to(device), teacher
+        channels_last = settings.compute.channels_last and device.type == "cuda"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.student, self.teacher = student.to(device, memory_format=self.memory_format), teacher
         self.task_loss = TASK_LOSSES[settings.loss]
         task = settings.optimizer
         self.hgkt: HGKT | None = None
@@ -84,7 +86,7 @@ class Client:
         if task.name == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
         else:
-            self.optimizer = torch.optim.Adam(parameters, **arguments)
+            self.optimizer = torch.optim.Adam(parameters, betas=(task.momentum, 0.999), **arguments)
         self.stage_one_state: dict[str, Tensor] = {}
         self.log = RoundLog()
 
@@ -142,7 +144,8 @@ class Client:
         for images, target, batch, held_out in self._stage_one_batches(round_number):
             if self.hgkt and self.teacher:
                 hashes = [self._image_hashes[row] for row in batch["row"].tolist()]
-                stacks = teacher_stacks(self.teacher, batch["teacher_image"].to(self.device), hashes, self.cache)
+                seen = batch["teacher_image"].to(self.device, non_blocking=True)
+                stacks = teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
                 record = self.hgkt.step(images, target, stacks, held_out)
                 weight_sum = weight_sum + record.pair_weights.sum(0)
                 records.append(record)
@@ -178,7 +181,8 @@ class Client:
         teacher = copy.deepcopy(shared).to(self.device).eval().requires_grad_(False)
         set_training_mode(self.student, frozen)
         epochs = range(self.settings.federation.local_epochs)
-        for images, target, _ in self._load([rows for epoch in epochs for rows in self.batches(round_number, "II", epoch)]):
+        loaded = (batch for epoch in epochs for batch in self._load(round_number, "II", epoch))
+        for images, target, _ in loaded:
             records.append(
                 deduction_step(
                     self.student,
@@ -190,6 +194,7 @@ class Client:
                     local_task_loss=local_task_loss,
                     settings=self.settings.deduction,
                     deduct=self.strategy.deduction,
+                    autocast=self.settings.compute.autocast,
                 )
             )
             progress(1)
@@ -214,18 +219,24 @@ class Client:
     def _stage_one_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor, dict, tuple[Tensor, Tensor] | None]]:
         """Images, target, batch and, with `outer_batch: next`, images and target of the batch after it (after the last: the first)."""
         for epoch in range(self.settings.federation.local_epochs):
-            members = self.batches(round_number, "I", epoch)
+            current = self._load(round_number, "I", epoch)
             if self.hgkt and self.settings.transfer.outer_batch == "next":
-                following = self._load(members[1:] + members[:1])
-                yield from ((*current, held_out[:2]) for current, held_out in zip(self._load(members), following, strict=True))
+                following = self._load(round_number, "I", epoch, shift=1)
+                yield from ((*one, held_out[:2]) for one, held_out in zip(current, following, strict=True))
             else:
-                yield from ((*current, None) for current in self._load(members))
+                yield from ((*one, None) for one in current)
 
-    def _load(self, members: list[list[int]]) -> Iterator[tuple[Tensor, Tensor, dict]]:
-        """images (B, 3, S, S) and target on the device, and the batch as loaded, for every list of rows."""
-        pinned = self.device.type == "cuda"
-        for batch in load_batches(self.data, members, workers=self.settings.data.workers, pin_memory=pinned):
-            yield *(batch[name].to(self.device, non_blocking=True) for name in ("image", "target")), batch
+    def _load(self, round_number: int, stage: str, epoch: int, shift: int = 0) -> Iterator[tuple[Tensor, Tensor, dict]]:
+        """images (B, 3, S, S) and target on the device, and the batch as loaded, of one epoch, beginning with batch `shift`."""
+        members, orientations = self.batches(round_number, stage, epoch), None
+        members = members[shift:] + members[:shift]
+        if self.settings.data.augmentation == "turns_and_flips":
+            seed = seed_sequence(self.settings.seed, self.center, "orientation", stage, round_number, epoch)
+            orientations = draw_orientations(len(self.data), seed)
+        pinned, workers = self.device.type == "cuda", self.settings.data.workers
+        for batch in load_batches(self.data, members, workers, pinned, orientations):
+            images, target = (batch[name].to(self.device, non_blocking=True) for name in ("image", "target"))
+            yield images.contiguous(memory_format=self.memory_format), target, batch
 
     def _log_stage_one(self, round_number: int, losses: list[float], records: list[StepRecord], seconds: float) -> None:
         common = {"round": round_number, "center": self.center, "stage": "I"}

@@ -1,19 +1,51 @@
-"""How the centres differ, before anything is trained: examples, pixel values, counts."""
+"""How the centres differ, before anything is trained: patients, examples, counts, pixel values, and whether a centre can be told."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vfmgl_lib.figures.style import DOUBLE, FAINT, MM, center_style, footnote, grid, journal, names, new_figure, share_legend
+from vfmgl_lib.evaluation.heterogeneity import STAINS
+from vfmgl_lib.figures.style import (
+    DOUBLE,
+    FAINT,
+    MM,
+    MUTED,
+    SEQUENTIAL,
+    center_style,
+    footnote,
+    grid,
+    journal,
+    names,
+    new_figure,
+    share_legend,
+    text_on,
+)
 
 SPLIT_COLORS = {"train": "#3B4F63", "val": "#8FA3B8", "test": "#D3DCE6"}  # dark to light: read in grey print, too
 OUTLINE = "#FFD400"
 LABEL = 28 * MM  # room for the names of the rows, inches
+SHOWN = 0.995  # of the pixels: few are stained far more deeply than the rest
+FAR = 0.1  # a distance of so much is always drawn light: a scale by the largest one would make equal centres look far apart
+LINE_HEIGHT = 4.0  # of table_one, mm; all its lengths are mm
+MM_PER_POINT = 25.4 / 72
+STUB, WIDEST_COLUMN, COLUMNS = 25.0, 16.0, 20
+DIGIT = 1.4  # width
+TABLE_ROWS = (
+    ("Patients", "n"),
+    ("Age in years, mean", "age_mean"),
+    ("Age in years, SD", "age_std"),
+    ("FIGO stage", None),
+    *((f"  {stage}", f"figo_{stage}") for stage in ("I", "II", "III", "IV")),
+    ("Histologic type", None),
+    *((f"  {kind}", f"histology_{kind}") for kind in ("I", "II")),
+)
 
 
 @journal
@@ -50,28 +82,41 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> 
 
 @journal
 def color_distributions(profile: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
-    """Density of pixel values, a panel a channel, a line a centre.
+    """Density of pixel values, or of the stains' optical densities, a panel a channel, a line a centre.
 
     Args:
-        profile: center, channel, value (0 to 1), density.
+        profile: center, channel, value, density, from `samples.color_profile` or `evaluation.heterogeneity.stain_profile`.
     """
     channels = list(dict.fromkeys(profile["channel"]))
     styles, printed = center_style(profile["center"], all_centers), names(sorted(profile["center"].unique()))
     figure = new_figure(DOUBLE if len(channels) > 1 else 120 * MM, 58 * MM)
     axes = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
+    stained = set(channels) <= set(STAINS)
+    label = "optical density (0: no stain)" if stained else "pixel value (0 black, 1 full)"
     for axis, channel in zip(axes, channels, strict=True):
         for center, line in profile[profile["channel"] == channel].groupby("center"):
             axis.plot(line["value"], line["density"], color=styles[center]["color"], label=printed[center])
-        axis.set(title=channel, xlabel="pixel value (0 black, 1 full)", xlim=(0, 1))
+        axis.set(title=channel, xlabel=label, xlim=(0, _end(profile[profile["channel"] == channel]) if stained else 1))
     # One bin may hold most pixels of a scan's dark background; it would flatten everything else.
     axes[0].set_ylim(0, 1.05 * profile["density"].max())
     top = 3 * profile.groupby(["center", "channel"])["density"].quantile(0.95).max()
     if 0 < top < profile["density"].max():
         axes[0].set_ylim(0, top)
         footnote(figure, "Densities above the axis are cut off; all values are in the table.")
+    if stained:
+        footnote(figure, f"Each axis ends where {100 * SHOWN:g} % of every centre's pixels are shown.")
     axes[0].set_ylabel("density of pixels")
     share_legend(figure, axes[0])
     return figure
+
+
+def _end(profile: pd.DataFrame) -> float:
+    """The value below which `SHOWN` of the pixels of each centre lie; rows of one channel."""
+    ends = []
+    for _, line in profile.groupby("center"):
+        share = line["density"].cumsum() / line["density"].sum()
+        ends.append(line["value"][share >= SHOWN].min())
+    return max(ends)
 
 
 @journal
@@ -132,3 +177,158 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
     grid(right, "x")
     share_legend(figure, left)
     return figure
+
+
+@journal
+def center_confusion(table: pd.DataFrame) -> Figure:
+    """Which centre the images of each centre are taken for: shares of a row, with counts, the accuracy and chance.
+
+    Args:
+        table: from `evaluation.heterogeneity.center_predictability`.
+    """
+    centers = sorted(table["center"].unique())
+    printed = names(centers)
+    shares = table.pivot(index="center", columns="predicted", values="share").reindex(index=centers, columns=centers).to_numpy()
+    images = table.pivot(index="center", columns="predicted", values="images").reindex(index=centers, columns=centers).to_numpy()
+    figure = new_figure(min(DOUBLE, (46 + 15 * len(centers)) * MM), max(62, 34 + 9 * len(centers)) * MM)
+    axis = figure.subplots()
+    cmap = matplotlib.colormaps[SEQUENTIAL]
+    picture = axis.imshow(shares, cmap=cmap, vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        text = f"{100 * share:.0f} %\n({images[row, column]})" if images[row, column] else "0"
+        axis.text(column, row, text, ha="center", va="center", color=text_on(cmap, share), fontsize=6, linespacing=1.25)
+    _name_both_axes(axis, [printed[c] for c in centers], [printed[c] for c in centers])
+    axis.set(xlabel="centre it is taken for", ylabel="centre the image is from")
+    bar = figure.colorbar(picture, ax=axis, shrink=0.9, label="share of the centre's images")
+    said = table.iloc[0]
+    bar.ax.axhline(said["chance"], color="white", linewidth=1.2)
+    bar.ax.annotate("chance ", (0, said["chance"]), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=5.5, color=MUTED)
+    interval = f"95 % interval {said['low']:.2f} to {said['high']:.2f}, chance {said['chance']:.2f}"
+    axis.set_title(f"Balanced accuracy {said['balanced_accuracy']:.2f}\n{interval}")
+    about = f"Logistic regression on simple statistics of {images.sum()} images of {said['patients']} patients, cross-validated by patient."
+    footnote(figure, f"{about} In brackets: images.")
+    return figure
+
+
+@journal
+def center_distances(table: pd.DataFrame) -> Figure:
+    """Wasserstein distance between the pixel values of every two centres, a panel a channel.
+
+    All panels have one colour scale, from 0 to the largest distance, but at least to `FAR`.
+
+    Args:
+        table: from `evaluation.heterogeneity.center_distances`; pixel values or stains, not both.
+    Raises: ValueError: if both are there, whose units differ; one centre alone.
+    """
+    channels = list(dict.fromkeys(table["channel"]))
+    stained = [channel in STAINS for channel in channels]
+    if any(stained) != all(stained):
+        raise ValueError(f"center_distances draws pixel values or stains, which differ in unit, got {', '.join(channels)}")
+    centers = sorted(table["center"].unique())
+    if len(centers) < 2:
+        raise ValueError(f"center_distances draws at least 2 centers, got {', '.join(centers)}")
+    printed = names(centers)
+    figure = new_figure(DOUBLE if len(channels) > 1 else 120 * MM, max(52, 26 + 8 * len(centers)) * MM)
+    axes = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
+    cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad="white")
+    top, small = max(table["distance"].max(), FAR), 6 if len(centers) < 7 else 5
+    for axis, channel in zip(axes, channels, strict=True):
+        part = table[table["channel"] == channel].pivot(index="center", columns="other", values="distance")
+        # Symmetric with zeros on the diagonal: what is below it says all.
+        lower = np.tril(np.ones((len(centers), len(centers)), bool), -1)
+        values = part.reindex(index=centers, columns=centers).where(lower).to_numpy(dtype=float)[1:, :-1]
+        picture = axis.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=0, vmax=top, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                text = f"{value:.3f}" if len(centers) < 7 else f"{value:.2f}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=small, color=text_on(cmap, value / top))
+        _name_both_axes(axis, [printed[c] for c in centers[:-1]], [printed[c] for c in centers[1:]], tilt=90)
+        axis.set_title(channel)
+    unit = "optical density" if all(stained) else "pixel value, 0 to 1"
+    figure.colorbar(picture, ax=list(axes), shrink=0.9, label=f"Wasserstein distance\n({unit})")
+    return figure
+
+
+def _name_both_axes(axis: Axes, columns: list[str], rows: list[str], tilt: float = 30) -> None:
+    """Names at the fields of a heat map; long ones are tilted below it, by so many degrees."""
+    style = {"rotation": tilt, "ha": "right", "va": "center" if tilt == 90 else "top", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(columns)), columns, **(style if max(map(len, columns), default=0) > 6 else {}))
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+@journal
+def table_one(table: pd.DataFrame) -> Figure:
+    """The patients of each centre, set and class, laid out as the paper's Table 1 turned: a column a group.
+
+    What does not fit the width goes into further blocks below, whole centres together.
+
+    Args:
+        table: center, set, label, n, age_mean, age_std, figo_I to figo_IV, histology_I, histology_II; one row a group, as in
+            data_manifests/table1_endometrial_patients.csv. What is missing is drawn as a dash.
+    """
+    blocks = _blocks(table)
+    widest = max(len(block) for block in blocks)
+    column = min(WIDEST_COLUMN, (DOUBLE / MM - STUB - 2) / widest)
+    width, height = STUB + column * widest, (len(TABLE_ROWS) + 4.5) * LINE_HEIGHT
+    figure = new_figure((width + 2) * MM, (height * len(blocks) + 8) * MM)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.set(xlim=(0, width), ylim=(height * len(blocks) - LINE_HEIGHT, -0.3 * LINE_HEIGHT))
+    printed = names(dict.fromkeys(table["center"]))
+    for place, block in enumerate(blocks):
+        _draw_block(axis, block.assign(center=block["center"].map(printed)), place * height, column)
+    meaning = "NMI: no myometrial invasion; MI: myometrial invasion. " if set(table["label"]) <= {"NMI", "MI"} else ""
+    dash = "–: not known, or the age of a single patient." if table[[c for _, c in TABLE_ROWS if c]].isna().any(axis=None) else ""
+    footnote(figure, f"Numbers of patients, except for the age. {meaning}{dash}".strip())
+    return figure
+
+
+def _blocks(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows in parts of at most `COLUMNS`, whole centres together, in the order of the table."""
+    blocks: list[list[pd.DataFrame]] = []
+    free = 0
+    for _, rows in table.groupby("center", sort=False):
+        if len(rows) > free:
+            blocks.append([])
+            free = COLUMNS
+        blocks[-1].append(rows)
+        free -= len(rows)
+    return [pd.concat(block, ignore_index=True) for block in blocks]
+
+
+def _draw_block(axis: Axes, block: pd.DataFrame, top: float, column: float) -> None:
+    """Three lines of headings, then the values, ruled as tables are in print; lengths in mm."""
+    right = STUB + column * len(block)
+    line = iter(top + LINE_HEIGHT * np.arange(len(TABLE_ROWS) + 4))
+    heavy, thin = {"color": "black", "linewidth": 0.9}, {"color": "black", "linewidth": 0.4}
+    axis.plot((0, right), (top - 0.1 * LINE_HEIGHT,) * 2, clip_on=False, **heavy)
+    for keys, weight in ((["center"], "bold"), (["center", "set"], "normal")):
+        y = next(line) + LINE_HEIGHT / 2
+        for key, group in block.groupby(keys, sort=False):
+            start, end = STUB + column * group.index[0], STUB + column * (group.index[-1] + 1)
+            _fit(axis, (start + end) / 2, y, key[-1], end - start, weight)
+            axis.plot((start + 0.8, end - 0.8), (y + 0.5 * LINE_HEIGHT,) * 2, **thin)
+    y = next(line) + LINE_HEIGHT / 2
+    middles = STUB + column * (np.arange(len(block)) + 0.5)
+    for x, label in zip(middles, block["label"], strict=True):
+        _fit(axis, x, y, label, column)
+    axis.plot((0, right), (y + 0.55 * LINE_HEIGHT,) * 2, **thin)
+    # Counts end below one another, the longest of a column in its middle.
+    longest = block["n"].map(lambda n: len(f"{n:.0f}"))
+    edges = middles + 0.5 * DIGIT * longest
+    for title, name in TABLE_ROWS:
+        y = next(line) + 0.7 * LINE_HEIGHT
+        axis.text(0, y, title, va="center", fontsize=6.5)
+        for x, edge, value in zip(middles, edges, block[name] if name else (), strict=False):
+            text = "–" if pd.isna(value) else f"{value:.1f}" if name.startswith("age") else f"{value:.0f}"
+            place, side = (edge, "right") if text.isdigit() else (x, "center")
+            axis.text(place, y, text, ha=side, va="center", fontsize=6.5, color=MUTED if text in ("0", "–") else "black")
+    axis.plot((0, right), (y + 0.7 * LINE_HEIGHT,) * 2, clip_on=False, **heavy)
+
+
+def _fit(axis: Axes, x: float, y: float, text: str, room: float, weight: str = "normal") -> None:
+    """A centred heading, smaller where it would be wider than `room` mm."""
+    width = (0.7 if weight == "bold" else 0.62) * MM_PER_POINT * len(text)  # at one point, of a wide typeface
+    axis.text(x, y, text, ha="center", va="center", weight=weight, fontsize=min(7, max(4, (room - 0.5) / width)))

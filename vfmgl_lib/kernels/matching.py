@@ -14,17 +14,28 @@ Nothing of size C_t x H x W is built: at 112 x 112 the direct form holds M C_t H
 M C_t (g^2 + C_n) = 1 M. All M blocks stack into one (M C_t)-channel operand, so a stage costs one cross-Gram, one Gram and one
 product. Where the student's map is small (H W of the order of C_n) P S itself is cheaper and is formed directly; where the teacher's
 grid is the finer one, C is formed at the student's size.
-Both forms are plain torch and differentiable twice, which the bilevel step of HGKT needs.
+
+HGKT differentiates the loss twice. With R = P S + b - up(T) and z = upstream lambda w, gradients are moments of R, and along directions
+(S', P', b') their derivatives are moments of R' = P' S + P S' + b':
+
+    dP = 2 z mean R S^T        db = 2 z mean R        dS = 2/HW P^T z R        d distance = 2 mean R R'
+    (dP)' = 2 z mean (R' S^T + R S'^T)                (dS)' = 2/HW (P'^T z R + P^T z R')
+
+Both forms write these out (mean R S^T = P G - C + b m^T =: A, P^T z R = (P^T z P) S + P^T z b - P^T z up(T)), which costs about half of
+what automatic differentiation makes of the loss. The definition, `pair_matching_reference`, is plain torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 PASSES = 64  # forward, backward and double backward, float32, CPU: the forms break even between 20 and 64 (benchmarks/matching.py)
 
@@ -46,7 +57,7 @@ class TeacherTerms:
 
     Attributes:
         form: "gram" or "direct" (`matching_form`).
-        operand: (B, M*C_t, L) teacher maps: for the Gram form on the smaller of the two grids, for the direct form at the student's size.
+        operand: teacher maps; Gram form: (B, M*C_t, L) on the smaller of the two grids, direct form: (M*C_t, B*H*W) at the student's size.
         square: (B, M*C_t) mean_hw up(T)^2.
         mean: (B, M*C_t) mean_hw up(T).
         blocks: M.  size: (H, W) of the student stage.  grid: g.
@@ -63,7 +74,7 @@ class TeacherTerms:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, M, C_t)."""
-        return self.operand.shape[0], self.blocks, self.operand.shape[1] // self.blocks
+        return self.square.shape[0], self.blocks, self.square.shape[1] // self.blocks
 
 
 def matching_form(grid: int, size: tuple[int, int], student_channels: int) -> str:
@@ -101,7 +112,7 @@ def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: in
     else:
         maps = _upsample(teacher, size).flatten(1, 2)
         square, mean = maps.square().mean((-2, -1)), maps.mean((-2, -1))
-    return TeacherTerms(form, maps.flatten(2), square, mean, blocks, size, grid)
+    return TeacherTerms(form, maps.flatten(2) if form == "gram" else _stacked(maps), square, mean, blocks, size, grid)
 
 
 def pair_matching(
@@ -111,6 +122,7 @@ def pair_matching(
     bias: Tensor,
     channel_weights: Tensor,
     pair_weights: Tensor,
+    upstream_only: bool = False,
 ) -> Tensor:
     """Pair-weighted feature matching of HGKT, in Gram form where that is cheaper (see `matching_form`).
 
@@ -121,34 +133,189 @@ def pair_matching(
         bias: (M, C_t).
         channel_weights: (B, M, C_t), in [0, 1], summing to 1 over C_t.
         pair_weights: (B, M), dimensionless, in [0, 6].
-    Returns: (B,) loss per sample, dimensionless, without the factor beta. Full float32 products are assumed (TF32 off).
+        upstream_only: second derivatives by student, weight and bias are left out (see `twice_differentiable_layers`).
+    Returns: (B,) loss per sample, dimensionless, without the factor beta; differentiable twice. Float32 products in full (TF32 off).
     Raises: ValueError: if a spatial or channel size does not fit; the message names both shapes.
     """
     terms = teacher if isinstance(teacher, TeacherTerms) else prepare_teacher(teacher, student.shape[-2:], student.shape[1])
     _check_shapes(terms.shape, student, weight, bias, channel_weights, pair_weights)
     if tuple(student.shape[-2:]) != terms.size:
         raise ValueError(f"teacher terms were prepared for {terms.size}, the student stage is {tuple(student.shape[-2:])}")
-    projection, offset = weight.flatten(0, 1), bias.flatten()  # (M*C_t, C_n), (M*C_t,)
-    pixels = student.flatten(2)  # (B, C_n, H*W)
-    if terms.form == "gram":
-        gram = pixels @ pixels.mT / pixels.shape[-1]  # (B, C_n, C_n)
-        cross = terms.operand @ _pull_back(student, terms).mT  # (B, M*C_t, C_n)
-        quadratic = ((projection @ gram - 2 * cross) * projection).sum(-1)
-        linear = offset * (pixels.mean(-1) @ projection.mT - terms.mean)
-        distances = terms.square + quadratic + 2 * linear + offset.square()
-    else:
-        distances = (terms.operand - offset[:, None] - projection @ pixels).square().mean(-1)
-    scale = pair_weights[..., None] * channel_weights  # (B, M, C_t)
-    return (scale.flatten(1) * distances).sum(1)
+    scale = (pair_weights[..., None] * channel_weights).flatten(1)  # (B, D), D = M*C_t
+    return _Matching.apply(student, weight.flatten(0, 1), bias.flatten(), scale, terms, upstream_only)
+
+
+class _Matching(Function):
+    """(B, C, H, W), (D, C), (D,), (B, D) -> (B,)."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, terms: TeacherTerms, upstream_only: bool) -> Tensor:
+        distances, residual = _FORMS[terms.form][0](student, weight, bias, terms)
+        ctx.save_for_backward(student, weight, bias, scale, distances, *residual)
+        ctx.terms, ctx.upstream_only = terms, upstream_only
+        return (scale * distances).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        return *_MatchingBackward.apply(upstream, *ctx.saved_tensors[:4], ctx, ctx.saved_tensors[4:]), None, None
+
+
+class _MatchingBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, upstream: Tensor, student: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, of: Any, saved: tuple) -> tuple:
+        distances, *residual = saved
+        z = upstream[:, None] * scale
+        *gradients, kept = _FORMS[of.terms.form][1](z, student, weight, bias, residual, of.terms)
+        ctx.save_for_backward(upstream, student, weight, bias, scale, distances, *residual, *kept)
+        ctx.terms, ctx.upstream_only = of.terms, of.upstream_only
+        ctx.set_materialize_grads(False)
+        return *gradients, upstream[:, None] * distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_student: Tensor | None, to_weight: Tensor | None, to_bias: Tensor | None, to_scale: Tensor | None) -> tuple:
+        upstream, student, weight, bias, scale, distances, *residual = ctx.saved_tensors
+        directions = [torch.zeros_like(x) if h is None else h for h, x in ((to_student, student), (to_weight, weight), (to_bias, bias))]
+        _, gradient, second = _FORMS[ctx.terms.form]
+        z = upstream[:, None] * scale
+        along, *products = second(z, student, weight, bias, residual, directions, ctx.terms, ctx.upstream_only)
+        of_upstream, of_scale = (scale * along).sum(1), upstream[:, None] * along
+        if to_scale is not None:  # the gradient by the scale is upstream * distances: linear in both
+            of_upstream = of_upstream + (to_scale * distances).sum(1)
+            if not ctx.upstream_only:
+                first = gradient(upstream[:, None] * to_scale, student, weight, bias, residual, ctx.terms)
+                products = [one + other for one, other in zip(products, first, strict=False)]
+        return of_upstream, *(products or (None, None, None)), of_scale, None, None
+
+
+def _gram_residual(student: Tensor, weight: Tensor, bias: Tensor, terms: TeacherTerms) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Distances (B, D); A = mean R S^T (B, D, C), a = mean R (B, D), G (B, C, C) and m (B, C)."""
+    pixels = student.flatten(2)  # (B, C, H*W)
+    gram, mean = pixels @ pixels.mT * (1 / pixels.shape[-1]), pixels.mean(-1)
+    cross = terms.operand @ _pull_back(student, terms).mT  # (B, D, C)
+    on_teacher = (cross * weight).sum(-1) + bias * terms.mean
+    moment = cross.baddbmm_(weight.expand(len(cross), -1, -1), gram, beta=-1).addcmul_(bias[:, None], mean[:, None])
+    level = mean @ weight.mT + bias - terms.mean
+    distances = (moment * weight).sum(-1) + bias * level - on_teacher + terms.square
+    return distances, (moment, level, gram, mean)
+
+
+def _gram_gradient(z: Tensor, student: Tensor, weight: Tensor, bias: Tensor, residual: list[Tensor], terms: TeacherTerms) -> tuple:
+    """Gradients by student, weight and bias; P^T z P (B, C, C) is kept for the second derivative."""
+    moment, level, *_ = residual
+    pixels, factor = student.flatten(2), 2 / student.shape[2:].numel()
+    weighted = (z[..., None] * weight).mT  # (B, C, D)
+    inner = weighted @ weight
+    on_teacher = (weighted @ terms.operand).sub_(((z * bias) @ weight)[..., None])
+    of_student = _push_forward(on_teacher, terms).baddbmm_(inner, pixels, beta=-2, alpha=factor)
+    return of_student.view_as(student), 2 * (z[..., None] * moment).sum(0), 2 * (z * level).sum(0), (inner,)
+
+
+def _gram_second(
+    z: Tensor,
+    student: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: list[Tensor],
+    directions: list[Tensor],
+    terms: TeacherTerms,
+    partly: bool,
+) -> tuple:
+    """The distances' derivative (B, D) along the directions and, unless `partly`, that of the three gradients."""
+    moment, level, gram, mean, inner = residual
+    to_student, to_weight, to_bias = directions
+    batch, factor = len(student), 2 / student.shape[2:].numel()
+    pixels, moved = student.flatten(2), to_student.flatten(2)
+    pulled = _pull_back(to_student, terms)
+    moved_gram, moved_mean = pixels @ moved.mT * (factor / 2), pulled.sum(-1)
+    change = (terms.operand @ pulled.mT).baddbmm_(weight.expand(batch, -1, -1), moved_gram, beta=-1)
+    change.addcmul_(bias[:, None], moved_mean[:, None])
+    along = 2 * ((moment * to_weight).addcmul_(change, weight.expand_as(change)).sum(-1) + to_bias * level)
+    if partly:
+        return (along,)
+    change.baddbmm_(to_weight.expand(batch, -1, -1), gram).baddbmm_(weight.expand(batch, -1, -1), moved_gram.mT)
+    change.addcmul_(to_bias[:, None], mean[:, None])
+    weighted = (z[..., None] * to_weight).mT
+    half = weighted @ weight
+    on_teacher = (weighted @ terms.operand).sub_(((z * bias) @ to_weight + (z * to_bias) @ weight)[..., None])
+    of_student = _push_forward(on_teacher, terms).baddbmm_(half + half.mT, pixels, beta=-2, alpha=factor)
+    of_student.baddbmm_(inner, moved, alpha=factor)
+    of_bias = 2 * (z * (mean @ to_weight.mT + moved_mean @ weight.mT + to_bias)).sum(0)
+    return along, of_student.view_as(student), 2 * (z[..., None] * change).sum(0), of_bias
+
+
+def _direct_residual(student: Tensor, weight: Tensor, bias: Tensor, terms: TeacherTerms) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Distances (B, D) and R (D, B*H*W)."""
+    residual = torch.addmm(terms.operand, weight, _stacked(student), beta=-1).add_(bias[:, None])
+    norms = torch.linalg.vector_norm(residual.unflatten(1, (len(student), -1)), dim=-1)
+    return norms.square().mT / student.shape[2:].numel(), (residual,)
+
+
+def _direct_gradient(z: Tensor, student: Tensor, weight: Tensor, bias: Tensor, residual: list[Tensor], terms: TeacherTerms) -> tuple:
+    """Gradients by student, weight and bias."""
+    weighted = _weighted(residual[0], z, student)
+    return _unstacked(weight.mT @ weighted, student), weighted @ _stacked(student).mT, weighted.sum(1), ()
+
+
+def _direct_second(
+    z: Tensor,
+    student: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: list[Tensor],
+    directions: list[Tensor],
+    terms: TeacherTerms,
+    partly: bool,
+) -> tuple:
+    """As `_gram_second`."""
+    to_student, to_weight, to_bias = directions
+    pixels, moved = _stacked(student), _stacked(to_student)
+    change = torch.addmm(to_bias[:, None], weight, moved).addmm_(to_weight, pixels)  # R'
+    along = (residual[0] * change).unflatten(1, (len(student), -1)).sum(-1).mT * (2 / student.shape[2:].numel())
+    if partly:
+        return (along,)
+    weighted, change = _weighted(residual[0], z, student), _weighted(change, z, student)
+    of_student = torch.addmm(to_weight.mT @ weighted, weight.mT, change)
+    return along, _unstacked(of_student, student), torch.addmm(change @ pixels.mT, weighted, moved.mT), change.sum(1)
+
+
+# form -> residual, first and second derivative
+_FORMS = {
+    "gram": (_gram_residual, _gram_gradient, _gram_second),
+    "direct": (_direct_residual, _direct_gradient, _direct_second),
+}
+
+
+def _weighted(residual: Tensor, z: Tensor, student: Tensor) -> Tensor:
+    """2/HW z R, (D, B*H*W)."""
+    return (residual.unflatten(1, (len(student), -1)) * (z.mT * (2 / student.shape[2:].numel()))[..., None]).flatten(1)
+
+
+def _stacked(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (C, B*H*W): all samples beside one another, so that one product serves the whole batch."""
+    return maps.flatten(2).transpose(0, 1).flatten(1)
+
+
+def _unstacked(maps: Tensor, like: Tensor) -> Tensor:
+    return maps.unflatten(1, (len(like), -1)).transpose(0, 1).reshape(like.shape)
 
 
 def _pull_back(student: Tensor, terms: TeacherTerms) -> Tensor:
-    """(B, C_n, L): the student stage on the grid of `terms.operand`, by the adjoint of the interpolation, divided by H*W."""
+    """(B, C, L): the student stage on the grid of `terms.operand`, by the adjoint of the interpolation, divided by H*W."""
     pixels = terms.size[0] * terms.size[1]
-    if terms.operand.shape[-1] != pixels:
-        rows, columns = (_interpolation(side, terms.grid, student.dtype, student.device) for side in terms.size)
-        student = rows.mT @ student @ columns
-    return student.flatten(2) / pixels
+    if terms.operand.shape[-1] == pixels:
+        return student.flatten(2) / pixels
+    rows, columns = (_interpolation(side, terms.grid, student.dtype, student.device) for side in terms.size)
+    return ((rows / pixels).mT @ (student @ columns)).flatten(2)
+
+
+def _push_forward(maps: Tensor, terms: TeacherTerms) -> Tensor:
+    """(B, C, L) -> (B, C, H*W): the adjoint of `_pull_back`; both keep constants, since the interpolation's rows sum to 1."""
+    pixels = terms.size[0] * terms.size[1]
+    if maps.shape[-1] == pixels:
+        return maps / pixels
+    rows, columns = (_interpolation(side, terms.grid, maps.dtype, maps.device) for side in terms.size)
+    return ((rows / pixels) @ maps.unflatten(-1, (terms.grid, terms.grid)) @ columns.mT).flatten(2)
 
 
 def _upsample(teacher: Tensor, size: tuple[int, int]) -> Tensor:

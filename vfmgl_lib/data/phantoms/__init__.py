@@ -3,10 +3,11 @@
 One module a layout holds the generative model; here is what they share: checking the arguments and writing a folder
 that is complete, resumable and never a mixture of two sets.
 
-A generator module offers `VERSION` (raised whenever its images change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
+A generator module offers `VERSION` (raised whenever its files change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
-`render(sample, image_size, heterogeneity, seed) -> one uint8 array for each of sample.paths`. It may offer
-`extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the root.
+`render(sample, image_size, heterogeneity, seed) -> one uint8 array, to be a PNG, or a file's bytes for each of sample.paths`.
+It may offer `extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the
+root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei
+from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.phantoms.sampling import SPLITS
 from vfmgl_lib.files import PARTIAL, write_bytes
 
 __all__ = ["GENERATORS", "write_phantoms"]
 
-GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "nuclei": nuclei}
+GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "prostate": prostate, "nuclei": nuclei}
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
@@ -52,11 +53,13 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial", "camelyon17" (classification) or "nuclei" (segmentation).
-        centers: number of centres, 1 to 6, in the camelyon17 layout 1 to 5; None: the layout's default, 4, there 5.
+        layout: "endometrial" or "camelyon17" (classification), "prostate" or "nuclei" (segmentation).
+        centers: number of participating centres, at most as many as the layout has; in the endometrial layout two external ones
+            come on top of them. None: the layout's default, 4, in the camelyon17 layout 5.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
-            validation folder, so "val" must be absent or 0 there. In the camelyon17 layout the three numbers are added: it
-            has no folders for splits, whoever reads it divides the patients.
+            validation folder, so "val" must be absent or 0 there. The camelyon17 and prostate layouts have no folders for
+            splits, whoever reads them divides the patients: the three numbers are added. In the prostate layout a sample is a
+            volume.
         image_size: side in pixels, at least 32.
         heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
         seed: >= 0.
@@ -82,9 +85,9 @@ def write_phantoms(
         write_bytes(root / _STARTED, _to_json(arguments))
     # disable=None: no bar where nobody watches a terminal.
     for sample in tqdm(missing, desc=f"{layout} phantoms", unit="image", leave=False, disable=None):
-        arrays = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
-        for path, array in zip(sample.paths, arrays, strict=True):
-            write_bytes(root / path, _to_png(array))
+        files = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
+        for path, content in zip(sample.paths, files, strict=True):
+            write_bytes(root / path, content if isinstance(content, bytes) else _to_png(content))
     for path, content in missing_extra.items():
         write_bytes(root / path, content)
     if not finished:
@@ -98,7 +101,7 @@ def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) 
         raise ValueError(f"layout must be one of {', '.join(map(repr, GENERATORS))}, got {layout!r}")
     generator = GENERATORS[layout]
     centers = generator.DEFAULT_CENTERS if centers is None else centers
-    most = len(generator.CENTER_NAMES)
+    most = len(generator.CENTER_NAMES) - len(getattr(generator, "EXTERNAL_CENTERS", ()))
     if not _is_integer(centers) or not 1 <= centers <= most:
         raise ValueError(f"centers must be an integer from 1 to {most}, or None for the default, got {centers!r}")
     if not isinstance(samples, dict) or not samples:

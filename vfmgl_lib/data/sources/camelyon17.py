@@ -65,7 +65,7 @@ def manifest_wilds(source: Path, findings: Findings) -> pd.DataFrame:
             rows.append(row)
     # Where the list itself cannot be read every image would be a surprise.
     if rows:
-        scan.problems += [f"{path}: is not in {METADATA}, expected one row an image" for path in images if path not in listed]
+        scan.problems += [f"{path}: is not in {METADATA}, expected one row an image" for path in sorted(images - listed)]
     return _finished(scan, findings, rows)
 
 

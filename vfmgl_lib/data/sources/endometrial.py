@@ -1,0 +1,469 @@
+"""Reader of endometrial volumes: a DICOM series or a NIfTI a patient, cut to the rectangle around the uterus.
+
+    <center>/{traindata,testdata}/<class>/<patient>/    one DICOM series (.dcm or no extension), or one .nii or .nii.gz
+    roi.csv                                             patient,slice,row_start,row_stop,column_start,column_stop
+    patients.csv                                        optional, see `vfmgl_lib.data.patients`
+
+A row of roi.csv is one picture. Its numbers count from 0, stops are exclusive, and they count the pixels as stored: rows and
+columns of the DICOM images, slices in the order of their position along the normal (SimpleITK's order); in a NIfTI the
+slice is the third axis, the row the second and the column the first, as in SimpleITK's arrays.
+
+A picture is made as the paper says (Methods, "EC dataset": a rectangle around the whole uterus, 224 x 224 x 3), intensities as
+in its prostate task: clipped at the 0.99 quantile of the volume, scaled to 0..255. It is turned to the radiological view, so
+that a centre that sends NIfTI is not the one whose pictures stand on their heads.
+
+Only geometry and intensities of a DICOM file are used. Names, dates and numbers of its header go nowhere; the patient is
+called as the folder is, and a folder called as the header calls the patient is a warning.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+
+from vfmgl_lib.data.layouts import ENDOMETRIAL_SPLITS
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv, same_name
+from vfmgl_lib.data.preprocessing import squashed, to_bytes
+from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
+
+REGIONS_FILE = "roi.csv"
+REGION_COLUMNS = ("patient", "slice", "row_start", "row_stop", "column_start", "column_stop")
+SIDE = 224  # pixels
+VOXEL_LIMIT = 2**28  # 1 GiB as float32: far above any pelvic series, below what fills the memory
+UNEVEN = 0.1  # of the slice distance: more is no rounding but a missing file
+TILTED = 1e-3  # difference of direction cosines
+DICOM_TAGS = {
+    "patient_name": "0010|0010",
+    "patient_id": "0010|0020",
+    "series": "0020|000e",
+    "position": "0020|0032",
+    "orientation": "0020|0037",
+    "frames": "0028|0008",
+    "spacing": "0028|0030",
+}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A row of roi.csv: a rectangle in a slice, 0-based, stops exclusive, pixels as stored."""
+
+    line: int
+    slice: int
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A decoded series.
+
+    Attributes:
+        values: (slices, rows, columns) float32, rescale slope and intercept applied.
+        spacing: mm per pixel (row, column), None where the file does not say.
+        axes: unit vectors (3,) along which the row and the column number grow, in the patient's system of DICOM (x to
+            the left, y to the back, z to the head); None where the file does not say.
+    """
+
+    values: np.ndarray
+    spacing: tuple[float, float] | None
+    axes: tuple[np.ndarray, np.ndarray] | None
+
+
+class _PatientScan(Scan):
+    """Lists a patient's folder as well: files of a series often have no extension to choose them by."""
+
+    def volumes(self, folder: Path) -> list[Path]:
+        found = []
+        for entry in self._entries(folder):
+            if entry.is_file() and entry.name.upper() == "DICOMDIR":
+                continue  # an index of what lies beside it
+            if entry.is_file() and (_is_nifti(entry) or _may_be_dicom(entry)):
+                found.append(entry)
+            else:
+                kind = "folder" if entry.is_dir() else "file"
+                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected one DICOM series or one .nii or .nii.gz")
+        return found
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    # Files called by their UID seem to have an extension of digits.
+    return path.suffix.lower() in ("", ".dcm") or path.suffix[1:].isdigit()
+
+
+def recognise_volumes(source: Path) -> bool:
+    """Whether `source` looks like centres with volumes: roi.csv, or a first patient folder without images."""
+    try:
+        centers = [folder for folder in _visible(source) if any((folder / split).is_dir() for split in ENDOMETRIAL_SPLITS)]
+        if centers and (source / REGIONS_FILE).is_file():
+            return True
+        first = next((file for center in centers if (file := _first_file(center, depth=4))), None)
+        return first is not None and (_is_nifti(first) or _may_be_dicom(first))
+    except OSError:
+        return False
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+
+
+def _first_file(folder: Path, depth: int) -> Path | None:
+    """The first file `depth` levels below a folder, found without listing the others."""
+    for entry in _visible(folder):
+        if depth == 1 and entry.is_file():
+            return entry
+        if depth > 1 and entry.is_dir() and (found := _first_file(entry, depth - 1)):
+            return found
+    return None
+
+
+def cases_volumes(source: Path, findings: Findings) -> list[Case]:
+    """One case a patient. Of each series one header is read, no pixel."""
+    home = source.resolve()
+    regions = _read_regions(home / REGIONS_FILE, findings)
+    scan = _PatientScan(home)
+    cases, unpictured, named, unoriented = [], dict(regions or {}), Counter(), Counter()
+    for center, split, label, folder in _patient_folders(scan):
+        files = scan.volumes(folder)
+        own = (regions or {}).get(same_name(folder.name), ())
+        unpictured.pop(same_name(folder.name), None)
+        if not files:
+            scan.problems.append(f"{scan.name(folder)}: holds no file, expected one DICOM series or one .nii or .nii.gz")
+            continue
+        try:
+            look = _look_at(files, scan.name(folder))
+            if regions is not None:
+                _check_regions(own, look.shape, scan.name(folder))
+        except SourceError as error:
+            scan.problems += str(error).splitlines()
+            continue
+        named[center] += _same_person(folder.name, look)
+        unoriented[center] += not look.oriented
+        read = partial(read_pictures, tuple(files), own, scan.name(folder))
+        cases.append(Case(folder.name, center, folder.name, (*files, home / REGIONS_FILE), read, label, split))
+    expected = "expected <center>/{traindata,testdata}/<class>/<patient>"
+    scan.problems += [f"{REGIONS_FILE}: line {own[0].line}: the patient has no folder, {expected}" for own in unpictured.values()]
+    scan.problems += _twice(cases)
+    findings.problems += scan.problems
+    totals = Counter(case.center for case in cases)
+    for center in sorted(totals):
+        if named[center]:
+            findings.warnings.append(
+                f"center {center!r}: {named[center]} of {totals[center]} patient folders are called as their DICOM files call the"
+                " patient; these names go into file names and the manifest: rename the folders if they identify people"
+            )
+        if unoriented[center]:
+            findings.warnings.append(
+                f"center {center!r}: the NIfTI files of {unoriented[center]} of {totals[center]} patients say nothing of their"
+                " orientation, the pictures stay as stored; look whether they stand upright"
+            )
+    return cases
+
+
+def _patient_folders(scan: Scan) -> Iterator[tuple[str, str, str, Path]]:
+    """(centre, split, class, folder) of each patient."""
+    for center in scan.folders(scan.root, "one folder per center", files=(REGIONS_FILE, PATIENTS_FILE)):
+        before = len(scan.problems)
+        found = 0
+        for split in scan.folders(center, "traindata and testdata", tuple(ENDOMETRIAL_SPLITS)):
+            for label in scan.folders(split, "one folder per class"):
+                for folder in scan.folders(label, "one folder per patient"):
+                    found += 1
+                    yield center.name, ENDOMETRIAL_SPLITS[split.name], label.name, folder
+        if not found and len(scan.problems) == before:
+            scan.problems.append(f"center {center.name!r} has no patients, expected {center.name}/traindata/<class>/<patient>")
+
+
+def _twice(cases: list[Case]) -> list[str]:
+    homes: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        homes.setdefault((case.center, case.patient), []).append(f"{case.split}/{case.label}")
+    return [
+        f"center {center!r}: patient {patient!r} is in {' and '.join(places)}, expected one folder a patient"
+        for (center, patient), places in homes.items()
+        if len(places) > 1
+    ]
+
+
+def _read_regions(path: Path, findings: Findings) -> dict[str, tuple[Region, ...]] | None:
+    """Patient → regions; None, and a problem, where the file cannot be used."""
+    try:
+        rows = read_csv(path, REGION_COLUMNS)
+    except ManifestError as error:
+        findings.problems += [f"{path.name}: {text}" for text in error.problems or (str(error).removeprefix(f"{path}: "),)]
+        return None
+    regions: dict[str, tuple[Region, ...]] = {}
+    for line, row in rows:
+        problem = _region_problem(row)
+        if not problem:
+            region = Region(line, int(row["slice"]), *((int(row[f"{axis}_start"]), int(row[f"{axis}_stop"])) for axis in ("row", "column")))
+            before = regions.get(same_name(row["patient"]), ())
+            if region.slice in [other.slice for other in before]:
+                problem = f"patient {row['patient']!r} has a region in slice {region.slice} already, expected one a slice"
+            else:
+                regions[same_name(row["patient"])] = (*before, region)
+        if problem:
+            findings.problems.append(f"{path.name}: line {line}: {problem}")
+    return regions
+
+
+def _region_problem(row: Mapping[str, str]) -> str:
+    if not row["patient"]:
+        return "patient is empty, expected the name of a folder"
+    for column in REGION_COLUMNS[1:]:
+        if not re.fullmatch("[0-9]{1,6}", row[column]):
+            return f"{column} {row[column]!r}, expected a whole number from 0"
+    for axis in ("row", "column"):
+        start, stop = row[f"{axis}_start"], row[f"{axis}_stop"]
+        if int(start) >= int(stop):
+            return f"{axis}_start {start} and {axis}_stop {stop} leave nothing, expected a stop above the start"
+    return ""
+
+
+def _check_regions(regions: tuple[Region, ...], shape: tuple[int, int, int], name: str) -> None:
+    slices, rows, columns = shape
+    if not regions:
+        raise SourceError(f"{name}: patient {name.rsplit('/', 1)[-1]!r} has no row in {REGIONS_FILE}, expected at least one")
+    problems = []
+    for region in regions:
+        if region.slice >= slices:
+            problems.append(f"{REGIONS_FILE}: line {region.line}: slice {region.slice}, {name} has the slices 0 to {slices - 1}")
+        if region.rows[1] > rows or region.columns[1] > columns:
+            found = f"row_stop {region.rows[1]} and column_stop {region.columns[1]}"
+            problems.append(f"{REGIONS_FILE}: line {region.line}: {found}, {name} has {rows} rows and {columns} columns")
+    if problems:
+        raise SourceError("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one header tells: (slices, rows, columns), whether it knows its orientation, and how it calls the patient."""
+
+    shape: tuple[int, int, int]
+    oriented: bool = True
+    names: tuple[str, ...] = ()
+
+
+def _look_at(files: list[Path], name: str) -> _Look:
+    if any(_is_nifti(file) for file in files):
+        image = _open_nifti(files, name)
+        return _Look(image.shape[2::-1], _orientation(image) is not None)
+    header = _read_header(files[0], f"{name}/{files[0].name}")
+    return _Look((len(files), *header["shape"]), names=(header["patient_name"], header["patient_id"]))
+
+
+def _same_person(folder: str, look: _Look) -> bool:
+    def words(text: str) -> list[str]:
+        return sorted(re.findall(r"[^\W_]+", same_name(text).casefold()))
+
+    return any(words(folder) == words(name) for name in look.names if words(name))
+
+
+def read_pictures(files: tuple[Path, ...], regions: tuple[Region, ...], name: str) -> list[Picture]:
+    """Decode a patient's volume and cut its regions.
+
+    Args:
+        name: how errors call the folder.
+    Returns: a picture a region, (224, 224, 3) uint8 with three equal channels, named by the slice's number.
+    Raises: SourceError: what is wrong with the files, or a region that they do not have.
+    """
+    nifti = any(_is_nifti(file) for file in files)
+    volume = read_nifti(files, name) if nifti else read_series(files, name)
+    _check_regions(regions, volume.values.shape, name)
+    try:
+        scaled = to_bytes(volume.values)
+    except ValueError as error:
+        raise SourceError(f"{name}: {error}") from error
+    return [_picture(scaled, volume, region) for region in regions]
+
+
+def _picture(scaled: np.ndarray, volume: Volume, region: Region) -> Picture:
+    cut = scaled[region.slice, slice(*region.rows), slice(*region.columns)]
+    spacing = volume.spacing
+    if volume.axes is not None:
+        cut, turned = radiological(cut, *volume.axes)
+        spacing = spacing[::-1] if spacing and turned else spacing
+    if spacing:
+        spacing = tuple(step * count / SIDE for step, count in zip(spacing, cut.shape, strict=True))
+    image = squashed(Image.fromarray(np.ascontiguousarray(cut)), SIDE)
+    return Picture(str(region.slice), np.repeat(image[:, :, None], 3, axis=2), spacing=spacing)
+
+
+def radiological(image: np.ndarray, row_axis: np.ndarray, column_axis: np.ndarray) -> tuple[np.ndarray, bool]:
+    """An image (H, W) as it is looked at: columns grow to the patient's left, or to the back in a sagittal image; rows grow to
+    the back in an axial image, else to the feet. Oblique images are turned by the nearest of these.
+
+    Args:
+        row_axis, column_axis: as `Volume.axes`.
+    Returns: the image, turned by multiples of 90 degrees or mirrored, and whether rows and columns changed places.
+    """
+    across = int(np.argmax(np.abs(column_axis)))
+    down = int(np.argmax(np.where(np.arange(3) == across, -1, np.abs(row_axis))))
+    turned = down < across
+    if turned:
+        image, row_axis, column_axis, across, down = image.T, column_axis, row_axis, down, across
+    if column_axis[across] < 0:
+        image = image[:, ::-1]
+    if (row_axis[down] < 0) != (down == 2):  # the third axis runs to the head
+        image = image[::-1]
+    return image, turned
+
+
+def read_series(files: tuple[Path, ...], name: str) -> Volume:
+    """A DICOM series, its files in any order; SimpleITK applies slope and intercept, and inverts MONOCHROME1.
+
+    Raises: SourceError: files of several series, of unlike size or orientation, at the same place (several echoes, phases or
+        b-values), with gaps; enhanced multi-frame or colour files; a file that is damaged or no DICOM image.
+    """
+    headers = [_read_header(file, f"{name}/{file.name}") for file in files]
+    series = sorted({header["series"] for header in headers})
+    if len(series) > 1:
+        raise SourceError(f"{name}: holds {len(series)} series ({', '.join(series)}), expected one; keep the one that roi.csv is for")
+    for key, what in (("shape", "sizes (rows, columns)"), ("spacing", "pixel spacings")):
+        if len(found := sorted({str(header[key]) for header in headers})) > 1:
+            raise SourceError(f"{name}: slices have different {what}: {', '.join(found)}; expected a series of one")
+    axes = np.array([header["axes"] for header in headers])
+    if np.abs(axes - axes[0]).max() > TILTED:
+        raise SourceError(f"{name}: slices have different orientations (a localizer?), expected parallel ones")
+    column_axis, row_axis = axes[0]
+    heights = np.array([header["position"] for header in headers]) @ np.cross(column_axis, row_axis)
+    order = np.argsort(heights)
+    _check_distances(heights[order], name)
+    _check_size((len(files), *headers[0]["shape"]), name)
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(files[position]) for position in order])
+    # The first slice would choose the type: where slopes differ from slice to slice, later ones would lose their fractions.
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        values = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise SourceError(f"{name}: cannot be decoded, a file is damaged, cut short or of an unknown DICOM compression") from error
+    return Volume(values, headers[0]["spacing"], (row_axis, column_axis))
+
+
+def _check_distances(heights: np.ndarray, name: str) -> None:
+    if len(heights) < 2:
+        return
+    steps = np.diff(heights)
+    usual = float(np.median(steps))
+    if steps.min() < 1e-3:
+        raise SourceError(
+            f"{name}: several files lie at the same place, expected one image a position; keep one echo, phase or b-value, each file once"
+        )
+    if np.abs(steps - usual).max() > UNEVEN * usual:
+        raise SourceError(
+            f"{name}: slices are {steps.min():.2f} to {steps.max():.2f} mm apart, expected equal steps: a file is missing, and the"
+            " numbers in roi.csv would mean other slices"
+        )
+
+
+def _check_size(shape: tuple[int, int, int], name: str) -> None:
+    if math.prod(shape) > VOXEL_LIMIT:
+        raise SourceError(f"{name}: {' x '.join(map(str, shape))} voxels, the limit is {VOXEL_LIMIT}")
+
+
+def _read_header(file: Path, name: str) -> dict:
+    """What is needed of a DICOM header: `DICOM_TAGS`, numbers as such, with axes (column, row) and shape (rows, columns)."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise SourceError(f"{name}: is no readable DICOM image; it is damaged, cut short or something else") from error
+    header = {key: reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else "" for key, tag in DICOM_TAGS.items()}
+    size = reader.GetSize()
+    frames = math.prod(size[2:])
+    if frames > 1 or header["frames"] not in ("", "0", "1"):
+        raise SourceError(
+            f"{name}: holds {header['frames'] or frames} frames (enhanced DICOM), expected one image a file; convert it to NIfTI"
+        )
+    if reader.GetNumberOfComponents() != 1:
+        raise SourceError(f"{name}: is a colour image, expected MR intensities of one channel")
+    position, orientation, spacing = (_numbers(header[key]) for key in ("position", "orientation", "spacing"))
+    if len(position) != 3 or len(orientation) != 6:
+        raise SourceError(f"{name}: gives no image position and orientation (0020,0032 and 0020,0037), so slices cannot be ordered")
+    return header | {
+        "shape": (size[1], size[0]),
+        "position": position,
+        "axes": (orientation[:3], orientation[3:]),
+        "spacing": tuple(spacing) if len(spacing) == 2 and min(spacing) > 0 else None,
+    }
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split("\\")]
+    except ValueError:
+        return []
+    return values if all(math.isfinite(value) for value in values) else []
+
+
+def read_nifti(files: tuple[Path, ...], name: str) -> Volume:
+    """A NIfTI volume, slope and intercept applied.
+
+    Raises: SourceError: several files, not three axes, values that are no numbers, a file that is damaged or cut short.
+    """
+    image = _open_nifti(files, name)
+    name = f"{name}/{files[0].name}"
+    try:
+        values = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except Exception as error:  # nibabel and the decompressors raise whatever the bytes lead them to
+        raise SourceError(f"{name}: cannot be decoded ({type(error).__name__}), the file is damaged or cut short") from error
+    zooms = image.header.get_zooms()
+    known = image.header.get_xyzt_units()[0] in ("mm", "unknown") and all(0 < zoom < math.inf for zoom in zooms[:2])
+    values = values.reshape(values.shape[:3]).T
+    return Volume(values, (float(zooms[1]), float(zooms[0])) if known else None, _orientation(image))
+
+
+def _open_nifti(files: tuple[Path, ...] | list[Path], name: str) -> nibabel.Nifti1Image:
+    if len(files) != 1:
+        raise SourceError(f"{name}: holds {len(files)} files with a NIfTI among them, expected one NIfTI alone, or one DICOM series")
+    name = f"{name}/{files[0].name}"
+    try:
+        image = nibabel.load(files[0])
+        shape, kind = image.shape, image.get_data_dtype()
+    except Exception as error:  # as above
+        raise SourceError(f"{name}: is no readable NIfTI ({type(error).__name__}), the file is damaged or something else") from error
+    if len(shape) < 3 or math.prod(shape[3:]) != 1:
+        raise SourceError(f"{name}: has {len(shape)} axes ({' x '.join(map(str, shape))}), expected three")
+    if kind.names or kind.kind not in "iuf":
+        raise SourceError(f"{name}: has values of type {kind}, expected whole or real numbers")
+    _check_size(shape[:3], name)
+    return image
+
+
+def _orientation(image: nibabel.Nifti1Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """`Volume.axes` of a NIfTI, None where its header has neither sform nor qform."""
+    header = image.header
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+        return None
+    matrix = np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, :3]  # NIfTI: x to the right, y to the front
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not np.isfinite(matrix).all() or not (lengths > 0).all():
+        return None
+    return matrix[:, 1] / lengths[1], matrix[:, 0] / lengths[0]
+
+
+FORMATS = (
+    Format(
+        "volumes",
+        "<center>/{traindata,testdata}/<class>/<patient>/ with a DICOM series or a NIfTI, and roi.csv",
+        recognise_volumes,
+        cases=cases_volumes,
+    ),
+)
