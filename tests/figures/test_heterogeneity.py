@@ -96,6 +96,8 @@ def test_spacing_is_of_what_is_known(manifest, tmp_path):
 
 def test_sample_counts(manifest):
     table = samples.sample_counts(manifest)
+    for _, rows in table.groupby("center"):
+        assert rows["split"].tolist() == [split for split in ("train", "val", "test") if split in set(rows["split"])]
     assert table["images"].sum() == len(manifest.table)
     assert table["positive_share"].between(0, 1).all()
     if manifest.task_kind == "classification":
@@ -217,6 +219,9 @@ def test_stains_have_a_scale_of_their_own():
     assert [axis.get_title(loc="left") for axis in lines.axes] == list(stains["channel"].unique())
     assert all(axis.get_xlabel().startswith("optical density") and axis.get_xlim()[1] < 1.5 for axis in lines.axes)
     assert "99.5 %" in lines.get_supxlabel()
+    narrow = stains.assign(density=stains["density"] * np.where(stains["channel"] == "eosin", 20, 1))
+    tops = [axis.get_ylim()[1] for axis in heterogeneity.color_distributions(narrow).axes]
+    assert tops[1] / tops[0] == pytest.approx(20 * lines.axes[1].get_ylim()[1] / lines.axes[0].get_ylim()[1])
     distances = center_distances(stains)
     assert heterogeneity.center_distances(distances).axes[-1].get_ylabel().endswith("(optical density)")
     with pytest.raises(ValueError, match="differ in unit, got haematoxylin, eosin, red, green, blue"):

@@ -10,7 +10,7 @@ from vfmgl_lib.config import DataSettings
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.layouts import subset
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.manifest import SPLITS, Manifest
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
@@ -82,8 +82,10 @@ def sample_counts(manifest: Manifest) -> pd.DataFrame:
     else:
         masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
         positive = pd.Series([decode_mask(manifest.root / mask, mask).mean() for mask in masks], index=table.index)
-    groups = table.assign(positive=positive).groupby(["center", "split"], sort=True)
-    return groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean")).reset_index()
+    in_order = table.assign(positive=positive, split=pd.Categorical(table["split"], SPLITS))
+    groups = in_order.groupby(["center", "split"], observed=True)
+    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
+    return counts.reset_index().astype({"split": str})
 
 
 def spacing(manifest: Manifest) -> pd.DataFrame:
