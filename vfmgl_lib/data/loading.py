@@ -167,12 +167,15 @@ def load_batches(
         workers: processes that read ahead; 0 reads in this one.
         pin_memory: page-locked tensors, for a GPU.
         orientations: of every row of the data set (`ORIENTATIONS`); None: all as they are.
-    Raises: ValueError: an empty batch, a row that the dataset does not have.
+    Raises: ValueError: an empty batch, a row that the dataset does not have, an orientation missing or out of range.
     """
     for position, batch in enumerate(batches):
         if not len(batch) or min(batch) < 0 or max(batch) >= len(dataset):
             raise ValueError(f"batch {position} is {list(batch)}, expected rows from 0 to {len(dataset) - 1}")
     if orientations is not None:
+        if len(orientations) != len(dataset) or not all(0 <= orientation < ORIENTATIONS for orientation in orientations):
+            found = f"{len(orientations)} from {min(orientations, default=None)} to {max(orientations, default=None)}"
+            raise ValueError(f"orientations must be {len(dataset)} numbers from 0 to {ORIENTATIONS - 1}, one a row; got {found}")
         batches = [[row + len(dataset) * orientations[row] for row in batch] for batch in batches]
     # A generator of its own: otherwise every loader takes a number from torch's global one, and training would depend
     # on how often data were loaded before.
