@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the downloads")
     one.add_argument("--only", action="append", metavar="NAME", help="this download of the datasheet, may be repeated")
     given = parser.parse_args(arguments)
+    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in FORMATS[given.task]])):
+        parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
         return {"prepare": _prepare, "verify": _verify, "fetch": _fetch}[given.command](given)
     except (ManifestError, DatasheetError, FetchError, requests.RequestException, OSError) as error:
@@ -62,7 +64,13 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
         choices=get_args(SplitRule),
         help="patient (default): whole patients; source: the source's own, image: shuffled images; these two can leak, and say so",
     )
-    one.add_argument("--seed", type=int, default=42, help="of the split (default 42)")
+    one.add_argument("--seed", type=_seed, default=42, help="of the split, from 0 (default 42)")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def _prepare(given: argparse.Namespace) -> int:

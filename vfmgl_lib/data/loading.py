@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.preprocessing import squashed
 
 CACHE_BYTES = 512 * 2**20
 # Quarter turns and flips of an image: 0 as it is, 1-3 turned by so many quarters, 4-7 the same mirrored.
@@ -115,9 +116,7 @@ class ImageDataset(Dataset):
 
 
 def _resized(image: Image.Image, size: int) -> torch.Tensor:
-    # Pillow's bilinear filter widens with the reduction, which is antialiasing.
-    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(squashed(image, size)).permute(2, 0, 1).contiguous()
 
 
 def oriented(image: torch.Tensor, orientation: int) -> torch.Tensor:
@@ -168,12 +167,15 @@ def load_batches(
         workers: processes that read ahead; 0 reads in this one.
         pin_memory: page-locked tensors, for a GPU.
         orientations: of every row of the data set (`ORIENTATIONS`); None: all as they are.
-    Raises: ValueError: an empty batch, a row that the dataset does not have.
+    Raises: ValueError: an empty batch, a row that the dataset does not have, an orientation missing or out of range.
     """
     for position, batch in enumerate(batches):
         if not len(batch) or min(batch) < 0 or max(batch) >= len(dataset):
             raise ValueError(f"batch {position} is {list(batch)}, expected rows from 0 to {len(dataset) - 1}")
     if orientations is not None:
+        if len(orientations) != len(dataset) or not all(0 <= orientation < ORIENTATIONS for orientation in orientations):
+            found = f"{len(orientations)} from {min(orientations, default=None)} to {max(orientations, default=None)}"
+            raise ValueError(f"orientations must be {len(dataset)} numbers from 0 to {ORIENTATIONS - 1}, one a row; got {found}")
         batches = [[row + len(dataset) * orientations[row] for row in batch] for batch in batches]
     # A generator of its own: otherwise every loader takes a number from torch's global one, and training would depend
     # on how often data were loaded before.

@@ -1,7 +1,7 @@
 """From a download as it is handed out to a prepared set: images, `manifest.csv` and what was done, in one folder.
 
     OUT/manifest.csv, manifest.json    the samples (`data.manifest`)
-    OUT/prepared.json                  source, format, settings, warnings; written last: without it the set is not complete
+    OUT/prepared.json                  source and settings, written first; all else that is known of the set, last: then it is complete
     OUT/data/…                         converted images, in the task's own layout; absent where images are read in place
     OUT/cases/…                        one note a converted case, so that an interrupted preparation goes on
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.data.images import inspect_files
 from vfmgl_lib.data.layouts import NUCLEI_CLASSES, read_layout, with_held_out
-from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
+from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.data.preprocessing import PREPARATION
 from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
@@ -38,14 +38,15 @@ from vfmgl_lib.randomness import seed_sequence
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
+SETTINGS = ("task", "source", "format", "split", "seed")  # a folder holds one set of these
 FOLDERS = "folders"
 
 
-def _folders_format(layout: str, description: str, split_folders: tuple[str, ...]) -> Format:
+def _folders_format(description: str, split_folders: tuple[str, ...]) -> Format:
     def recognise(source: Path) -> bool:
         return any((center / name).is_dir() for center in _subfolders(source) for name in split_folders)
 
-    return Format(FOLDERS, description, recognise, manifest=lambda source, findings: read_layout(source, layout))
+    return Format(FOLDERS, description, recognise)  # the only one without a reader of its own: `read_layout` reads it
 
 
 def _subfolders(source: Path) -> list[Path]:
@@ -56,12 +57,12 @@ def _subfolders(source: Path) -> list[Path]:
 FORMATS: dict[str, tuple[Format, ...]] = {
     "endometrial": (
         *endometrial.FORMATS,
-        _folders_format("endometrial", "<center>/{traindata,testdata}/<class>/<patient>/<images>", ("traindata", "testdata")),
+        _folders_format("<center>/{traindata,testdata}/<class>/<patient>/<images>", ("traindata", "testdata")),
     ),
     "camelyon17": camelyon17.FORMATS,
     "prostate": prostate.FORMATS,
     "nuclei": (
-        _folders_format("nuclei", "<center>/{train,val,test}/{images,labels}", ("train", "val", "test")),
+        _folders_format("<center>/{train,val,test}/{images,labels}", ("train", "val", "test")),
         *nuclei.FORMATS,
     ),
 }
@@ -109,26 +110,27 @@ def prepare(
         raise ManifestError(f"unknown split rule {split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if not source.is_dir():
         raise ManifestError(f"{source}: source folder not found, expected the unpacked download of {task}")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise ManifestError(f"{out}: lies in the source {source}, which is only read; give another --out")
+    if seed < 0:
+        raise ManifestError(f"seed must be 0 or more, got {seed}")
+    for one, other in ((out, source), (source, out)):
+        if one.resolve().is_relative_to(other.resolve()):
+            raise ManifestError(f"{one}: lies in {other}, expected source and --out apart: the source is only read")
     chosen = _format(task, source, format)
-    settings = {"task": task, "source": str(source.resolve()), "format": chosen.name, "split": split, "seed": seed, "version": PREPARATION}
+    settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed), strict=True))
     done = _earlier(out, settings)
 
     findings = Findings()
-    if chosen.cases:
-        cases = chosen.cases(source, findings)
-        state = _fingerprint(file for case in cases for file in case.files)
-        if done and done["state"] == state and not findings.problems:
-            return _reuse(out, done)
-        _raise(source, findings)
-        manifest = _convert(task, source, out, cases, findings, split, seed, progress)
+    patients = _patients(source, findings) if task == "endometrial" else None
+    cases = chosen.cases(source, findings) if chosen.cases else None
+    state = _fingerprint(_listing(source.resolve(), chosen, cases))
+    if done.get("state") == state and done["version"] == PREPARATION and not findings.problems and (prepared := _whole(out, done)):
+        return prepared
+    if cases is not None:
+        manifest = _convert(task, source, out, cases, findings, settings, progress)
     else:
-        state = _fingerprint(_listing(source, chosen))
-        if done and done["state"] == state:
-            return _reuse(out, done)
-        manifest = _read_in_place(task, source, chosen, findings, split, seed, progress)
-    _finish(task, source, out, manifest, findings, settings | {"state": state})
+        manifest = _read_in_place(task, source, chosen, findings, settings, progress)
+    _check(source, manifest, findings)
+    _finish(task, source, out, manifest, patients, findings, settings | {"state": state, "version": PREPARATION})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
@@ -141,6 +143,10 @@ def read_prepared(folder: Path | str) -> Prepared:
     notes = _read_notes(folder)
     if notes is None:
         raise ManifestError(f"{folder}: holds no {PREPARED}, expected a folder made by 'prepare' and completed")
+    if "state" not in notes:
+        raise ManifestError(
+            f"{folder}: its preparation was interrupted, expected a complete set; the same call of 'prepare' goes on with it"
+        )
     return _reuse(folder, notes)
 
 
@@ -165,14 +171,19 @@ def verify(folder: Path | str, progress: bool = True) -> list[str]:
     """
     prepared = read_prepared(folder)
     notes = _read_notes(Path(folder)) or {}
-    changed = [
+    problems, warnings = [], []
+    try:
+        warnings = check_manifest(prepared.manifest, progress=progress)
+    except ManifestError as error:
+        problems += error.problems or (str(error),)
+    problems += [
         f"{mask}: sha256 differs from the one noted when the set was prepared: changed since"
         for mask, digest in notes.get("masks", {}).items()
         if (prepared.manifest.root / mask).is_file() and sha256(prepared.manifest.root / mask) != digest
     ]
-    if changed:
-        raise ManifestError.listing(folder, changed)
-    return list(dict.fromkeys([*prepared.warnings, *check_manifest(prepared.manifest, progress=progress)]))
+    if problems:
+        raise ManifestError.listing(folder, problems)
+    return list(dict.fromkeys([*prepared.warnings, *warnings]))
 
 
 def _format(task: str, source: Path, name: str) -> Format:
@@ -189,15 +200,14 @@ def _format(task: str, source: Path, name: str) -> Format:
     raise ManifestError(f"{source}: not recognised as {task}, expected one of: {expected}")
 
 
-def _earlier(out: Path, settings: dict) -> dict | None:
-    """Notes of a complete set made with these settings; an error if the folder holds something else."""
+def _earlier(out: Path, settings: dict) -> dict:
+    """Notes of a set begun or completed with these settings, {} where there is none; an error if the folder holds something else."""
     notes = _read_notes(out)
     if notes is None:
-        known = ("manifest.csv", "manifest.json", PATIENTS_FILE, "data", "cases")
         entries = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-        if strange := [name for name in entries if name not in known and not name.startswith(".")]:
+        if strange := [name for name in entries if not name.startswith(".")]:
             raise ManifestError(f"{out}: holds other files ({', '.join(strange[:3])}), expected a new folder or a set of 'prepare'")
-        return None
+        return {}
     differing = [f"{key} {notes.get(key)!r} instead of {value!r}" for key, value in settings.items() if notes.get(key) != value]
     if differing:
         raise ManifestError(f"{out}: holds a set prepared otherwise: {'; '.join(differing)}; choose another folder or delete it")
@@ -206,40 +216,77 @@ def _earlier(out: Path, settings: dict) -> dict | None:
 
 def _read_notes(out: Path) -> dict | None:
     try:
-        return json.loads((out / PREPARED).read_text(encoding="utf-8"))
+        notes = json.loads((out / PREPARED).read_text(encoding="utf-8"))
+        if not isinstance(notes, dict):
+            raise ValueError(f"holds {type(notes).__name__}")
+        return notes
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{out / PREPARED}: cannot be read ({error}); delete it and prepare the set again") from error
+        raise ManifestError(f"{out / PREPARED}: cannot be read ({error}); delete {out} and prepare the set again") from error
 
 
 def _reuse(out: Path, notes: dict) -> Prepared:
-    root = out / "data" if notes["converted"] else Path(notes["source"])
+    root = (out / "data").resolve() if notes["converted"] else Path(notes["source"])
     return Prepared(read_manifest(out / "manifest.csv", root), tuple(notes["warnings"]), notes["format"], reused=True)
 
 
-def _finish(task: str, source: Path, out: Path, manifest: Manifest, findings: Findings, notes: dict) -> None:
-    problems, warnings = table_findings(manifest)
-    if problems:
-        raise ManifestError.listing(source, problems)
-    findings.warnings[:0] = warnings
-    patients = read_patients(source) if task == "endometrial" else None
+def _whole(out: Path, notes: dict) -> Prepared | None:
+    """A complete set; None if its manifest or a converted file is gone or cut short."""
+    try:
+        prepared = _reuse(out, notes)
+    except ManifestError:
+        return None
+    if notes["converted"]:
+        table, sizes = prepared.manifest.table, {}
+        for note in (out / "cases").glob("*.json"):
+            sizes |= _noted_sizes(_read_note(note))
+        masks = table["label"].tolist() if prepared.manifest.task_kind == "segmentation" else []
+        if not all(_has_size(prepared.manifest.root / file, sizes.get(file)) for file in [*table["path"], *masks]):
+            return None
+    return prepared
+
+
+def _check(source: Path, manifest: Manifest, findings: Findings) -> None:
+    """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
+    problems = []
+    if len(manifest.table) or not findings.problems:
+        problems, warnings = table_findings(manifest, need_splits=not findings.problems)
+        findings.warnings[:0] = warnings
+    if findings.problems or problems:
+        raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
+
+
+def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd.DataFrame | None, findings: Findings, notes: dict) -> None:
     if patients is not None:
         findings.warnings += patient_warnings(manifest, patients)
-        write_bytes(out / PATIENTS_FILE, (source / PATIENTS_FILE).read_bytes())
     if not (source / PHANTOMS).is_file():  # those have counts of their own choosing
         findings.warnings += compare_counts(manifest, read_datasheet(task))
     converted = manifest.root != source.resolve()
     masks = {}
     if manifest.task_kind == "segmentation":
         masks = {mask: sha256(manifest.root / mask) for mask in manifest.table["label"]}
+    _begin(out, notes)
+    if patients is not None:
+        write_bytes(out / PATIENTS_FILE, (source / PATIENTS_FILE).read_bytes())
+    else:
+        (out / PATIENTS_FILE).unlink(missing_ok=True)
     write_manifest(manifest, out / "manifest.csv")
     write_json(out / PREPARED, notes | {"converted": converted, "warnings": findings.warnings, "masks": masks})
 
 
-def _raise(source: Path, findings: Findings) -> None:
-    if findings.problems:
-        raise ManifestError.listing(source, findings.problems)
+def _begin(out: Path, settings: dict) -> None:
+    """Says whose folder this is before anything else is written there, and that what it holds is not complete."""
+    write_json(out / PREPARED, {key: settings[key] for key in SETTINGS})
+
+
+def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
+    try:
+        return read_patients(source)
+    except ManifestError as error:
+        prefix = f"{source / PATIENTS_FILE}: "
+        findings.problems += [f"{PATIENTS_FILE}: {text}" for text in error.problems or (str(error).removeprefix(prefix),)]
+        return None
 
 
 def _fingerprint(files: Iterator[Path]) -> str:
@@ -254,50 +301,58 @@ def _fingerprint(files: Iterator[Path]) -> str:
     return digest.hexdigest()
 
 
-def _listing(source: Path, chosen: Format) -> Iterator[Path]:
-    """What says whether a set that is read in place has changed: its list where it has one, otherwise all its files."""
+def _listing(source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
+    """What says whether a source has changed: what its cases are read from, or its list of images where it has one; else all its files."""
+    if cases is not None:
+        yield from (file for case in cases for file in case.files)
+        yield from sorted(entry for entry in source.iterdir() if entry.is_file())  # lists and tables beside the centres
+        return
     lists = [source / name for name in (camelyon17.METADATA, camelyon17.PICKLE) if (source / name).is_file()]
     yield from lists if lists and chosen.name != FOLDERS else sorted(source.rglob("*"))
 
 
-def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, split: SplitRule, seed: int, progress: bool) -> Manifest:
-    read = chosen.manifest(source, findings)
-    if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
-        return _with_splits(read, split, seed, findings)
-    _raise(source, findings)
+def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
+    try:
+        read = chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, progress=progress)
+    except ManifestError as error:
+        raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
+    if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
+        return _with_splits(read, settings, findings)
+    if findings.problems:  # what is not there is reported already
+        read = read.drop_duplicates("path")
+        read = read.loc[[(home / path).is_file() for path in read["path"]]]
     inspections = inspect_files(home, read["path"].tolist(), [None] * len(read), progress=progress)
     findings.problems += [problem for found in inspections for problem in found.problems]
-    _raise(source, findings)
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
-    return _with_splits(Manifest(home, "classification", CLASSES[task], table), split, seed, findings)
+    readable = table.loc[[not found.problems for found in inspections]]
+    return _with_splits(Manifest(home, "classification", CLASSES[task], readable), settings, findings)
 
 
-def _convert(
-    task: str, source: Path, out: Path, cases: list[Case], findings: Findings, split: SplitRule, seed: int, progress: bool
-) -> Manifest:
+def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Findings, settings: dict, progress: bool) -> Manifest:
     """Converts the cases that are not converted yet, and makes the manifest of all."""
-    if not cases:
+    if not cases and not findings.problems:
         raise ManifestError(f"{source}: no case found, expected {task} images")
     segmentation = task in ("prostate", "nuclei")
-    classes = CLASSES[task] if segmentation else tuple(sorted({case.label for case in cases}))
-    listed = pd.DataFrame(
-        [
-            (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "")
-            for c in cases
-        ],
-        columns=list(COLUMNS),
-    )
-    problems, rows = [], []
     kind = "segmentation" if segmentation else "classification"
-    divided = _with_splits(Manifest(out / "data", kind, classes, listed), "patient" if split == "image" else split, seed, findings)
+    classes = CLASSES[task] if segmentation else tuple(sorted({case.label for case in cases}))
+    listed = [
+        (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
+    ]
+    divided = Manifest(out / "data", kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)))
+    if settings["split"] == "image":  # divided when all images are known
+        divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
+    else:
+        divided = _with_splits(divided, settings, findings)
+    _begin(out, settings)
+    rows, notes = [], set()
     for case, side in zip(tqdm(cases, desc=f"preparing {task}", unit="case", disable=not progress), divided.table["split"], strict=True):
+        case = replace(case, split=side)
+        notes.add(_note_file(out, case))
         try:
-            rows += _convert_case(task, out, replace(case, split=side))
+            rows += _convert_case(task, out, case)
         except SourceError as error:
-            problems.append(str(error))
-    if problems:
-        raise ManifestError.listing(source, problems)
+            findings.problems += str(error).splitlines()
     columns = [
         (f"{r['center']}/{r['split']}/{r['name']}", r["path"], r["sha256"], r["center"], r["patient"], r["split"], r["label"], r["spacing"])
         for r in rows
@@ -305,22 +360,48 @@ def _convert(
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
-    manifest = Manifest((out / "data").resolve(), kind, classes, table)
-    return _shuffled(task, source, manifest, seed) if split == "image" else replace(manifest, split_unit=divided.split_unit)
+    manifest = Manifest((out / "data").resolve(), kind, classes, table, divided.split_unit)
+    if settings["split"] == "image":
+        manifest = _shuffled(task, source, manifest, settings["seed"], findings)
+    if not findings.problems:
+        _remove_unused(out, notes, {file for row in rows for file in _noted_sizes([row])})
+    return manifest
 
 
 def _convert_case(task: str, out: Path, case: Case) -> list[dict]:
     """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
-    key = hashlib.sha256(f"{case.center}\0{case.patient}\0{case.name}\0{case.split}\0{case.label}".encode()).hexdigest()[:20]
-    note, state = out / "cases" / f"{key}.json", _fingerprint(iter(case.files))
-    if note.is_file():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        files = [(row[kind], row[f"{kind}_bytes"]) for row in found["rows"] for kind in ("path", "label") if f"{kind}_bytes" in row]
-        if found["state"] == state and found["version"] == PREPARATION and all(_has_size(out / "data" / f, n) for f, n in files):
-            return found["rows"]
-    rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
-    write_json(note, {"state": state, "version": PREPARATION, "rows": rows})
+    note, state = _note_file(out, case), _fingerprint(iter(case.files))
+    rows = _read_note(note, state)
+    if not rows or not all(_has_size(out / "data" / file, size) for file, size in _noted_sizes(rows).items()):
+        rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
+        write_json(note, {"state": state, "version": PREPARATION, "rows": rows})
     return rows
+
+
+def _note_file(out: Path, case: Case) -> Path:
+    key = hashlib.sha256(f"{case.center}\0{case.patient}\0{case.name}\0{case.split}\0{case.label}".encode()).hexdigest()[:20]
+    return out / "cases" / f"{key}.json"
+
+
+def _read_note(note: Path, state: str = "") -> list[dict]:
+    """The rows of a converted case; none if there is no note, or one of another state of its files or an earlier preparation."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return found["rows"] if found["version"] == PREPARATION and found["state"] == (state or found["state"]) else []
+
+
+def _noted_sizes(rows: list[dict]) -> dict[str, int]:
+    return {row[kind]: row[f"{kind}_bytes"] for row in rows for kind in ("path", "label") if f"{kind}_bytes" in row}
+
+
+def _remove_unused(out: Path, notes: set[Path], files: set[str]) -> None:
+    """Deletes the notes and pictures of cases that the source no longer has, or has on another side."""
+    for note in set((out / "cases").glob("*.json")) - notes:
+        for file in _noted_sizes(_read_note(note)).keys() - files:
+            (out / "data" / file).unlink(missing_ok=True)
+        note.unlink()
 
 
 def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
@@ -349,13 +430,13 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _has_size(file: Path, size: int) -> bool:
+def _has_size(file: Path, size: int | None) -> bool:
     return file.is_file() and file.stat().st_size == size
 
 
-def _with_splits(manifest: Manifest, rule: SplitRule, seed: int, findings: Findings) -> Manifest:
-    """The manifest with every row in a split, by the rule of `prepare`."""
-    table = manifest.table
+def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
+    """The manifest with every row in a split, by the rule of `prepare`; external centres stay external."""
+    table, rule, seed = manifest.table, settings["split"], settings["seed"]
     given = table["split"] != ""
     divides = given.all() and (table.groupby("patient")["split"].nunique() > 1).any()
     if given.all() and (rule == "source" or (rule == "patient" and not divides)):
@@ -364,29 +445,44 @@ def _with_splits(manifest: Manifest, rule: SplitRule, seed: int, findings: Findi
         raise ManifestError(f"{manifest.root}: {given.sum()} of {len(table)} samples have a split, expected all or none")
     if rule == "source":
         raise ManifestError(f"{manifest.root}: --split source: the source names no split; use patient")
+    centers = manifest.training_centers if given.all() else manifest.centers
     units = table["patient"] if rule == "patient" else table["id"]
-    whole = replace(manifest, table=table.assign(split="train", patient=units))
-    test = with_held_out(whole, TEST_SHARE, seed, "test", whole.centers)
-    divided = with_held_out(test, VALIDATION_SHARE, seed, "val", whole.centers).table["split"]
+    whole = replace(manifest, table=table.assign(split=table["split"].mask(table["center"].isin(centers), "train"), patient=units))
+    counts = whole.table.groupby("center")["patient"].nunique()
+    few = [center for center in centers if counts[center] < len(SPLITS)]
+    expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
+    findings.problems += [f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}" for center in few]
+    centers = [center for center in centers if center not in few]
+    test = with_held_out(whole, TEST_SHARE, seed, "test", centers)
+    divided = with_held_out(test, VALIDATION_SHARE, seed, "val", centers).table["split"]
     if divides and rule == "patient":
         findings.warnings.append("the source's own split divides patients, so it was not used; --split source would keep it")
     return replace(manifest, table=table.assign(split=divided), split_unit="patient" if rule == "patient" else "image")
 
 
-def _shuffled(task: str, source: Path, manifest: Manifest, seed: int) -> Manifest:
-    """Images divided without regard to patients: HarmoFL's order where its lists are in the source, otherwise drawn by the seed."""
+def _shuffled(task: str, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:
+    """Images divided without regard to patients: HarmoFL's order where its lists are in the source, otherwise drawn by the seed.
+
+    The limits are HarmoFL's, rounded down. External centres stay external.
+    """
     table = manifest.table.copy()
-    for center in manifest.centers:
+    for center in manifest.training_centers:
         own = table.index[table["center"] == center]
         names = table.loc[own, "id"].str.rsplit("/", n=1).str[-1]
-        order = prostate.harmofl_order(source, center) if task == "prostate" else None
+        try:
+            order = prostate.harmofl_order(source, center) if task == "prostate" else None
+        except SourceError as error:
+            findings.problems.append(str(error))
+            continue
         if order is None:
             order = names.iloc[np.random.default_rng(seed_sequence(seed, "images", center)).permutation(len(own))].tolist()
         elif unknown := sorted(set(order) ^ set(names)):
-            raise ManifestError(f"{source}: HarmoFL's list of {center} and its slices differ, e.g. {unknown[:3]}")
-        place = dict(zip(order, range(len(order)), strict=True))
-        limits = round(len(order) * (1 - TEST_SHARE) * (1 - VALIDATION_SHARE)), round(len(order) * (1 - TEST_SHARE))
-        for index, name in names.items():
-            table.loc[index, "split"] = "train" if place[name] < limits[0] else "val" if place[name] < limits[1] else "test"
-    table["id"] = [f"{row.center}/{row.split}/{row.id.rsplit('/', 1)[-1]}" for row in table.itertuples()]
+            findings.problems.append(f"{center}-dir.npy: HarmoFL's list and the slices of {center} differ, e.g. {', '.join(unknown[:3])}")
+            continue
+        training = (1 - TEST_SHARE) * len(order) * (1 - VALIDATION_SHARE)
+        limits = int(training), int(training + ((1 - TEST_SHARE) * len(order) - training))
+        place = {name: position for position, name in enumerate(order)}
+        sides = ["train" if place[name] < limits[0] else "val" if place[name] < limits[1] else "test" for name in names]
+        table.loc[own, "split"] = sides
+    table["id"] = [f"{row.center}/{row.split}/{row.id.split('/', 2)[-1]}" for row in table.itertuples()]
     return replace(manifest, table=table, split_unit="image")
