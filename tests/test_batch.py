@@ -131,7 +131,7 @@ def test_notebook_without_parameters_cell(folder: Path):
         (["--task", "nuclei", "--data", "nowhere"], "nowhere does not exist"),
         (["--task", "nuclei", "--data", "empty"], "empty is empty"),
         (["--task", "nuclei", "--data", "weights.pth"], "is a file, not a folder"),
-        (["--task", "nucleii"], "task 'nucleii' is not in profile smoke; it has endometrial, nuclei"),
+        (["--task", "nucleii"], "task 'nucleii' is not in profile smoke; it has camelyon17, endometrial, nuclei, prostate"),
         (["--data", "full"], "belongs to one task, got endometrial, nuclei"),
         (["--all-tasks", "--data", "full"], "belongs to one task"),
         (["--profile", "smok"], "give one of paper, quick, smoke"),

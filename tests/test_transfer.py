@@ -146,6 +146,21 @@ def test_outer_batch_changes_only_the_meta_networks():
     assert any(not torch.equal(a, b) for a, b in zip(one.meta.parameters(), other.meta.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["unet", "resnet18"])
+def test_channels_last_changes_the_memory_and_nothing_else(kind):
+    """The GPU's layout: gradients come in another memory order than parameters, which the one-pass update must not mix up."""
+    plain, other = _hgkt(kind), _hgkt(kind)
+    other.model.student.to(memory_format=torch.channels_last)
+    other.momenta = {name: torch.zeros_like(p) for name, p in other.model.named_parameters()}
+    for seed in range(2):
+        images, target, stacks = _batch(kind, seed=seed)
+        plain.step(images, target, stacks)
+        other.step(images.contiguous(memory_format=torch.channels_last), target, stacks)
+    assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in other.model.student.parameters())
+    for name, tensor in _state(plain).items():
+        torch.testing.assert_close(_state(other)[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_state_round_trip_continues_bitwise():
     one = _hgkt()
     one.step(*_batch())

@@ -99,6 +99,14 @@ class FederationSettings(Settings):
     weights: Literal["samples", "uniform"]
 
 
+class ComputeSettings(Settings):
+    """How a GPU is used; a CPU computes in float32 and torch's own layout whatever these say."""
+
+    autocast: bool = Field(description="bfloat16 for the frozen teacher and the frozen shared model; what is trained stays float32")
+    channels_last: bool = Field(description="students' convolutions in NHWC")
+    compile_teacher: bool = Field(description="torch.compile for the teacher; some minutes at the start")
+
+
 class StudySettings(Settings):
     """Everything that a study's numbers depend on, but for the data themselves (their manifest's hash) and the library's version."""
 
@@ -117,6 +125,7 @@ class StudySettings(Settings):
     transfer: TransferSettings
     deduction: DeductionSettings
     federation: FederationSettings
+    compute: ComputeSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:

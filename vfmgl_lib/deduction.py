@@ -35,17 +35,20 @@ class DeductionRecord:
     kept: bool
 
 
-def shared_divergence(shared: Student, local_maps: list[Tensor], images: Tensor, settings: DeductionSettings) -> Tensor:
+def shared_divergence(
+    shared: Student, local_maps: list[Tensor], images: Tensor, settings: DeductionSettings, autocast: bool = False
+) -> Tensor:
     """KL between the shared model's prediction and that of its head on the local features, per sample.
 
     Args:
         shared: the shared model, in eval mode; its parameters receive no gradient.
         local_maps: the local model's stage maps of `images`; the gradient flows into them.
         images: (B, 3, H, W) in [0, 1].
+        autocast: on a GPU the shared model's own prediction is computed in bfloat16.
     Returns: (B,) in nats: for segmentation summed (pixel_sum) or averaged (pixel_mean) over pixels.
     """
-    with torch.no_grad():
-        shared_logits = shared(images)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast and images.is_cuda):
+        shared_logits = shared(images).float()
     local_logits = shared.head_from_stages(local_maps)
     divergence = temperature_kl(local_logits, shared_logits, effective_temperature(settings, shared_logits))
     if settings.reduction == "pixel_mean" and shared_logits.dim() == 4:
@@ -71,6 +74,7 @@ def deduction_step(
     local_task_loss: float,
     settings: DeductionSettings,
     deduct: bool = True,
+    autocast: bool = False,
 ) -> DeductionRecord:
     """One batch of stage II; moves the student's free parameters if the batch is kept.
 
@@ -78,11 +82,12 @@ def deduction_step(
         student: the local model with its critical stages frozen (`models.students.set_training_mode`).
         local_task_loss: l_task, mean task loss of the round's stage I.
         deduct: False keeps every batch (HGKT+KD).
+        autocast: see `shared_divergence`.
     """
     statistics = [buffer.clone() for buffer in student.buffers()]
     logits, maps = student.forward_stages(images)
     task = task_loss(logits, target)
-    divergence = shared_divergence(shared, maps, images, settings).mean()
+    divergence = shared_divergence(shared, maps, images, settings, autocast).mean()
     threshold = settings.keep_ratio * local_task_loss
     kept = not deduct or divergence.item() <= threshold
     if kept:

@@ -301,14 +301,17 @@ def _teacher(settings: StudySettings) -> Teacher | None:
         return None
     chosen = settings.teacher
     teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
-    return teacher.to(torch.device(settings.device))
+    teacher.autocast = settings.compute.autocast
+    teacher = teacher.to(torch.device(settings.device))
+    return teacher.compiled() if settings.compute.compile_teacher else teacher
 
 
 def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
     if teacher is None or folder is None or not settings.teacher.cache_gib:
         return None
     limit = int(settings.teacher.cache_gib * GIB)
-    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device))
+    arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"})
+    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device), arithmetic)
 
 
 def _prepared(layout: str, root: Path, folder: Path) -> Prepared:

@@ -100,9 +100,9 @@ def test_one_entry_per_image_teacher_orientation_preparation_and_computation(tmp
     assert first.parent.parent == tmp_path / IDENTITY[:16] and first.name.startswith(first.parent.name)
     half = [torch.zeros(1, *shape, shape[-1], dtype=torch.float16) for shape in SHAPES]
     for orientation in range(8):
-        store.stacks(HASHES[:1], lambda positions, turn=orientation: [stack + turn for stack in half], orientation)
+        store.stacks(HASHES[:1], lambda positions, turn=orientation: [stack + turn for stack in half], [orientation])
     for orientation in range(8):
-        assert (store.stacks(HASHES[:1], pytest.fail, orientation)[1] == orientation).all()
+        assert (store.stacks(HASHES[:1], pytest.fail, [orientation])[1] == orientation).all()
 
 
 def truncate(content):

@@ -63,7 +63,7 @@ def test_classification_item(classification):
     data = ImageDataset(classification, classification.select(split="test"), 8)
     assert [int(data[row]["target"]) for row in range(len(data))] == data.table["label"].tolist() == [0, 0, 0, 1, 1, 1]
     item = data[0]
-    assert item.keys() == {"image", "target", "row"}
+    assert item.keys() == {"image", "target", "row", "orientation"}
     assert item["target"].shape == () and item["target"].dtype == torch.int64
 
 

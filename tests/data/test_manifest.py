@@ -152,12 +152,20 @@ def test_patient_in_two_centers(manifest):
     assert "patient 'Btrain1' is in the centers 'A' (A/train/0.png) and 'B' (B/train/1.png)" in problem
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_center_without_needed_split(manifest, split):
+def test_center_without_test_samples(manifest):
     table = manifest.table
-    table = table[~((table["center"] == "B") & (table["split"] == split))]
+    table = table[~((table["center"] == "B") & (table["split"] == "test"))]
     (problem,) = problems(replace(manifest, table=table))
-    assert problem == f"center 'B' has no {split} samples, expected at least one"
+    assert problem == "center 'B' has no test samples, expected at least one"
+
+
+def test_center_with_nothing_but_test_samples_is_external(manifest):
+    table = manifest.table
+    external = replace(manifest, table=table[~((table["center"] == "B") & (table["split"] != "test"))])
+    assert "center 'B' has no training samples: an external test center" in check_manifest(external, files=False)
+    assert (external.centers, external.training_centers) == (("A", "B"), ("A",))
+    nothing = problems(replace(manifest, table=table[table["split"] == "test"]), files=False)
+    assert list(nothing) == [f"center {center!r} has no train samples, expected at least one" for center in ("A", "B")]
 
 
 def test_same_content_across_splits_and_centers(manifest):
@@ -378,3 +386,11 @@ def test_colored_mask_is_refused(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     with pytest.raises(ImageError, match=r"mask\.png: mask is coloured \(mode RGB\)"):
         decode_mask(tmp_path / "mask.png")
+
+
+def test_inspections_come_in_order_whatever_their_number(tmp_path):
+    names = [write_image(tmp_path / f"{seed}.png", seed=seed).name for seed in range(3)]
+    hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    paths = [names[number * number % 3] for number in range(600)]
+    assert [found.sha256 for found in module.inspect_files(tmp_path, paths, [None] * 600)] == [hashes[path] for path in paths]
+    assert module.inspect_files(tmp_path, [], []) == []

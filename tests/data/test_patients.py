@@ -1,11 +1,23 @@
 """The patient table, its bad input, and the paper's Table 1 from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError
-from vfmgl_lib.data.patients import KEYS, PAPER_TABLE, QUANTITIES, beside_paper, patient_warnings, read_patients, table_one
+from vfmgl_lib.data.patients import (
+    KEYS,
+    PAPER_TABLE,
+    QUANTITIES,
+    beside_paper,
+    groups_beside_paper,
+    patient_warnings,
+    read_patients,
+    table_one,
+)
+from vfmgl_lib.data.sources import patients_of
 
 HEADER = "patient,age,figo,histology"
 
@@ -217,3 +229,32 @@ def test_beside_paper(tmp_path):
     ]
     last = both[(both["center"] == "Z") & (both["label"] == "MI") & (both["quantity"] == "n")].iloc[0]
     assert np.isnan(last["paper"]) and last["here"] == 1.0
+
+
+def test_groups_beside_paper(tmp_path):
+    write(tmp_path, "a1,50,I,I", "a2,52,III,I")
+    ours = table_one(manifest([("A", "train", 0, "a1"), ("A", "train", 0, "a2"), ("Z", "test", 1, "z")]), read_patients(tmp_path))
+    groups = groups_beside_paper(beside_paper(ours))
+    assert groups.index.tolist() == [("A", "train", "NMI"), ("A", "train", "MI")]  # what both have, in the paper's order
+    assert list(groups.columns)[:3] == [("patients", "paper"), ("patients", "measured"), ("mean age (years)", "paper")]
+    expected = [49, 2, 50.3673, 51, 46 / 49, 0.5, 42 / 49, 1]
+    assert groups.iloc[0].tolist() == pytest.approx(expected)
+    assert groups.loc[("A", "train", "MI"), ("patients", "measured")] == 0
+    assert groups.loc[("A", "train", "MI"), [(name, "measured") for name in groups.columns.levels[0] if name != "patients"]].isna().all()
+    assert not len(groups_beside_paper(beside_paper(ours.query("center == 'Z'"))))
+
+
+def test_groups_beside_paper_without_a_patient_table():
+    groups = groups_beside_paper(beside_paper(table_one(manifest([("A", "train", 0, "a1")]), None)))
+    assert groups.iloc[0, :2].tolist() == [49, 1] and groups["mean age (years)", "measured"].isna().all()
+
+
+def test_patients_of_a_converted_set_lie_beside_its_images_folder(tmp_path):
+    write(tmp_path, "a1,50,I,I")
+    images = tmp_path / "data"
+    images.mkdir()
+    converted = replace(manifest([("A", "train", 0, "a1")]), root=images)
+    assert patients_of(converted) is None, "a folder called data, not prepared here"
+    assert patients_of(replace(converted, root=tmp_path))["patient"].tolist() == ["a1"]
+    (tmp_path / "prepared.json").write_text("{}", encoding="utf-8")
+    assert patients_of(converted)["patient"].tolist() == ["a1"]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vfmgl_lib.data.preprocessing import volume_slices
+from vfmgl_lib.data.preprocessing import squashed, to_bytes, volume_slices
 
 
 def ramp(slices: int = 5) -> np.ndarray:
@@ -94,3 +95,18 @@ def nan_at(value: float) -> np.ndarray:
 def test_unusable_volumes(volume, mask, message):
     with pytest.raises(ValueError, match=message):
         volume_slices(volume, mask)
+
+
+def test_intensities_are_clipped_spread_and_rounded_down():
+    values = np.zeros((1, 20, 50), np.float32)
+    values[0, 0, :2], values[0, 1] = (5000.0, -100.0), 100.0
+    scaled = to_bytes(values)
+    assert scaled[0, 0, 0] == scaled[0, 1, 0] == 255  # clipped: 1 of 1000 is above the 0.99 quantile
+    assert scaled[0, 0, 1] == 0 and scaled[0, 5, 5] == 127 and scaled.dtype == np.uint8
+
+
+def test_squashed_is_antialiased_and_keeps_channels():
+    stripes = np.zeros((8, 16, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = squashed(Image.fromarray(stripes), 4)
+    assert small.shape == (4, 4, 3) and abs(small.astype(int) - 127).max() < 40

@@ -8,7 +8,14 @@ from scipy.stats import wasserstein_distance
 from skimage.color import rgb_from_hed
 
 from vfmgl_lib.evaluation import heterogeneity
-from vfmgl_lib.evaluation.heterogeneity import STAINS, center_distances, center_predictability, image_features, stain_profile
+from vfmgl_lib.evaluation.heterogeneity import (
+    STAINS,
+    center_distances,
+    center_predictability,
+    image_features,
+    predictability_obstacle,
+    stain_profile,
+)
 
 
 def pictures(*images: np.ndarray) -> pd.DataFrame:
@@ -152,6 +159,13 @@ def test_few_patients_give_fewer_folds():
 def test_unusable_features_are_named(features, message):
     with pytest.raises(ValueError, match=message):
         center_predictability(features, 0)
+
+
+def test_what_stands_in_the_way_is_said_without_an_error():
+    features = planted([0, 1], 5, 2)
+    assert predictability_obstacle(features) == ""
+    assert "at least 2, got c0" in predictability_obstacle(features.query("center == 'c0'"))
+    assert "'c1' has images of 1 patient" in predictability_obstacle(features.query("center == 'c0' or patient == 'c1p0'"))
 
 
 def test_distances():

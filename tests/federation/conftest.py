@@ -44,7 +44,7 @@ def federation(phantoms, teacher):
             with torch_seed(seed_sequence(0, "student")):
                 return STUDENTS[settings.student.name](2, settings.student.width)
 
-        data = {center: ImageDataset(manifest, manifest.select(center, "train"), 32, 32) for center in manifest.centers}
+        data = {center: ImageDataset(manifest, manifest.select(center, "train"), 32, 32) for center in manifest.training_centers}
         clients = [Client(center, settings, student(), teacher, part, torch.device("cpu")) for center, part in data.items()]
         return clients, student()
 

@@ -1,5 +1,6 @@
 """Figures of the data, and the tables made from images."""
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.layouts import read_layout
+from vfmgl_lib.data.manifest import COLUMNS, Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.evaluation.heterogeneity import center_distances, stain_profile
 from vfmgl_lib.figures import heterogeneity, samples
@@ -41,7 +45,8 @@ def pictures(centers: list[str], images: int = 3, mask: bool = True) -> pd.DataF
 
 def test_read_samples_keeps_the_order_and_the_values(manifest):
     ids = manifest.table["id"].tolist()[::-1][:5]
-    table = samples.read_samples(manifest, ids, 32)
+    settings = load_settings("nuclei" if manifest.task_kind == "segmentation" else "endometrial", data__image_size=32)
+    table = samples.read_samples(manifest, ids, settings.data)
     assert table["id"].tolist() == ids
     assert all(image.shape == (32, 32, 3) and 0 <= image.min() and image.max() <= 1 for image in table["image"])
     if manifest.task_kind == "segmentation":
@@ -50,8 +55,49 @@ def test_read_samples_keeps_the_order_and_the_values(manifest):
         assert set(table["label"]) <= set(manifest.classes)
 
 
+def stacked_slice(root: Path) -> Manifest:
+    """One image of three different channels and its mask."""
+    channels = np.stack([np.full((40, 40), value, np.uint8) for value in (0, 100, 200)], axis=-1)
+    Image.fromarray(channels).save(root / "image.png")
+    Image.fromarray(np.eye(40, dtype=np.uint8) * 255).save(root / "mask.png")
+    row = ("A/train/1", "image.png", "", "A", "P1", "train", "mask.png", "0.6,0.7")
+    return Manifest(root, "segmentation", ("background", "prostate"), pd.DataFrame([row], columns=list(COLUMNS)))
+
+
+def test_of_neighbouring_slices_the_middle_one_is_shown(tmp_path):
+    manifest = stacked_slice(tmp_path)
+    for task, expected in (("prostate", (100, 100, 100)), ("nuclei", (0, 100, 200))):
+        settings = load_settings(task, data__image_size=32)
+        image = samples.read_samples(manifest, ["A/train/1"], settings.data)["image"][0]
+        assert np.allclose(image, np.array(expected) / 255)
+
+
+def test_each_center_gives_training_images_and_an_external_one_its_test_images(manifest):
+    rows = manifest.table
+    two = rows["center"].isin(manifest.training_centers)
+    one = rows["center"] == manifest.training_centers[0]
+    external = replace(manifest, table=rows[two & (~one | (rows["split"] == "test"))])
+    few = samples.of_each_center(external, 2, 0)
+    assert few.groupby("center")["split"].agg(list).tolist() == [["test"] * 2, ["train"] * 2]
+    assert few["id"].is_unique and few.index.tolist() == [0, 1, 2, 3]
+    every = samples.of_each_center(external, 100, 0)
+    assert set(every["id"]) == set(rows.loc[two & (rows["split"] == np.where(one, "test", "train")), "id"])
+
+
+def test_spacing_is_of_what_is_known(manifest, tmp_path):
+    unknown = samples.spacing(manifest)
+    assert unknown["center"].tolist() == list(manifest.centers) and (unknown["known"] == 0).all()
+    assert unknown[["smallest", "median", "largest"]].isna().all(axis=None)
+    one = stacked_slice(tmp_path)
+    table = pd.concat([one.table, one.table.assign(id="A/train/2", spacing="")])
+    row = samples.spacing(replace(one, table=table)).iloc[0]
+    assert row.tolist() == ["A", 2, 1, 0.6, pytest.approx(0.65), 0.7]
+
+
 def test_sample_counts(manifest):
     table = samples.sample_counts(manifest)
+    for _, rows in table.groupby("center"):
+        assert rows["split"].tolist() == [split for split in ("train", "val", "test") if split in set(rows["split"])]
     assert table["images"].sum() == len(manifest.table)
     assert table["positive_share"].between(0, 1).all()
     if manifest.task_kind == "classification":
@@ -173,6 +219,9 @@ def test_stains_have_a_scale_of_their_own():
     assert [axis.get_title(loc="left") for axis in lines.axes] == list(stains["channel"].unique())
     assert all(axis.get_xlabel().startswith("optical density") and axis.get_xlim()[1] < 1.5 for axis in lines.axes)
     assert "99.5 %" in lines.get_supxlabel()
+    narrow = stains.assign(density=stains["density"] * np.where(stains["channel"] == "eosin", 20, 1))
+    tops = [axis.get_ylim()[1] for axis in heterogeneity.color_distributions(narrow).axes]
+    assert tops[1] / tops[0] == pytest.approx(20 * lines.axes[1].get_ylim()[1] / lines.axes[0].get_ylim()[1])
     distances = center_distances(stains)
     assert heterogeneity.center_distances(distances).axes[-1].get_ylabel().endswith("(optical density)")
     with pytest.raises(ValueError, match="differ in unit, got haematoxylin, eosin, red, green, blue"):

@@ -189,3 +189,12 @@ def test_the_real_mobilenet_loads_and_tells_photographs_apart(real_data_root):
     assert [shape[:2] for shape in teacher.stack_shapes] == [(1, 24), (1, 32), (1, 96), (1, 320)]
     flat, noisy = torch.full((1, 3, 128, 128), 0.5), torch.rand(1, 3, 128, 128)
     assert all(torch.isfinite(a).all() and not torch.allclose(a, b) for a, b in zip(teacher(flat), teacher(noisy), strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_teacher_gives_the_same_features():
+    teacher = load_teacher("random:test_vit", grid=2)
+    images = torch.rand(2, 3, teacher.image_size, teacher.image_size, generator=torch.Generator().manual_seed(0))
+    expected = teacher(images)
+    for stack, reference in zip(teacher.compiled()(images), expected, strict=True):
+        torch.testing.assert_close(stack, reference, rtol=1e-4, atol=1e-4)

@@ -78,6 +78,7 @@ class FeatureCache:
         stack_shapes: (M, C_t, g) per stack.
         limit_bytes: what `folder` may hold, all teachers together. Processes that write at the same time may each exceed it by a twentieth.
         device: where the teacher computes.
+        arithmetic: what else decides on the features' last bits, e.g. that the teacher is compiled; part of the key.
         setting: what the message about a reached limit names.
     """
 
@@ -88,6 +89,7 @@ class FeatureCache:
         stack_shapes: Sequence[tuple[int, int, int]],
         limit_bytes: int,
         device: torch.device | None = None,
+        arithmetic: str = "",
         setting: str = "teacher.cache_gib",
     ):
         if not re.fullmatch(r"[0-9a-f]{16,}", teacher_identity):
@@ -98,7 +100,7 @@ class FeatureCache:
         self._identity = teacher_identity
         self._shapes = [(blocks, channels, side, side) for blocks, channels, side in stack_shapes]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._computation = _computation(device or torch.device("cpu"))
+        self._computation = f"{_computation(device or torch.device('cpu'))} {arithmetic}"
         self._used = _bytes_below(self.folder)
         self._written = 0  # since `_used` was counted
         self._stores = True

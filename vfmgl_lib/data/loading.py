@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.preprocessing import squashed
 
 CACHE_BYTES = 512 * 2**20
 # Quarter turns and flips of an image: 0 as it is, 1-3 turned by so many quarters, 4-7 the same mirrored.
@@ -115,9 +116,7 @@ class ImageDataset(Dataset):
 
 
 def _resized(image: Image.Image, size: int) -> torch.Tensor:
-    # Pillow's bilinear filter widens with the reduction, which is antialiasing.
-    pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(squashed(image, size)).permute(2, 0, 1).contiguous()
 
 
 def oriented(image: torch.Tensor, orientation: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ COLUMNS = ("id", "path", "sha256", "center", "patient", "split", "label", "spaci
 SPLITS = ("train", "val", "test")
 NEEDED_SPLITS = ("train", "test")
 SHOWN_PROBLEMS = 20
+_RECURRING = ("center", "patient", "split", "label", "spacing")
 _PART = 256  # rows worked on at a time: few enough to stay in the processor's cache
 _INDEX = re.compile("-?[0-9]{1,9}")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -383,7 +385,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     if content.startswith(b"\xef\xbb\xbf"):
         raise ManifestError(f"{path}: begins with a byte order mark, expected UTF-8 without one ('CSV UTF-8' adds it)")
     header: list[str] = []
-    columns: list[list[str]] = [[] for _ in COLUMNS]
+    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     odd: list[tuple[int, int]] = []  # line, fields
     try:
         content.decode("utf-8")  # as a whole, for the error's position; a StringIO of it would take four bytes a letter
@@ -394,8 +396,9 @@ def _read_table(path: Path) -> pd.DataFrame:
         while rows := list(itertools.islice(reader, _PART)):
             odd += [(number, len(row)) for number, row in enumerate(rows, line) if len(row) != len(COLUMNS)]
             line += len(rows)
-            for column, values in zip(columns, zip(*rows, strict=False), strict=False):
-                column.extend(values)
+            for name, values in zip(COLUMNS, zip(*rows, strict=False), strict=False):
+                # One text for all rows that have it: less memory, and faster comparisons ever after.
+                columns[name].extend(map(sys.intern, values) if name in _RECURRING else values)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: is not CSV in UTF-8 ({error})") from error
     if tuple(header) != COLUMNS:
@@ -404,4 +407,4 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise ManifestError(f"{path}: header is {','.join(header)!r}, expected {','.join(COLUMNS)!r}{detail}")
     if odd:
         raise ManifestError.listing(path, [f"line {line}: {fields} fields, expected {len(COLUMNS)}" for line, fields in odd])
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), dtype=str)
+    return pd.DataFrame(columns, dtype=str)

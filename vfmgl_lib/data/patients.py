@@ -190,3 +190,24 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
         ascending=[True, True, False, True],
         ignore_index=True,
     )
+
+
+def groups_beside_paper(both: pd.DataFrame) -> pd.DataFrame:
+    """The groups of patients that the paper's Table 1 and ours both have, in a few numbers.
+
+    Args:
+        both: from `beside_paper`.
+    Returns: one row a group, index center, set, label; columns in two levels: "patients", "mean age (years)", "FIGO stage I",
+        "histologic type I" (the last two as shares of the patients with a row, 0 to 1), each as "paper" and "measured".
+        No row where no centre, set and class has the same name in both.
+    """
+    wide = both.pivot(index=list(KEYS), columns="quantity", values=["paper", "here"]).rename(columns={"here": "measured"}, level=0)
+    found = {}
+    for side in ("paper", "measured"):
+        one = wide[side]
+        staged, typed = one[[f"figo_{s}" for s in FIGO]].sum(axis=1), one[[f"histology_{kind}" for kind in HISTOLOGY]].sum(axis=1)
+        found["patients", side], found["mean age (years)", side] = one["n"], one["age_mean"]
+        found["FIGO stage I", side], found["histologic type I", side] = one["figo_I"] / staged, one["histology_I"] / typed
+    table = pd.DataFrame(found)[[(name, side) for name in dict.fromkeys(name for name, _ in found) for side in ("paper", "measured")]]
+    order = both.drop_duplicates(list(KEYS)).set_index(list(KEYS)).index
+    return table.reindex(order)[lambda rows: rows["patients"].notna().all(axis=1)]

@@ -1,4 +1,6 @@
-"""How a volume becomes network input: stated here once, for training, evaluation and export alike.
+"""How a volume or an image becomes network input: stated here once, for training, evaluation and export alike.
+
+`to_bytes` scales intensities, `volume_slices` cuts a volume, `squashed` resizes; `data.loading` divides by 255, a teacher normalises.
 
 What the released code does, after HarmoFL's loader (the paper itself gives only the size, 384 x 384): the volume is
 clipped at its 0.99 quantile, scaled from its minimum and that quantile to 0 and 255 and rounded down; three neighbouring
@@ -13,6 +15,7 @@ What differs: the released code feeds the network 0 to 255, here `loading` divid
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 CLIP_QUANTILE = 0.99
 PREPARATION = 1  # raised when a conversion in `data.sources` gives other pixels: sets prepared earlier are then converted again
@@ -48,9 +51,6 @@ def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None) -> list[Vo
         raise ValueError(f"volume must be (D, H, W), got {volume.ndim} dimensions, {volume.shape}")
     if volume.shape[0] < 3 or not volume.size:
         raise ValueError(f"volume must have at least 3 slices, so that one has two neighbours, got (D, H, W) = {volume.shape}")
-    volume = volume.astype(np.float64)
-    if unusable := volume.size - int(np.isfinite(volume).sum()):
-        raise ValueError(f"volume has {unusable} NaN or infinite voxels of {volume.size}, expected finite intensities")
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != volume.shape:
@@ -59,12 +59,32 @@ def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None) -> list[Vo
             raise ValueError(f"mask must hold 0 and 1 only, got {', '.join(f'{value:g}' for value in np.unique(mask)[:8])}")
         mask = mask.astype(np.uint8)
 
-    low, high = volume.min(), np.quantile(volume, CLIP_QUANTILE)
-    if not high > low:
-        raise ValueError(f"volume has no contrast: its minimum and its {CLIP_QUANTILE} quantile are both {low:g}")
-    scaled = (255 * ((np.minimum(volume, high) - low) / (high - low))).astype(np.uint8)
+    scaled = to_bytes(volume)
     return [
         VolumeSlice(index, np.moveaxis(scaled[index - 1 : index + 2], 0, -1).copy(), None if mask is None else mask[index])
         for index in range(1, len(scaled) - 1)
         if mask is None or mask[index].any()
     ]
+
+
+def to_bytes(volume: np.ndarray) -> np.ndarray:
+    """Intensities as uint8: clipped at the 0.99 quantile, the rest from the minimum up spread over 0 to 255, rounded down.
+
+    Args:
+        volume: any shape, real type and unit.
+    Raises: ValueError: NaN or infinite values, or no contrast.
+    """
+    volume = np.asarray(volume).astype(np.float64)
+    if unusable := volume.size - int(np.isfinite(volume).sum()):
+        raise ValueError(f"volume has {unusable} NaN or infinite voxels of {volume.size}, expected finite intensities")
+    low, high = volume.min(), np.quantile(volume, CLIP_QUANTILE)
+    if not high > low:
+        raise ValueError(f"volume has no contrast: its minimum and its {CLIP_QUANTILE} quantile are both {low:g}")
+    return (255 * ((np.minimum(volume, high) - low) / (high - low))).astype(np.uint8)
+
+
+def squashed(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size) or (size, size, channels) uint8: the whole image in a square, bilinear; Pillow's filter widens with the reduction,
+    which is antialiasing. Masks are resized to the nearest pixel instead (`data.loading`).
+    """
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))

@@ -98,6 +98,20 @@ def stain_profile(pictures: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["center", "channel", "value", "density"])
 
 
+def predictability_obstacle(features: pd.DataFrame) -> str:
+    """Why `center_predictability` cannot be asked of these images, in words; "" where it can.
+
+    Args:
+        features: center, patient; one row an image.
+    """
+    per_center = features.groupby("center")["patient"].nunique()
+    if len(per_center) < 2:
+        return f"telling centres apart needs at least 2, got {', '.join(per_center.index) or 'none'}"
+    if per_center.min() < 2:
+        return f"center {per_center.idxmin()!r} has images of {per_center.min()} patient, expected at least 2 to set one aside"
+    return ""
+
+
 def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Which centre is this image from? A logistic regression on simple statistics, asked about patients it has not seen.
 
@@ -123,13 +137,11 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"image {features['id'].iloc[row]!r}: {columns[column]} is {values[row, column]}, expected a finite number")
+    if obstacle := predictability_obstacle(features):
+        raise ValueError(obstacle)
     centers, truth = np.unique(features["center"].to_numpy(dtype=str), return_inverse=True)
-    if len(centers) < 2:
-        raise ValueError(f"telling centres apart needs at least 2, got {', '.join(centers) or 'none'}")
     patients = features.groupby(["center", "patient"]).ngroup().to_numpy()
     per_center = features.groupby("center")["patient"].nunique()
-    if per_center.min() < 2:
-        raise ValueError(f"center {per_center.idxmin()!r} has images of {per_center.min()} patient, expected at least 2 to set one aside")
 
     sequence = seed_sequence(seed, "center predictability")
     folds = StratifiedGroupKFold(min(FOLDS, per_center.min()), shuffle=True, random_state=int(sequence.generate_state(1)[0]))

@@ -70,7 +70,9 @@ class Client:
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
         self._image_hashes = data.table["sha256"].tolist()
         self.strategy = METHODS[settings.method]
-        self.student, self.teacher = student.to(device), teacher
+        channels_last = settings.compute.channels_last and device.type == "cuda"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.student, self.teacher = student.to(device, memory_format=self.memory_format), teacher
         self.task_loss = TASK_LOSSES[settings.loss]
         task = settings.optimizer
         self.hgkt: HGKT | None = None
@@ -192,6 +194,7 @@ class Client:
                     local_task_loss=local_task_loss,
                     settings=self.settings.deduction,
                     deduct=self.strategy.deduction,
+                    autocast=self.settings.compute.autocast,
                 )
             )
             progress(1)
@@ -232,7 +235,8 @@ class Client:
             orientations = draw_orientations(len(self.data), seed)
         pinned, workers = self.device.type == "cuda", self.settings.data.workers
         for batch in load_batches(self.data, members, workers, pinned, orientations):
-            yield *(batch[name].to(self.device, non_blocking=True) for name in ("image", "target")), batch
+            images, target = (batch[name].to(self.device, non_blocking=True) for name in ("image", "target"))
+            yield images.contiguous(memory_format=self.memory_format), target, batch
 
     def _log_stage_one(self, round_number: int, losses: list[float], records: list[StepRecord], seconds: float) -> None:
         common = {"round": round_number, "center": self.center, "stage": "I"}

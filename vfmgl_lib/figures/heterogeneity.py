@@ -37,6 +37,7 @@ LINE_HEIGHT = 4.0  # of table_one, mm; all its lengths are mm
 MM_PER_POINT = 25.4 / 72
 STUB, WIDEST_COLUMN, COLUMNS = 25.0, 16.0, 20
 DIGIT = 1.4  # width
+LETTER = 1.6  # width, mm, in the names at a heat map's fields, with the space between two names
 TABLE_ROWS = (
     ("Patients", "n"),
     ("Age in years, mean", "age_mean"),
@@ -90,24 +91,32 @@ def color_distributions(profile: pd.DataFrame, all_centers: Sequence[str] | None
     channels = list(dict.fromkeys(profile["channel"]))
     styles, printed = center_style(profile["center"], all_centers), names(sorted(profile["center"].unique()))
     figure = new_figure(DOUBLE if len(channels) > 1 else 120 * MM, 58 * MM)
-    axes = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
     stained = set(channels) <= set(STAINS)
+    axes = figure.subplots(1, len(channels), squeeze=False, sharey=not stained)[0]
     label = "optical density (0: no stain)" if stained else "pixel value (0 black, 1 full)"
     for axis, channel in zip(axes, channels, strict=True):
         for center, line in profile[profile["channel"] == channel].groupby("center"):
             axis.plot(line["value"], line["density"], color=styles[center]["color"], label=printed[center])
         axis.set(title=channel, xlabel=label, xlim=(0, _end(profile[profile["channel"] == channel]) if stained else 1))
-    # One bin may hold most pixels of a scan's dark background; it would flatten everything else.
-    axes[0].set_ylim(0, 1.05 * profile["density"].max())
-    top = 3 * profile.groupby(["center", "channel"])["density"].quantile(0.95).max()
-    if 0 < top < profile["density"].max():
-        axes[0].set_ylim(0, top)
+    # Pixel values share their range and so a height; one stain may be spread ten times as wide as the other.
+    tops = [_top(profile[profile["channel"] == channel]) if stained else _top(profile) for channel in channels]
+    for axis, (top, _) in zip(axes, tops, strict=True):
+        axis.set_ylim(0, top)
+    if any(cut for _, cut in tops):
         footnote(figure, "Densities above the axis are cut off; all values are in the table.")
     if stained:
         footnote(figure, f"Each axis ends where {100 * SHOWN:g} % of every centre's pixels are shown.")
     axes[0].set_ylabel("density of pixels")
     share_legend(figure, axes[0])
     return figure
+
+
+def _top(profile: pd.DataFrame) -> tuple[float, bool]:
+    """Where the axis of these densities ends, and whether some are above it."""
+    highest = profile["density"].max()
+    # One bin may hold most pixels, of a scan's dark background or of a stain's bare glass; it would flatten everything else.
+    top = 3 * profile.groupby(["center", "channel"])["density"].quantile(0.95).max()
+    return (top, True) if 0 < top < highest else (1.05 * highest, False)
 
 
 def _end(profile: pd.DataFrame) -> float:
@@ -197,7 +206,7 @@ def center_confusion(table: pd.DataFrame) -> Figure:
     for (row, column), share in np.ndenumerate(shares):
         text = f"{100 * share:.0f} %\n({images[row, column]})" if images[row, column] else "0"
         axis.text(column, row, text, ha="center", va="center", color=text_on(cmap, share), fontsize=6, linespacing=1.25)
-    _name_both_axes(axis, [printed[c] for c in centers], [printed[c] for c in centers])
+    _name_both_axes(axis, [printed[c] for c in centers], [printed[c] for c in centers], room=min(15, (DOUBLE / MM - 60) / len(centers)))
     axis.set(xlabel="centre it is taken for", ylabel="centre the image is from")
     bar = figure.colorbar(picture, ax=axis, shrink=0.9, label="share of the centre's images")
     said = table.iloc[0]
@@ -232,6 +241,7 @@ def center_distances(table: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
     cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad="white")
     top, small = max(table["distance"].max(), FAR), 6 if len(centers) < 7 else 5
+    room = ((DOUBLE if len(channels) > 1 else 120 * MM) / MM - 50) / len(channels) / (len(centers) - 1)
     for axis, channel in zip(axes, channels, strict=True):
         part = table[table["channel"] == channel].pivot(index="center", columns="other", values="distance")
         # Symmetric with zeros on the diagonal: what is below it says all.
@@ -242,17 +252,17 @@ def center_distances(table: pd.DataFrame) -> Figure:
             if np.isfinite(value):
                 text = f"{value:.3f}" if len(centers) < 7 else f"{value:.2f}"
                 axis.text(column, row, text, ha="center", va="center", fontsize=small, color=text_on(cmap, value / top))
-        _name_both_axes(axis, [printed[c] for c in centers[:-1]], [printed[c] for c in centers[1:]], tilt=90)
+        _name_both_axes(axis, [printed[c] for c in centers[:-1]], [printed[c] for c in centers[1:]], room, tilt=90)
         axis.set_title(channel)
     unit = "optical density" if all(stained) else "pixel value, 0 to 1"
     figure.colorbar(picture, ax=list(axes), shrink=0.9, label=f"Wasserstein distance\n({unit})")
     return figure
 
 
-def _name_both_axes(axis: Axes, columns: list[str], rows: list[str], tilt: float = 30) -> None:
-    """Names at the fields of a heat map; long ones are tilted below it, by so many degrees."""
+def _name_both_axes(axis: Axes, columns: list[str], rows: list[str], room: float, tilt: float = 30) -> None:
+    """Names at the fields of a heat map; below it, where the fields are `room` mm wide, long ones are tilted by so many degrees."""
     style = {"rotation": tilt, "ha": "right", "va": "center" if tilt == 90 else "top", "rotation_mode": "anchor"}
-    axis.set_xticks(range(len(columns)), columns, **(style if max(map(len, columns), default=0) > 6 else {}))
+    axis.set_xticks(range(len(columns)), columns, **(style if LETTER * max(map(len, columns), default=0) > room else {}))
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -6,31 +6,42 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from vfmgl_lib.config import DataSettings
 from vfmgl_lib.data.images import decode_mask
+from vfmgl_lib.data.layouts import subset
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.manifest import SPLITS, Manifest
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
 
 
-def read_samples(manifest: Manifest, ids: pd.Series | list[str], image_size: int) -> pd.DataFrame:
-    """Images by id, resized as the student gets them.
+def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
+    """Rows of at most `count` images a centre: training images or, of an external centre, which has none, test images."""
+    few = subset(manifest, {"train": count, "test": count}, seed)
+    wanted = np.where(few.table["center"].isin(few.training_centers), "train", "test")
+    return few.table[few.table["split"] == wanted].reset_index(drop=True)
+
+
+def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSettings) -> pd.DataFrame:
+    """Images by id, resized as the student gets them; of a slice between its neighbours (layout "prostate") that slice, in grey.
 
     Args:
         ids: of the manifest, in the order wanted.
-        image_size: S, pixels.
+        data: says S, the side in pixels, and the layout.
     Returns: columns id, center, split, label (class name; "" for a segmentation), image (S, S, 3) float32 in [0, 1],
         mask (S, S) bool (None for a classification).
     Raises: KeyError: an id the manifest does not have.
     """
     table = manifest.table.set_index("id", drop=False).loc[list(ids)].reset_index(drop=True)
-    data = ImageDataset(manifest, table, image_size, cache_bytes=0)
+    images = ImageDataset(manifest, table, data.image_size, cache_bytes=0)
     segmentation = manifest.task_kind == "segmentation"
     rows = []
     for place, row in enumerate(table.itertuples()):
-        item = data[place]
+        item = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
+        if data.layout == "prostate":  # three slices as red, green and blue would be read as colour
+            image = np.repeat(image[..., 1:2], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
         rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))
     return pd.DataFrame(rows, columns=["id", "center", "split", "label", "image", "mask"])
@@ -71,5 +82,21 @@ def sample_counts(manifest: Manifest) -> pd.DataFrame:
     else:
         masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
         positive = pd.Series([decode_mask(manifest.root / mask, mask).mean() for mask in masks], index=table.index)
-    groups = table.assign(positive=positive).groupby(["center", "split"], sort=True)
-    return groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean")).reset_index()
+    in_order = table.assign(positive=positive, split=pd.Categorical(table["split"], SPLITS))
+    groups = in_order.groupby(["center", "split"], observed=True)
+    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
+    return counts.reset_index().astype({"split": str})
+
+
+def spacing(manifest: Manifest) -> pd.DataFrame:
+    """Size of a pixel of the stored images, per centre.
+
+    Returns: center, images, known (images whose spacing is known), smallest, median, largest (mm, over both directions; NaN where
+        no image of the centre has a known one).
+    """
+    rows = []
+    for center, texts in manifest.table.groupby("center")["spacing"]:
+        sides = np.array([text.split(",") for text in texts if text], dtype=float)
+        found = (sides.min(), np.median(sides), sides.max()) if len(sides) else (np.nan,) * 3
+        rows.append((center, len(texts), len(sides), *found))
+    return pd.DataFrame(rows, columns=["center", "images", "known", "smallest", "median", "largest"])

@@ -190,9 +190,9 @@ class _MatchingBackward(Function):
 
 def _gram_residual(student: Tensor, weight: Tensor, bias: Tensor, terms: TeacherTerms) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Distances (B, D); A = mean R S^T (B, D, C), a = mean R (B, D), G (B, C, C) and m (B, C)."""
-    pixels = student.flatten(2)  # (B, C, H*W)
-    gram, mean = pixels @ pixels.mT * (1 / pixels.shape[-1]), pixels.mean(-1)
-    cross = terms.operand @ _pull_back(student, terms).mT  # (B, D, C)
+    pixels, pulled = student.flatten(2), _pull_back(student, terms)  # (B, C, H*W), (B, C, L)
+    gram, mean = pixels @ pixels.mT * (1 / pixels.shape[-1]), pulled.sum(-1)
+    cross = terms.operand @ pulled.mT  # (B, D, C)
     on_teacher = (cross * weight).sum(-1) + bias * terms.mean
     moment = cross.baddbmm_(weight.expand(len(cross), -1, -1), gram, beta=-1).addcmul_(bias[:, None], mean[:, None])
     level = mean @ weight.mT + bias - terms.mean

@@ -66,7 +66,10 @@ class Teacher(nn.Module):
         image_size: side in pixels of the square input.
         block_names: names of all teacher blocks, in the order of the stacks.
         stack_shapes: (M, C_t, g) per stack.
+        autocast: on a GPU it computes in bfloat16 (set by its user).
     """
+
+    autocast = False
 
     def __init__(
         self,
@@ -99,7 +102,13 @@ class Teacher(nn.Module):
             images: (B, 3, H, W) float32 in [0, 1]; resized to the teacher's side if needed, then normalised as the teacher expects.
         Returns: stacks (B, M, C_t, g, g): one of all blocks for a ViT (through its final norm), one per level (M = 1) for a CNN.
         """
-        return [torch.cat(parts) for parts in zip(*map(self._maps, images.split(1)), strict=True)]
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast and images.is_cuda):
+            return [torch.cat(parts).float() for parts in zip(*map(self._maps, images.split(1)), strict=True)]
+
+    def compiled(self) -> Teacher:
+        """The same teacher with its forward pass compiled; its features may differ in their last bits."""
+        self._maps = torch.compile(self._maps)
+        return self
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         side = (self.image_size, self.image_size)

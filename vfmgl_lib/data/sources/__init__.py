@@ -150,6 +150,15 @@ def read_prepared(folder: Path | str) -> Prepared:
     return _reuse(folder, notes)
 
 
+def patients_of(manifest: Manifest) -> pd.DataFrame | None:
+    """The patient table that belongs to a manifest: beside its images or, if they were converted, beside their folder; None: there is none.
+
+    Raises: ManifestError: as `read_patients`.
+    """
+    above = manifest.root.parent
+    return read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
+
+
 def is_prepared(folder: Path | str) -> bool:
     return (Path(folder) / PREPARED).is_file()
 

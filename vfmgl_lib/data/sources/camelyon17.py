@@ -34,10 +34,12 @@ Row = tuple[str, str, str, str, str, int]
 
 
 def recognise_wilds(source: Path) -> bool:
+    """Whether a folder holds WILDS' list and a folder of patches."""
     return (source / METADATA).is_file() and (source / PATCHES).is_dir()
 
 
 def recognise_pickle(source: Path) -> bool:
+    """Whether a folder holds the authors' lists."""
     return (source / PICKLE).is_file()
 
 
@@ -51,21 +53,31 @@ def manifest_wilds(source: Path, findings: Findings) -> pd.DataFrame:
     """
     scan = Scan(source.resolve())
     images = _list_images(scan)
-    rows, listed = [], set()
-    for line, values in _read_metadata(scan):
-        problem, row = _wilds_row(*values)
-        if row and row[1] not in images:
-            problem = f"lists {row[1]}, which is not there"
-        elif row and row[1] in listed:
-            problem = f"lists {row[1]} again, expected one row an image"
+    rows: list[Row] = []
+    listed: set[str] = set()
+    for line, (number, node, x, y, tumor, center) in _read_metadata(scan):
+        patient = f"patient_{number.zfill(3) if number.isdigit() else number}"
+        slide = f"{patient}_node_{node}"
+        name = f"patch_{slide}_x_{x}_y_{y}"
+        path = f"{PATCHES}/{slide}/{name}.png"
+        problem = ""
+        if path not in images:
+            problem = f"lists {path}, which is not there"
+        elif path in listed:
+            problem = f"lists {path} again, expected one row an image"
+        elif tumor not in ("0", "1"):
+            problem = f"tumor {tumor!r}, expected 0 or 1"
+        elif center not in ("0", "1", "2", "3", "4"):
+            problem = f"center {center!r}, expected 0 to 4"
+        else:
+            home = CENTERS[int(center)]
+            rows.append((f"{home}/{name}", path, home, patient, "", int(tumor)))
         if problem:
             scan.problems.append(f"{METADATA} line {line}: {problem}")
-        if row:
-            listed.add(row[1])
-            rows.append(row)
+        listed.add(path)
     # Where the list itself cannot be read every image would be a surprise.
-    if rows:
-        scan.problems += [f"{path}: is not in {METADATA}, expected one row an image" for path in images if path not in listed]
+    unlisted = sorted(images - listed) if listed else []
+    scan.problems += [f"{path}: is not in {METADATA}, expected one row an image" for path in unlisted]
     return _finished(scan, findings, rows)
 
 
@@ -165,19 +177,6 @@ def _read_metadata(scan: Scan) -> Iterator[tuple[int, list[str]]]:
                 scan.problems.append(f"{METADATA} line {rows.line_num}: {len(row)} fields, expected {len(header)}")
     except (UnicodeDecodeError, csv.Error) as error:
         scan.problems.append(f"{METADATA}: is not CSV in UTF-8 ({error})")
-
-
-def _wilds_row(patient: str, node: str, x: str, y: str, tumor: str, center: str) -> tuple[str, Row | None]:
-    """("", the row) or (what is wrong, None)."""
-    if center not in ("0", "1", "2", "3", "4"):
-        return f"center {center!r}, expected 0 to 4", None
-    if tumor not in ("0", "1"):
-        return f"tumor {tumor!r}, expected 0 or 1", None
-    patient = f"patient_{patient.zfill(3) if patient.isdigit() else patient}"
-    slide = f"{patient}_node_{node}"
-    name = f"patch_{slide}_x_{x}_y_{y}"
-    home = CENTERS[int(center)]
-    return "", (f"{home}/{name}", f"{PATCHES}/{slide}/{name}.png", home, patient, "", int(tumor))
 
 
 def _pickle_row(images: set[str], center: str, side: str, split: str, text: object, label: object) -> tuple[str, Row | None]:

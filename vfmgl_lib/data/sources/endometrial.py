@@ -32,13 +32,13 @@ from PIL import Image
 from vfmgl_lib.data.layouts import ENDOMETRIAL_SPLITS
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv, same_name
+from vfmgl_lib.data.preprocessing import squashed, to_bytes
 from vfmgl_lib.data.scan import Scan
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 
 REGIONS_FILE = "roi.csv"
 REGION_COLUMNS = ("patient", "slice", "row_start", "row_stop", "column_start", "column_stop")
 SIDE = 224  # pixels
-QUANTILE = 0.99
 VOXEL_LIMIT = 2**28  # 1 GiB as float32: far above any pelvic series, below what fills the memory
 UNEVEN = 0.1  # of the slice distance: more is no rounding but a missing file
 TILTED = 1e-3  # difference of direction cosines
@@ -283,21 +283,11 @@ def read_pictures(files: tuple[Path, ...], regions: tuple[Region, ...], name: st
     nifti = any(_is_nifti(file) for file in files)
     volume = read_nifti(files, name) if nifti else read_series(files, name)
     _check_regions(regions, volume.values.shape, name)
-    scaled = to_bytes(volume.values, name)
+    try:
+        scaled = to_bytes(volume.values)
+    except ValueError as error:
+        raise SourceError(f"{name}: {error}") from error
     return [_picture(scaled, volume, region) for region in regions]
-
-
-def to_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Intensities of a volume as uint8: clipped at the 0.99 quantile, the rest from the minimum up spread over 0..255.
-
-    Raises: SourceError: values that are not finite, or all alike.
-    """
-    if not np.isfinite(values).all():
-        raise SourceError(f"{name}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite, expected finite intensities")
-    low, high = values.min(), np.quantile(values, QUANTILE)
-    if not high > low:
-        raise SourceError(f"{name}: all values up to the {QUANTILE} quantile are {low:g}, expected an image with contrast")
-    return np.rint((np.clip(values, low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def _picture(scaled: np.ndarray, volume: Volume, region: Region) -> Picture:
@@ -308,8 +298,7 @@ def _picture(scaled: np.ndarray, volume: Volume, region: Region) -> Picture:
         spacing = spacing[::-1] if spacing and turned else spacing
     if spacing:
         spacing = tuple(step * count / SIDE for step, count in zip(spacing, cut.shape, strict=True))
-    # Pillow's bilinear filter widens with the reduction, which is antialiasing.
-    image = np.asarray(Image.fromarray(np.ascontiguousarray(cut)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    image = squashed(Image.fromarray(np.ascontiguousarray(cut)), SIDE)
     return Picture(str(region.slice), np.repeat(image[:, :, None], 3, axis=2), spacing=spacing)
 
 
