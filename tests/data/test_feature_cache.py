@@ -11,6 +11,7 @@ import torch
 
 from vfmgl_lib.data import feature_cache as module
 from vfmgl_lib.data.feature_cache import HEADER, FeatureCache, FeatureRangeError, teacher_stacks
+from vfmgl_lib.data.loading import oriented
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study import open_workspace
 
@@ -301,3 +302,44 @@ def test_a_study_is_bitwise_the_same_and_calls_the_teacher_in_its_first_epoch_on
     calls.clear()
     workspace.run("hgkt")
     assert calls[1:] == [], "another study of the same teacher finds everything"
+
+
+class Places(Features):
+    """A teacher whose maps depend on where a pixel lies, as a vision transformer's do: turned maps are not the maps of a turned image."""
+
+    def __call__(self, images):
+        self.calls.append(len(images))
+        weighted = images * torch.linspace(0.5, 2, 16).view(4, 4)
+        return [torch.stack([images, weighted], 1), weighted.sum(1)[:, None, None, :2, :2].expand(-1, 1, 5, -1, -1)]
+
+
+def turned(x, orientations):
+    return torch.stack([oriented(image, orientation) for image, orientation in zip(x, orientations, strict=True)])
+
+
+def test_each_image_of_a_batch_has_the_features_of_its_own_orientation(tmp_path):
+    x, teacher, store = images(3), Places(), cache(tmp_path)
+    kinds = [(row, orientation) for row in range(3) for orientation in range(8)]
+    rows, orientations = zip(*kinds, strict=True)
+    seen, hashes = turned(x[list(rows)], orientations), [HASHES[row] for row in rows]
+    expected = teacher_stacks(teacher, seen, hashes)
+    assert equal(expected, teacher_stacks(teacher, seen, hashes, store, orientations)) and teacher.calls == [24, 24]
+    assert len(files(tmp_path)) == 24, "one entry an image and orientation"
+    for order in (range(23, -1, -1), [5, 5, 13, 0]):
+        found = teacher_stacks(teacher, seen[list(order)], [hashes[i] for i in order], store, [orientations[i] for i in order])
+        assert equal(found, [stack[list(order)] for stack in expected])
+    assert teacher.calls == [24, 24], "everything was found"
+    maps = [oriented(expected[0][0], orientation) for orientation in range(8)]
+    assert [torch.equal(maps[orientation], expected[0][orientation]) for orientation in range(8)] == [True] + [False] * 7
+
+
+def test_an_orientation_is_not_taken_for_another(tmp_path):
+    x, teacher, store = images(2), Places(), cache(tmp_path)
+    teacher_stacks(teacher, turned(x, (3, 0)), HASHES[:2], store, (3, 0))
+    for orientations, missing in (((0, 3), 2), ((3, 5), 1), ((3, 0), 0), (None, 0)):
+        teacher.calls.clear()
+        seen = turned(x, orientations or (0, 0))
+        found = teacher_stacks(teacher, seen, HASHES[:2], store, orientations)
+        assert teacher.calls == ([missing] if missing else []) and equal(found, teacher_stacks(teacher, seen, HASHES[:2]))
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        store.stacks(HASHES[:2], pytest.fail, (1,))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from vfmgl_lib.data.images import ImageError
 from vfmgl_lib.data.layouts import read_layout
-from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
+from vfmgl_lib.data.loading import ORIENTATIONS, TURNED_SHARE, ImageDataset, draw_orientations, epoch_batches, load_batches, oriented
 
 
 @pytest.fixture
@@ -218,3 +218,78 @@ def test_real_sets(real_data_root):
         (batch,) = load_batches(data, [list(range(4))])
         assert batch["image"].shape == (4, 3, size, size) and batch["teacher_image"].shape == (4, 3, 224, 224)
         assert 0.1 < batch["image"].mean() < 0.95 and batch["image"].std() > 0.02
+
+
+def grid(side=4):
+    """Told apart from all its turned and mirrored images."""
+    return torch.arange(3 * side * side).reshape(3, side, side)
+
+
+def test_orientations_are_those_of_numpy_and_all_different():
+    seen = set()
+    for orientation in range(ORIENTATIONS):
+        expected = np.rot90(grid().numpy(), orientation % 4, (1, 2))
+        expected = expected[..., ::-1] if orientation >= 4 else expected
+        found = oriented(grid(), orientation)
+        np.testing.assert_array_equal(found.numpy(), expected)
+        np.testing.assert_array_equal(oriented(grid()[0], orientation).numpy(), expected[0])
+        seen.add(found.numpy().tobytes())
+    assert len(seen) == 8 and torch.equal(oriented(grid(), 0), grid())
+
+
+def test_turning_an_orientation_gives_another_one():
+    """A group: a quarter turn or a flip of the eight gives the eight, and four quarters or two flips nothing new."""
+    all_eight = {oriented(grid(), orientation).numpy().tobytes() for orientation in range(ORIENTATIONS)}
+    for first in range(ORIENTATIONS):
+        image = oriented(grid(), first)
+        assert {oriented(image, then).numpy().tobytes() for then in range(ORIENTATIONS)} == all_eight
+        quarter = image
+        for _ in range(4):
+            quarter = oriented(quarter, 1)
+        assert torch.equal(quarter, image) and torch.equal(oriented(oriented(image, 4), 4), image)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_image_teacher_image_and_mask_are_turned_alike(segmentation, cache_bytes):
+    data, plain = dataset(segmentation, cache_bytes=cache_bytes), dataset(segmentation)
+    for orientation in (3, 0, 6, 6):
+        (batch,) = load_batches(data, [[2, 0]], orientations=[orientation, 1, 7, 1, 1])
+        assert batch["row"].tolist() == [2, 0] and batch["orientation"].tolist() == [7, orientation]
+        for position, turn in enumerate((7, orientation)):
+            item = plain[int(batch["row"][position])]
+            for name in ("image", "teacher_image", "target"):
+                assert torch.equal(batch[name][position], oriented(item[name], turn)), name
+    assert not torch.equal(batch["target"][0], plain[2]["target"]), "a mask that looks the same turned would show nothing"
+
+
+def test_a_class_is_not_turned(classification):
+    data = dataset(classification)
+    labels = [int(data[row]["target"]) for row in range(len(data))]
+    (batch,) = load_batches(data, [list(range(len(data)))], orientations=[5] * len(data))
+    assert batch["target"].tolist() == labels and torch.equal(batch["image"][1], oriented(data[1]["image"], 5))
+
+
+def test_a_row_has_its_orientation_whatever_the_batches_and_workers(segmentation):
+    data, orientations = dataset(segmentation), [3, 0, 6, 1, 4]
+    alone = {row: next(iter(load_batches(data, [[row]], orientations=orientations))) for row in range(5)}
+    for batches, workers in (([[4, 3, 2, 1, 0]], 0), ([[0, 2], [1, 4, 3]], 2)):
+        for batch in load_batches(dataset(segmentation), batches, workers, orientations=orientations):
+            for position, row in enumerate(batch["row"].tolist()):
+                assert int(batch["orientation"][position]) == orientations[row]
+                assert all(torch.equal(batch[name][position], alone[row][name][0]) for name in ("image", "teacher_image", "target"))
+
+
+def test_three_quarters_are_turned_each_way_equally_often():
+    drawn = np.array(draw_orientations(40_000, np.random.SeedSequence(3)))
+    counts = np.bincount(drawn, minlength=8) / len(drawn)
+    assert len(counts) == 8 and counts[0] == pytest.approx(1 - TURNED_SHARE, abs=0.01)
+    assert counts[1:] == pytest.approx([TURNED_SHARE / 7] * 7, abs=0.008)
+    assert draw_orientations(50, np.random.SeedSequence(3)) == draw_orientations(50, np.random.SeedSequence(3))
+    assert draw_orientations(50, np.random.SeedSequence(3)) != draw_orientations(50, np.random.SeedSequence(4))
+
+
+def test_refuses_orientations(segmentation):
+    data = dataset(segmentation)
+    for orientations in ([0] * 4, [0] * 6, [0, 0, 0, 0, 8], [-1, 0, 0, 0, 0], []):
+        with pytest.raises(ValueError, match=r"orientations must be 5 numbers from 0 to 7, one a row; got \d"):
+            load_batches(data, [[0]], orientations=orientations)
