@@ -123,14 +123,14 @@ def prepare(
     patients = _patients(source, findings) if task == "endometrial" else None
     cases = chosen.cases(source, findings) if chosen.cases else None
     state = _fingerprint(_listing(source.resolve(), chosen, cases))
-    if done.get("state") == state and done["version"] == PREPARATION and not findings.problems and (prepared := _whole(out, done)):
+    if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
         manifest = _convert(task, source, out, cases, findings, settings, progress)
     else:
         manifest = _read_in_place(task, source, chosen, findings, settings, progress)
     _check(source, manifest, findings)
-    _finish(task, source, out, manifest, patients, findings, settings | {"state": state, "version": PREPARATION})
+    _finish(task, source, out, manifest, patients, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
