@@ -317,7 +317,7 @@ def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Pat
 def _prepared(layout: str, root: Path, folder: Path) -> Prepared:
     """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names."""
     if is_prepared(root):
-        return read_prepared(root)
+        return read_prepared(root, layout)
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
     return prepare(layout, root, folder / f"{layout}-{root.resolve().name}-{place}")
 

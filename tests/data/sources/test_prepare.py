@@ -847,6 +847,12 @@ def test_a_workspace_on_prepared_and_unprepared_sources(source, tmp_path, reads)
     assert len(hashes) == 1 and len(list((tmp_path / "runs" / "prepared").iterdir())) == 2
 
 
+def test_a_set_of_another_task_is_refused(source, tmp_path):
+    run("prostate", source, tmp_path / "out")
+    with pytest.raises(ManifestError, match="out: holds a set of the task prostate, expected one of nuclei"):
+        smallest("nuclei", tmp_path / "out", tmp_path / "runs")
+
+
 def test_two_sources_of_one_name_are_two_sets(tmp_path):
     for number, place in enumerate(("one", "other")):
         sites(tmp_path / place / "data", centers=(f"Site{number}", "HK"))

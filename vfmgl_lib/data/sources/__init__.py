@@ -134,10 +134,12 @@ def prepare(
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
-def read_prepared(folder: Path | str) -> Prepared:
+def read_prepared(folder: Path | str, task: str = "") -> Prepared:
     """A prepared set as `prepare` left it; its files are not looked at (`verify`).
 
-    Raises: ManifestError: the folder holds none, or an incomplete one.
+    Args:
+        task: what it has to be of; "": any.
+    Raises: ManifestError: the folder holds none, an incomplete one, or one of another task.
     """
     folder = Path(folder)
     notes = _read_notes(folder)
@@ -147,6 +149,8 @@ def read_prepared(folder: Path | str) -> Prepared:
         raise ManifestError(
             f"{folder}: its preparation was interrupted, expected a complete set; the same call of 'prepare' goes on with it"
         )
+    if task and notes["task"] != task:
+        raise ManifestError(f"{folder}: holds a set of the task {notes['task']}, expected one of {task}")
     return _reuse(folder, notes)
 
 
