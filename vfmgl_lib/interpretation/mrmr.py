@@ -1,4 +1,4 @@
-"""What the features of a model say: selection of features by minimum redundancy and maximum relevance (mRMR). Numbers, no drawing.
+"""Selection of features by minimum redundancy and maximum relevance (mRMR).
 
 Reference: Peng, Long and Ding, "Feature selection based on mutual information: criteria of max-dependency, max-relevance, and
 min-redundancy", IEEE TPAMI 27(8), 2005, in the form of its package pymrmr 0.1.11.
