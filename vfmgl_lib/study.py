@@ -54,6 +54,7 @@ from vfmgl_lib.randomness import seed_sequence, torch_seed
 log = logging.getLogger(__name__)
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages")
 COMPLETE = "complete.json"
+NO_TEACHER = "none (the method does not transfer)"
 LOCK_ATTEMPTS = 5
 NUMBERS = (
     "value",
@@ -281,7 +282,7 @@ def _find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tu
             raise ConfigError(f"centers {unknown or '()'}: the data have {', '.join(manifest.centers)}")
         manifest = replace(manifest, table=manifest.table[manifest.table["center"].isin(settings.centers)])
     teacher = _teacher(settings)
-    description = teacher.description if teacher else "none (the method does not transfer)"
+    description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
     return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
 
