@@ -108,8 +108,7 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
     results = Path(given.results) if given.results else None
     if results:
         check_log(results, jobs)
-    signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
-    failed = ""
+    failed, before = "", signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
     try:
         run_sweep(
             workspace,
@@ -126,6 +125,8 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
         failed = str(error)
         if results:
             write_log(results, jobs)  # which of them failed
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _say(status_table(jobs))
     sys.stderr.write(failed + "\n" * bool(failed))
     return int(bool(failed))
