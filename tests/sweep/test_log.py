@@ -69,7 +69,7 @@ def test_other_settings_are_not_mixed_in(small, tmp_path):
 def test_another_teacher_is_not_mixed_in(small, tmp_path):
     write_log(tmp_path / "log", plan(small(), ["local", "hgkt"], [0]))
     other = plan(small(teacher__source="random:test_vit2"), ["local", "hgkt"], [0])
-    with pytest.raises(ConfigError, match="holds studies with the teacher test_vit, .*, these have test_vit2, "):
+    with pytest.raises(ConfigError, match=r"holds studies with the teacher test_vit, .*, these have test_vit2, "):
         check_log(tmp_path / "log", other)
 
 

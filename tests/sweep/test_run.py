@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
 from vfmgl_lib import study as study_module
 from vfmgl_lib.config import ConfigError
@@ -62,9 +63,8 @@ def test_one_failure_does_not_stop_the_others_and_is_named_at_the_end(small, mon
 
     monkeypatch.setattr(study_module, "_train", fails_for_local)
     seen = []
-    with pytest.raises(
-        SweepError, match=r"1 of the sweep's studies failed, 2 are complete:\n  local seed 0: ValueError: no luck"
-    ) as raised:
+    message = r"1 of the sweep's studies failed, 2 are complete:\n  local seed 0: ValueError: no luck"
+    with pytest.raises(SweepError, match=message) as raised:
         sweep(workspace, ["fedavg", "local", "fedprox"], finished=lambda job: seen.append(job.name))
     assert seen == ["fedavg seed 0", "fedprox seed 0"]
     assert [study.settings.method for study in raised.value.studies] == ["fedavg", "fedprox"]
@@ -215,13 +215,11 @@ def test_every_process_gets_a_gpu_of_its_own_while_there_are_enough(small, monke
 
 def test_a_process_sees_its_gpu_and_its_threads(small, monkeypatch):
     (job,) = plan(small(), ["local"], [0])
-    seen = {}
-    monkeypatch.setattr(
-        module, "_run", lambda job: seen.update(gpu=os.environ["CUDA_VISIBLE_DEVICES"], threads=module.torch.get_num_threads())
-    )
+    seen = []
+    monkeypatch.setattr(module, "_run", lambda job: seen.append((os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads())))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    module._Remote(job, threads=1, gpu="5")()
-    assert seen == {"gpu": "5", "threads": 1}
+    module._Remote(job, threads=3, gpu="5")()
+    assert seen == [("5", 3)]
 
 
 def test_the_bar_counts_rounds_of_all_studies(small, capsys):
