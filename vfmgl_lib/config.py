@@ -159,6 +159,14 @@ class ComparisonSettings(Settings):
     splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
 
 
+class FootprintSettings(Settings):
+    """What notebook 08 measures, at the paper's sizes; none of it is part of a study."""
+
+    student_batches: tuple[int, ...] = Field(min_length=1, description="images at once")
+    teacher_batches: tuple[int, ...] = Field(min_length=1, description="images at once; a ViT-B takes a CPU up to a second an image")
+    seconds: float = Field(gt=0, description="how long each measurement is repeated")
+
+
 class ComputeSettings(Settings):
     """How a GPU is used; a CPU computes in float32 and torch's own layout whatever these say."""
 
@@ -188,6 +196,7 @@ class StudySettings(Settings):
     compute: ComputeSettings
     comparators: ComparatorSettings
     comparison: ComparisonSettings
+    footprint: FootprintSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
@@ -209,9 +218,9 @@ class StudySettings(Settings):
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
-        processes, what the comparison runs beside it, the other methods' settings).
+        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings).
         """
-        without = {"profile": True, "phantoms": True, "teacher": True, "comparison": True, "data": {"workers"}}
+        without = {"profile": True, "phantoms": True, "teacher": True, "comparison": True, "footprint": True, "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
         # Logit distillation fits the frozen probe as its teacher.
         used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)

@@ -158,7 +158,9 @@ class Study:
         if stage not in known.get(model_center, []):
             there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
             raise ValueError(f"{self.folder.name}: model {model_center!r} has no stage {stage!r} in round {number}; there is {there}")
-        name = {"I": f"{model_center}.stage_one", "II": f"{model_center}.student", "shared": "shared"}[stage]
+        # A method of one stage is measured after the centre has adopted what the server sent, which `stage_one` precedes.
+        last = "shared" if stage == "shared" else f"{model_center}.student"
+        name = last if stage == known[model_center][-1] else f"{model_center}.stage_one"
         state = load_tensors(_round_folder(self.folder, number), name)
         student = STUDENTS[self.settings.student.name](len(self.manifest.classes), self.settings.student.width, "none")
         if state.keys() != student.state_dict().keys():
