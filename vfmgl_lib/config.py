@@ -230,7 +230,7 @@ class StudySettings(Settings):
     def deviations(self) -> pd.DataFrame:
         """Every setting that differs from the paper's: columns setting, paper, here."""
         paper = _flatten(_profile_values("paper")[self.task])
-        here = _flatten(self.model_dump(mode="json"))
+        here = _flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
         return pd.DataFrame(rows, columns=["setting", "paper", "here"])
 

@@ -250,12 +250,12 @@ def _with_description(proto: onnx.ModelProto, about: Description | None) -> byte
 
 
 def torchscript_model(student: Student, about: Description) -> bytes:
-    """A student traced, with the description as extra file `vfmgl.json`."""
+    """A student traced, with the description as extra file `vfmgl.json`. torch keeps TorchScript, and warns that it will not for ever."""
+    buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(_Outputs(student).eval(), torch.zeros(2, 3, about.image_size, about.image_size))
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={f"{KEY}.json": about.to_json()})
+        torch.jit.save(traced, buffer, _extra_files={f"{KEY}.json": about.to_json()})
     return buffer.getvalue()
 
 
@@ -308,7 +308,8 @@ def compare_with_torch(student: Student, predictor: Predictor, study: Study, cen
 def _compare_torchscript(student: Student, file: Path, study: Study, center: str) -> pd.DataFrame:
     table = _test_images(study, center)
     pixels = torch.from_numpy(_pixels(study, table)).permute(0, 3, 1, 2).float() / 255
-    with torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", FutureWarning)  # as in `torchscript_model`
         loaded = torch.jit.load(str(file))
         outputs = [part.numpy() for part in _joined([loaded(batch) for batch in pixels.split(BATCH)], torch.cat)]
     pairs = zip(("logits", "map"), _by_torch(student, study, table), outputs, strict=False)

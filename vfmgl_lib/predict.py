@@ -38,6 +38,23 @@ from vfmgl_lib.files import new_folder, write_bytes, write_text
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
 KEY = "vfmgl"
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
+COLUMNS = {
+    "classification": ("name", "file", "width", "height", "probability", "predicted", "evidence", "overlay_file", "error"),
+    "segmentation": (
+        "name",
+        "file",
+        "width",
+        "height",
+        "slices",
+        "foreground",
+        "share",
+        "milliliters",
+        "mask_file",
+        "overlay_file",
+        "error",
+    ),
+}
+COUNTS = ("width", "height", "slices", "foreground")
 # As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
 PREPROCESSING = {
     "color": "RGB, a grey image in three equal channels",
@@ -219,13 +236,16 @@ def predict_files(
         inputs: from `find_inputs`.
         folder: where masks and overlays go, by the input's name.
         batch_size: images or slices at once.
-    Returns: the rows of predictions.csv: name, file, width, height and, for a classification, probability, evidence (what an
-        overlay's colours reach to, in logits) and, where the cutoff belongs to images, predicted; for a segmentation slices,
-        foreground (pixels or voxels), share, milliliters, mask_file; error, "" where there is none.
+    Returns: predictions.csv: a row a file, columns `COLUMNS`. evidence: what an overlay's colours reach to, in logits; predicted: the
+        class at the cutoff, empty where there is none or where it belongs to patients; foreground: pixels or voxels; error: why a file
+        could not be used, else empty.
     """
-    predict = _classified if predictor.description.kind == "classification" else _segmented
-    rows = predict(predictor, inputs, folder, overlay, batch_size)
-    return pd.DataFrame(rows).fillna({"error": ""})
+    kind = predictor.description.kind
+    predict = _classified if kind == "classification" else _segmented
+    table = pd.DataFrame(list(predict(predictor, inputs, folder, overlay, batch_size)), columns=list(COLUMNS[kind]))
+    whole = {name: "Int64" for name in COUNTS if name in table}
+    texts = [name for name in COLUMNS[kind] if name in ("predicted", "error") or name.endswith("_file")]
+    return table.astype(whole | dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
 def _classified(predictor, inputs, folder, overlay, batch_size) -> Iterator[dict]:
@@ -362,7 +382,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted."""
     usable = predictions[predictions["error"] == ""]
-    folders = [str(Path(name).parent) for name in usable["name"]]
+    folders = [str(Path(file).parent) for file in usable["file"]]
     table = usable.groupby(folders)["probability"].agg(["size", "mean"]).rename_axis("folder").reset_index()
     table.columns = ["folder", "images", "probability"]
     return table.assign(predicted=[named_class(predictor.description, value) for value in table["probability"]])

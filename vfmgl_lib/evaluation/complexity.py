@@ -152,7 +152,7 @@ def footprint(
         seconds: how long each is repeated; a run that takes longer is made once, so that its 50th and 95th percentile are one number.
     Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms, images_per_second, peak_bytes (the whole process at its
         highest), added_bytes (above what the process had before the model was loaded), gpu_bytes (highest allocated; NaN on a CPU).
-    Raises: RuntimeError: a process that failed; the message holds its last lines.
+    Raises: RuntimeError: a process that failed; the message holds its last line.
     """
     threads = threads or torch.get_num_threads()
     rows = []
@@ -163,7 +163,7 @@ def footprint(
             root = str(Path(__file__).resolve().parents[2])
             done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, cwd=root)
             if done.returncode:
-                raise RuntimeError(f"measuring {name} at batch {batch} failed: {done.stderr[-800:]}")
+                raise RuntimeError(f"measuring {name} at batch {batch} failed: {done.stderr.strip().splitlines()[-1]}")
             rows.append({"model": name, "device": device, "threads": threads, "batch": batch, **json.loads(done.stdout.splitlines()[-1])})
     table = pd.DataFrame(rows)
     table["images_per_second"] = table["batch"] * 1000 / table["p50_ms"]
