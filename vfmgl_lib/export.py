@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import sys
 import tempfile
 import warnings
@@ -91,6 +92,7 @@ def export_model(
     int8: bool = False,
     torchscript: bool = False,
     results: pd.DataFrame | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Exports one model of a study, checks it on real images, and writes its card.
 
@@ -101,12 +103,13 @@ def export_model(
         round_number: None: the study's last one.
         int8, torchscript: write these as well.
         results: a table of `evaluation.results.results_table`, for the card's intervals; None: the study's metrics, without intervals.
+        overwrite: a folder that is there gives way once the new one is complete.
     Returns: what was written.
     Raises: ExportError: differences above `TOLERANCE`, values that are not finite, no test images, a folder that is not empty.
         ValueError, CheckpointError: a model that the study does not have. ImageError: an image that cannot be read.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder}: is there already and not empty, expected a new folder")
     round_number = study.last_round if round_number is None else round_number
     stage = stage or _last_stage(study, center, round_number)
@@ -135,6 +138,8 @@ def export_model(
         files["card"] = part / f"{name}.md"
         card = model_card(study, about, pd.DataFrame(sizes), check, int8_table, counts, _card_results(study, about, results))
         write_text(files["card"], card)
+        if overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
     return Exported(folder, {kind: folder / file.name for kind, file in files.items()}, check, int8_table)
 
 
@@ -348,6 +353,22 @@ def compare_with_study(predictor: Predictor, study: Study) -> pd.DataFrame:
     margin = (np.abs(logits[:, 1] - logits[:, 0]) <= 2 * TOLERANCE).sum(axis=(1, 2)).max()
     allowed = float(margin) if settings.device == "cpu" else float("nan")
     return pd.DataFrame([_row("onnx", "study", "pixels of a mask", len(rows), differing, allowed)])
+
+
+def agreement(predictor: Predictor, study: Study) -> pd.DataFrame:
+    """The study's own numbers for each test image of the model's centre beside those of the exported model.
+
+    Returns: id, study, predicted: probability of class 1, or the foreground's Dice of a segmentation. No row where the study kept no
+        predictions of this model.
+    """
+    about = predictor.description.study
+    rows = _own_rows(study, about["model_center"], about["stage"], about["round"], "test")
+    if rows.empty:
+        return pd.DataFrame(columns=["id", "study", "predicted"])
+    table = study.manifest.table.set_index("id", drop=False).loc[rows["id"]].reset_index(drop=True)
+    column = "dice" if study.settings.is_segmentation else "probability"
+    predicted = _as_predictions(study, table, predictor.probability(_by_onnx(predictor, _pixels(study, table))[0]))[column]
+    return pd.DataFrame({"id": table["id"], "study": rows[column].to_numpy(dtype=float), "predicted": predicted.to_numpy(dtype=float)})
 
 
 def _refuse(check: pd.DataFrame, files: dict[str, Path]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config import FootprintSettings, StudySettings
 from vfmgl_lib.models.students import STUDENTS
 from vfmgl_lib.models.teachers import TeacherSource
 
@@ -108,35 +108,62 @@ def ratios(counts: pd.DataFrame) -> pd.DataFrame:
     return table.assign(ratio=table["teacher"] / table["student"])
 
 
-def beside_paper(counts: pd.DataFrame, peak_bytes: float, paper: pd.DataFrame) -> pd.DataFrame:
+def beside_paper(counts: pd.DataFrame, footprints: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     """Paper | measured | difference of the lightweight claims.
 
     Args:
-        counts: of the paper's settings, from `counted`, for a ResNet18.
-        peak_bytes: the student's peak memory, from `footprint`; NaN: not measured.
+        counts: of the paper's settings, from `counted`.
+        footprints: from `measured`; the student's memory is that of the exported model, one image at a time.
         paper: data_manifests/paper_results.csv.
-    Returns: quantity, paper, measured, difference, relative, remark.
+    Returns: quantity, paper, measured, difference, relative, remark; paper is NaN where it says nothing of this student (it gives the
+        ResNet18's numbers only).
     """
     printed = paper[paper["task"] == "lightweight"].set_index(["method", "metric"])["value"].astype(float)
     vfm, small = "VFM (DINOv2 ViT-B/14)", "VFMGL (ResNet18)"
     pair = counts.set_index("model")
     teacher, student = pair.loc["teacher"], pair.loc["student"]
     inside = teacher["attention_macs"]
-    as_paper = teacher["macs"] - inside
+    peak = footprints.query("model == 'student, exported' and batch == 1 and device == 'cpu'")["peak_bytes"].iloc[0]
+    known = 1.0 if student["network"].startswith("resnet18") else float("nan")
     rows = [
-        ("teacher, parameters", printed[vfm, "parameters"], teacher["parameters"], ""),
-        ("teacher, MACs", printed[vfm, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
-        ("teacher, MACs without the products inside attention", printed[vfm, "flops"], as_paper, "what the paper's number matches"),
-        ("student, parameters", printed[small, "parameters"], student["parameters"], ""),
-        ("student, MACs", printed[small, "flops"], student["macs"], "the paper calls them FLOPs"),
-        ("parameters, teacher : student", 8.0, teacher["parameters"] / student["parameters"], 'the paper: "approximately 1:8"'),
-        ("MACs, teacher : student", 12.0, teacher["macs"] / student["macs"], 'the paper: "a factor of 1:12"'),
-        ("student, peak memory in bytes", printed["VFMGL", "memory_bytes_upper"], peak_bytes, 'the paper: "less than 500 MiB"'),
+        ("teacher: parameters", printed[vfm, "parameters"], teacher["parameters"], ""),
+        ("teacher: MACs", printed[vfm, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
+        ("teacher: MACs without those", printed[vfm, "flops"], teacher["macs"] - inside, "what the paper's number matches"),
+        ("student: parameters", known * printed[small, "parameters"], student["parameters"], ""),
+        ("student: MACs", known * printed[small, "flops"], student["macs"], "the paper calls them FLOPs"),
+        ("teacher : student, parameters", known * 8, teacher["parameters"] / student["parameters"], 'paper: "approximately 1:8"'),
+        ("teacher : student, MACs", known * 12, teacher["macs"] / student["macs"], 'paper: "a factor of 1:12"'),
+        ("student: peak memory, bytes", printed["VFMGL", "memory_bytes_upper"], peak, 'paper: "less than 500 MiB"; whole process'),
     ]
     table = pd.DataFrame(rows, columns=["quantity", "paper", "measured", "remark"])
     table["difference"] = table["measured"] - table["paper"]
     table["relative"] = table["difference"] / table["paper"]
     return table[["quantity", "paper", "measured", "difference", "relative", "remark"]]
+
+
+def measured(
+    settings: StudySettings, exported: Path, device: str = "cpu", footprint_settings: FootprintSettings | None = None
+) -> pd.DataFrame:
+    """Teacher and student under torch, and the student exported, at the sizes of these settings; with a GPU, the first two there too.
+
+    Args:
+        settings: whose networks and sizes, e.g. the paper's.
+        exported: the student as ONNX.
+        footprint_settings: how much is measured; None: as `settings` says.
+    Returns: as `footprint`.
+    """
+    how = footprint_settings or settings.footprint
+    name = TeacherSource.parse(settings.teacher.source).name
+    size, student = settings.data.image_size, settings.student
+    teachers = {"teacher": {"teacher": name, "image_size": settings.teacher.image_size or settings.teacher.grid * _patch(name)}}
+    students = {"student": {"student": student.name, "width": student.width, "image_size": size}}
+    tables = []
+    for place in dict.fromkeys(("cpu", device)):
+        tables.append(footprint(teachers, batches=how.teacher_batches, device=place, seconds=how.seconds))
+        tables.append(footprint(students, batches=how.student_batches, device=place, seconds=how.seconds))
+    onnx = {"student, exported": {"onnx": str(exported)}}
+    tables.append(footprint(onnx, batches=how.student_batches, seconds=how.seconds))
+    return pd.concat(tables, ignore_index=True)
 
 
 def footprint(
@@ -150,8 +177,9 @@ def footprint(
         device: "cpu" or "cuda".
         threads: None: as this process has.
         seconds: how long each is repeated; a run that takes longer is made once, so that its 50th and 95th percentile are one number.
-    Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms, images_per_second, peak_bytes (the whole process at its
-        highest), added_bytes (above what the process had before the model was loaded), gpu_bytes (highest allocated; NaN on a CPU).
+    Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms (near the slowest run where there are few), images_per_second,
+        peak_bytes (the whole process at its highest), added_bytes (above what the process had before the model was loaded), gpu_bytes
+        (highest allocated; NaN on a CPU).
     Raises: RuntimeError: a process that failed; the message holds its last line.
     """
     threads = threads or torch.get_num_threads()
