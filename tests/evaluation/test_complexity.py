@@ -1,5 +1,6 @@
 """Counts against numbers worked out by hand or published, and that a measurement measures."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -79,7 +80,9 @@ def test_footprint_measures_in_processes_of_their_own(tmp_path):
     tables = [footprint(exported, batches=(1, 64), threads=1, seconds=0.1), footprint(plain, batches=(1,), threads=1, seconds=0.1)]
     found = pd.concat(tables).set_index(["model", "batch"])
     assert list(found.index) == [("onnx", 1), ("onnx", 64), ("torch", 1)]
-    assert (found["p50_ms"] > 0).all() and (found["p95_ms"] >= found["p50_ms"]).all() and (found["runs"] >= 1).all()
+    assert (found["p50_ms"] > 0).all() and (found["runs"] >= 1).all()
+    assert (found["p95_ms"].isna() == (found["runs"] < 5)).all(), "of few runs there is no 95th percentile"
+    assert (found["p95_ms"].fillna(np.inf) >= found["p50_ms"]).all()
     assert found.at[("onnx", 64), "p50_ms"] > 4 * found.at[("onnx", 1), "p50_ms"], "64 images take longer than one"
     assert found.at[("onnx", 64), "peak_bytes"] > found.at[("onnx", 1), "peak_bytes"]
     assert found.at[("onnx", 1), "peak_bytes"] < found.at[("torch", 1), "peak_bytes"], "the ONNX process must not carry torch"

@@ -176,8 +176,8 @@ def footprint(
         batches: images at once.
         device: "cpu" or "cuda".
         threads: None: as this process has.
-        seconds: how long each is repeated; a run that takes longer is made once, so that its 50th and 95th percentile are one number.
-    Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms (near the slowest run where there are few), images_per_second,
+        seconds: how long each is repeated; a run that takes longer is made once, without warming up.
+    Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms (NaN of fewer than five runs), images_per_second,
         peak_bytes (the whole process at its highest), added_bytes (above what the process had before the model was loaded), gpu_bytes
         (highest allocated; NaN on a CPU).
     Raises: RuntimeError: a process that failed; the message holds its last line.

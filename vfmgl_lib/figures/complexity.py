@@ -44,6 +44,7 @@ def latency(footprints: pd.DataFrame) -> Figure:
         footprints: from `evaluation.complexity.measured`.
     """
     table = _labelled(footprints)
+    table["p95_ms"] = table["p95_ms"].fillna(table["p50_ms"])
     figure = new_figure(DOUBLE * 0.75, (18 + 6 * len(table)) * MM)
     axis = figure.subplots()
     for place, row in enumerate(table.itertuples()):
@@ -157,5 +158,5 @@ def _labelled(footprints: pd.DataFrame) -> pd.DataFrame:
 
 def _how(table: pd.DataFrame) -> str:
     runtimes = ", ".join(dict.fromkeys(table["runtime"]))
-    runs = f"{table['runs'].min()} to {table['runs'].max()} calls each"
+    runs = f"{table['runs'].min()} to {table['runs'].max()} calls each; no line: too few for a percentile"
     return f"Each in a process of its own, {table['threads'].iloc[0]} threads, {runs}. {runtimes}."
