@@ -27,10 +27,12 @@ from vfmgl_lib.predict import (
     Predictor,
     evidence_overlay,
     find_inputs,
+    foreground,
     main,
     predict_files,
     probability_overlay,
 )
+from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32
@@ -63,7 +65,8 @@ def _about(student, **changes) -> Description:
 def _student(kind):
     """Random weights and statistics: freshly made batch norms would make the export trivial."""
     generator = torch.Generator().manual_seed(3)
-    student = kind(2, 4)
+    with torch_seed(seed_sequence(3, "student")):
+        student = kind(2, 4)
     for name, tensor in student.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator)
@@ -128,6 +131,14 @@ def test_logits_map_and_probability_are_torchs(files, students):
 def test_probability_of_extreme_logits_is_finite():
     found = Predictor.probability(None, np.array([[0.0, 2000.0], [2000.0, 0.0], [1.0, 1.0]], np.float32))
     assert np.allclose(found, [1, 0, 0.5])
+
+
+def test_a_near_tie_falls_where_argmax_lets_it_fall(files, monkeypatch):
+    predictor, logits = Predictor(files["segmenter"]), np.zeros((1, 2, SIDE, SIDE), np.float32)
+    logits[0, 1, :, ::2] = 2e-8  # in float32 the probability of these is 0.5
+    monkeypatch.setattr(predictor, "run", lambda images: (logits, None))
+    mask = foreground(predictor, [np.zeros((SIDE, SIDE, 3), np.uint8)], 1)[0] > 0.5
+    assert np.array_equal(mask, logits[0].argmax(0) == 1)
 
 
 BLOCKED = """

@@ -335,17 +335,18 @@ def _segmented_volume(predictor: Predictor, file: Path, name: str, folder: Path,
 
 
 def foreground(predictor: Predictor, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
-    """The foreground's probability of each image (H, W, 3) uint8, at the image's own size: (H, W) float32.
+    """The foreground's probability of each image (H, W, 3) uint8, at the image's own size: (H, W).
 
-    The model sees a square; its probabilities are enlarged bilinearly. Images of the model's size keep their values, so that the
-    mask > 0.5 is the one that the study evaluated.
+    The model sees a square; its probabilities are enlarged bilinearly, in float32. Images of the model's size keep their values in
+    float64, so that the mask > 0.5 is where the logit of class 1 is the larger one, as the study evaluated it.
     """
     side, found = predictor.description.image_size, []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         logits, _ = predictor.run(np.stack([squashed(Image.fromarray(image), side) for image in batch]))
-        for image, chance in zip(batch, predictor.probability(logits).astype(np.float32), strict=True):
-            found.append(_enlarged(chance, image.shape[1], image.shape[0]))
+        for image, chance in zip(batch, predictor.probability(logits), strict=True):
+            own_size = image.shape[:2] == (side, side)  # not through `_enlarged`: in float32, near ties are 0.5
+            found.append(chance if own_size else _enlarged(chance, image.shape[1], image.shape[0]))
     return found
 
 
