@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from vfmgl_lib import __version__
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import ConfigError, StudySettings, load_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
@@ -43,7 +44,7 @@ from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
 from vfmgl_lib.federation.client import Client, training_batches
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import METHODS
+from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.files import new_folder, sha256, write_json, write_text
 from vfmgl_lib.models.students import STUDENTS, Student
 from vfmgl_lib.models.teachers import Teacher, load_teacher
@@ -96,8 +97,13 @@ class Study:
         return self._table("stages")
 
     @property
+    def report_rounds(self) -> dict[str, int]:
+        """budget ("rounds", "updates") -> the round at which the method is reported (`comparators.methods.report_rounds`)."""
+        return report_rounds(self.settings)
+
+    @property
     def last_round(self) -> int:
-        return self.settings.federation.rounds
+        return max(self.report_rounds.values())
 
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
         """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
@@ -297,7 +303,7 @@ def _new_student(settings: StudySettings) -> Student:
 
 
 def _teacher(settings: StudySettings) -> Teacher | None:
-    if not METHODS[settings.method].transfer:
+    if not STRATEGIES[settings.method].teacher:
         return None
     chosen = settings.teacher
     teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)

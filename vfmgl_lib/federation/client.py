@@ -19,7 +19,7 @@ from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
-from vfmgl_lib.federation.strategies import METHODS, Update
+from vfmgl_lib.federation.strategies import STRATEGIES, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.students import Student, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
@@ -69,7 +69,7 @@ class Client:
     ):
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
         self._image_hashes = data.table["sha256"].tolist()
-        self.strategy = METHODS[settings.method]
+        self.strategy = STRATEGIES[settings.method]
         channels_last = settings.compute.channels_last and device.type == "cuda"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.student, self.teacher = student.to(device, memory_format=self.memory_format), teacher
