@@ -1,8 +1,9 @@
-"""How like an external centre's images each training centre's are, and which local model it is therefore given (paper: "external validation").
+"""How like an external centre's images each training centre's are, and whose model it is given (paper: "external validation").
 
 The paper says only that the scores are estimated "based on data deduction" and prints them; ours is one reading. Every centre sends
-the mean penultimate feature of its images under the shared model, an aggregate of a few hundred numbers. What all centres have in common
-would make every pair alike, so the mean of the training centres' means is taken off first; the score is Pearson's correlation of what is left.
+the mean penultimate feature of its images under the shared model, an aggregate of a few hundred numbers. What all centres have in
+common would make every pair alike, so the mean of the training centres' means is taken off first; the score is Pearson's correlation
+of what is left.
 
 Labels cannot enter: the only input is a table of features.
 """
@@ -76,9 +77,9 @@ def _check(values: pd.DataFrame) -> None:
     broken = ~np.isfinite(values)
     if broken.any(axis=None):
         center = broken.any(axis=1).idxmax()
-        name = broken.loc[center].idxmax()
-        count = int(broken.loc[center].sum())
-        raise ValueError(f"mean features must be finite: {center} has {values.loc[center, name]} in {name} and {count} such features in all")
+        name, count = broken.loc[center].idxmax(), int(broken.loc[center].sum())
+        bad = values.loc[center, name]
+        raise ValueError(f"mean features must be finite: {center} has {bad} in {name} and {count} such features in all")
     constant = values.max(axis=1) == values.min(axis=1)
     if constant.any():
         center = constant.idxmax()
