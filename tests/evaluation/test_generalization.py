@@ -75,7 +75,7 @@ def test_margin_is_met_at_its_edge_and_not_beyond():
 def test_margin_is_a_parameter():
     rows = pd.DataFrame(matrix([[0.80, 0.85], [0.70, 0.90]], "AB"))
     assert [cross_centers(rows, "auc", margin=m)["generalizes"].sum() for m in (0.0, 0.05, 0.1)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="margin must be at least 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"margin must be at least 0, got -0\.1"):
         cross_centers(rows, "auc", margin=-0.1)
 
 
@@ -135,7 +135,7 @@ SCORES = pd.DataFrame({"center": list("EEFF"), "model_center": list("ABBA"), "si
 
 
 def outside() -> list[dict]:
-    return matrix([[0.9, 0.8, 0.7, 0.6], [0.5, 0.9, 0.8, 0.75]], "ABEF") + [result("shared", "E", 0.72), result("shared", "A", 0.72)]
+    return [*matrix([[0.9, 0.8, 0.7, 0.6], [0.5, 0.9, 0.8, 0.75]], "ABEF"), result("shared", "E", 0.72), result("shared", "A", 0.72)]
 
 
 def test_the_chosen_model_is_the_most_similar_whatever_its_value():
@@ -208,7 +208,7 @@ def test_an_undefined_division_is_kept_with_its_reason():
     table = robustness(pd.DataFrame(rows), "auc").set_index("split_id")
     assert set(table["splits"]) == {2} and table["mean"].iloc[0] == pytest.approx(0.8)
     assert table.loc["0.6-2", "reason"] == "one class" and table.loc["0.6-3", "reason"] == ""
-    with pytest.raises(ValueError, match="no division 0.9-9, they have 0.5-1"):
+    with pytest.raises(ValueError, match=r"no division 0\.9-9, they have 0\.5-1"):
         robustness(pd.DataFrame(rows), "auc", split_ids=["0.9-9"])
 
 
@@ -222,7 +222,7 @@ VFMGL = [[0.82, 0.70], [0.60, NAN]]
 def three() -> pd.DataFrame:
     rows = []
     for method, values in (("hgkt", HGKT), ("hgkt_kd", KD), ("vfmgl", VFMGL)):
-        rows += matrix(values, "AB", method=method) + [result("shared", "A", 0.0, method=method)]
+        rows += [*matrix(values, "AB", method=method), result("shared", "A", 0.0, method=method)]
     return pd.DataFrame(rows)
 
 

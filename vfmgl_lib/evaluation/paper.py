@@ -7,6 +7,7 @@ and on other centres ours stands beside the paper's without one.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,12 @@ def about(manifest: Manifest, task: str, data: str, on_phantoms: bool) -> pd.Dat
     Args:
         manifest: of the run.  data: the folder's name; "" for phantoms.
     Returns: rows task, data, origin ("phantoms", "stand-in": the public set that the datasheet names in place of the paper's, or "own"),
-        training centres, external centres (comma-separated) and findings (how the data differ from the paper's counts).
+        training centres, external centres (comma-separated) and findings (how the data differ from the paper's counts; what a stand-in is).
     """
     sheet = read_datasheet(task)
     origin = "phantoms" if on_phantoms else "stand-in" if _is_stand_in(manifest, sheet) else "own"
     training = list(manifest.training_centers)
-    findings = compare_counts(manifest, sheet) if origin == "own" else []
+    findings = compare_counts(manifest, sheet) if origin == "own" else [sheet.stand_in.what] if origin == "stand-in" else []
     more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
     lines = {
         "task": task,
@@ -131,7 +132,7 @@ def paper_centers(task: str, centers: Sequence[str], origin: str) -> dict[str, t
     Args:
         origin: see `about`.
     """
-    sheet = read_datasheet(task)
+    sheet = _datasheet(task)
     letters = {name: _letter(name, entry) for name, entry in sheet.centers.items()}
     same = letters
     if origin != "own":
@@ -140,6 +141,12 @@ def paper_centers(task: str, centers: Sequence[str], origin: str) -> dict[str, t
     used = {name for name, _ in found.values()}
     alike = {letters[name]: (name, False) for name in centers if name in letters and name not in used}
     return alike | found
+
+
+@functools.cache
+def _datasheet(task: str) -> Datasheet:
+    """Each row of the paper asks for it."""
+    return read_datasheet(task)
 
 
 def _letter(name: str, entry: object) -> str:
@@ -243,7 +250,7 @@ def _pooled_letters(row: dict) -> list[str]:
     """The letters that a row over several centres is about."""
     if row["center"] == "A-E":
         return list("ABCDE")
-    entries = read_datasheet(row["task"]).centers
+    entries = _datasheet(row["task"]).centers
     return [_letter(name, entry) for name, entry in entries.items() if entry != "external"]
 
 
