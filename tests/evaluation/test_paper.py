@@ -40,7 +40,8 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
     training, external = (list(names) for names in CENTERS[task])
     classification = task in ("endometrial", "camelyon17")
     metric = "auc" if classification else "dice_mean_of_classes"
-    rows = [result(c, c, metric, 0.9 - 0.1 * (m != "vfmgl"), method=m) for c in training for m in METHODS]
+    values = dict(zip(METHODS, (0.9, 0.7, 0.75, 0.8, 0.85, 0.9), strict=True))
+    rows = [result(c, c, metric, values[m], method=m) for c in training for m in METHODS]
     rows += [result(c, c, metric, 0.85, method=m, budget="updates") for c in training for m in METHODS[1:]]
     rows += [result(c, c, metric, 0.9, budget="updates") for c in training]
     if classification:
@@ -156,7 +157,7 @@ def test_gain_without_a_comparator_names_it(printed):
     run = whole_run("endometrial")
     run["results"] = run["results"].query("method not in ('metafed', 'harmofl')")
     gain = one(paper_rows(printed, [run]), center="A", metric="auc_gain")
-    assert gain["measured"] == pytest.approx(0.1) and "without HarmoFL, MetaFed" in gain["protocol"]
+    assert gain["measured"] == pytest.approx(0.9 - (0.7 + 0.75 + 0.9) / 3) and "without HarmoFL, MetaFed" in gain["protocol"]
     run["results"] = run["results"].query("method == 'vfmgl'")
     gain = one(paper_rows(printed, [run]), center="A", metric="auc_gain")
     assert gain["status"] == "not measurable here" and "none of the paper's comparators" in gain["because"]
@@ -254,6 +255,12 @@ def test_letters_of_the_centres():
     assert paper_centers("nuclei", ["SiteA", "SiteB"], "stand-in") == {"F": ("SiteA", True), "B": ("SiteB", False)}
     assert paper_centers("prostate", ["RUNMC", "UCL"], "stand-in") == {"F": ("UCL", True)}
     assert paper_centers("endometrial", ["A", "E"], "phantoms") == {"A": ("A", False), "E": ("E", False)}
+
+
+def test_a_centre_beyond_the_papers_is_pooled_with_no_difference(printed):
+    run = whole_run("nuclei", training=[*CENTERS["nuclei"][0], "ours"])
+    found = one(paper_rows(printed, [run], tasks=["nuclei"]), metric="assd")
+    assert found["status"] == "not comparable" and np.isnan(found["difference"])
 
 
 def test_fewer_centres_are_named(printed):
