@@ -74,8 +74,8 @@ class Update:
 DECLARED_METRICS = ("task_loss", "kept_share")
 
 
-class Alone:
-    """The server of a method without federation: nothing is sent to a centre, and no model may come from one."""
+class Server:
+    """What every server does; by itself that of a method without federation: nothing is sent to a centre, no model may come from one."""
 
     checkpoint: str | None = None  # name of the server's part of a round's checkpoint; none: it has no state
 
@@ -92,8 +92,8 @@ class Alone:
 
         Raises: ValueError: for a tensor that the method does not declare; names centre and tensor.
         """
-        _check_names(update, "state", update.state, {})
-        _check_names(update, "aggregate", update.aggregates, {})
+        check_tensors(update, "state", update.state, {})
+        check_tensors(update, "aggregate", update.aggregates, {})
 
     def finish_round(self) -> State | None:
         """The shared model after the round; None: the method has none."""
@@ -107,7 +107,7 @@ class Alone:
         """Takes back what `state_dict` gave."""
 
 
-class Averaging(Alone):
+class Averaging(Server):
     """The server of FedAvg's kind: the next shared model is the weighted mean of the updates.
 
     Args:
@@ -120,7 +120,12 @@ class Averaging(Alone):
     checkpoint = "shared"
 
     def __init__(
-        self, initial: State, weights: str = "samples", *, sends_initial: bool = False, aggregates: Mapping[str, tuple[int, ...]] | None = None
+        self,
+        initial: State,
+        weights: str = "samples",
+        *,
+        sends_initial: bool = False,
+        aggregates: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
         self.weights, self.sends_initial, self.aggregates = weights, sends_initial, dict(aggregates or {})
@@ -130,9 +135,9 @@ class Averaging(Alone):
         return self.state if round_number > 1 or self.sends_initial else None
 
     def receive(self, update: Update) -> None:
-        _check_names(update, "aggregate", update.aggregates, self.aggregates)
+        check_tensors(update, "aggregate", update.aggregates, self.aggregates)
         own = {name: tuple(tensor.shape) for name, tensor in self.state.items() if name not in self.aggregates}
-        _check_names(update, "state", update.state, own)
+        check_tensors(update, "state", update.state, own)
         self._updates.append(update)
 
     def finish_round(self) -> State:
@@ -185,8 +190,11 @@ def average(updates: list[Update], weights: str = "samples") -> State:
     return shared
 
 
-def _check_names(update: Update, kind: str, sent: State, declared: Mapping[str, tuple[int, ...]]) -> None:
-    """Names and shapes of what was sent, against what the method declares."""
+def check_tensors(update: Update, kind: str, sent: State, declared: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses what is not of the names and shapes that a method declares.
+
+    Raises: ValueError: naming centre, tensor, what was declared and what came.
+    """
     for name in sorted(sent.keys() | declared.keys()):
         found, expected = tuple(sent[name].shape) if name in sent else "nothing", declared.get(name, "nothing: it is not declared")
         if found != expected:
