@@ -69,11 +69,11 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
                     ("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", "", 0.001, "paired Wilcoxon")
                 )
         columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason p_holm test"
-        run["ablation"] = pd.DataFrame(steps, columns=columns.split())
+        run["ablation"] = pd.DataFrame(steps, columns=columns.split()).assign(metric=metric)
     if external:
         pairs = [(e, m, s) for e in external for m, s in zip(training, (0.3, 0.1, -0.1, -0.2), strict=True)]
         run["external"] = pd.DataFrame(pairs, columns=["center", "model_center", "similarity"]).assign(
-            chosen=lambda t: t["similarity"] == 0.3, value=0.7, low=0.6, high=0.8, n=30, reason=""
+            metric="auc", chosen=lambda t: t["similarity"] == 0.3, value=0.7, low=0.6, high=0.8, n=30, reason=""
         )
         groups = []
         for center in [*training, *external]:

@@ -63,9 +63,9 @@ def cross_centers(
     Args:
         results: see the module; of several seeds the means are taken (`over_seeds`).
         margin: in units of the metric, at least 0.
-    Returns: model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model), generalizes
-        (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined value or of an
-        NA away from home).
+    Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model),
+        generalizes (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined
+        value or of an NA away from home).
     Raises: ValueError: a negative margin; no such metric, method or budget.
     """
     if not margin >= 0:
@@ -84,7 +84,8 @@ def cross_centers(
     rows.loc[external & (rows["reason"] == ""), "reason"] = "an external centre has no model of its own to compare with"
     own_undefined = away & ~external & rows["own"].isna() & (rows["reason"] == "")
     rows.loc[own_undefined, "reason"] = "the centre's own model has no value here"
-    columns = ["model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin", "reason"]
+    columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin"]
+    columns.append("reason")
     return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
 
 
@@ -124,8 +125,8 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     Args:
         results: of one seed.
         similarity: center, model_center, similarity (`similarity.similarity_scores`).
-    Returns: center, model_center, similarity (NaN of the shared model), chosen, best (of the local models), value, low, high, interval, n,
-        unit, reason; no rows where there is no external centre.
+    Returns: metric, center, model_center, similarity (NaN of the shared model), chosen, best (of the local models), value, low, high,
+        interval, n, unit, reason; no rows where there is no external centre.
     Raises: ValueError: results of several seeds; no similarity of a model at an external centre, or none at all.
     """
     choice = choose_model(similarity)
@@ -145,7 +146,21 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     rank = rows["value"].where(local) * (-1 if metric in LOWER_IS_BETTER else 1)
     rows["best"] = rank.eq(rank.groupby(rows["center"]).transform("max"))
     rows = rows.assign(place=~local).sort_values(["center", "place", "model_center"])
-    columns = ["center", "model_center", "similarity", "chosen", "best", "value", "low", "high", "interval", "n", "unit", "reason"]
+    columns = [
+        "metric",
+        "center",
+        "model_center",
+        "similarity",
+        "chosen",
+        "best",
+        "value",
+        "low",
+        "high",
+        "interval",
+        "n",
+        "unit",
+        "reason",
+    ]
     return rows[columns].reset_index(drop=True)
 
 
@@ -197,40 +212,41 @@ def subgroups(
     carcinoma (grade 1 of type I). Where a group has one class only it has no AUC, and its accuracy stands alone, as in the paper.
 
     Args:
-        final: final predictions of a classification with its training rows, for the cutoffs.
+        final: final predictions of one seed with their training rows, for the cutoffs; a segmentation's have no subgroups.
         patients: `data.patients.read_patients`; None: there is no table.
         unit: "patient" or "image" (`prediction.scoring_unit`).
         chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
         age: years that divide the ages; None: the mean of all patients.
-    Returns: group, title, seed, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
+    Returns: group, title, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
         low, high, interval, n, numerator, denominator, cutoff, unknown (patients whose age or grade is not in the table), reason.
     """
     mine = final[(final["method"] == method) & (final["budget"] == budget) & (final["split_id"] == OWN_SPLIT)]
     mine = mine[(mine["model_center"] == mine["test_center"]) & mine["split"].isin(["train", "test"])]
-    if "probability" not in final:
-        raise ValueError("subgroups need probabilities: the predictions are a segmentation's, expected a classification's")
     outside = _given(final[(final["method"] == method) & (final["budget"] == budget)], chosen or {})
     rows = pd.concat([mine, outside], ignore_index=True)
     if rows.empty:
         raise ValueError(f"no predictions of {method!r} at matched {budget} on the data's own division")
+    if rows["seed"].nunique() > 1:
+        raise ValueError(f"one model can be chosen by one run only: predictions must be of one seed, got {sorted(rows['seed'].unique())}")
     homes = {center: center for center in mine["test_center"]} | dict(chosen or {})
     tested = rows[rows["split"] == "test"]
-    if patients is None:
-        return pd.DataFrame([_absent(group, center, homes, NO_TABLE) for group in GROUPS for center in sorted(set(tested["test_center"]))])
+    if patients is None or "probability" not in final:
+        why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
+        return pd.DataFrame([_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))])
     age = float(patients["age"].mean()) if age is None else age
     keys = tested["patient"].map(same_name)
     found = []
     for group, (title, members, known) in _groups(patients, age).items():
         inside = rows[(rows["split"] == "train") | rows["patient"].map(same_name).isin(members)]
         table = results_table(inside, unit=unit)
-        cutoffs = table[table["metric"] == "cutoff"].set_index(["seed", "test_center"])["value"]
+        cutoffs = table[table["metric"] == "cutoff"].set_index("test_center")["value"]
         table = table[(table["split"] == "test") & table["metric"].isin(SUBGROUP_METRICS)].rename(columns={"test_center": "center"})
-        table["cutoff"] = [cutoffs.get((row.seed, row.center), np.nan) for row in table.itertuples()]
+        table["cutoff"] = table["center"].map(cutoffs)
         unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
         table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
         table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
         empty = sorted(set(tested["test_center"]) - set(table["center"]))
-        why = f"no test patient of this group ({title})" if known else f"{title}: patients.csv does not have it"
+        why = f"no test patient of this group ({title})" if known else "patients.csv has no grade"
         table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
         found.append(table.assign(group=group, title=title))
     joined = pd.concat(found, ignore_index=True)
@@ -276,8 +292,9 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     Args:
         results: see the module; of several seeds the means are taken. A method that is not in it has no steps.
         tests: from `cell_tests`; None: no test.
-    Returns: step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference (after less
-        before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test, test_reason.
+    Returns: metric, step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference
+        (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test,
+        test_reason.
     Raises: ValueError: fewer than two of the three methods, or no such metric or budget.
     """
     there = [name for name in ABLATION if (results["method"] == name).any()]
@@ -300,8 +317,8 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     table["difference"] = table["value_after"] - table["value_before"]
     gain = -table["difference"] if metric in LOWER_IS_BETTER else table["difference"]
     table["improved"] = (gain > 0).astype("boolean").mask(gain.isna())
-    columns = ["step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit", "reason"]
-    table = table[columns]
+    columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
+    table = table.assign(metric=metric)[[*columns, "reason"]]
     if tests is None:
         return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason="not tested")
     return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": "not tested"})
@@ -416,7 +433,7 @@ def _groups(patients: pd.DataFrame, age: float) -> dict[str, tuple[str, set[str]
 
 def _absent(group: str, center: str, homes: Mapping[str, str], reason: str) -> dict:
     """A row of `subgroups` without a value; its keys are the columns of the table."""
-    about = {"group": group, "title": group.replace("_", "-"), "seed": pd.NA, "center": center, "split": "test"}
+    about = {"group": group, "title": group.replace("_", "-"), "center": center, "split": "test"}
     about |= {"model_center": homes.get(center, ""), "metric": "accuracy"}
     nothing = dict.fromkeys(("value", "low", "high"), np.nan) | {"interval": "", "n": 0}
     nothing |= dict.fromkeys(("numerator", "denominator", "cutoff"), np.nan)

@@ -356,7 +356,7 @@ def _gain(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 def _external(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
     center, model = _center(row, centers), _center(row, centers, row["method"].removeprefix("VFMGL model "))
     table = _table(run, "external")
-    rows = table[(table["center"] == center) & (table["model_center"] == model)]
+    rows = table[(table["center"] == center) & (table["model_center"] == model) & (table["metric"] == "auc")]
     if rows.empty:
         raise NotMeasuredError(f"{center} is no external centre of these data, or {model} trains no model here")
     found = rows.iloc[0]
@@ -405,9 +405,9 @@ def _robustness(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> di
 def _ablation(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
     table = _table(run, "ablation")
     after = {"HGKT+KD minus HGKT": "hgkt_kd", "HGKT+KD+DDBL minus HGKT": "vfmgl"}[row["method"]]
-    step = table[(table["before"] == "hgkt") & (table["after"] == after)]
+    step = table[(table["before"] == "hgkt") & (table["after"] == after) & (table["metric"] == "dice_mean_of_classes")]
     if step.empty:
-        raise NotMeasuredError(f"ablation.csv has no step from HGKT to {METHODS[after].title}")
+        raise NotMeasuredError(f"ablation.csv has no mean-of-classes Dice from HGKT to {METHODS[after].title}")
     found = ablation_summary(step).iloc[0]
     value = {"n": found["of"], "seeds": step["seeds"].max(), "reason": "no pair of model and test centre has a value"}
     if row["metric"] == "cross_centre_results_improved":
