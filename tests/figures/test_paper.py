@@ -41,6 +41,9 @@ def test_every_row_has_both_numbers(tmp_path):
     assert [float(line.get_xdata()[0]) for line in markers(figure, "o")] == [0.6] * 3
     intervals = [list(line.get_xdata()) for line in figure.axes[0].lines if list(line.get_xdata()) == [0.5, 0.7]]
     assert len(intervals) == 1
+    table.loc[2, ["std", "paper_std"]] = [0.1, 0.05]
+    spreads = [list(np.round(line.get_xdata(), 6)) for line in beside_paper(table).axes[0].lines if len(line.get_xdata()) == 2]
+    assert [0.5, 0.7] in spreads and spreads.count([0.5, 0.7]) == 2 and [0.7, 0.8] in spreads
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["A, test, dice", "B, test, dice", "C, test, dice"]
     save_figure(figure, table, tmp_path, "beside")
     assert len(list(tmp_path.iterdir())) == 3

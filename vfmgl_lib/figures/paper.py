@@ -38,19 +38,20 @@ def beside_paper(table: pd.DataFrame) -> Figure:
     for place, row in shown.iterrows():
         ends = [row["paper"], row["measured"]]
         axis.plot(ends, [place, place], color=FAINT, linewidth=1.5, zorder=1)
-        for value, std, style in ((row["paper"], row["paper_std"], PAPER), (row["measured"], np.nan, OURS)):
-            if np.isfinite(std):
-                axis.plot([value - std, value + std], [place, place], color=style["color"], linewidth=0.8, zorder=2)
-        if np.isfinite(row["low"]) and np.isfinite(row["high"]):
-            axis.plot([row["low"], row["high"]], [place + 0.25] * 2, color=OURS["color"], linewidth=0.8, zorder=2)
+        spreads = [(row["paper"] - row["paper_std"], row["paper"] + row["paper_std"], -0.2, PAPER), (row["low"], row["high"], 0.2, OURS)]
+        if np.isnan(row["low"]):
+            spreads[1] = (row["measured"] - row["std"], row["measured"] + row["std"], 0.2, OURS)
+        for low, high, beside, style in spreads:
+            if np.isfinite(low):
+                axis.plot([low, high], [place + beside] * 2, color=style["color"], linewidth=0.8, zorder=2)
         fill = {} if row["status"] == "compared" else {"markerfacecolor": "white"}
-        axis.plot(row["paper"], place, zorder=3, label="paper (line: SD)" if place == 0 else None, **PAPER)
+        axis.plot(row["paper"], place, zorder=3, label="paper (line above: SD)" if place == 0 else None, **PAPER)
         axis.plot(row["measured"], place, zorder=4, **OURS, **fill)
         if np.isnan(row["measured"]):
             axis.text(1.01, place, "not measurable", va="center", fontsize=5.5, color=MUTED, transform=axis.get_yaxis_transform())
     axis.plot([], [], label="ours, of the same centres", **OURS)
     axis.plot([], [], label="ours, of other data", markerfacecolor="white", **OURS)
-    axis.plot([], [], color=OURS["color"], linewidth=0.8, label="95 % interval of ours")
+    axis.plot([], [], color=OURS["color"], linewidth=0.8, label="95 % interval of ours or, without one, SD")
     axis.set(yticks=range(len(shown)), yticklabels=names_of_rows(shown), ylim=(len(shown) - 0.4, -0.6))
     axis.tick_params(axis="y", labelsize=5.5, length=0)
     axis.set_xlabel("AUC, accuracy, Dice, sensitivity, specificity, similarity or their difference, as the row says")
