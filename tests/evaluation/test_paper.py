@@ -84,8 +84,10 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
                     groups.append((group, f"age {group}", center, name, value, 0.7, 0.9, 10, 8.0, 10.0, 0.5, reason))
         columns = "group title center metric value low high n numerator denominator cutoff reason".split()
         run["subgroups"] = pd.DataFrame(groups, columns=columns)
-        scores = [(c, s, k, 0.5 + 0.3 * k, 0.1, 9, 0.01, "") for c in training for s in ("train", "test") for k in (0, 1)]
-        run["scores"] = pd.DataFrame(scores, columns="center split label mean std n p reason".split())
+        scores = [(stage, c, s, 0.5, 0.8 - 0.3 * (stage == "I")) for stage in ("II", "I") for c in training for s in ("train", "test")]
+        run["score_tests"] = pd.DataFrame(scores, columns=["stage", "center", "split", "mean_0", "mean_1"]).assign(
+            std_0=0.1, std_1=0.2, n_0=8, n_1=10, p=0.01, reason=""
+        )
     return run
 
 
@@ -198,7 +200,8 @@ def test_a_group_of_one_class_says_so(printed):
 
 def test_scores_of_the_classes(everything):
     means = rows(everything, center="B", split="train", metric="score_mean").set_index("method")
-    assert means.loc["VFMGL, NMI cases", "measured"] == 0.5 and means.loc["VFMGL, MI cases", "measured"] == pytest.approx(0.8)
+    assert means.loc["VFMGL, NMI cases", ["measured", "std", "n"]].tolist() == [0.5, 0.1, 8]
+    assert means.loc["VFMGL, MI cases", ["measured", "std", "n"]].tolist() == [0.8, 0.2, 10]
     p = one(everything, center="B", split="train", metric="t_test_p")
     assert (p["measured"], p["n"]) == (0.01, 18)
 
@@ -223,9 +226,13 @@ def test_seeds_are_averaged(printed):
 
 
 def test_protocol_names_settings_and_data(printed):
-    table = paper_rows(printed, [whole_run("nuclei", findings="center 'SiteA': missing; and 3 more")])
-    protocol = one(table, task="nuclei", center="A", split="test")["protocol"]
-    assert "federation.rounds 6 (paper: 20)" in protocol and "data: center 'SiteA': missing; and 3 more" in protocol
+    run = whole_run("nuclei", findings="center 'SiteA': missing; and 3 more")
+    names = ["data.workers", "phantoms.centers", "optimizer.lr", "data.image_size", "teacher.grid", "teacher.source", "federation.rounds"]
+    run["deviations"] = pd.DataFrame({"setting": [*names, "student.width"], "paper": "20", "here": "6"})
+    protocol = one(paper_rows(printed, [run]), task="nuclei", center="A", split="test")["protocol"]
+    assert "settings: federation.rounds 6 (paper: 20), data.image_size 6 (paper: 20), student.width" in protocol
+    assert protocol.count("(paper: 20)") == 5 and "and 1 more; data: center 'SiteA': missing; and 3 more" in protocol
+    assert "workers" not in protocol and "phantoms" not in protocol
 
 
 def test_phantoms_and_stand_ins_get_no_difference(printed):
@@ -273,7 +280,7 @@ def test_fewer_centres_are_named(printed):
     assert pooled["status"] == "not comparable" and "SiteA, SiteB; the paper's is over A, B, C, D, E, F" in pooled["because"]
 
 
-@pytest.mark.parametrize("name", ["results", "robustness", "external", "subgroups", "scores"])
+@pytest.mark.parametrize("name", ["results", "robustness", "external", "subgroups", "score_tests"])
 def test_a_missing_table_is_named(printed, name):
     run = whole_run("endometrial")
     del run[name]

@@ -30,13 +30,13 @@ TABLES = {
     "external": ("06_generalization",),
     "subgroups": ("06_generalization",),
     "ablation": ("06_generalization",),
-    "scores": ("07_interpretability",),
+    "score_tests": ("07_interpretability",),
     "lightweight": ("08_lightweight",),
 }
 # Columns that look like numbers in some run, or whose empty cells mean "nothing".
 TEXT = tuple(
     "task where method split_id budget model_center test_center center split metric unit interval reason source test test_reason group "
-    "title before after step class_title model quantity item text setting here paper_method paper_metric protocol".split()
+    "title before after step stage model quantity item text setting here paper_method paper_metric protocol".split()
 )
 COMPARED, SHOWN, MISSING = "compared", "not comparable", "not measurable here"
 COLUMNS = tuple(
@@ -44,7 +44,10 @@ COLUMNS = tuple(
     "protocol where".split()
 )
 NUMBERS = ("measured", "std", "low", "high", "n", "seeds")
-SHOWN_SETTINGS = 4
+SHOWN_SETTINGS = 5
+# These are named first; the rest follows as it comes. What changes no number of a run on one's own images is not named at all.
+WEIGHTY = ("federation.rounds", "data.image_size", "student.width", "student.weights", "teacher.source", "teacher.grid", "data.per_center")
+WEIGHTLESS = ("data.workers", "phantoms.", "comparison.", "compute.")
 MEAN_OF_CLASSES = "Dice is the mean of background and foreground, as in the released code"
 OUR_SIMILARITY = "the paper gives no formula for the score; ours is described in evaluation/similarity.py"
 
@@ -208,9 +211,12 @@ def _protocol(run: Mapping[str, pd.DataFrame]) -> str:
     """What the whole run did otherwise than the paper: settings and data."""
     parts = []
     settings = run.get("deviations")
-    if settings is not None and len(settings):
-        named = [f"{row.setting} {row.here} (paper: {row.paper})" for row in settings.head(SHOWN_SETTINGS).itertuples()]
-        more = f" and {len(settings) - SHOWN_SETTINGS} more" if len(settings) > SHOWN_SETTINGS else ""
+    rows = [] if settings is None else [row for row in settings.itertuples() if not row.setting.startswith(WEIGHTLESS)]
+    if rows:
+        place = {name: index for index, name in enumerate(WEIGHTY)}
+        rows.sort(key=lambda row: place.get(row.setting, len(WEIGHTY)))
+        named = [f"{row.setting} {row.here} (paper: {row.paper})" for row in rows[:SHOWN_SETTINGS]]
+        more = f" and {len(rows) - SHOWN_SETTINGS} more" if len(rows) > SHOWN_SETTINGS else ""
         parts.append(f"settings: {', '.join(named)}{more}")
     if _about(run)["findings"]:
         parts.append(f"data: {_about(run)['findings']}")
@@ -420,18 +426,17 @@ def _ablation(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict
 
 
 def _scores(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Mean score per class, and the p value of the t-test between the classes (Fig. 7c)."""
-    center, table = _center(row, centers), _table(run, "scores")
+    """Mean score of a class, or the p value of the t-test between the classes, after the last stage (Fig. 7c)."""
+    center, table = _center(row, centers), _table(run, "score_tests")
     rows = table[(table["center"] == center) & (table["split"] == row["split"])]
-    if row["metric"] == "score_mean":
-        positive = not row["method"].endswith("NMI cases")
-        rows = rows[rows["label"] == int(positive)]
     if rows.empty:
-        raise NotMeasuredError(f"scores.csv has no {row['split']} set of centre {center}")
-    found = rows.iloc[0]
-    if row["metric"] == "score_mean":
-        return {"measured": found["mean"], "std": found["std"], "n": found["n"], "reason": found["reason"]}
-    return {"measured": found["p"], "n": rows["n"].sum(), "reason": found["reason"]}
+        raise NotMeasuredError(f"score_tests.csv has no {row['split']} set of centre {center}")
+    found = rows.sort_values("stage").iloc[-1]
+    if row["metric"] == "t_test_p":
+        return {"measured": found["p"], "n": found["n_0"] + found["n_1"], "reason": found["reason"]}
+    label = 0 if row["method"].endswith("NMI cases") else 1
+    value = {"measured": found[f"mean_{label}"], "std": found[f"std_{label}"], "n": found[f"n_{label}"]}
+    return value | {"reason": f"the {row['split']} set of centre {center} has no case of this class"}
 
 
 def _lightweight(row: dict, runs: Sequence[Mapping[str, pd.DataFrame]]) -> tuple[Mapping | None, dict, str, str]:
