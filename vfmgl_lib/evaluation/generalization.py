@@ -217,7 +217,7 @@ def subgroups(
         unit: "patient" or "image" (`prediction.scoring_unit`).
         chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
         age: years that divide the ages; None: the mean of all patients.
-    Returns: group, title, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
+    Returns: group, title, seed, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
         low, high, interval, n, numerator, denominator, cutoff, unknown (patients whose age or grade is not in the table), reason.
     """
     mine = final[(final["method"] == method) & (final["budget"] == budget) & (final["split_id"] == OWN_SPLIT)]
@@ -232,7 +232,8 @@ def subgroups(
     tested = rows[rows["split"] == "test"]
     if patients is None or "probability" not in final:
         why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
-        return pd.DataFrame([_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))])
+        empty = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
+        return pd.DataFrame(empty).assign(seed=rows["seed"].iloc[0])
     age = float(patients["age"].mean()) if age is None else age
     keys = tested["patient"].map(same_name)
     found = []
@@ -250,6 +251,7 @@ def subgroups(
         table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
         found.append(table.assign(group=group, title=title))
     joined = pd.concat(found, ignore_index=True)
+    joined["seed"] = rows["seed"].iloc[0]
     joined["split"] = np.where(joined["center"].isin(list(chosen or {})), "external", "test")
     joined["model_center"] = joined["center"].map(homes).fillna("all")
     return joined[list(_absent("", "", {}, ""))]
@@ -433,7 +435,7 @@ def _groups(patients: pd.DataFrame, age: float) -> dict[str, tuple[str, set[str]
 
 def _absent(group: str, center: str, homes: Mapping[str, str], reason: str) -> dict:
     """A row of `subgroups` without a value; its keys are the columns of the table."""
-    about = {"group": group, "title": group.replace("_", "-"), "center": center, "split": "test"}
+    about = {"group": group, "title": group.replace("_", "-"), "seed": pd.NA, "center": center, "split": "test"}
     about |= {"model_center": homes.get(center, ""), "metric": "accuracy"}
     nothing = dict.fromkeys(("value", "low", "high"), np.nan) | {"interval": "", "n": 0}
     nothing |= dict.fromkeys(("numerator", "denominator", "cutoff"), np.nan)
