@@ -286,7 +286,7 @@ def test_every_pair_is_tested_and_corrected_over_the_pairs():
     assert not (same["p_holm"] < 0.05).any()
     ordered = better.sort_values("p")
     assert ordered["p_holm"].iloc[0] == pytest.approx(min(1, 4 * ordered["p"].iloc[0]))
-    assert set(tests["test"]) == {"paired DeLong"}
+    assert set(better["test"]) == {"paired DeLong"} and same["test_reason"].ne("").all()  # equal scores: no test, but a reason
     pairs = set(better[["model_center", "test_center"]].itertuples(index=False, name=None))
     assert pairs == {(m, t) for m in "AB" for t in "AB"}
 

@@ -53,6 +53,7 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
         rows += [result(c, c, "assd", v, unit="px") for c, v in zip(training, values, strict=True)]
         for name in ("sensitivity", "specificity"):
             rows += [result(c, c, name, 0.8) for c in training]
+            rows.append(result("all", "all", name, 0.5, n=120))  # over all images; the paper's mean is over the centres
     run = {"about": facts(task, origin, **further), "results": pd.DataFrame(rows)}
     run["deviations"] = pd.DataFrame([["federation.rounds", "20", "6"]], columns=["setting", "paper", "here"])
     divisions = [(c, name, v) for c in training for name, v in (("0.5-1", 0.7), ("0.6-2", 0.9))]
@@ -66,9 +67,10 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
             for place, (m, t) in enumerate(pairs):
                 change = gain if place % 3 else -gain
                 steps.append(
-                    ("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", "", 0.001, "paired Wilcoxon")
+                    ("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", "", 0.001, "paired Wilcoxon", "")
                 )
-        columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason p_holm test"
+        columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason"
+        columns += " p_holm test test_reason"
         run["ablation"] = pd.DataFrame(steps, columns=columns.split()).assign(metric=metric)
     if external:
         pairs = [(e, m, s) for e in external for m, s in zip(training, (0.3, 0.1, -0.1, -0.2), strict=True)]
@@ -147,6 +149,9 @@ def test_pooled_counts_and_means(everything):
     assert one(everything, task="camelyon17", center="all", metric="sensitivity")["counts"] == "60/80"
     distance = one(everything, task="prostate", center="all", metric="assd")
     assert distance["measured"] == 3.5 and distance["n"] == 120 and "mean of 6 centres, in px" in distance["protocol"]
+    # Six intervals of half-width 0.05 each: sqrt(6 * 0.05^2) / 6.
+    assert distance["high"] - 3.5 == pytest.approx(0.05 / np.sqrt(6)) == 3.5 - distance["low"]
+    assert one(everything, task="prostate", center="all", metric="specificity")["measured"] == pytest.approx(0.8)
 
 
 def test_gain_over_the_mean_of_the_comparators(everything):

@@ -16,7 +16,6 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.patients import same_name
 from vfmgl_lib.evaluation.results import compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
-from vfmgl_lib.evaluation.statistics import holm
 
 MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
 OWN_SPLIT = "own"
@@ -26,6 +25,7 @@ STEPS = (("hgkt", "hgkt_kd"), ("hgkt", "vfmgl"), ("hgkt_kd", "vfmgl"))  # panels
 SIGNIFICANT = 0.05
 GROUPS = ("younger", "older", "well_differentiated")
 SUBGROUP_METRICS = ("auc", "accuracy", "sensitivity", "specificity")
+NOT_TESTED = "not tested"
 NO_TABLE = "no patients.csv beside the data"
 MODEL = ["method", "split_id", "budget", "model_center", "test_center", "split", "metric"]
 
@@ -322,14 +322,14 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
     table = table.assign(metric=metric)[[*columns, "reason"]]
     if tests is None:
-        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason="not tested")
-    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": "not tested"})
+        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason=NOT_TESTED)
+    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
 
 
 def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "rounds") -> pd.DataFrame:
-    """A paired test of every step of the ablation at every pair of model and test centre, Holm's correction over the pairs of a step.
+    """A paired test of every step of the ablation at every pair of model and test centre (`results.compare_methods`).
 
-    The tests are those of `results.compare_methods`: DeLong for an AUC, Wilcoxon for a Dice.
+    Holm's correction is over the pairs of a step.
 
     Args:
         final: final predictions of one seed.
@@ -349,9 +349,7 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
     for before, after in STEPS:
         both = rows[rows["method"].isin([before, after])]
         if both["method"].nunique() == 2:
-            tested = compare_methods(both, reference=after, metrics=[metric], unit=unit)
-            tested["p_holm"] = holm(tested["p"])
-            found.append(tested.assign(before=before, after=after))
+            found.append(compare_methods(both, after, unit=unit, metrics=[metric]).assign(before=before, after=after))
     table = pd.concat(found, ignore_index=True)
     table = table.rename(columns={"reason": "test_reason"}).join(pairs, on=table["center"].astype(int))
     return table[["before", "after", "model_center", "test_center", "low", "high", "p", "p_holm", "test", "test_reason"]]
@@ -371,7 +369,7 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
         home = defined["model_center"] == defined["test_center"]
         improved = defined["improved"].astype(bool)
         clear = defined["p_holm"] < SIGNIFICANT
-        tested = bool((group["test"] != "").any())
+        tested = bool((group["test_reason"] != NOT_TESTED).any())
         found.append(
             {
                 "step": step,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from vfmgl_lib.comparators.methods import METHODS
@@ -317,21 +318,28 @@ def _own(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 
 
 def _pooled(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers")."""
+    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers").
+
+    The interval of that mean is put together from the centres' own, which have different patients (MOVER, Zou and Donner 2008).
+    """
     rows = _vfmgl(run, _metric(row))
-    summed = rows[rows["model_center"] == "all"]
+    summed = rows[(rows["model_center"] == "all") & rows["denominator"].notna()]
     if len(summed):
         return _number(over_seeds(summed).iloc[0])
-    home = rows[rows["model_center"] == rows["test_center"]]
+    home = rows[(rows["model_center"] == rows["test_center"]) & (rows["model_center"] != "all")]
     by_seed = home.groupby("seed")["value"].agg(lambda values: values.mean(skipna=False))
+    centers = over_seeds(home)
+    below, above = (np.sqrt(((centers["value"] - centers[end]) ** 2).sum(skipna=False)) / len(centers) for end in ("low", "high"))
     unit = f", in {home['unit'].iloc[0]}" if row["metric"] in ("assd", "hd95") else ""
     return {
         "measured": by_seed.mean(skipna=False),
+        "low": by_seed.mean(skipna=False) - below,
+        "high": by_seed.mean(skipna=False) + above,
         "std": by_seed.std(ddof=1),
-        "n": home[home["seed"] == home["seed"].iloc[0]]["n"].sum(),
+        "n": centers["n"].sum(),
         "seeds": len(by_seed),
         "reason": next(filter(None, home["reason"]), ""),
-        "protocol": f"mean of {home['test_center'].nunique()} centres{unit}",
+        "protocol": f"mean of {len(centers)} centres{unit}",
     }
 
 
