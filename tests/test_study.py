@@ -234,7 +234,7 @@ def test_bad_settings_are_named(tmp_path, arguments, error, message):
 
 def test_unknown_method_and_centre_are_named(finished):
     workspace, _ = finished
-    with pytest.raises(ConfigError, match="method 'fedsgd': must be one of vfmgl"):
+    with pytest.raises(ConfigError, match="method 'fedsgd': must be one of local, fedavg"):
         workspace.run("fedsgd")
     with pytest.raises(ConfigError, match=r"centers \['Z'\]: the data have"):
         workspace.run(centers=["Z"])
