@@ -241,11 +241,20 @@ def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) ->
     values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
     for name, value in overrides.items():
         _merge(values, _nested(name.split("__"), value))
+    return checked_settings(values)
+
+
+def checked_settings(values: dict[str, Any]) -> StudySettings:
+    """The settings of these values, nested as in `StudySettings`.
+
+    Raises: ConfigError: naming every setting that is unknown or out of range.
+    """
     try:
         return StudySettings(**values)
     except ValidationError as error:
+        task = values["task"]
         problems = [f"{'.'.join(map(str, e['loc'])) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"task {task}, profile {profile}: " + "; ".join(problems)) from error
+        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
 
 
 def task_names(profile: str | Path = "smoke") -> list[str]:

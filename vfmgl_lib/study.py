@@ -19,6 +19,7 @@ import json
 import logging
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,9 +36,9 @@ from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import client_class, new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
-from vfmgl_lib.config import ConfigError, StudySettings, load_settings
+from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import subset, with_validation
+from vfmgl_lib.data.layouts import resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features")
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
 COMPLETE = "complete.json"
+NO_TEACHER = "none (the method uses no teacher)"
+LOCK_ATTEMPTS = 5
 NUMBERS = (
     "value",
     "task_loss",
@@ -71,9 +74,13 @@ TEXTS = ("center", "model_center", "test_center", "split_id", "patient", "id", "
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "safetensors", "papermill")
 
 
+class StudyRunningError(RuntimeError):
+    """Another process is running this very study."""
+
+
 @dataclass(frozen=True)
 class Study:
-    """A complete study; its tables are read from the folder when first asked for."""
+    """A study, complete unless it comes from `Workspace.study`; its tables are read from the folder when first asked for."""
 
     folder: Path
     settings: StudySettings
@@ -124,6 +131,15 @@ class Study:
     def last_round(self) -> int:
         return max(self.report_rounds.values())
 
+    @property
+    def complete(self) -> bool:
+        return (self.folder / COMPLETE).is_file()
+
+    @property
+    def rounds_done(self) -> int:
+        """The last whole round on disk; 0 before the first."""
+        return _last_round(self.folder) or 0
+
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
         """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
         ids = self.manifest.select(center, "train")["id"]
@@ -137,13 +153,19 @@ class Study:
 
 @dataclass(frozen=True)
 class Workspace:
-    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`."""
+    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`.
+
+    Attributes:
+        manifest: the samples that take part: `prepared` after what the settings say of split, validation set and subset.
+        prepared: the whole set as it was prepared.
+    """
 
     settings: StudySettings
     manifest: Manifest
     folder: Path
     warnings: tuple[str, ...]
     on_phantoms: bool
+    prepared: Manifest
 
     def describe(self) -> pd.Series:
         """What a run is made of, in words: for the top of a notebook."""
@@ -162,15 +184,34 @@ class Workspace:
         }
         return pd.Series(lines, name="this run")
 
-    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None) -> Study:
+    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True) -> Study:
         """Runs or loads the study of one method, on all centres or on some."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),
             self.manifest,
             self.folder / "studies",
+            progress,
             teacher_cache=self.folder.parents[1] / "teacher_cache",
         )
+
+    def study(self, method: str) -> Study:
+        """What `run` of a method on all centres would go on with; it may be complete, begun or not there at all."""
+        return _find_study(self.settings.model_copy(update={"method": method, "centers": None}), self.manifest, self.folder / "studies")[0]
+
+    def variant(self, *, seed: int | None = None, split: tuple[float, int] | None = None) -> Workspace:
+        """The same images with another study seed, another division of the patients, or both.
+
+        Args:
+            seed: of students, batches, and the choice of validation set and subset where the settings ask for these; None: as here.
+            split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
+        Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
+        """
+        values = self.settings.model_dump()
+        values |= {} if seed is None else {"seed": seed}
+        values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
+        settings = checked_settings(values)
+        return replace(self, settings=settings, manifest=_taking_part(self.prepared, settings))
 
 
 def open_workspace(
@@ -204,21 +245,13 @@ def open_workspace(
     folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")
-    manifest = prepared.manifest
-    if settings.data.split is not None:
-        from vfmgl_lib.data.layouts import resplit
-
-        manifest = resplit(manifest, settings.data.split.train, settings.data.split.seed)
-    if settings.data.validation_share:
-        manifest = with_validation(manifest, settings.data.validation_share, seed)
-    if settings.data.per_center:
-        manifest = subset(manifest, settings.data.per_center, seed)
+    manifest = _taking_part(prepared.manifest, settings)
     if len(manifest.classes) != 2:
         raise ConfigError(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data)
+    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
 
 
 def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
@@ -232,8 +265,34 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         teacher_cache: folder of teacher features that all studies share, up to `teacher.cache_gib`; None: no cache. It changes no number.
     Returns: the complete study.
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
-        RuntimeError: another process is running this very study.
+        StudyRunningError: another process is running this very study.
     """
+    study, teacher = _find_study(settings, manifest, folder)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _only_process(study.folder):
+        if study.complete:
+            log.info("loaded the complete study %s", study.folder.name)
+        else:
+            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
+    return study
+
+
+def is_running(folder: Path) -> bool:
+    """Whether some process, also on another machine that shares the file system, is running the study of this folder now."""
+    try:
+        file = open(folder / ".lock")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:
+    """The study of these settings and data below `folder`, whatever is there of it, and its teacher."""
     if settings.method not in METHODS:
         raise ConfigError(f"method {settings.method!r}: must be one of {', '.join(METHODS)}")
     if settings.centers is not None:
@@ -244,17 +303,21 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
     if METHODS[settings.method].needs_validation:
         manifest = with_validation(manifest, VALIDATION_SHARE, settings.seed)
     teacher = _teacher(settings)
-    description = teacher.description if teacher else "none (the method uses no teacher)"
+    description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
-    folder = folder / f"{settings.method}-seed{settings.seed}-{key}"
-    study = Study(folder, settings, manifest, description)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder):
-        if (folder / COMPLETE).is_file():
-            log.info("loaded the complete study %s", folder.name)
-        else:
-            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
-    return study
+    return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
+
+
+def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
+    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    manifest, data = prepared, settings.data
+    if data.split:
+        manifest = resplit(manifest, data.split.train, data.split.seed)
+    if data.validation_share:
+        manifest = with_validation(manifest, data.validation_share, settings.seed)
+    if data.per_center:
+        manifest = subset(manifest, data.per_center, settings.seed)
+    return manifest
 
 
 def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:
@@ -376,12 +439,19 @@ def _data_identity(manifest: Manifest) -> str:
 
 @contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
-    """Holds the study's lock; the operating system releases it however the process ends."""
+    """Holds the study's lock; the operating system releases it however the process ends.
+
+    A process that only asks (`is_running`) holds the lock for an instant, which is waited for.
+    """
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"study {folder}: another process is running it; wait for it or stop it") from error
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise StudyRunningError(f"study {folder}: another process is running it; wait for it or stop it") from error
+                time.sleep(0.1)
         yield
 
 
