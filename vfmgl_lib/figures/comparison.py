@@ -375,13 +375,13 @@ def radar(
     low, rings = _rings(table["value"].min(), low)
     columns = columns_for(len(centers))
     rows, width = math.ceil(len(centers) / columns), {1: SINGLE, 2: 124 * MM}.get(columns, DOUBLE)
-    figure = new_figure(width, rows * (0.86 * width / columns + 7 * MM) + 18 * MM)
+    figure = new_figure(width, rows * (0.74 * width / columns + 10 * MM) + 16 * MM)
     angles = np.linspace(0, 2 * np.pi, len(metrics), endpoint=False)
     for place, center in enumerate(centers):
         axis = figure.add_subplot(rows, columns, place + 1, projection="polar")
         here = table[table["center"] == center].pivot(index="method", columns="metric", values="value").reindex(columns=metrics)
         _spokes(axis, angles, [SHORT[metric] for metric in metrics], low, rings)
-        axis.set_title(f"centre {printed[center]}", pad=8)
+        axis.set_title(f"centre {printed[center]}", pad=13)
         for method in drawn:
             values = here.loc[method].to_numpy(dtype=float) if method in here.index else np.full(len(metrics), np.nan)
             around = np.append(values, values[:1])

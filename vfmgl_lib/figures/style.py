@@ -43,16 +43,16 @@ REFERENCE = "vfmgl"  # drawn last, thicker, in a colour that no other method com
 # solid line; what is compared with it is dark or light in turn, in four kinds of dashes.
 _SOLID, _DASHED, _DOTTED, _MIXED, _LONG = "solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.3, 1.1, 1.3)), (0, (8, 1.8))
 METHOD_STYLE = {
-    "local": ("#7A7A7A", _DOTTED, "p"),
+    "local": ("#8C8C8C", _DOTTED, "p"),
     "fedavg": ("#0072B2", _SOLID, "o"),
     "fedprox": ("#56B4E9", _DASHED, "s"),
-    "harmofl": ("#009E73", _MIXED, "^"),
-    "metafed": ("#CC79A7", _SOLID, "v"),
+    "harmofl": ("#117733", _MIXED, "^"),
+    "metafed": ("#DD8FBF", _SOLID, "v"),
     "frozen_probe": ("#000000", _DOTTED, "P"),
     "logit_kd": ("#E69F00", _LONG, "X"),
     "hgkt": ("#332288", _DASHED, "<"),
     "hgkt_kd": ("#8C5A2B", _MIXED, ">"),
-    "vfmgl": ("#D7191C", _SOLID, "D"),
+    "vfmgl": ("#C1121F", _SOLID, "D"),
 }
 
 # Tried in this order, glyph by glyph; what is not installed is left out, because matplotlib warns at every text otherwise.
