@@ -286,7 +286,7 @@ def test_every_pair_is_tested_and_corrected_over_the_pairs():
     assert not (same["p_holm"] < 0.05).any()
     ordered = better.sort_values("p")
     assert ordered["p_holm"].iloc[0] == pytest.approx(min(1, 4 * ordered["p"].iloc[0]))
-    assert set(tests["test"]) == {"paired DeLong"}
+    assert set(better["test"]) == {"paired DeLong"} and same["test_reason"].ne("").all()  # equal scores: no test, but a reason
     pairs = set(better[["model_center", "test_center"]].itertuples(index=False, name=None))
     assert pairs == {(m, t) for m in "AB" for t in "AB"}
 
@@ -373,10 +373,16 @@ def test_no_patient_table_no_grade_and_unlisted_patients_say_so():
     assert none["value"].isna().all() and set(none["reason"]) == {"no patients.csv beside the data"}
     assert set(none["group"]) == set(generalization.GROUPS) and set(none["center"]) == {"A", "B"}
     ungraded = subgroups(final, patients.drop(columns="grade"), unit="image")
-    assert "does not have it" in rows_of(ungraded, "well_differentiated", "A", "accuracy")["reason"]
+    assert "has no grade" in rows_of(ungraded, "well_differentiated", "A", "accuracy")["reason"]
     fewer = subgroups(final, patients[patients["patient"] != "A-test-0"], unit="image", age=45)
     row = rows_of(fewer, "younger", "A", "accuracy")
     assert (row["n"], row["unknown"]) == (3, 1)
+
+
+def test_subgroups_refuse_several_seeds():
+    final, patients = clinic()
+    with pytest.raises(ValueError, match=r"of one seed, got \[.*0.*1.*\]"):
+        subgroups(pd.concat([final, final.assign(seed=1)]), patients, unit="image")
 
 
 def test_names_are_matched_in_one_unicode_form():
@@ -390,5 +396,5 @@ def test_names_are_matched_in_one_unicode_form():
 
 def test_a_segmentation_has_no_subgroups():
     final, patients = clinic()
-    with pytest.raises(ValueError, match="subgroups need probabilities"):
-        subgroups(final.drop(columns=["probability", "label"]).assign(dice=0.5), patients, unit="image")
+    table = subgroups(final.drop(columns=["probability", "label"]).assign(dice=0.5), patients, unit="image")
+    assert table["value"].isna().all() and table["reason"].str.contains("a segmentation has no subgroups").all()

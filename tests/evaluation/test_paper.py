@@ -53,6 +53,7 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
         rows += [result(c, c, "assd", v, unit="px") for c, v in zip(training, values, strict=True)]
         for name in ("sensitivity", "specificity"):
             rows += [result(c, c, name, 0.8) for c in training]
+            rows.append(result("all", "all", name, 0.5, n=120))  # over all images; the paper's mean is over the centres
     run = {"about": facts(task, origin, **further), "results": pd.DataFrame(rows)}
     run["deviations"] = pd.DataFrame([["federation.rounds", "20", "6"]], columns=["setting", "paper", "here"])
     divisions = [(c, name, v) for c in training for name, v in (("0.5-1", 0.7), ("0.6-2", 0.9))]
@@ -66,14 +67,15 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
             for place, (m, t) in enumerate(pairs):
                 change = gain if place % 3 else -gain
                 steps.append(
-                    ("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", "", 0.001, "paired Wilcoxon")
+                    ("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", "", 0.001, "paired Wilcoxon", "")
                 )
-        columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason p_holm test"
-        run["ablation"] = pd.DataFrame(steps, columns=columns.split())
+        columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason"
+        columns += " p_holm test test_reason"
+        run["ablation"] = pd.DataFrame(steps, columns=columns.split()).assign(metric=metric)
     if external:
         pairs = [(e, m, s) for e in external for m, s in zip(training, (0.3, 0.1, -0.1, -0.2), strict=True)]
         run["external"] = pd.DataFrame(pairs, columns=["center", "model_center", "similarity"]).assign(
-            chosen=lambda t: t["similarity"] == 0.3, value=0.7, low=0.6, high=0.8, n=30, reason=""
+            metric="auc", chosen=lambda t: t["similarity"] == 0.3, value=0.7, low=0.6, high=0.8, n=30, reason=""
         )
         groups = []
         for center in [*training, *external]:
@@ -84,8 +86,10 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
                     groups.append((group, f"age {group}", center, name, value, 0.7, 0.9, 10, 8.0, 10.0, 0.5, reason))
         columns = "group title center metric value low high n numerator denominator cutoff reason".split()
         run["subgroups"] = pd.DataFrame(groups, columns=columns)
-        scores = [(c, s, k, 0.5 + 0.3 * k, 0.1, 9, 0.01, "") for c in training for s in ("train", "test") for k in (0, 1)]
-        run["scores"] = pd.DataFrame(scores, columns="center split label mean std n p reason".split())
+        scores = [(stage, c, s, 0.5, 0.8 - 0.3 * (stage == "I")) for stage in ("II", "I") for c in training for s in ("train", "test")]
+        run["score_tests"] = pd.DataFrame(scores, columns=["stage", "center", "split", "mean_0", "mean_1"]).assign(
+            std_0=0.1, std_1=0.2, n_0=8, n_1=10, p=0.01, reason=""
+        )
     return run
 
 
@@ -145,6 +149,9 @@ def test_pooled_counts_and_means(everything):
     assert one(everything, task="camelyon17", center="all", metric="sensitivity")["counts"] == "60/80"
     distance = one(everything, task="prostate", center="all", metric="assd")
     assert distance["measured"] == 3.5 and distance["n"] == 120 and "mean of 6 centres, in px" in distance["protocol"]
+    # Six intervals of half-width 0.05 each: sqrt(6 * 0.05^2) / 6.
+    assert distance["high"] - 3.5 == pytest.approx(0.05 / np.sqrt(6)) == 3.5 - distance["low"]
+    assert one(everything, task="prostate", center="all", metric="specificity")["measured"] == pytest.approx(0.8)
 
 
 def test_gain_over_the_mean_of_the_comparators(everything):
@@ -198,7 +205,8 @@ def test_a_group_of_one_class_says_so(printed):
 
 def test_scores_of_the_classes(everything):
     means = rows(everything, center="B", split="train", metric="score_mean").set_index("method")
-    assert means.loc["VFMGL, NMI cases", "measured"] == 0.5 and means.loc["VFMGL, MI cases", "measured"] == pytest.approx(0.8)
+    assert means.loc["VFMGL, NMI cases", ["measured", "std", "n"]].tolist() == [0.5, 0.1, 8]
+    assert means.loc["VFMGL, MI cases", ["measured", "std", "n"]].tolist() == [0.8, 0.2, 10]
     p = one(everything, center="B", split="train", metric="t_test_p")
     assert (p["measured"], p["n"]) == (0.01, 18)
 
@@ -223,9 +231,13 @@ def test_seeds_are_averaged(printed):
 
 
 def test_protocol_names_settings_and_data(printed):
-    table = paper_rows(printed, [whole_run("nuclei", findings="center 'SiteA': missing; and 3 more")])
-    protocol = one(table, task="nuclei", center="A", split="test")["protocol"]
-    assert "federation.rounds 6 (paper: 20)" in protocol and "data: center 'SiteA': missing; and 3 more" in protocol
+    run = whole_run("nuclei", findings="center 'SiteA': missing; and 3 more")
+    names = ["data.workers", "phantoms.centers", "optimizer.lr", "data.image_size", "teacher.grid", "teacher.source", "federation.rounds"]
+    run["deviations"] = pd.DataFrame({"setting": [*names, "student.width"], "paper": "20", "here": "6"})
+    protocol = one(paper_rows(printed, [run]), task="nuclei", center="A", split="test")["protocol"]
+    assert "settings: federation.rounds 6 (paper: 20), data.image_size 6 (paper: 20), student.width" in protocol
+    assert protocol.count("(paper: 20)") == 5 and "and 1 more; data: center 'SiteA': missing; and 3 more" in protocol
+    assert "workers" not in protocol and "phantoms" not in protocol
 
 
 def test_phantoms_and_stand_ins_get_no_difference(printed):
@@ -273,7 +285,7 @@ def test_fewer_centres_are_named(printed):
     assert pooled["status"] == "not comparable" and "SiteA, SiteB; the paper's is over A, B, C, D, E, F" in pooled["because"]
 
 
-@pytest.mark.parametrize("name", ["results", "robustness", "external", "subgroups", "scores"])
+@pytest.mark.parametrize("name", ["results", "robustness", "external", "subgroups", "score_tests"])
 def test_a_missing_table_is_named(printed, name):
     run = whole_run("endometrial")
     del run[name]

@@ -16,7 +16,6 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.patients import same_name
 from vfmgl_lib.evaluation.results import compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
-from vfmgl_lib.evaluation.statistics import holm
 
 MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
 OWN_SPLIT = "own"
@@ -26,6 +25,7 @@ STEPS = (("hgkt", "hgkt_kd"), ("hgkt", "vfmgl"), ("hgkt_kd", "vfmgl"))  # panels
 SIGNIFICANT = 0.05
 GROUPS = ("younger", "older", "well_differentiated")
 SUBGROUP_METRICS = ("auc", "accuracy", "sensitivity", "specificity")
+NOT_TESTED = "not tested"
 NO_TABLE = "no patients.csv beside the data"
 MODEL = ["method", "split_id", "budget", "model_center", "test_center", "split", "metric"]
 
@@ -63,9 +63,9 @@ def cross_centers(
     Args:
         results: see the module; of several seeds the means are taken (`over_seeds`).
         margin: in units of the metric, at least 0.
-    Returns: model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model), generalizes
-        (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined value or of an
-        NA away from home).
+    Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model),
+        generalizes (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined
+        value or of an NA away from home).
     Raises: ValueError: a negative margin; no such metric, method or budget.
     """
     if not margin >= 0:
@@ -84,7 +84,8 @@ def cross_centers(
     rows.loc[external & (rows["reason"] == ""), "reason"] = "an external centre has no model of its own to compare with"
     own_undefined = away & ~external & rows["own"].isna() & (rows["reason"] == "")
     rows.loc[own_undefined, "reason"] = "the centre's own model has no value here"
-    columns = ["model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin", "reason"]
+    columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin"]
+    columns.append("reason")
     return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
 
 
@@ -124,8 +125,8 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     Args:
         results: of one seed.
         similarity: center, model_center, similarity (`similarity.similarity_scores`).
-    Returns: center, model_center, similarity (NaN of the shared model), chosen, best (of the local models), value, low, high, interval, n,
-        unit, reason; no rows where there is no external centre.
+    Returns: metric, center, model_center, similarity (NaN of the shared model), chosen, best (of the local models), value, low, high,
+        interval, n, unit, reason; no rows where there is no external centre.
     Raises: ValueError: results of several seeds; no similarity of a model at an external centre, or none at all.
     """
     choice = choose_model(similarity)
@@ -145,7 +146,21 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     rank = rows["value"].where(local) * (-1 if metric in LOWER_IS_BETTER else 1)
     rows["best"] = rank.eq(rank.groupby(rows["center"]).transform("max"))
     rows = rows.assign(place=~local).sort_values(["center", "place", "model_center"])
-    columns = ["center", "model_center", "similarity", "chosen", "best", "value", "low", "high", "interval", "n", "unit", "reason"]
+    columns = [
+        "metric",
+        "center",
+        "model_center",
+        "similarity",
+        "chosen",
+        "best",
+        "value",
+        "low",
+        "high",
+        "interval",
+        "n",
+        "unit",
+        "reason",
+    ]
     return rows[columns].reset_index(drop=True)
 
 
@@ -197,7 +212,7 @@ def subgroups(
     carcinoma (grade 1 of type I). Where a group has one class only it has no AUC, and its accuracy stands alone, as in the paper.
 
     Args:
-        final: final predictions of a classification with its training rows, for the cutoffs.
+        final: final predictions of one seed with their training rows, for the cutoffs; a segmentation's have no subgroups.
         patients: `data.patients.read_patients`; None: there is no table.
         unit: "patient" or "image" (`prediction.scoring_unit`).
         chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
@@ -207,33 +222,36 @@ def subgroups(
     """
     mine = final[(final["method"] == method) & (final["budget"] == budget) & (final["split_id"] == OWN_SPLIT)]
     mine = mine[(mine["model_center"] == mine["test_center"]) & mine["split"].isin(["train", "test"])]
-    if "probability" not in final:
-        raise ValueError("subgroups need probabilities: the predictions are a segmentation's, expected a classification's")
     outside = _given(final[(final["method"] == method) & (final["budget"] == budget)], chosen or {})
     rows = pd.concat([mine, outside], ignore_index=True)
     if rows.empty:
         raise ValueError(f"no predictions of {method!r} at matched {budget} on the data's own division")
+    if rows["seed"].nunique() > 1:
+        raise ValueError(f"one model can be chosen by one run only: predictions must be of one seed, got {sorted(rows['seed'].unique())}")
     homes = {center: center for center in mine["test_center"]} | dict(chosen or {})
     tested = rows[rows["split"] == "test"]
-    if patients is None:
-        return pd.DataFrame([_absent(group, center, homes, NO_TABLE) for group in GROUPS for center in sorted(set(tested["test_center"]))])
+    if patients is None or "probability" not in final:
+        why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
+        empty = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
+        return pd.DataFrame(empty).assign(seed=rows["seed"].iloc[0])
     age = float(patients["age"].mean()) if age is None else age
     keys = tested["patient"].map(same_name)
     found = []
     for group, (title, members, known) in _groups(patients, age).items():
         inside = rows[(rows["split"] == "train") | rows["patient"].map(same_name).isin(members)]
         table = results_table(inside, unit=unit)
-        cutoffs = table[table["metric"] == "cutoff"].set_index(["seed", "test_center"])["value"]
+        cutoffs = table[table["metric"] == "cutoff"].set_index("test_center")["value"]
         table = table[(table["split"] == "test") & table["metric"].isin(SUBGROUP_METRICS)].rename(columns={"test_center": "center"})
-        table["cutoff"] = [cutoffs.get((row.seed, row.center), np.nan) for row in table.itertuples()]
+        table["cutoff"] = table["center"].map(cutoffs)
         unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
         table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
         table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
         empty = sorted(set(tested["test_center"]) - set(table["center"]))
-        why = f"no test patient of this group ({title})" if known else f"{title}: patients.csv does not have it"
+        why = f"no test patient of this group ({title})" if known else "patients.csv has no grade"
         table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
         found.append(table.assign(group=group, title=title))
     joined = pd.concat(found, ignore_index=True)
+    joined["seed"] = rows["seed"].iloc[0]
     joined["split"] = np.where(joined["center"].isin(list(chosen or {})), "external", "test")
     joined["model_center"] = joined["center"].map(homes).fillna("all")
     return joined[list(_absent("", "", {}, ""))]
@@ -276,8 +294,9 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     Args:
         results: see the module; of several seeds the means are taken. A method that is not in it has no steps.
         tests: from `cell_tests`; None: no test.
-    Returns: step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference (after less
-        before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test, test_reason.
+    Returns: metric, step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference
+        (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test,
+        test_reason.
     Raises: ValueError: fewer than two of the three methods, or no such metric or budget.
     """
     there = [name for name in ABLATION if (results["method"] == name).any()]
@@ -300,17 +319,17 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     table["difference"] = table["value_after"] - table["value_before"]
     gain = -table["difference"] if metric in LOWER_IS_BETTER else table["difference"]
     table["improved"] = (gain > 0).astype("boolean").mask(gain.isna())
-    columns = ["step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit", "reason"]
-    table = table[columns]
+    columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
+    table = table.assign(metric=metric)[[*columns, "reason"]]
     if tests is None:
-        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason="not tested")
-    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": "not tested"})
+        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason=NOT_TESTED)
+    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
 
 
 def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "rounds") -> pd.DataFrame:
-    """A paired test of every step of the ablation at every pair of model and test centre, Holm's correction over the pairs of a step.
+    """A paired test of every step of the ablation at every pair of model and test centre (`results.compare_methods`).
 
-    The tests are those of `results.compare_methods`: DeLong for an AUC, Wilcoxon for a Dice.
+    Holm's correction is over the pairs of a step.
 
     Args:
         final: final predictions of one seed.
@@ -330,9 +349,7 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
     for before, after in STEPS:
         both = rows[rows["method"].isin([before, after])]
         if both["method"].nunique() == 2:
-            tested = compare_methods(both, reference=after, metrics=[metric], unit=unit)
-            tested["p_holm"] = holm(tested["p"])
-            found.append(tested.assign(before=before, after=after))
+            found.append(compare_methods(both, after, unit=unit, metrics=[metric]).assign(before=before, after=after))
     table = pd.concat(found, ignore_index=True)
     table = table.rename(columns={"reason": "test_reason"}).join(pairs, on=table["center"].astype(int))
     return table[["before", "after", "model_center", "test_center", "low", "high", "p", "p_holm", "test", "test_reason"]]
@@ -352,7 +369,7 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
         home = defined["model_center"] == defined["test_center"]
         improved = defined["improved"].astype(bool)
         clear = defined["p_holm"] < SIGNIFICANT
-        tested = bool((group["test"] != "").any())
+        tested = bool((group["test_reason"] != NOT_TESTED).any())
         found.append(
             {
                 "step": step,

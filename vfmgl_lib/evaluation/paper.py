@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from vfmgl_lib.comparators.methods import METHODS
@@ -30,13 +31,13 @@ TABLES = {
     "external": ("06_generalization",),
     "subgroups": ("06_generalization",),
     "ablation": ("06_generalization",),
-    "scores": ("07_interpretability",),
+    "score_tests": ("07_interpretability",),
     "lightweight": ("08_lightweight",),
 }
 # Columns that look like numbers in some run, or whose empty cells mean "nothing".
 TEXT = tuple(
     "task where method split_id budget model_center test_center center split metric unit interval reason source test test_reason group "
-    "title before after step class_title model quantity item text setting here paper_method paper_metric protocol".split()
+    "title before after step stage model quantity item text setting here paper_method paper_metric protocol".split()
 )
 COMPARED, SHOWN, MISSING = "compared", "not comparable", "not measurable here"
 COLUMNS = tuple(
@@ -44,7 +45,10 @@ COLUMNS = tuple(
     "protocol where".split()
 )
 NUMBERS = ("measured", "std", "low", "high", "n", "seeds")
-SHOWN_SETTINGS = 4
+SHOWN_SETTINGS = 5
+# These are named first; the rest follows as it comes. What changes no number of a run on one's own images is not named at all.
+WEIGHTY = ("federation.rounds", "data.image_size", "student.width", "student.weights", "teacher.source", "teacher.grid", "data.per_center")
+WEIGHTLESS = ("data.workers", "phantoms.", "comparison.", "compute.")
 MEAN_OF_CLASSES = "Dice is the mean of background and foreground, as in the released code"
 OUR_SIMILARITY = "the paper gives no formula for the score; ours is described in evaluation/similarity.py"
 
@@ -208,9 +212,12 @@ def _protocol(run: Mapping[str, pd.DataFrame]) -> str:
     """What the whole run did otherwise than the paper: settings and data."""
     parts = []
     settings = run.get("deviations")
-    if settings is not None and len(settings):
-        named = [f"{row.setting} {row.here} (paper: {row.paper})" for row in settings.head(SHOWN_SETTINGS).itertuples()]
-        more = f" and {len(settings) - SHOWN_SETTINGS} more" if len(settings) > SHOWN_SETTINGS else ""
+    rows = [] if settings is None else [row for row in settings.itertuples() if not row.setting.startswith(WEIGHTLESS)]
+    if rows:
+        place = {name: index for index, name in enumerate(WEIGHTY)}
+        rows.sort(key=lambda row: place.get(row.setting, len(WEIGHTY)))
+        named = [f"{row.setting} {row.here} (paper: {row.paper})" for row in rows[:SHOWN_SETTINGS]]
+        more = f" and {len(rows) - SHOWN_SETTINGS} more" if len(rows) > SHOWN_SETTINGS else ""
         parts.append(f"settings: {', '.join(named)}{more}")
     if _about(run)["findings"]:
         parts.append(f"data: {_about(run)['findings']}")
@@ -311,21 +318,28 @@ def _own(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 
 
 def _pooled(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers")."""
+    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers").
+
+    The interval of that mean is put together from the centres' own, which have different patients (MOVER, Zou and Donner 2008).
+    """
     rows = _vfmgl(run, _metric(row))
-    summed = rows[rows["model_center"] == "all"]
+    summed = rows[(rows["model_center"] == "all") & rows["denominator"].notna()]
     if len(summed):
         return _number(over_seeds(summed).iloc[0])
-    home = rows[rows["model_center"] == rows["test_center"]]
+    home = rows[(rows["model_center"] == rows["test_center"]) & (rows["model_center"] != "all")]
     by_seed = home.groupby("seed")["value"].agg(lambda values: values.mean(skipna=False))
+    centers = over_seeds(home)
+    below, above = (np.sqrt(((centers["value"] - centers[end]) ** 2).sum(skipna=False)) / len(centers) for end in ("low", "high"))
     unit = f", in {home['unit'].iloc[0]}" if row["metric"] in ("assd", "hd95") else ""
     return {
         "measured": by_seed.mean(skipna=False),
+        "low": by_seed.mean(skipna=False) - below,
+        "high": by_seed.mean(skipna=False) + above,
         "std": by_seed.std(ddof=1),
-        "n": home[home["seed"] == home["seed"].iloc[0]]["n"].sum(),
+        "n": centers["n"].sum(),
         "seeds": len(by_seed),
         "reason": next(filter(None, home["reason"]), ""),
-        "protocol": f"mean of {home['test_center'].nunique()} centres{unit}",
+        "protocol": f"mean of {len(centers)} centres{unit}",
     }
 
 
@@ -356,7 +370,7 @@ def _gain(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 def _external(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
     center, model = _center(row, centers), _center(row, centers, row["method"].removeprefix("VFMGL model "))
     table = _table(run, "external")
-    rows = table[(table["center"] == center) & (table["model_center"] == model)]
+    rows = table[(table["center"] == center) & (table["model_center"] == model) & (table["metric"] == "auc")]
     if rows.empty:
         raise NotMeasuredError(f"{center} is no external centre of these data, or {model} trains no model here")
     found = rows.iloc[0]
@@ -405,9 +419,9 @@ def _robustness(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> di
 def _ablation(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
     table = _table(run, "ablation")
     after = {"HGKT+KD minus HGKT": "hgkt_kd", "HGKT+KD+DDBL minus HGKT": "vfmgl"}[row["method"]]
-    step = table[(table["before"] == "hgkt") & (table["after"] == after)]
+    step = table[(table["before"] == "hgkt") & (table["after"] == after) & (table["metric"] == "dice_mean_of_classes")]
     if step.empty:
-        raise NotMeasuredError(f"ablation.csv has no step from HGKT to {METHODS[after].title}")
+        raise NotMeasuredError(f"ablation.csv has no mean-of-classes Dice from HGKT to {METHODS[after].title}")
     found = ablation_summary(step).iloc[0]
     value = {"n": found["of"], "seeds": step["seeds"].max(), "reason": "no pair of model and test centre has a value"}
     if row["metric"] == "cross_centre_results_improved":
@@ -420,18 +434,17 @@ def _ablation(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict
 
 
 def _scores(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Mean score per class, and the p value of the t-test between the classes (Fig. 7c)."""
-    center, table = _center(row, centers), _table(run, "scores")
+    """Mean score of a class, or the p value of the t-test between the classes, after the last stage (Fig. 7c)."""
+    center, table = _center(row, centers), _table(run, "score_tests")
     rows = table[(table["center"] == center) & (table["split"] == row["split"])]
-    if row["metric"] == "score_mean":
-        positive = not row["method"].endswith("NMI cases")
-        rows = rows[rows["label"] == int(positive)]
     if rows.empty:
-        raise NotMeasuredError(f"scores.csv has no {row['split']} set of centre {center}")
-    found = rows.iloc[0]
-    if row["metric"] == "score_mean":
-        return {"measured": found["mean"], "std": found["std"], "n": found["n"], "reason": found["reason"]}
-    return {"measured": found["p"], "n": rows["n"].sum(), "reason": found["reason"]}
+        raise NotMeasuredError(f"score_tests.csv has no {row['split']} set of centre {center}")
+    found = rows.sort_values("stage").iloc[-1]
+    if row["metric"] == "t_test_p":
+        return {"measured": found["p"], "n": found["n_0"] + found["n_1"], "reason": found["reason"]}
+    label = 0 if row["method"].endswith("NMI cases") else 1
+    value = {"measured": found[f"mean_{label}"], "std": found[f"std_{label}"], "n": found[f"n_{label}"]}
+    return value | {"reason": f"the {row['split']} set of centre {center} has no case of this class"}
 
 
 def _lightweight(row: dict, runs: Sequence[Mapping[str, pd.DataFrame]]) -> tuple[Mapping | None, dict, str, str]:
