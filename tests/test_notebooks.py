@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from vfmgl_lib.batch.runner import run_batch
@@ -84,12 +85,7 @@ def test_checks_assert_something(notebook):
     assert sum(isinstance(node, ast.Assert) for cell in checks for node in ast.walk(parsed(cell))) >= 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "names"),
-    [("endometrial", NAMES[:4]), ("nuclei", NAMES[:4]), ("camelyon17", [NAMES[0], NAMES[3]]), ("prostate", [NAMES[0], NAMES[3]])],
-)
-def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
+def run_notebooks(task: str, names: list[str], runs: Path) -> None:
     settings = read_settings(
         profile=str(ROOT / "tests" / "smallest.yaml"),
         tasks=[task],
@@ -97,18 +93,48 @@ def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
         teacher="",
         device="cpu",
         seed=0,
-        runs=str(tmp_path),
+        runs=str(runs),
         only=[name[:2] for name in names],
         here=ROOT,
     )
     done = run_batch(ROOT / "notebooks", settings, progress=False)
     assert [(run.notebook, run.status, run.traceback) for run in done] == [(name, "ok", "") for name in names]
-    figures = tmp_path / "smallest" / task / "figures"
+
+
+def figures_of(folder: Path) -> set[str]:
+    """Names of a notebook's figures, each with its PDF and its numbers."""
+    drawn = {path.stem for path in folder.glob("*.png")}
+    for stem in drawn:
+        assert (folder / f"{stem}.pdf").stat().st_size > 1000
+        assert (folder / f"{stem}.csv").stat().st_size > 0
+    return drawn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("endometrial", NAMES[:4]), ("nuclei", NAMES[:4]), ("camelyon17", [NAMES[0], NAMES[3]]), ("prostate", [NAMES[0], NAMES[3]])],
+)
+def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
+    run_notebooks(task, names, tmp_path)
     for name in names:
-        drawn = {path.stem for path in (figures / name).glob("*.png")}
-        assert len(drawn) >= 4, f"{name} saved {sorted(drawn)}"
-        for stem in drawn:
-            assert (figures / name / f"{stem}.pdf").stat().st_size > 1000
-            assert (figures / name / f"{stem}.csv").stat().st_size > 0
+        assert len(figures_of(tmp_path / "smallest" / task / "figures" / name)) >= 4, name
     # 03 trains the study that 04 draws; a second one would mean that the two ask for different things.
     assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["endometrial", "nuclei"])
+def test_generalization_and_the_papers_numbers(task: str, tmp_path: Path):
+    run_notebooks(task, ["06_generalization", "09_paper_vs_measured"], tmp_path)
+    folder = tmp_path / "smallest" / task
+    drawn = figures_of(folder / "figures" / "06_generalization")
+    outside = {"external"} if task == "endometrial" else set()
+    assert drawn >= {"cross_centers", "divisions", "ablation_matrices"} | outside
+    assert figures_of(folder / "figures" / "09_paper_vs_measured") == {"states", "paper_and_measured"}
+    # The three methods once on the data's own division, VFMGL on two others.
+    assert sorted(path.name.split("-")[0] for path in (folder / "studies").iterdir()) == ["hgkt", "hgkt_kd", "vfmgl", "vfmgl", "vfmgl"]
+    rows = pd.read_csv(folder / "figures" / "09_paper_vs_measured" / "all_rows.csv")
+    printed = pd.read_csv(ROOT / "data_manifests" / "paper_results.csv")
+    assert len(rows) == len(printed)
+    assert rows.loc[rows["task"] == task, "measured"].notna().sum() >= 5
