@@ -137,6 +137,9 @@ def test_one_class_nothing_called_positive_and_no_training_set_give_reasons():
     table = results_table(single, unit="patient")
     row = one(table, method="vfmgl", model_center="A", test_center="A", split="test", metric="accuracy")
     assert math.isnan(row["value"]) and "training set has only one class" in row["reason"]
+    half = final[(final["split"] == "test") | (final["label"] == 0) | (final["model_center"] == "A")]
+    together = one(results_table(half, unit="patient"), method="vfmgl", model_center="all", metric="accuracy")
+    assert math.isnan(together["value"]) and together["reason"] == "no cutoff at B", "a centre without a cutoff calls nobody"
     shared = results_table(final[final["split"] == "test"].assign(model_center="shared"), unit="patient")
     assert set(shared["metric"]) == {"auc", "accuracy", "sensitivity", "specificity", "ppv", "npv"} and "all" not in set(
         shared["model_center"]
@@ -150,6 +153,24 @@ def test_a_prediction_that_is_no_probability_is_named():
     for function in (results_table, compare_methods):
         with pytest.raises(ValueError, match=rf"fedavg, model of A, sample {final.loc[5, 'id']}: .* got nan"):
             function(final, unit="patient")
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "nan"), (-1.0, "-1.0")])
+def test_a_number_of_pixels_that_is_none_is_named(value, said):
+    final = segmented().astype({"fn": float})
+    final.loc[3, "fn"] = value
+    for function in (results_table, compare_methods):
+        with pytest.raises(ValueError, match=rf"sample {final.loc[3, 'id']}: numbers of pixels must be at least 0, got .*{said}"):
+            function(final, unit="image")
+
+
+def test_a_metric_that_one_patient_alone_defines_has_no_interval():
+    final = segmented(methods=("vfmgl",), centers=("A",))
+    empty = final["patient"] != "A-0"
+    final.loc[empty, ["tp", "fn"]] = 0
+    row = one(results_table(final, unit="image", draws=100), model_center="A", metric="sensitivity")
+    assert row["n"] == 3 and row["value"] == overlaps(final[~empty])["sensitivity"].mean()
+    assert math.isnan(row["low"]) and row["reason"] == "no interval: one patient"
 
 
 def test_segmentation_means_and_limits_over_patients():
@@ -222,6 +243,21 @@ def test_surface_distances_equal_monai():
         assd = metrics.compute_average_surface_distance(*batch, include_background=True, symmetric=True, spacing=[0.6, 1.1])
         hd95 = metrics.compute_hausdorff_distance(*batch, include_background=True, percentile=95, spacing=[0.6, 1.1])
         assert found["assd"] == pytest.approx(assd.item(), rel=1e-6) and found["hd95"] == pytest.approx(hd95.item(), rel=1e-6)
+
+
+def test_surface_distances_equal_all_pairs_of_surface_points():
+    generator = np.random.default_rng(1)
+    predicted, mask = generator.random((2, 12, 15)) > 0.6
+    points = []
+    for one_mask in (predicted, mask):
+        padded = np.pad(one_mask, 1)
+        inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        points.append(np.argwhere(one_mask & ~inside) * (0.6, 1.1))
+    pairs = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
+    there, back = pairs.min(1), pairs.min(0)
+    found = surface_distances(predicted, mask, (0.6, 1.1))
+    assert found["assd"] == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), abs=1e-9)
+    assert found["hd95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-9)
 
 
 def test_surface_distances_by_hand_and_of_empty_masks():

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from vfmgl_lib.data.datasheets import FOLDER
 from vfmgl_lib.evaluation import statistics
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 # Hanley and McNeil 1982 (Radiology 143:29-36), Table I: 109 computed tomograms rated 1 to 5, by true state.
 NORMAL, ABNORMAL = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
 
@@ -25,6 +27,41 @@ def test_delong_equals_the_published_example():
     assert round(auc, 4) == 0.8932 and round(math.sqrt(covariance[0, 0]), 4) == 0.0307
     low, high, reason = statistics.auc_interval(score, label)
     assert (round(low, 5), round(high, 5), reason) == (0.83295, 0.95339, "")
+
+
+def _ovarian_cancer():
+    """The example of DeLong, DeLong and Clarke-Pearson 1988: three tests of ovarian cancer patients, and who benefited from surgery.
+
+    The 43 complete records as SAS/STAT's manual has them ("Comparing Receiver Operating Characteristic Curves", PROC LOGISTIC); a low
+    K-G score is the good one.
+    """
+    table = pd.read_csv(GOLDEN / "ovarian_cancer.csv")
+    scores = np.stack([10 - table["k_g_score"], table["albumin"], table["total_protein"]])
+    return scores, table["improved"].to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("row", "area", "error", "limits"),
+    [(0, 0.7258, 0.1028, (0.5243, 0.9273)), (1, 0.7366, 0.0927, (0.5549, 0.9182)), (2, 0.6478, 0.1000, (0.4518, 0.8439))],
+)
+def test_areas_of_delongs_own_example(row, area, error, limits):
+    """To the four digits that SAS prints."""
+    scores, label = _ovarian_cancer()
+    aucs, covariance = statistics.delong(scores, label)
+    assert (round(aucs[row], 4), round(math.sqrt(covariance[row, row]), 4)) == (area, error)
+    assert tuple(round(limit, 4) for limit in statistics.auc_interval(scores[row], label)[:2]) == limits
+
+
+@pytest.mark.parametrize(
+    ("row", "difference", "limits", "p"),
+    [(1, 0.0108, (-0.1761, 0.1976), 0.9102), (2, -0.0780, (-0.2830, 0.1271), 0.4561)],
+)
+def test_paired_tests_of_delongs_own_example(row, difference, limits, p):
+    """Albumin and total protein against the K-G score, as SAS prints them."""
+    scores, label = _ovarian_cancer()
+    found = statistics.delong_test(scores[row], scores[0], label)
+    assert round(found.difference, 4) == difference and round(found.p, 4) == p
+    assert (round(found.low, 4), round(found.high, 4)) == limits
 
 
 def _by_definition(scores, label):
@@ -63,6 +100,8 @@ def test_what_delong_cannot_estimate_is_nan_with_the_reason():
     label = np.array([0, 0, 1, 1])
     separated = statistics.auc_interval(np.array([0.1, 0.2, 0.8, 0.9]), label)
     assert math.isnan(separated.low) and "separated completely" in separated.reason
+    constant = statistics.auc_interval(np.full(4, 0.3), label)
+    assert math.isnan(constant.low) and "all scores are equal" in constant.reason
     single = statistics.auc_interval(np.array([0.1, 0.2, 0.8]), np.array([0, 0, 1]))
     assert math.isnan(single.high) and "one sample only" in single.reason
     score = np.array([0.1, 0.6, 0.4, 0.9])
@@ -94,6 +133,15 @@ def test_bootstrapped_values_equal_those_of_the_drawn_samples():
         rows = np.repeat(np.arange(40), drawn[patient])
         assert aucs[draw] == pytest.approx(roc_auc_score(label[rows], score[rows]), abs=1e-12)
         assert means[draw] == pytest.approx(score[rows].mean(), abs=1e-12)
+
+
+def test_pairs_are_counted_alike_in_one_piece_and_in_many(monkeypatch):
+    generator = np.random.default_rng(5)
+    patient, label, score = generator.integers(0, 9, 80), generator.integers(0, 2, 80), np.round(generator.random(80), 1)
+    weights = statistics.patient_weights(9, 0, draws=20)
+    whole = statistics.bootstrapped_aucs(score, label, patient, weights)
+    monkeypatch.setattr(statistics, "CHUNK", 30)
+    assert (statistics.bootstrapped_aucs(score, label, patient, weights) == whole).all()
 
 
 def test_draws_of_one_class_are_left_out_and_one_patient_has_no_interval():

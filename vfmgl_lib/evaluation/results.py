@@ -128,13 +128,14 @@ def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: i
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
         interval is NaN). A metric "cutoff" is the model's cutoff. model_center and test_center "all": every centre's own model on its own
         test set, counted together (no AUC: scores of different models are not on one scale).
-    Raises: ValueError: a prediction that is NaN or outside [0, 1]; names it.
+    Raises: ValueError: `check_predictions`.
     """
     check_predictions(final)
     rows: list[dict] = []
     for run, of_run in final.groupby(RUN, sort=False):
         about = dict(zip(RUN, run, strict=True))
-        homes: list[pd.DataFrame] = []
+        homes: dict[str, pd.DataFrame] = {}
+        without: list[str] = []
         for model, of_model in of_run.groupby("model_center", sort=False):
             cutoff = _cutoff(of_model, model, unit)
             if cutoff is not None and "probability" in final:
@@ -145,10 +146,11 @@ def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: i
                 units = _units(part, unit, cutoff)
                 rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff, draws, seed)]
                 if model == test and split == "test":
-                    homes.append(units)
+                    homes[model] = units
+                    without += [model] if cutoff is None or math.isnan(cutoff) else []
         if homes:
-            pooled = pd.concat(homes, ignore_index=True)
-            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, draws, seed)]
+            pooled = pd.concat(homes.values(), ignore_index=True)
+            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, without, draws, seed)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -160,15 +162,16 @@ class Found(NamedTuple):
 
 
 def check_predictions(final: pd.DataFrame) -> None:
-    """Raises: ValueError: a probability that is NaN or outside [0, 1]; names method, model and sample."""
-    if "probability" not in final:
-        return
-    wrong = ~final["probability"].between(0, 1)
+    """Raises: ValueError: a probability that is NaN or outside [0, 1], a number of pixels that is NaN or negative; names the sample."""
+    if "probability" in final:
+        wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
+    else:
+        wrong, columns, right = ~final[COUNTS].ge(0).all(axis=1), COUNTS, "numbers of pixels must be at least 0"
     if wrong.any():
         row = final[wrong].iloc[0]
         raise ValueError(
             f"method {row['method']}, model of {row['model_center']}, sample {row['id']}: "
-            f"the probability must lie in [0, 1], got {row['probability']}"
+            f"{right}, got {', '.join(str(row[name]) for name in columns)}"
         )
 
 
@@ -215,8 +218,8 @@ def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None, draws: int, s
             yield _found(metric, unit, statistics.percentile_interval(values, sampled[1].shape[1]), BOOTSTRAP)
 
 
-def _pooled(units: pd.DataFrame, unit: str, draws: int, seed: int) -> Iterator[Found]:
-    """Counts of all centres' own models together."""
+def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, seed: int) -> Iterator[Found]:
+    """Counts of all centres' own models together; undefined where one of them has no cutoff (`without`) and so calls nobody."""
     if "probability" not in units:
         yield from _means(units, draws, seed)
         return
@@ -224,6 +227,8 @@ def _pooled(units: pd.DataFrame, unit: str, draws: int, seed: int) -> Iterator[F
     for name in AT_CUTOFF:
         part, whole = _counted(units, name)
         metric = Metric.share(name, int(part.sum()), int(whole.sum()), f"no sample counts for {name}")
+        if without:
+            metric = Metric(name, math.nan, len(units), f"no cutoff at {', '.join(without)}")
         yield Found(metric, unit, NO_INTERVAL, "") if math.isnan(metric.value) else _share(metric, units, unit, sampled)
 
 
@@ -245,19 +250,18 @@ def _means(images: pd.DataFrame, draws: int, seed: int) -> Iterator[Found]:
     """Means over the images that define a metric, with bootstrapped limits."""
     values = overlaps(images)
     measured = [name for name in DISTANCES if name in images]
+    patient, weights = _drawn(images, draws, seed)
     for name in (*OVERLAPS, *measured):
-        value = values[name] if name in values else images[name]
-        defined = value.notna().to_numpy()
+        value = (values if name in values else images)[name].to_numpy(dtype=float)
+        defined = np.isfinite(value)
         unit = images["distance_unit"].iloc[0] if name in DISTANCES else "image"
         if not defined.any():
             reason = images["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
             yield Found(Metric(name, math.nan, 0, reason), unit, NO_INTERVAL, "")
             continue
-        known = images[defined]
-        patient, weights = _drawn(known, draws, seed)
-        bootstrapped = statistics.bootstrapped_ratios(value[defined].to_numpy(), np.ones(len(known)), patient, weights)
-        metric = Metric(name, float(value[defined].mean()), len(known))
-        yield _found(metric, unit, statistics.percentile_interval(bootstrapped, weights.shape[1]), BOOTSTRAP)
+        bootstrapped = statistics.bootstrapped_ratios(np.where(defined, value, 0), defined, patient, weights)
+        metric = Metric(name, float(value[defined].mean()), int(defined.sum()))
+        yield _found(metric, unit, statistics.percentile_interval(bootstrapped, len(np.unique(patient[defined]))), BOOTSTRAP)
 
 
 def _found(metric: Metric, unit: str, interval: Interval, how: str) -> Found:
@@ -270,7 +274,7 @@ def _sampled(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np
 
 
 def _drawn(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    names, patient = np.unique(units["patient"].to_numpy(dtype=str), return_inverse=True)
+    patient, names = pd.factorize(units["patient"], sort=True)
     return patient, statistics.patient_weights(len(names), seed, draws=draws)
 
 

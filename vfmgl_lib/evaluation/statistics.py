@@ -5,12 +5,13 @@ scipy and statsmodels do the standard parts. Level: 95 % throughout. Where somet
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -19,7 +20,7 @@ from vfmgl_lib.randomness import seed_sequence
 ALPHA = 0.05
 Z = float(stats.norm.ppf(1 - ALPHA / 2))
 DRAWS = 2000  # of the bootstrap
-CHUNK = 2**22  # numbers held at once while bootstrapping an AUC
+CHUNK = 2**22  # numbers held at once while counting an AUC's pairs
 
 
 class Interval(NamedTuple):
@@ -74,7 +75,8 @@ def auc_interval(score: np.ndarray, label: np.ndarray) -> Interval:
     if math.isnan(variance):
         return NO_INTERVAL._replace(reason="no interval: a class has one sample only")
     if variance <= 0:
-        return NO_INTERVAL._replace(reason="no interval: the classes are separated completely, DeLong's variance is 0")
+        why = "all scores are equal" if np.ptp(score) == 0 else "the classes are separated completely"
+        return NO_INTERVAL._replace(reason=f"no interval: {why}, DeLong's variance is 0")
     width = Z * math.sqrt(variance)
     return Interval(max(0.0, float(auc - width)), min(1.0, float(auc + width)))
 
@@ -101,10 +103,13 @@ def wilson(numerator: int, denominator: int) -> Interval:
     return Interval(max(0.0, float(low)), min(1.0, float(high)))
 
 
+@functools.lru_cache(maxsize=8)  # every method and metric of a test set asks for the same draws
 def patient_weights(patients: int, seed: int, *purpose: str | int, draws: int = DRAWS) -> np.ndarray:
-    """(draws, patients): how often each patient is in a sample of as many, drawn with replacement."""
+    """(draws, patients): how often each patient is in a sample of as many, drawn with replacement; read-only."""
     generator = np.random.default_rng(seed_sequence(seed, "bootstrap", *purpose))
-    return generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
+    weights = generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
+    weights.setflags(write=False)
+    return weights
 
 
 def percentile_interval(values: np.ndarray, patients: int) -> Interval:
@@ -132,20 +137,33 @@ def bootstrapped_ratios(numerator: np.ndarray, denominator: np.ndarray, patient:
 
 
 def bootstrapped_aucs(score: np.ndarray, label: np.ndarray, patient: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(draws,) AUC over the drawn patients' samples, ties half; NaN where a draw has one class only. Arguments as above, score (n,)."""
-    order = np.argsort(score, kind="stable")
-    _, group = np.unique(score[order], return_inverse=True)  # samples of equal score
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
-    positive = label[order] == 1
-    aucs = []
-    rows = max(1, CHUNK // max(1, len(score)))
-    for part in (weights[start : start + rows] for start in range(0, len(weights), rows)):
-        drawn = part[:, patient[order]].astype(float)
-        up, down = (np.add.reduceat(drawn * chosen, starts, axis=1) for chosen in (positive, ~positive))
-        wins = (up * (np.cumsum(down, axis=1) - down / 2)).sum(1)
-        pairs = up.sum(1) * down.sum(1)
-        aucs.append(np.where(pairs > 0, wins / np.where(pairs > 0, pairs, 1), math.nan))
-    return np.concatenate(aucs)
+    """(draws,) AUC over the drawn patients' samples, ties half; NaN where a draw has one class only. Arguments as above, score (n,).
+
+    An AUC is a share of pairs, and how many pairs any two patients win does not change from draw to draw: counted once, a draw costs no
+    more than a quadratic form in the patients' weights, however many samples each has.
+    """
+    weights = weights.astype(float)
+    positive = np.asarray(label) == 1
+    up, down = (np.bincount(patient[chosen], minlength=weights.shape[1]) for chosen in (positive, ~positive))
+    won = ((weights @ _pairs_won(np.asarray(score), positive, patient, weights.shape[1])) * weights).sum(1)
+    pairs = (weights @ up) * (weights @ down)
+    return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1), math.nan)
+
+
+def _pairs_won(score: np.ndarray, positive: np.ndarray, patient: np.ndarray, patients: int) -> np.ndarray:
+    """(P, P): in how many pairs a positive sample of the row's patient is above a negative one of the column's; a tie is half a pair."""
+    _, rank = np.unique(score, return_inverse=True)  # equal for equal scores
+    ranks = rank.max() + 1
+    owners = sparse.csr_array((np.ones(positive.sum()), (patient[positive], rank[positive])), shape=(patients, ranks))
+    won = np.empty((patients, patients))
+    width = max(1, CHUNK // ranks)
+    for start in range(0, patients, width):
+        size = min(width, patients - start)
+        chosen = ~positive & (patient >= start) & (patient < start + size)
+        place = rank[chosen] * size + patient[chosen] - start
+        negative = np.bincount(place, minlength=ranks * size).reshape(ranks, size)
+        won[:, start : start + size] = owners @ (np.cumsum(negative, axis=0) - negative / 2)
+    return won
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
