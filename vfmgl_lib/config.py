@@ -28,6 +28,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SplitSettings(Settings):
+    """A division of every training centre's patients anew, instead of the data's own (`vfmgl_lib.data.layouts.resplit`)."""
+
+    train: float = Field(gt=0, lt=1, description="share of a centre's patients that train; the others test")
+    seed: int = Field(ge=0)
+
+    @property
+    def name(self) -> str:
+        """As the tables' column split_id has it, e.g. "0.6-3"."""
+        return f"{self.train:g}-{self.seed}"
+
+
 class DataSettings(Settings):
     layout: Literal["endometrial", "camelyon17", "prostate", "nuclei"]
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
@@ -36,6 +48,7 @@ class DataSettings(Settings):
     )
     per_center: dict[Literal["train", "val", "test"], int] = Field(description="at most so many samples per centre and split; empty: all")
     augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
+    split: SplitSettings | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")
 
 
@@ -85,7 +98,7 @@ class TransferSettings(Settings):
 
 
 class DeductionSettings(Settings):
-    """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.strategies.METHODS`)."""
+    """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.strategies.STRATEGIES`)."""
 
     task_share: float = Field(ge=0, le=1, description="alpha: share of the task loss beside the KL")
     keep_ratio: float = Field(gt=0, description="kappa: a batch is kept iff KL <= kappa * mean task loss")
@@ -97,6 +110,53 @@ class FederationSettings(Settings):
     rounds: int = Field(ge=1)
     local_epochs: int = Field(ge=1)
     weights: Literal["samples", "uniform"]
+    match_updates: bool = Field(
+        description="a method with fewer updates a batch than VFMGL goes on beyond `rounds` to as many updates, and is reported at both"
+    )
+
+
+class FedProxSettings(Settings):
+    mu: float = Field(ge=0, description="weight of half the squared distance to the shared model")
+
+
+class HarmoFLSettings(Settings):
+    block: float = Field(ge=0, lt=0.5, description="L: the amplitude block has side 2 floor(L min(H, W)) + 1; 0: the mean alone")
+    amplitude_momentum: float = Field(gt=0, le=1, description="share of a batch's mean amplitude in the running one")
+    perturbation: float = Field(ge=0, description="alpha: length of the weight perturbation")
+    weights: Literal["samples", "uniform"]
+
+
+class MetaFedSettings(Settings):
+    threshold: float = Field(ge=0, le=1, description="validation score above which a centre distils instead of copying")
+    distillation: float = Field(ge=0, description="lambda, weight of the feature distance")
+    init_share: float = Field(gt=0, lt=1, description="share of federation.rounds in which every centre trains alone; at least one round")
+    copy_bn: bool = Field(description="copying takes the teacher's batch normalisation too")
+
+
+class FrozenProbeSettings(Settings):
+    inverse_regularization: float = Field(gt=0, description="C of the logistic regression on standardised features")
+
+
+class LogitKDSettings(Settings):
+    distillation_share: float = Field(ge=0, le=1, description="a: loss = (1 - a) task + a tau^2 KL")
+    temperature: float = Field(gt=0, description="tau")
+
+
+class ComparatorSettings(Settings):
+    """One part a method; a study's key has the running method's only. Where the values come from: paper.yaml."""
+
+    fedprox: FedProxSettings
+    harmofl: HarmoFLSettings
+    metafed: MetaFedSettings
+    frozen_probe: FrozenProbeSettings
+    logit_kd: LogitKDSettings
+
+
+class ComparisonSettings(Settings):
+    """Which studies the comparison is made of; none of it is part of a study."""
+
+    seeds: int = Field(ge=1, description="notebook 05 runs the seeds from the study's on, so many")
+    splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
 
 
 class ComputeSettings(Settings):
@@ -126,6 +186,8 @@ class StudySettings(Settings):
     deduction: DeductionSettings
     federation: FederationSettings
     compute: ComputeSettings
+    comparators: ComparatorSettings
+    comparison: ComparisonSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
@@ -146,9 +208,14 @@ class StudySettings(Settings):
     def key(self, *data: str) -> str:
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 
-        Left out is what those hashes cover (data, phantoms, teacher) and what changes no number (profile's name, loader processes).
+        Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
+        processes, what the comparison runs beside it, the other methods' settings).
         """
-        values = self.model_dump(mode="json", exclude={"profile": True, "phantoms": True, "teacher": True, "data": {"workers"}})
+        without = {"profile": True, "phantoms": True, "teacher": True, "comparison": True, "data": {"workers"}}
+        values = self.model_dump(mode="json", exclude=without)
+        # Logit distillation fits the frozen probe as its teacher.
+        used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)
+        values["comparators"] = {name: part for name, part in values["comparators"].items() if name in used}
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 
     def deviations(self) -> pd.DataFrame:
@@ -174,11 +241,20 @@ def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) ->
     values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
     for name, value in overrides.items():
         _merge(values, _nested(name.split("__"), value))
+    return checked_settings(values)
+
+
+def checked_settings(values: dict[str, Any]) -> StudySettings:
+    """The settings of these values, nested as in `StudySettings`.
+
+    Raises: ConfigError: naming every setting that is unknown or out of range.
+    """
     try:
         return StudySettings(**values)
     except ValidationError as error:
+        task = values["task"]
         problems = [f"{'.'.join(map(str, e['loc'])) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"task {task}, profile {profile}: " + "; ".join(problems)) from error
+        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
 
 
 def task_names(profile: str | Path = "smoke") -> list[str]:
@@ -212,7 +288,7 @@ def _profile_values(profile: str | Path) -> dict[str, dict]:
 
 
 # Tables that are replaced as a whole: their keys are data, not settings.
-WHOLE = ("per_center", "samples")
+WHOLE = ("per_center", "samples", "split")
 
 
 def _merge(base: dict, over: dict) -> None:

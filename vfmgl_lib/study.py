@@ -3,7 +3,8 @@
 A study's folder:
 
     config.json  environment.json  manifest.csv
-    predictions.csv  metrics.csv  rounds.csv  steps.csv  stages.csv      tidy tables over all rounds, written when the study is complete
+    predictions.csv  metrics.csv  rounds.csv  steps.csv  stages.csv  mean_features.csv
+                     tidy tables over all rounds, written when the study is complete
     rounds/NNN/      one folder a round, which appears whole or not at all: its part of each table, predicted masks and checkpoints
 
 A study that was interrupted goes on after its last whole round; a complete one is loaded. The folder's name holds a hash of the settings,
@@ -18,6 +19,7 @@ import json
 import logging
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,10 +33,12 @@ from tqdm import tqdm
 
 from vfmgl_lib import __version__
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.comparators.clients import client_class, new_server
+from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
-from vfmgl_lib.config import ConfigError, StudySettings, load_settings
+from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import subset, with_validation
+from vfmgl_lib.data.layouts import resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
@@ -43,15 +47,18 @@ from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
 from vfmgl_lib.federation.client import Client, training_batches
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import METHODS
+from vfmgl_lib.federation.strategies import STRATEGIES, Server
 from vfmgl_lib.files import new_folder, sha256, write_json, write_text
 from vfmgl_lib.models.students import STUDENTS, Student
 from vfmgl_lib.models.teachers import Teacher, load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 log = logging.getLogger(__name__)
-TABLES = ("predictions", "metrics", "rounds", "steps", "stages")
+TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features")
+VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
 COMPLETE = "complete.json"
+NO_TEACHER = "none (the method uses no teacher)"
+LOCK_ATTEMPTS = 5
 NUMBERS = (
     "value",
     "task_loss",
@@ -63,12 +70,17 @@ NUMBERS = (
     "kept",
     "kept_share",
 )
+TEXTS = ("center", "model_center", "test_center", "split_id", "patient", "id", "stage", "unit", "reason", "mask_file")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "safetensors", "papermill")
+
+
+class StudyRunningError(RuntimeError):
+    """Another process is running this very study."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A complete study; its tables are read from the folder when first asked for."""
+    """A study, complete unless it comes from `Workspace.study`; its tables are read from the folder when first asked for."""
 
     folder: Path
     settings: StudySettings
@@ -95,9 +107,38 @@ class Study:
     def stages(self) -> pd.DataFrame:
         return self._table("stages")
 
+    @cached_property
+    def mean_features(self) -> pd.DataFrame:
+        """Mean features under the shared model at the report rounds; without rows for a method that has no shared model."""
+        return self._table("mean_features")
+
+    def final_predictions(self) -> pd.DataFrame:
+        """The rows of the reported models, with `budget` and, for a segmentation, `mask_path`, the mask files' absolute places."""
+        from vfmgl_lib.evaluation.results import final_predictions
+
+        final = final_predictions(self.predictions, self.report_rounds)
+        if "mask_file" in final:
+            place = self.folder.resolve()
+            final = final.assign(mask_path=[str(place / name) if name else "" for name in final["mask_file"]])
+        return final
+
+    @property
+    def report_rounds(self) -> dict[str, int]:
+        """budget ("rounds", "updates") -> the round at which the method is reported (`comparators.methods.report_rounds`)."""
+        return report_rounds(self.settings)
+
     @property
     def last_round(self) -> int:
-        return self.settings.federation.rounds
+        return max(self.report_rounds.values())
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / COMPLETE).is_file()
+
+    @property
+    def rounds_done(self) -> int:
+        """The last whole round on disk; 0 before the first."""
+        return _last_round(self.folder) or 0
 
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
         """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
@@ -105,20 +146,26 @@ class Study:
         return [ids.iloc[rows].tolist() for rows in training_batches(self.settings, center, len(ids), round_number, stage)]
 
     def _table(self, name: str) -> pd.DataFrame:
-        text = dict.fromkeys(("center", "model_center", "test_center", "patient", "id", "stage", "unit", "reason", "mask_file"), str)
+        text = dict.fromkeys(TEXTS, str)
         table = pd.read_csv(self.folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
         return table
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`."""
+    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`.
+
+    Attributes:
+        manifest: the samples that take part: `prepared` after what the settings say of split, validation set and subset.
+        prepared: the whole set as it was prepared.
+    """
 
     settings: StudySettings
     manifest: Manifest
     folder: Path
     warnings: tuple[str, ...]
     on_phantoms: bool
+    prepared: Manifest
 
     def describe(self) -> pd.Series:
         """What a run is made of, in words: for the top of a notebook."""
@@ -137,15 +184,34 @@ class Workspace:
         }
         return pd.Series(lines, name="this run")
 
-    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None) -> Study:
+    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True) -> Study:
         """Runs or loads the study of one method, on all centres or on some."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),
             self.manifest,
             self.folder / "studies",
+            progress,
             teacher_cache=self.folder.parents[1] / "teacher_cache",
         )
+
+    def study(self, method: str) -> Study:
+        """What `run` of a method on all centres would go on with; it may be complete, begun or not there at all."""
+        return _find_study(self.settings.model_copy(update={"method": method, "centers": None}), self.manifest, self.folder / "studies")[0]
+
+    def variant(self, *, seed: int | None = None, split: tuple[float, int] | None = None) -> Workspace:
+        """The same images with another study seed, another division of the patients, or both.
+
+        Args:
+            seed: of students, batches, and the choice of validation set and subset where the settings ask for these; None: as here.
+            split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
+        Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
+        """
+        values = self.settings.model_dump()
+        values |= {} if seed is None else {"seed": seed}
+        values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
+        settings = checked_settings(values)
+        return replace(self, settings=settings, manifest=_taking_part(self.prepared, settings))
 
 
 def open_workspace(
@@ -179,17 +245,13 @@ def open_workspace(
     folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")
-    manifest = prepared.manifest
-    if settings.data.validation_share:
-        manifest = with_validation(manifest, settings.data.validation_share, seed)
-    if settings.data.per_center:
-        manifest = subset(manifest, settings.data.per_center, seed)
+    manifest = _taking_part(prepared.manifest, settings)
     if len(manifest.classes) != 2:
         raise ConfigError(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data)
+    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
 
 
 def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
@@ -203,8 +265,34 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         teacher_cache: folder of teacher features that all studies share, up to `teacher.cache_gib`; None: no cache. It changes no number.
     Returns: the complete study.
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
-        RuntimeError: another process is running this very study.
+        StudyRunningError: another process is running this very study.
     """
+    study, teacher = _find_study(settings, manifest, folder)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _only_process(study.folder):
+        if study.complete:
+            log.info("loaded the complete study %s", study.folder.name)
+        else:
+            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
+    return study
+
+
+def is_running(folder: Path) -> bool:
+    """Whether some process, also on another machine that shares the file system, is running the study of this folder now."""
+    try:
+        file = open(folder / ".lock")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:
+    """The study of these settings and data below `folder`, whatever is there of it, and its teacher."""
     if settings.method not in METHODS:
         raise ConfigError(f"method {settings.method!r}: must be one of {', '.join(METHODS)}")
     if settings.centers is not None:
@@ -212,18 +300,24 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         if unknown or not settings.centers:
             raise ConfigError(f"centers {unknown or '()'}: the data have {', '.join(manifest.centers)}")
         manifest = replace(manifest, table=manifest.table[manifest.table["center"].isin(settings.centers)])
+    if METHODS[settings.method].needs_validation:
+        manifest = with_validation(manifest, VALIDATION_SHARE, settings.seed)
     teacher = _teacher(settings)
-    description = teacher.description if teacher else "none (the method does not transfer)"
+    description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
-    folder = folder / f"{settings.method}-seed{settings.seed}-{key}"
-    study = Study(folder, settings, manifest, description)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder):
-        if (folder / COMPLETE).is_file():
-            log.info("loaded the complete study %s", folder.name)
-        else:
-            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
-    return study
+    return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
+
+
+def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
+    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    manifest, data = prepared, settings.data
+    if data.split:
+        manifest = resplit(manifest, data.split.train, data.split.seed)
+    if data.validation_share:
+        manifest = with_validation(manifest, data.validation_share, settings.seed)
+    if data.per_center:
+        manifest = subset(manifest, data.per_center, settings.seed)
+    return manifest
 
 
 def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:
@@ -244,48 +338,44 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, cache: Feature
     device = torch.device(settings.device)
     _describe(study, teacher)
     datasets = {center: _datasets(study, center, teacher) for center in study.manifest.centers}
-    students = {center: _new_student(settings) for center in [*study.manifest.training_centers, "shared model"]}
-    shared = students.pop("shared model").to(device)
-    clients = [Client(center, settings, student, teacher, datasets[center]["train"], device, cache) for center, student in students.items()]
+    build, centers = client_class(settings.method), study.manifest.training_centers
+    clients = [
+        build(center, settings, _new_student(settings), teacher, datasets[center]["train"], device, cache, datasets[center].get("val"))
+        for center in centers
+    ]
+    server = new_server(settings, list(centers), clients[0].student.state_dict())
     unit = scoring_unit(study.manifest.table, settings.is_segmentation)
     evaluation = RoundEvaluation(settings, datasets, unit, device)
 
     start = _last_round(folder)
     if start is None:
         with new_folder(_round_folder(folder, 0)) as part:
-            evaluation.untrained(shared).write(part)
+            evaluation.untrained(clients[0].student).write(part)
         start = 0
     elif start:
-        _restore(clients, shared, _round_folder(folder, start))
+        _restore(clients, server, _round_folder(folder, start))
         log.info("resumed %s after round %d", folder.name, start)
-    total = sum(client.batch_count(number) for client in clients for number in range(start + 1, settings.federation.rounds + 1))
+    total = sum(client.batch_count(number) for client in clients for number in range(start + 1, study.last_round + 1))
     title = f"{settings.task} {settings.method} seed {settings.seed}"
     with tqdm(total=total, desc=title, unit="batch", disable=not progress, mininterval=1.0) as bar:
-        finished = run_rounds(
-            clients,
-            shared,
-            settings.federation.rounds,
-            start=start,
-            weights=settings.federation.weights,
-            progress=bar.update,
-        )
-        for done in finished:
-            bar.set_postfix_str(f"round {done.number}/{settings.federation.rounds}")
+        for done in run_rounds(clients, server, study.last_round, start=start, progress=bar.update):
+            bar.set_postfix_str(f"round {done.number}/{study.last_round}")
             with new_folder(_round_folder(folder, done.number)) as part:
-                _checkpoint(clients, done.shared, part)
+                _checkpoint(clients, server, part)
+                shared = clients[0].frozen_copy(done.shared) if done.shared is not None else None
                 evaluation.round(done.number, clients, shared, part).write(part)
-            _prune(folder, done.number)
+            _prune(study, done.number)
     _join_tables(study)
-    write_json(folder / COMPLETE, {"rounds": settings.federation.rounds})
+    write_json(folder / COMPLETE, {"rounds": study.last_round})
 
 
 def _datasets(study: Study, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
-    """split -> data set of one centre; the training set also carries the teacher's own resize."""
-    sets = {}
+    """split -> data set of one centre; what the teacher sees also carries the teacher's own resize: a classifier on it sees every split."""
+    sets, on_teacher = {}, study.settings.method == "frozen_probe"
     for split in ("train", "val", "test"):
         table = study.manifest.select(center, split)
         if len(table):
-            teacher_size = teacher.image_size if teacher and split == "train" else None
+            teacher_size = teacher.image_size if teacher and (split == "train" or on_teacher) else None
             sets[split] = ImageDataset(study.manifest, table, study.settings.data.image_size, teacher_size)
     return sets
 
@@ -297,7 +387,7 @@ def _new_student(settings: StudySettings) -> Student:
 
 
 def _teacher(settings: StudySettings) -> Teacher | None:
-    if not METHODS[settings.method].transfer:
+    if not STRATEGIES[settings.method].teacher:
         return None
     chosen = settings.teacher
     teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
@@ -349,12 +439,19 @@ def _data_identity(manifest: Manifest) -> str:
 
 @contextmanager
 def _only_process(folder: Path) -> Iterator[None]:
-    """Holds the study's lock; the operating system releases it however the process ends."""
+    """Holds the study's lock; the operating system releases it however the process ends.
+
+    A process that only asks (`is_running`) holds the lock for an instant, which is waited for.
+    """
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"study {folder}: another process is running it; wait for it or stop it") from error
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise StudyRunningError(f"study {folder}: another process is running it; wait for it or stop it") from error
+                time.sleep(0.1)
         yield
 
 
@@ -407,9 +504,9 @@ def _last_round(folder: Path) -> int | None:
     return number - 1 if number else None
 
 
-def _checkpoint(clients: list[Client], shared: dict[str, torch.Tensor], folder: Path) -> None:
-    """After stage I, after stage II and everything that the next round depends on, per centre; and the shared model."""
-    tensors = {"shared": shared}
+def _checkpoint(clients: list[Client], server: Server, folder: Path) -> None:
+    """After stage I, after the round and everything that the next round depends on, per centre; and the server's part."""
+    tensors = {server.checkpoint: server.state_dict()} if server.checkpoint else {}
     for client in clients:
         tensors[f"{client.center}.student"] = client.student.state_dict()
         tensors[f"{client.center}.stage_one"] = client.stage_one_state
@@ -417,20 +514,22 @@ def _checkpoint(clients: list[Client], shared: dict[str, torch.Tensor], folder: 
     save_tensors(folder, tensors)
 
 
-def _restore(clients: list[Client], shared: Student, folder: Path) -> None:
-    shared.load_state_dict(load_tensors(folder, "shared"))
+def _restore(clients: list[Client], server: Server, folder: Path) -> None:
+    if server.checkpoint:
+        server.load_state_dict(load_tensors(folder, server.checkpoint))
     for client in clients:
         state, student, stage_one = (load_tensors(folder, f"{client.center}.{part}") for part in ("state", "student", "stage_one"))
         client.load_state_dict(state, student, stage_one)
 
 
-def _prune(folder: Path, number: int) -> None:
-    """Resuming needs the last round only, the one before stays as a reserve; models stay for round 1 and the last two."""
+def _prune(study: Study, number: int) -> None:
+    """Resuming needs the last round only, the one before stays as a reserve; models stay for round 1, those reported and the last two."""
     old = number - 2
     if old < 1:
         return
-    for file in _round_folder(folder, old).glob("*.safetensors"):
-        if old != 1 or file.name.endswith(".state.safetensors"):
+    keep = old in (1, *study.report_rounds.values())
+    for file in _round_folder(study.folder, old).glob("*.safetensors"):
+        if not keep or file.name.endswith((".state.safetensors", "ring.safetensors")):
             file.unlink()
 
 

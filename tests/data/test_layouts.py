@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vfmgl_lib.data.layouts import read_layout, subset, with_validation
+from vfmgl_lib.data.layouts import read_layout, resplit, subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, check_manifest
 
 
@@ -409,6 +409,53 @@ def test_validation_refuses(big):
     table = big.table[(big.table["split"] == "test") | big.table["patient"].isin(["Atrain0", "Btrain0", "Btrain1"])]
     with pytest.raises(ManifestError, match=r"center 'A' has 1 training patient\(s\), expected at least 2"):
         with_validation(type(big)(big.root, big.task_kind, big.classes, table), 0.2, 0)
+
+
+@pytest.mark.parametrize("train", [0.5, 0.6, 0.8])
+def test_resplit_divides_all_patients_anew_in_proportion(big, train):
+    cut = resplit(with_validation(big, 0.2, 0), train, seed=3)
+    assert cut.table["id"].tolist() == big.table["id"].tolist() and not cut.table.equals(big.table)
+    for center in big.centers:
+        sides = {split: cut.select(center, split) for split in ("train", "val", "test")}
+        patients = {split: set(rows["patient"]) for split, rows in sides.items()}
+        assert len(patients["test"]) == round(40 * (1 - train))
+        assert len(patients["val"]) == round(40 * train * 0.2), "the centre had a validation set: a fifth of training"
+        assert not (patients["train"] & patients["test"] or patients["train"] & patients["val"] or patients["val"] & patients["test"])
+        assert {side[1:].rstrip("0123456789") for side in patients["test"]} == {"train", "test"}, "former training patients test too"
+        positive = sides["test"].groupby("patient")["label"].first().sum()
+        assert positive == round(0.2 * len(patients["test"])), "a fifth of the patients is of class 1"
+
+
+def test_resplit_makes_no_validation_where_there_was_none(big):
+    assert set(resplit(big, 0.6, seed=3).table["split"]) == {"train", "test"}
+
+
+def test_resplit_depends_on_seed_and_own_center_only(big):
+    cut = resplit(big, 0.6, seed=3)
+    assert resplit(big, 0.6, seed=3).sha256 == cut.sha256 != resplit(big, 0.6, seed=4).sha256
+    alone = resplit(type(big)(big.root, big.task_kind, big.classes, big.select("B")), 0.6, seed=3)
+    assert alone.select("B", "test")["id"].tolist() == cut.select("B", "test")["id"].tolist()
+    assert resplit(resplit(big, 0.8, seed=1), 0.6, seed=3).sha256 == cut.sha256, "the split before does not matter"
+
+
+def test_resplit_leaves_external_centers(big):
+    table = big.table[(big.table["center"] == "A") | (big.table["split"] == "test")]
+    external = type(big)(big.root, big.task_kind, big.classes, table)
+    cut = resplit(external, 0.5, seed=0)
+    assert cut.training_centers == ("A",)
+    assert cut.select("B").equals(external.select("B"))
+
+
+def test_resplit_refuses(big):
+    for share in (0, 1, 1.2):
+        with pytest.raises(ValueError, match=f"training share of a split must be above 0 and below 1, got {share}"):
+            resplit(big, share, 0)
+    by_image = type(big)(big.root, big.task_kind, big.classes, big.table, "image")
+    with pytest.raises(ManifestError, match="divided by image, expected a set divided by patient"):
+        resplit(by_image, 0.6, 0)
+    table = big.table[big.table["patient"].isin(["Atrain0", "Btrain0", "Btrain1"])]
+    with pytest.raises(ManifestError, match=r"center 'A' has 1 training patient\(s\), expected at least 2 to set one aside for test"):
+        resplit(type(big)(big.root, big.task_kind, big.classes, table), 0.6, 0)
 
 
 def test_subset_spreads_over_classes_and_patients(big):

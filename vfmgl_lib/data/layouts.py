@@ -1,4 +1,4 @@
-"""Readers of the disk layouts the paper's data sets lie in, and the two ways to cut a manifest: validation set, subset.
+"""Readers of the disk layouts the paper's data sets lie in, and the three ways to cut a manifest: new split, validation set, subset.
 
 The layouts are those of the authors' released code (use case 1, "endometrial"; use case 4, "nuclei"); any other set
 laid out the same way is read as well. Readers only read: nothing is ever written into the data folder.
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 Layout = Literal["endometrial", "nuclei"]
 ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
 NUCLEI_CLASSES = ("background", "nucleus")
+RESPLIT_VALIDATION = 0.2  # of the training patients, as in the 64/16/20 of the prepared sets
 ROOT_FILES = ("phantoms.json", "patients.csv")  # the phantoms' own description, the patient table (`data.patients`)
 
 
@@ -217,6 +218,29 @@ def with_held_out(manifest: Manifest, share: float, seed: int, split: Literal["v
         chosen = _draw_patients(manifest, train, count, np.random.default_rng(seed_sequence(seed, purpose, center)))
         table.loc[train.index[train["patient"].isin(chosen)], "split"] = split
     return replace(manifest, table=table)
+
+
+def resplit(manifest: Manifest, train: float, seed: int) -> Manifest:
+    """All patients of each training centre divided anew: the robustness of results to the split (method.md §7).
+
+    Whole patients go to training or test, in proportion to the classes they have (`with_held_out`); where the centre had a validation set,
+    a fifth of its training patients becomes the new one. External centres stay as they are. Ids stay too: they name the folder a file
+    came from, not the split it is in. A centre's division depends on the seed and on its own rows alone.
+
+    Args:
+        train: share of the patients for training (and validation), 0 < train < 1, rounded, at least one patient on either side.
+        seed: of the division, apart from a study's seed.
+    Raises: ValueError: share out of range. ManifestError: a set divided by image; a centre with too few patients for its splits.
+    """
+    if not 0 < train < 1:
+        raise ValueError(f"the training share of a split must be above 0 and below 1, got {train}")
+    if manifest.split_unit != "patient":
+        raise ManifestError(f"{manifest.root}: divided by {manifest.split_unit}, expected a set divided by patient to divide it anew")
+    table, centers = manifest.table, manifest.training_centers
+    validated = [center for center in centers if len(manifest.select(center, "val"))]
+    together = replace(manifest, table=table.assign(split=table["split"].mask(table["center"].isin(centers), "train")))
+    divided = with_held_out(together, 1 - train, seed, "test", centers)
+    return with_held_out(divided, RESPLIT_VALIDATION, seed, "val", validated)
 
 
 def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:

@@ -28,10 +28,9 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
         tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`).
     """
     student.eval()
-    rows = []
-    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
-    for batch in load_batches(data, members):
-        logits = student(batch["image"].to(device)).float().cpu()
+    rows, hashes = [], data.table["sha256"].tolist()
+    for batch in load_batches(data, _members(data, batch_size)):
+        logits = student.infer(batch, [hashes[row] for row in batch["row"].tolist()], device).float().cpu()
         if logits.dim() == 2:
             rows += [
                 {"probability": p, "label": y} for p, y in zip(logits.softmax(1)[:, 1].tolist(), batch["target"].tolist(), strict=True)
@@ -46,6 +45,18 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
             rows.append({**counts, "dice": float(dice(counts["tp"], counts["fp"], counts["fn"])), "mask_file": name})
     about = data.table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
     return pd.concat([about, pd.DataFrame(rows)], axis=1)
+
+
+@torch.inference_mode()
+def mean_embedding(student: Student, data: ImageDataset, *, batch_size: int, device: torch.device) -> np.ndarray:
+    """(D,) float64, the mean of `Student.embed` over a data set; the student is put into eval mode."""
+    student.eval()
+    total = sum(student.embed(batch["image"].to(device)).double().sum(0) for batch in load_batches(data, _members(data, batch_size)))
+    return total.cpu().numpy() / len(data)
+
+
+def _members(data: ImageDataset, batch_size: int) -> list[list[int]]:
+    return [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
 
 
 def scoring_unit(table: pd.DataFrame, is_segmentation: bool) -> str:

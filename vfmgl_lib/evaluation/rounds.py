@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.evaluation.prediction import metrics_of, predict, training_cutoff
+from vfmgl_lib.evaluation.prediction import mean_embedding, metrics_of, predict, training_cutoff
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.files import write_text
 from vfmgl_lib.models.students import Student
@@ -36,9 +37,9 @@ class RoundTables:
 class RoundEvaluation:
     """Which model is measured on which samples after each round; the test sets only report, nothing is chosen on them.
 
-    After every round each local model on its own centre's sets; before the first the untrained student; after the last also every local
-    model (stage I and II) on every centre's test set, those of external centres included, and the shared model. Rows of predictions are
-    kept for rounds 0, 1 and the last.
+    After every round each local model on its own centre's sets; before the first the untrained student; after a round at which the method
+    is reported also every local model (stage I and II) on every centre's test set, those of external centres included, the shared model
+    where there is one, and its mean features. Rows of predictions are kept for rounds 0, 1 and those reported.
 
     Args:
         settings: the study's.
@@ -48,7 +49,8 @@ class RoundEvaluation:
 
     def __init__(self, settings: StudySettings, datasets: dict[str, dict[str, ImageDataset]], unit: str, device: torch.device):
         self.settings, self.datasets, self.unit, self.device = settings, datasets, unit, device
-        self.last = settings.federation.rounds
+        self.reported = set(report_rounds(settings).values())
+        self.split_id = settings.data.split.name if settings.data.split else "own"
 
     def untrained(self, student: Student) -> RoundTables:
         """Round 0: the common initial student at every centre."""
@@ -58,16 +60,16 @@ class RoundEvaluation:
                 self._own(tables, student, center, 0, "untrained", None)
         return tables
 
-    def round(self, number: int, clients: list[Client], shared: Student, folder: Path) -> RoundTables:
+    def round(self, number: int, clients: list[Client], shared: Student | None, folder: Path) -> RoundTables:
         """Everything measured after a round; predicted masks go to `folder`/masks."""
-        tables = RoundTables({"metrics": [], "rounds": [], "steps": [], "stages": []}, [])
-        masks = folder / "masks" if self.settings.is_segmentation and number in (1, self.last) else None
+        tables = RoundTables({"metrics": [], "rounds": [], "steps": [], "stages": [], "mean_features": []}, [])
+        masks = folder / "masks" if self.settings.is_segmentation and number in (1, *self.reported) else None
         for client in sorted(clients, key=lambda client: client.center):
             for name in ("rounds", "steps", "stages"):
                 tables.tables[name] += getattr(client.log, name)
             stage = client.log.rounds[-1]["stage"]
             cutoff = self._own(tables, client.student, client.center, number, stage, masks)
-            if number != self.last:
+            if number not in self.reported:
                 continue
             self._others(tables, client.student, client.center, number, stage, cutoff)
             if stage == "II":
@@ -75,8 +77,9 @@ class RoundEvaluation:
                 before.load_state_dict(client.stage_one_state)
                 cutoff = self._own(tables, before, client.center, number, "I", None)
                 self._others(tables, before, client.center, number, "I", cutoff)
-        if number == self.last:
+        if shared is not None and number in self.reported:
             self._others(tables, shared, "shared", number, "shared", None)
+            self._mean_features(tables, shared, number)
         return tables
 
     def _own(self, tables: RoundTables, student: Student, center: str, number: int, stage: str, masks: Path | None) -> float:
@@ -94,17 +97,30 @@ class RoundEvaluation:
             if center != model_center:
                 self._add(tables, self._predict(student, sets["test"], None), cutoff, model_center, number, stage)
 
+    def _mean_features(self, tables: RoundTables, shared: Student, number: int) -> None:
+        """Of every training centre's training set and every external centre's test set, for the similarity score; no label is read."""
+        for center, sets in self.datasets.items():
+            split = "train" if "train" in sets else "test"
+            mean = mean_embedding(shared, sets[split], batch_size=self._batch_size, device=self.device)
+            about = {"round": number, "model": "shared", "center": center, "split": split, "n": len(sets[split])}
+            tables.tables["mean_features"].append(about | {f"f{index}": value for index, value in enumerate(mean.tolist())})
+
+    @property
+    def _batch_size(self) -> int:
+        return max(32, self.settings.optimizer.batch_size)
+
     def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
-        return predict(student, data, batch_size=max(32, self.settings.optimizer.batch_size), device=self.device, masks=masks)
+        return predict(student, data, batch_size=self._batch_size, device=self.device, masks=masks)
 
     def _add(
         self, tables: RoundTables, predictions: pd.DataFrame, cutoff: float | None, model_center: str, number: int, stage: str
     ) -> None:
         tables.tables["metrics"] += metric_rows(predictions, self.unit, cutoff, model_center=model_center, round=number, stage=stage)
-        if number in (0, 1, self.last):
+        if number in (0, 1, *self.reported):
             about = {
                 "method": self.settings.method,
                 "seed": self.settings.seed,
+                "split_id": self.split_id,
                 "round": number,
                 "stage": stage,
                 "model_center": model_center,

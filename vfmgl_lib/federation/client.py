@@ -1,6 +1,6 @@
 """A client owns one centre: its loaders, student, projections, meta-networks, optimisers and random numbers.
 
-Only `Update` leaves it: the student's parameters and BN statistics, the number of samples and the declared metrics.
+Only `Update` leaves it: the student's parameters and BN statistics, the number of samples, the declared metrics and aggregates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
-from vfmgl_lib.federation.strategies import METHODS, Update
+from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.students import Student, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
@@ -45,16 +45,17 @@ class RoundLog:
 
 
 class Client:
-    """One centre of a study.
+    """One centre of a study; a method that does something else inside a centre overrides one of the parts below.
 
     Args:
         center: its name.
         settings: the study's.
         student: its local model, moved in place; all centres start from equal weights.
-        teacher: the frozen teacher, or None for a method without transfer.
+        teacher: the frozen teacher, or None for a method without one.
         data: the centre's training set.
         device: where it trains.
         cache: of the teacher's features; changes no number.
+        validation: the centre's validation set, for a method that takes decisions on it.
     """
 
     def __init__(
@@ -66,65 +67,100 @@ class Client:
         data: ImageDataset,
         device: torch.device,
         cache: FeatureCache | None = None,
+        validation: ImageDataset | None = None,
     ):
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
+        self.validation = validation
         self._image_hashes = data.table["sha256"].tolist()
-        self.strategy = METHODS[settings.method]
+        self.strategy = STRATEGIES[settings.method]
+        if self.strategy.teacher and teacher is None:
+            raise ValueError(f"method {settings.method} learns from a frozen teacher; none was given")
         channels_last = settings.compute.channels_last and device.type == "cuda"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.student, self.teacher = student.to(device, memory_format=self.memory_format), teacher
+        self.teacher = teacher
+        self.student = self.local_model(student).to(device, memory_format=self.memory_format)
         self.task_loss = TASK_LOSSES[settings.loss]
-        task = settings.optimizer
         self.hgkt: HGKT | None = None
-        if self.strategy.transfer:
-            if teacher is None:
-                raise ValueError(f"method {settings.method} transfers from a teacher; none was given")
+        if self.strategy.transfer and teacher is not None:
             with torch_seed(seed_sequence(settings.seed, center, "transfer")):
-                self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, task.lr, self.task_loss)
-        arguments = {"lr": task.lr, "weight_decay": task.weight_decay}
-        parameters = list(self.student.parameters())
-        if task.name == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
-        else:
-            self.optimizer = torch.optim.Adam(parameters, betas=(task.momentum, 0.999), **arguments)
-        self.stage_one_state: dict[str, Tensor] = {}
+                self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, settings.optimizer.lr, self.task_loss)
+        self.optimizer = self._task_optimizer()
+        self.stage_one_state: State = {}
         self.log = RoundLog()
 
     def batches(self, round_number: int, stage: str, epoch: int = 0) -> list[list[int]]:
         """The rows of every batch of one epoch of stage "I" or "II", the same whenever it is asked for."""
         return training_batches(self.settings, self.center, len(self.data), round_number, stage, epoch)
 
-    def run_round(self, round_number: int, shared: Student | None, progress: Callable[[int], object] = lambda batches: None) -> Update:
+    def run_round(self, round_number: int, received: State | None, progress: Callable[[int], object] = lambda batches: None) -> Update:
         """Stage I and, from the second round on and where the method has it, stage II; returns what leaves the centre.
 
         Args:
             round_number: from 1.
-            shared: the shared model of the round before (None in round 1). It only teaches: the local model is never overwritten by it.
+            received: the server's message: the shared model of the round before (a ring: another centre's model), or nothing.
             progress: told the number of batches done.
+        Raises: FloatingPointError: if the task loss is not finite; names centre, round, step and what to lower.
         """
         self.log = RoundLog()
+        self.begin_round(round_number, received)
         task_loss, frozen = self._stage_one(round_number, progress)
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         kept_share = float("nan")
-        if self.strategy.distillation and shared is not None and round_number > 1:
-            kept_share = self._stage_two(round_number, shared, task_loss, frozen, progress)
+        if self.strategy.distillation and received is not None and round_number > 1:
+            kept_share = self._stage_two(round_number, received, task_loss, frozen, progress)
+        self.end_round(round_number)
+        state, aggregates = self.sent_state()
+        return Update(self.center, state, len(self.data), {"task_loss": task_loss, "kept_share": kept_share}, aggregates)
+
+    def local_model(self, student: Student) -> Student:
+        """The model that this method trains, made of the student that all methods start from."""
+        return student
+
+    def begin_round(self, round_number: int, received: State | None) -> None:
+        """What a method does with the server's message before it trains: the shared model is adopted, or only teaches later."""
+        if self.strategy.adopts and received is not None:
+            self.adopt(received)
+
+    def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
+        """The task loss, which is logged, and the loss whose gradient is followed."""
+        task = self.task_loss(self.student(images), target)
+        return task, task
+
+    def task_step(self, images: Tensor, target: Tensor, batch: dict) -> Tensor:
+        """One update of the task optimiser on a batch; returns the task loss before it, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        task, loss = self.training_loss(images, target, batch)
+        loss.backward()
+        self.optimizer.step()
+        return task.detach()
+
+    def end_round(self, round_number: int) -> None:
+        """What a method decides after it has trained."""
+
+    def sent_state(self) -> tuple[State, State]:
+        """Copies of the model that leaves the centre and of the declared aggregates beside it, on the CPU."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
-        return Update(self.center, state, len(self.data), {"task_loss": task_loss, "kept_share": kept_share})
+        return (state if self.strategy.sends else {}), {}
+
+    def adopt(self, state: State) -> None:
+        """The shared model overwrites the local one; the task optimiser starts anew, since its momenta belong to other weights."""
+        self.student.load_state_dict(state)
+        self.optimizer = self._task_optimizer()
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
         epochs = self.settings.federation.local_epochs * (1 + (self.strategy.distillation and round_number > 1))
         return epochs * len(self.batches(round_number, "I"))
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> State:
         """Everything the next round depends on but the student itself: HGKT's parts and the task optimiser's state, flat."""
         state = {f"hgkt.{name}": tensor for name, tensor in self.hgkt.state_dict().items()} if self.hgkt else {}
         for index, entries in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor], student: dict[str, Tensor], stage_one: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave, with the student after stage II and after stage I of that round."""
+    def load_state_dict(self, state: State, student: State, stage_one: State) -> None:
+        """Takes back what `state_dict` gave, with the student after the round and after its stage I."""
         self.student.load_state_dict(student)
         self.stage_one_state = dict(stage_one)
         if self.hgkt:
@@ -136,24 +172,37 @@ class Client:
                 optimizer["state"].setdefault(int(index), {})[entry] = tensor.clone()
         self.optimizer.load_state_dict(optimizer)
 
+    def teacher_features(self, batch: dict) -> list[Tensor]:
+        """The frozen teacher's stacks of a batch as loaded."""
+        hashes = [self._image_hashes[row] for row in batch["row"].tolist()]
+        seen = batch["teacher_image"].to(self.device, non_blocking=True)
+        return teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
+
+    def frozen_copy(self, state: State) -> Student:
+        """A received model as a frozen network in eval mode."""
+        model = copy.deepcopy(self.student)
+        model.load_state_dict(state)
+        return model.eval().requires_grad_(False)
+
+    def _task_optimizer(self) -> torch.optim.Optimizer:
+        task = self.settings.optimizer
+        arguments = {"lr": task.lr, "weight_decay": task.weight_decay}
+        parameters = list(self.student.parameters())
+        if task.name == "sgd":
+            return torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
+        return torch.optim.Adam(parameters, betas=(task.momentum, 0.999), **arguments)
+
     def _stage_one(self, round_number: int, progress: Callable[[int], object]) -> tuple[float, tuple[str, ...]]:
         """HGKT and local training; returns l_task and the critical stages."""
         started, task_losses, records = time.perf_counter(), [], []
         weight_sum: Tensor | float = 0.0
         set_training_mode(self.student)
         for images, target, batch, held_out in self._stage_one_batches(round_number):
-            if self.hgkt and self.teacher:
-                hashes = [self._image_hashes[row] for row in batch["row"].tolist()]
-                seen = batch["teacher_image"].to(self.device, non_blocking=True)
-                stacks = teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
-                record = self.hgkt.step(images, target, stacks, held_out)
+            if self.hgkt:
+                record = self.hgkt.step(images, target, self.teacher_features(batch), held_out)
                 weight_sum = weight_sum + record.pair_weights.sum(0)
                 records.append(record)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.task_loss(self.student(images), target)
-            loss.backward()
-            self.optimizer.step()
-            task_losses.append(loss.detach())
+            task_losses.append(self.task_step(images, target, batch))
             progress(1)
         losses = torch.stack(task_losses).tolist()
         mean_loss = sum(losses) / len(losses)
@@ -171,14 +220,14 @@ class Client:
     def _stage_two(
         self,
         round_number: int,
-        shared: Student,
+        received: State,
         local_task_loss: float,
         frozen: tuple[str, ...],
         progress: Callable[[int], object],
     ) -> float:
         """Distillation from the shared model on the batches that DDBL keeps; returns their share."""
         started, records = time.perf_counter(), []
-        teacher = copy.deepcopy(shared).to(self.device).eval().requires_grad_(False)
+        shared = self.frozen_copy(received)
         set_training_mode(self.student, frozen)
         epochs = range(self.settings.federation.local_epochs)
         loaded = (batch for epoch in epochs for batch in self._load(round_number, "II", epoch))
@@ -186,7 +235,7 @@ class Client:
             records.append(
                 deduction_step(
                     self.student,
-                    teacher,
+                    shared,
                     images,
                     target,
                     optimizer=self.optimizer,

@@ -1,46 +1,51 @@
-"""Federated rounds in one process: every client runs its round, the server averages their updates into the next shared model."""
+"""Federated rounds in one process: the clients train in the server's order, and the server makes their updates the next messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import Update, average
-from vfmgl_lib.models.students import Student
+from vfmgl_lib.federation.strategies import Server, State, Update
 
 
 @dataclass
 class Round:
-    """One finished round: its number, what left the centres, and the next shared model."""
+    """One finished round: its number, what left the centres, and the shared model (None: the method has none)."""
 
     number: int
     updates: list[Update]
-    shared: dict[str, Tensor]
+    shared: State | None
 
 
 def run_rounds(
     clients: list[Client],
-    shared: Student,
+    server: Server,
     rounds: int,
     *,
     start: int = 0,
-    weights: str = "samples",
     progress: Callable[[int], object] = lambda batches: None,
 ) -> Iterator[Round]:
     """Yields every round when it is finished; nothing of it is kept here, so a caller that stops can go on from `start`.
 
+    After a round the clients of a method that adopts the shared model have it: what is evaluated then is what a centre would use.
+
     Args:
-        clients: one per centre, in the state after round `start`; the order in which they train does not matter.
-        shared: the shared model after round `start` (ignored at 0); moved in place to each round's average.
+        clients: one per centre, in the state after round `start`.
+        server: in the state after round `start`; it says in which order the centres train (`federation.strategies`).
         rounds: the last round's number.
-        weights: "samples" or "uniform" (see `strategies.average`).
         progress: told the number of batches done.
     """
+    by_center = {client.center: client for client in clients}
     for number in range(start + 1, rounds + 1):
-        updates = [client.run_round(number, shared if number > 1 else None, progress) for client in clients]
-        state = average(updates, weights)
-        shared.load_state_dict(state)
-        yield Round(number, updates, state)
+        updates = []
+        for center in server.order(sorted(by_center), number):
+            update = by_center[center].run_round(number, server.message(center, number), progress)
+            server.receive(update)
+            updates.append(update)
+        shared = server.finish_round()
+        if shared is not None:
+            for client in clients:
+                if client.strategy.adopts:
+                    client.adopt(shared)
+        yield Round(number, updates, shared)

@@ -1,7 +1,8 @@
 """Students: ResNet18 for classification, UNet for segmentation, with one interface.
 
 `forward(x) -> logits`, `encode(x) -> [stage maps]`, `head_from_stages(stages) -> logits`, `forward_stages(x) -> (logits, [stage maps])`,
-and `stages`, the ordered table stage name -> modules (what freezing a stage freezes).
+`forward_features(x) -> (logits, features)`, `embed(x) -> (B, D)`, and `stages`, the ordered table stage name -> modules (what freezing
+a stage freezes). Features are what the classifier reads (ResNet18) or the bottleneck's map (UNet).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Student(nn.Module):
-    """What both students share; a student adds `stage_channels`, `stages`, `encode` and `head_from_stages`."""
+    """What both students share; a student adds `stage_channels`, `stages`, `encode`, `features` and `head_from_features`."""
 
     stage_channels: dict[str, int]
 
@@ -24,10 +25,33 @@ class Student(nn.Module):
         """images (B, 3, H, W) in [0, 1] -> logits (B, K) or (B, K, H, W)."""
         return self.head_from_stages(self.encode(images))
 
+    def head_from_stages(self, maps: list[Tensor]) -> Tensor:
+        """Everything behind the stages: stage maps -> logits (B, K) or (B, K, H, W)."""
+        return self.head_from_features(maps, self.features(maps))
+
     def forward_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """images (B, 3, H, W) in [0, 1] -> logits and the stage maps, in the order of `stages`."""
         maps = self.encode(images)
         return self.head_from_stages(maps), maps
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) in [0, 1] -> logits and features, in one pass."""
+        maps = self.encode(images)
+        features = self.features(maps)
+        return self.head_from_features(maps, features), features
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1] -> (B, D), the features' mean over places."""
+        features = self.features(self.encode(images))
+        return features.flatten(2).mean(2) if features.dim() == 4 else features
+
+    def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
+        """Logits of a batch as `data.loading` gives it; a model that reads something else than the image overrides this.
+
+        Args:
+            image_hashes: B times the SHA-256 of the image file.
+        """
+        return self(batch["image"].to(device))
 
 
 class ResNet18(Student):
@@ -64,9 +88,13 @@ class ResNet18(Student):
             maps.append(hidden)
         return maps
 
-    def head_from_stages(self, maps: list[Tensor]) -> Tensor:
-        """Global average pooling and classifier on the last stage map: (B, C_5, h, w) -> logits (B, K)."""
-        return self.net.fc(self.net.global_pool(maps[-1]))
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """Global average pooling of the last stage map: (B, C_5, h, w) -> penultimate features (B, C_5)."""
+        return self.net.global_pool(maps[-1])
+
+    def head_from_features(self, maps: list[Tensor], features: Tensor) -> Tensor:
+        """The classifier: (B, C_5) -> logits (B, K)."""
+        return self.net.fc(features)
 
 
 class UNet(Student):
@@ -108,9 +136,13 @@ class UNet(Student):
             maps.append(hidden)
         return maps
 
-    def head_from_stages(self, maps: list[Tensor]) -> Tensor:
-        """Bottleneck and decoder on the four encoder maps: -> logits (B, K, H, W)."""
-        hidden = self.bottleneck(F.max_pool2d(maps[-1], 2))
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """The bottleneck on the last encoder map: -> (B, 16 * width, H/16, W/16)."""
+        return self.bottleneck(F.max_pool2d(maps[-1], 2))
+
+    def head_from_features(self, maps: list[Tensor], features: Tensor) -> Tensor:
+        """The decoder on the bottleneck's map and the four encoder maps: -> logits (B, K, H, W)."""
+        hidden = features
         for up, decoder, skip in zip(self.ups, self.decoders, reversed(maps), strict=True):
             hidden = decoder(torch.cat([up(hidden), skip], dim=1))
         return self.head(hidden)

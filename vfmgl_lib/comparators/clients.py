@@ -1,0 +1,45 @@
+"""Which client and which server a method has."""
+
+from __future__ import annotations
+
+from vfmgl_lib.comparators import harmofl
+from vfmgl_lib.comparators.fedprox import FedProxClient
+from vfmgl_lib.comparators.frozen_probe import FrozenProbeClient
+from vfmgl_lib.comparators.harmofl import HarmoFLClient
+from vfmgl_lib.comparators.logit_kd import LogitKDClient
+from vfmgl_lib.comparators.metafed import MetaFedClient, Ring
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server, State
+
+# A method that is not here has the plain client: its switches say all (`federation.strategies`).
+CLIENTS: dict[str, type[Client]] = {
+    "fedprox": FedProxClient,
+    "harmofl": HarmoFLClient,
+    "metafed": MetaFedClient,
+    "frozen_probe": FrozenProbeClient,
+    "logit_kd": LogitKDClient,
+}
+
+
+def client_class(method: str) -> type[Client]:
+    """The client of a method; all take the same arguments."""
+    return CLIENTS.get(method, Client)
+
+
+def new_server(settings: StudySettings, centers: list[str], initial: State) -> Server:
+    """The server of the study's method.
+
+    Args:
+        centers: the training centres, sorted.
+        initial: the state that every client's student starts from.
+    """
+    strategy = STRATEGIES[settings.method]
+    if settings.method == "metafed":
+        return Ring(settings, centers, initial)
+    if not strategy.sends:
+        return Server()
+    if settings.method == "harmofl":
+        declared = harmofl.declared_aggregates(settings)
+        return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared)
+    return Averaging(initial, settings.federation.weights, sends_initial=strategy.adopts)

@@ -1,0 +1,29 @@
+"""FedProx (Li et al. 2020, "Federated optimization in heterogeneous networks", MLSys; code: litian96/FedProx).
+
+    loss = task + mu / 2 sum ||theta - theta_s||^2 over the parameters, theta_s the shared model as received, frozen for the round
+
+Deviations from the authors' code: the task's optimiser (momentum, Adam) instead of plain SGD; every centre takes part in every round and
+does the same number of epochs (no stragglers); batch normalisation statistics are averaged with the parameters and not in the distance.
+The term is there in round 1, too, where theta_s are the common initial weights.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.strategies import State
+
+
+class FedProxClient(Client):
+    """Local training that is held near the shared model."""
+
+    def begin_round(self, round_number: int, received: State | None) -> None:
+        super().begin_round(round_number, received)
+        self.anchor = [parameter.detach().clone() for parameter in self.student.parameters()]
+
+    def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
+        task, _ = super().training_loss(images, target, batch)
+        # The norm is squared: the derivative of a norm itself is NaN at theta = theta_s.
+        distance = sum(((p - start) ** 2).sum() for p, start in zip(self.student.parameters(), self.anchor, strict=True))
+        return task, task + self.settings.comparators.fedprox.mu / 2 * distance

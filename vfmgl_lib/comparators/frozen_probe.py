@@ -1,0 +1,172 @@
+"""The frozen foundation model with a linear classifier (the paper's Virchow row; Vorontsov et al. 2024 for Virchow's own probes).
+
+Classification: logistic regression on the mean of the last block's patch tokens, standardised on the centre's own training set.
+Segmentation: logistic regression on each patch token, labelled by the share of its patch that the mask covers; its logits are upsampled
+bilinearly to the student's size. Both become one linear layer, so that the model is an ordinary module. A CNN serves by its last level,
+pooled, or by its stride-16 level as tokens. One round, nothing leaves the centre.
+
+Deviations: the paper does not say which classifier it puts on Virchow nor which embedding; Virchow's own probes read the class token beside
+the mean of the patch tokens. The classifier is fitted to its optimum and not by steps of gradient descent. The model sees the teacher's own
+resize of the image, whatever the student's input size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
+from vfmgl_lib.data.loading import load_batches
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.models.students import Student
+from vfmgl_lib.models.teachers import Teacher
+
+STRIDE_16 = 2  # position of a CNN's stride-16 level among its stacks
+CERTAIN = 30.0  # logit of a class that is the only one: its probability is 1 in float32
+ITERATIONS = 1000
+CHUNK = 32  # samples whose logits are in memory at once
+
+
+class Probe(Student):
+    """A frozen teacher with one linear layer; its state is that layer's alone.
+
+    Args:
+        teacher: frozen; not part of the state.
+        cache: of its features.
+        output_size: side of the logits of a segmentation; None: classification.
+    """
+
+    def __init__(self, teacher: Teacher, cache: FeatureCache | None, output_size: int | None):
+        super().__init__()
+        self.extract = _Frozen(teacher, cache)
+        self.output_size, self.stage_channels = output_size, {}
+        stack = STRIDE_16 if not teacher.is_vit and output_size else -1
+        self.stack, self.classifier = stack, nn.Linear(teacher.stack_shapes[stack][1], 2)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def stages(self) -> dict[str, list[nn.Module]]:
+        return {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1], of any size -> logits (B, 2) or (B, 2, S, S)."""
+        return self.head(self.embedding(self.extract.teacher(images)))
+
+    def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
+        """Logits from the teacher's own resize of the image."""
+        return self.head(self.embedding(self.extract(batch["teacher_image"].to(device), image_hashes)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        embedding = self.embedding(self.extract.teacher(images))
+        return embedding.flatten(2).mean(2) if embedding.dim() == 4 else embedding
+
+    def embedding(self, stacks: list[Tensor]) -> Tensor:
+        """What the layer reads: (B, C), the last block's mean token, or (B, C, g, g), its tokens."""
+        tokens = stacks[self.stack][:, -1]
+        return tokens if self.output_size else tokens.flatten(2).mean(2)
+
+    def head(self, embedding: Tensor) -> Tensor:
+        """Logits (B, 2) from (B, C), or (B, 2, S, S) from (B, C, g, g)."""
+        if not self.output_size:
+            return self.classifier(embedding)
+        logits = F.conv2d(embedding, self.classifier.weight[:, :, None, None], self.classifier.bias)
+        return F.interpolate(logits, size=(self.output_size, self.output_size), mode="bilinear", align_corners=False)
+
+    def fit(self, embeddings: Tensor, targets: Tensor, inverse_regularization: float) -> None:
+        """Fits the layer to a training set.
+
+        Args:
+            embeddings: (n, C) or (n, C, g, g).  targets: (n,) or (n, H, W), 0 or 1.
+        """
+        if self.output_size:
+            share = F.adaptive_avg_pool2d(targets.double()[:, None], embeddings.shape[-2:]).flatten()
+            rows = embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+        else:
+            share, rows = targets.double(), embeddings
+        weight, bias = linear_classifier(rows.double().cpu().numpy(), share.cpu().numpy(), inverse_regularization)
+        with torch.no_grad():
+            # Class 0 has the logit 0.
+            self.classifier.weight.copy_(torch.stack([torch.zeros(len(weight)), torch.from_numpy(weight).float()]))
+            self.classifier.bias.copy_(torch.tensor([0.0, bias]))
+
+
+class _Frozen:
+    """The teacher behind its cache. Not a module: neither in a state nor copied with the layer."""
+
+    def __init__(self, teacher: Teacher, cache: FeatureCache | None):
+        self.teacher, self.cache = teacher, cache
+
+    def __call__(self, images: Tensor, image_hashes: list[str]) -> list[Tensor]:
+        return teacher_stacks(self.teacher, images, image_hashes, self.cache)
+
+    def __deepcopy__(self, memo: dict) -> _Frozen:
+        return self
+
+
+def linear_classifier(rows: np.ndarray, share: np.ndarray, inverse_regularization: float) -> tuple[np.ndarray, float]:
+    """Logistic regression on standardised rows, as weight (C,) and bias of the rows as they are.
+
+    Args:
+        rows: (n, C).  share: (n,) in [0, 1], of class 1: a row between the classes counts for both, by its share.
+    Returns: logit of class 1 = rows @ weight + bias. With one class only: weight 0 and a bias that makes it certain.
+    """
+    if share.min() == share.max() and share[0] in (0.0, 1.0):
+        return np.zeros(rows.shape[1]), CERTAIN if share[0] else -CERTAIN
+    scaler = StandardScaler().fit(rows)
+    positive, negative = share > 0, share < 1
+    standard = scaler.transform(rows)
+    model = LogisticRegression(C=inverse_regularization, max_iter=ITERATIONS).fit(
+        np.concatenate([standard[positive], standard[negative]]),
+        np.concatenate([np.ones(positive.sum()), np.zeros(negative.sum())]),
+        sample_weight=np.concatenate([share[positive], 1 - share[negative]]),
+    )
+    weight = model.coef_[0] / scaler.scale_
+    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
+
+
+def fit_probe(client: Client, probe: Probe, progress: Callable[[int], object] = lambda batches: None) -> tuple[Tensor, Tensor]:
+    """Fits a probe to the client's own training set, its images as they are; returns embeddings and targets."""
+    embeddings, targets = [], []
+    for batch in load_batches(client.data, client.batches(0, "I"), client.settings.data.workers):
+        embeddings.append(probe.embedding(client.teacher_features(batch)))
+        targets.append(batch["target"].to(client.device))
+        progress(1)
+    found = torch.cat(embeddings), torch.cat(targets)
+    probe.fit(*found, client.settings.comparators.frozen_probe.inverse_regularization)
+    return found
+
+
+class FrozenProbeClient(Client):
+    """A centre that fits its classifier and is done."""
+
+    student: Probe
+
+    def local_model(self, student: Student) -> Student:
+        """The probe; the student that other methods start from is not used."""
+        return new_probe(self)
+
+    def batch_count(self, round_number: int) -> int:
+        return len(self.batches(0, "I"))
+
+    def _stage_one(self, round_number: int, progress: Callable[[int], object]) -> tuple[float, tuple[str, ...]]:
+        started = time.perf_counter()
+        with torch.no_grad():
+            embeddings, targets = fit_probe(self, self.student, progress)
+            parts = zip(embeddings.split(CHUNK), targets.split(CHUNK), strict=True)
+            losses = [self.task_loss(self.student.head(embedding), target).item() for embedding, target in parts]
+        self._log_stage_one(round_number, losses, [], time.perf_counter() - started)
+        return sum(losses) / len(losses), ()
+
+
+def new_probe(client: Client) -> Probe:
+    """An unfitted probe on the client's teacher."""
+    settings = client.settings
+    return Probe(client.teacher, client.cache, settings.data.image_size if settings.is_segmentation else None).to(client.device)

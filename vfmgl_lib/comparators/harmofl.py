@@ -1,0 +1,118 @@
+"""HarmoFL (Jiang et al. 2022, "HarmoFL: harmonizing local and global drifts in federated learning on heterogeneous medical images", AAAI;
+code: med-air/HarmoFL).
+
+Amplitude normalisation before the first layer: per image and channel F = FFT2(x); the block of side 2 floor(L min(H, W)) + 1 around
+frequency zero gets the running mean amplitude, the phase stays, and the real part of the inverse transform goes on. The running mean is
+that of the batches' mean amplitudes, averaged over centres with the model.
+
+Weight perturbation, per batch: g at theta, delta = alpha g / (||g|| + 1e-12) with the norm over all parameters, then the gradient at
+theta + delta moves theta.
+
+Deviations from the official code: the momentum of the running amplitude is the published 0.1 (the code casts it to the integer 0, so that
+the first batch's amplitude stays); batch normalisation is the student's own, with affine parameters and running statistics that are
+averaged with the parameters (official: without either); its statistics move once a batch, in the pass at theta. Student, loss, optimiser,
+batch size and rounds are the task's (profile), as for all methods. Weights are uniform by default, as there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.models.students import Student
+
+AMPLITUDE = "amplitude"
+
+
+def block_side(settings: StudySettings) -> int:
+    """Side of the amplitude block for the study's input size."""
+    return 2 * int(settings.comparators.harmofl.block * settings.data.image_size) + 1
+
+
+def declared_aggregates(settings: StudySettings) -> dict[str, tuple[int, ...]]:
+    """What leaves a centre beside its model: the running mean amplitude."""
+    side = block_side(settings)
+    return {AMPLITUDE: (3, side, side)}
+
+
+class AmplitudeNormalised(Student):
+    """A student behind the amplitude normalisation, in training and evaluation alike.
+
+    Args:
+        student: takes the normalised images.
+        side: of the amplitude block, odd.
+        momentum: share of a batch's mean amplitude in the running one; the first batch's is taken whole.
+    """
+
+    def __init__(self, student: Student, side: int, momentum: float):
+        super().__init__()
+        self.student, self.momentum = student, momentum
+        self.stage_channels = student.stage_channels
+        # All zero: no batch seen yet, images pass as they are.
+        self.register_buffer(AMPLITUDE, torch.zeros(3, side, side))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1] -> (B, 3, H, W), real; in train mode the running amplitude moves first."""
+        spectrum = torch.fft.fft2(images.float())
+        reach = self.amplitude.shape[-1] // 2
+        frequency = torch.arange(-reach, reach + 1, device=images.device)
+        rows, columns = (frequency % images.shape[-2])[:, None], (frequency % images.shape[-1])[None, :]
+        block = spectrum[:, :, rows, columns]  # (B, 3, side, side)
+        if self.training:
+            with torch.no_grad():
+                batch = block.abs().mean(0)
+                self.amplitude.copy_((1 - self.momentum) * self.amplitude + self.momentum * batch if self.amplitude.any() else batch)
+        if not self.amplitude.any():
+            return images
+        spectrum[:, :, rows, columns] = torch.polar(self.amplitude.expand_as(block).contiguous(), block.angle())
+        return torch.fft.ifft2(spectrum).real
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return self.student.encode(self.normalise(images))
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        return self.student.features(maps)
+
+    def head_from_features(self, maps: list[Tensor], features: Tensor) -> Tensor:
+        return self.student.head_from_features(maps, features)
+
+    @property
+    def stages(self) -> dict[str, list[torch.nn.Module]]:
+        return self.student.stages
+
+
+class HarmoFLClient(Client):
+    """Local training with amplitude normalisation and weight perturbation."""
+
+    student: AmplitudeNormalised
+
+    def local_model(self, student: Student) -> Student:
+        return AmplitudeNormalised(student, block_side(self.settings), self.settings.comparators.harmofl.amplitude_momentum)
+
+    def task_step(self, images: Tensor, target: Tensor, batch: dict) -> Tensor:
+        # Normalised once: the running amplitude, too, moves once a batch.
+        images, network = self.student.normalise(images), self.student.student
+        parameters = list(network.parameters())
+        task = self.task_loss(network(images), target)
+        gradients = torch.autograd.grad(task, parameters)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        length = self.settings.comparators.harmofl.perturbation / (norm + 1e-12)
+        position = [parameter.detach().clone() for parameter in parameters]
+        statistics = [buffer.clone() for buffer in network.buffers()]
+        with torch.no_grad():
+            torch._foreach_add_(parameters, torch._foreach_mul(gradients, length))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task_loss(network(images), target).backward()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, position)  # to the bit, which subtracting delta again would not be
+            for buffer, before in zip(network.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        self.optimizer.step()
+        return task.detach()
+
+    def sent_state(self) -> tuple[State, State]:
+        state, _ = super().sent_state()
+        return state, {AMPLITUDE: state.pop(AMPLITUDE)}

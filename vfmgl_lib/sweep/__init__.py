@@ -1,0 +1,15 @@
+"""Many studies of one workspace: every method, seed and division of the patients, one after the other or several at a time.
+
+    from vfmgl_lib.sweep import run_sweep, sweep_status
+
+    studies = run_sweep(workspace, ["fedavg", "vfmgl"], seeds=[0, 1, 2], processes=2)
+    sweep_status(workspace, ["fedavg", "vfmgl"], seeds=[0, 1, 2])
+
+`python -m vfmgl_lib.sweep --help` is the same from a terminal. A package and not a file because what is left (`jobs`), what runs it
+(`run`) and the small log that is committed (`log`) are read apart.
+"""
+
+from vfmgl_lib.sweep.jobs import Job, plan, sweep_status
+from vfmgl_lib.sweep.run import SweepError, run_sweep
+
+__all__ = ["Job", "SweepError", "plan", "run_sweep", "sweep_status"]

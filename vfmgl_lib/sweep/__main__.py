@@ -1,0 +1,199 @@
+"""python -m vfmgl_lib.sweep: many studies of one task, for a terminal; what was interrupted goes on when the same call is made again."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.config import ConfigError, SplitSettings, load_settings
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.study import open_workspace
+from vfmgl_lib.sweep.jobs import Split, plan, status_table
+from vfmgl_lib.sweep.log import check_log, write_log
+from vfmgl_lib.sweep.run import SweepError, run_sweep
+
+EXAMPLES = """
+examples:
+  python -m vfmgl_lib.sweep --task nuclei --data DIR --teacher FILE --profile quick --seeds 0,1,2 --processes 2
+  python -m vfmgl_lib.sweep ... --status                     how far it is, also while another terminal or a cluster runs it
+  python -m vfmgl_lib.sweep ... --splits comparison          the profile's divisions of the patients (comparison.splits)
+  python -m vfmgl_lib.sweep ... --executor slurm --cluster slurm_partition=gpu --cluster gpus_per_node=1 --cluster timeout_min=240
+
+Studies that are complete are loaded, interrupted ones go on after their last whole round: after Ctrl-C make the same call again.
+Exit status: 0 all studies are complete, 1 a study failed (all failures are listed), 2 the call itself is wrong, 130 interrupted.
+"""
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vfmgl_lib.sweep",
+        description="Runs every method with every seed on every division of the patients.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--task", required=True, metavar="NAME", help="endometrial, camelyon17, prostate or nuclei")
+    what.add_argument("--data", metavar="DIR", help="a prepared set or a folder of images; default: the embedded phantoms")
+    what.add_argument("--profile", default="quick", metavar="NAME|FILE", help="quick (default), smoke, paper, results or YAML")
+    what.add_argument("--teacher", default="", help="NAME, FILE, NAME=FILE or random:NAME; default: the profile's")
+    what.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    what.add_argument("--methods", default="all", metavar="A,B", help="all (default), or of " + ", ".join(METHODS))
+    what.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="default: as many as the profile's comparison.seeds, from 0")
+    what.add_argument(
+        "--splits",
+        default="own",
+        metavar="A,B",
+        help="own (default: the data's own), comparison (the profile's comparison.splits), or TRAIN-SEED such as 0.6-3",
+    )
+    how = parser.add_argument_group("how to run it")
+    how.add_argument("--processes", type=_count, default=1, metavar="N", help="studies at a time, default: 1; with cuda a GPU each")
+    how.add_argument("--threads", type=_count, metavar="N", help="of each process; default: the cores divided by --processes")
+    how.add_argument(
+        "--executor", default="local", choices=("local", "slurm"), help="default: local; slurm: all at once, its queue decides"
+    )
+    how.add_argument(
+        "--cluster", action="append", default=[], type=_parameter, metavar="KEY=VALUE", help="submitit's parameter, may be repeated"
+    )
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("--runs", default="runs", metavar="DIR", help="studies, teacher features; default: runs")
+    where.add_argument("--results", metavar="DIR", help="small CSVs of what is finished, brought up to date after every study")
+    where.add_argument("--status", action="store_true", help="show how far the sweep is and run nothing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the arguments ask for, or says how far it is.
+
+    Returns: 0, 1 if a study failed, 2 if what was asked for is not possible, 130 if interrupted.
+    """
+    parser = command_line()
+    given = parser.parse_args(arguments)
+    if given.cluster and given.executor == "local":
+        parser.error("--cluster belongs to --executor slurm")
+    here = Path.cwd()
+    try:
+        settings = load_settings(given.task, given.profile, device=given.device)
+        methods = _methods(given.methods)
+        splits = _splits(given.splits, settings.comparison.splits)
+        data = str(resolve_data(given.data, [given.task], here)) if given.data is not None else ""
+        teacher = resolve_teacher(given.teacher, here) if given.teacher else ""
+        if given.device == "cuda":
+            check_cuda()
+        seeds = given.seeds if given.seeds is not None else range(settings.comparison.seeds)
+        return _sweep(given, data, teacher, methods, list(seeds), splits)
+    except (ConfigError, BatchError, ManifestError, OSError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted; the same call goes on, finished studies are loaded\n")
+        return 130
+
+
+def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str], seeds: list[int], splits: list[Split | None]) -> int:
+    workspace = open_workspace(given.task, given.profile, data=data, teacher=teacher, device=given.device, runs=given.runs)
+    jobs = plan(workspace, methods, seeds, splits)
+    if given.status:
+        _say(status_table(jobs))
+        return 0
+    results = Path(given.results) if given.results else None
+    if results:
+        check_log(results, jobs)
+    failed, before = "", signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
+    try:
+        run_sweep(
+            workspace,
+            methods,
+            seeds,
+            splits,
+            given.processes,
+            given.executor,
+            threads=given.threads,
+            cluster=dict(given.cluster),
+            finished=lambda job: write_log(results, jobs) if results else None,
+        )
+    except SweepError as error:
+        failed = str(error)
+        if results:
+            write_log(results, jobs)  # which of them failed
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _say(status_table(jobs))
+    sys.stderr.write(failed + "\n" * bool(failed))
+    return int(bool(failed))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(table: pd.DataFrame) -> None:
+    counts = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
+    shown = table.drop(columns=["method", "seed", "split_id"]).rename(columns={"rounds_done": "done", "rounds": "of"})
+    for column in ("seconds", "seconds_left"):
+        shown[column] = shown[column].map(lambda value: "?" if value != value else f"{value:.0f}")
+    sys.stdout.write(f"{shown.to_string(index=False)}\n{len(table)} studies: {counts}\n")
+
+
+def _methods(text: str) -> list[str]:
+    methods = list(METHODS) if text == "all" else _words(text)
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise ConfigError(f"--methods {text}: {', '.join(unknown) or 'nothing'} is no method; give all, or of {', '.join(METHODS)}")
+    return methods
+
+
+def _splits(text: str, comparison: Sequence[Split]) -> list[Split | None]:
+    splits: list[Split | None] = []
+    for word in _words(text):
+        if word == "own":
+            splits.append(None)
+        elif word == "comparison":
+            splits += comparison
+        else:
+            share, _, seed = word.partition("-")
+            try:
+                split = SplitSettings(train=float(share), seed=int(seed))
+            except ValueError as error:
+                raise ConfigError(
+                    f"--splits {word}: must be own, comparison, or training share and seed such as 0.6-3 (above 0 and below 1, from 0)"
+                ) from error
+            splits.append((split.train, split.seed))
+    if not splits:
+        raise ConfigError(f"--splits {text!r}: names none; give own, comparison, or such as 0.6-3")
+    return splits
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be whole numbers from 0, separated by commas")
+    return [int(word) for word in words]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def _parameter(text: str) -> tuple[str, int | str]:
+    key, found, value = text.partition("=")
+    if not key or not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be KEY=VALUE, e.g. slurm_partition=gpu")
+    return key, int(value) if value.isdecimal() else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What a sweep consists of and how far it is. All of it is read from the studies' folders, so it holds for whatever process runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.files import write_json
+from vfmgl_lib.study import Study, Workspace, is_running
+
+Split = tuple[float, int]  # (training share, seed), as `Workspace.variant` takes it
+STATES = ("done", "running", "left", "failed")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One study of a sweep.
+
+    Attributes:
+        method: of `comparators.methods.METHODS`.
+        workspace: with the job's seed and split.
+        split_id: "own", or training share and seed of the division, e.g. "0.6-3".
+        study: where its results are or will be.
+    """
+
+    method: str
+    workspace: Workspace
+    study: Study
+
+    @property
+    def seed(self) -> int:
+        return self.workspace.settings.seed
+
+    @property
+    def split_id(self) -> str:
+        split = self.workspace.settings.data.split
+        return split.name if split else "own"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} seed {self.seed}" + f" split {self.split_id}" * (self.split_id != "own")
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`; "failed" until somebody tries again."""
+        if self.study.complete:
+            return "done"
+        if is_running(self.study.folder):
+            return "running"
+        return "failed" if self.error else "left"
+
+    @property
+    def error(self) -> str:
+        """What the last attempt ended with, "" if it did not fail."""
+        try:
+            return json.loads(self._failure.read_text(encoding="utf-8"))["error"]
+        except FileNotFoundError:
+            return ""
+
+    def failed(self, error: str, traceback: str) -> None:
+        """Notes what a study failed with, for every process that asks how the sweep is doing."""
+        write_json(self._failure, {"study": self.study.folder.name, "error": error, "traceback": traceback})
+
+    def tried_again(self) -> None:
+        self._failure.unlink(missing_ok=True)
+
+    @cached_property
+    def _failure(self) -> Path:
+        return self.workspace.folder / "sweep" / "failed" / f"{self.study.folder.name}.json"
+
+
+def plan(workspace: Workspace, methods: Iterable[str], seeds: Iterable[int], splits: Iterable[Split | None] = (None,)) -> list[Job]:
+    """The jobs of a sweep: for every split and seed all methods, so that what is finished first can be compared.
+
+    Args:
+        splits: None for the workspace's own.
+    Raises: ConfigError: an unknown method, nothing to do, a seed or share out of range. ManifestError: patients that cannot be divided so.
+    """
+    methods, seeds, splits = (list(dict.fromkeys(values)) for values in (methods, seeds, splits))
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise ConfigError(f"methods {', '.join(map(str, unknown))}: must be of {', '.join(METHODS)}")
+    for name, values in {"methods": methods, "seeds": seeds, "splits": splits}.items():
+        if not values:
+            raise ConfigError(f"a sweep without {name}: give at least one")
+    variants = [workspace.variant(seed=seed, split=split) for split in splits for seed in seeds]
+    return [Job(method, variant, variant.study(method)) for variant in variants for method in methods]
+
+
+def sweep_status(
+    workspace: Workspace, methods: Iterable[str], seeds: Iterable[int], splits: Iterable[Split | None] = (None,)
+) -> pd.DataFrame:
+    """How far a sweep is, whoever runs it: `status_table` of its `plan`."""
+    return status_table(plan(workspace, methods, seeds, splits))
+
+
+def status_table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row a job.
+
+    Returns: columns job, method, seed, split_id, state (`STATES`), rounds_done, rounds, seconds (wall time of the rounds done; one that
+        followed an interruption counts as the median of the others), seconds_left (its rounds left at its own pace, else at that of the
+        same method's other jobs, else of all; NaN where none has done a round), error.
+    """
+    rows = []
+    for job in jobs:
+        done, state = job.study.rounds_done, job.state
+        rows.append(
+            {
+                "job": job.name,
+                "method": job.method,
+                "seed": job.seed,
+                "split_id": job.split_id,
+                "state": state,
+                "rounds_done": done,
+                "rounds": job.study.last_round,
+                "seconds": wall_seconds(job.study),
+                "error": job.error if state == "failed" else "",
+            }
+        )
+    table = pd.DataFrame(rows)
+    pace = table["seconds"].div(table["rounds_done"].where(table["rounds_done"] > 0))
+    expected = pace.fillna(pace.groupby(table["method"]).transform("mean")).fillna(pace.mean())
+    left = (table["rounds"] - table["rounds_done"]).where(table["state"] != "done", 0)
+    table.insert(8, "seconds_left", (left * expected).where(left > 0, 0.0).round())
+    return table.assign(seconds=table["seconds"].round(1))
+
+
+def wall_seconds(study: Study) -> float:
+    """Seconds that the rounds on disk took, training and evaluation, from the times at which they were written."""
+    if not study.rounds_done:
+        return 0.0
+    written = [_written(study.folder / "rounds" / f"{number:03d}") for number in range(study.rounds_done + 1)]
+    starts = json.loads((study.folder / "environment.json").read_text(encoding="utf-8"))
+    resumed = {start["after_round"] + 1 for start in starts[1:]}
+    undisturbed = {number: written[number] - written[number - 1] for number in range(1, len(written)) if number not in resumed}
+    typical = statistics.median(undisturbed.values()) if undisturbed else math.nan
+    return sum(undisturbed.values()) + typical * (len(written) - 1 - len(undisturbed))
+
+
+def _written(folder: Path) -> float:
+    # Of the tables: pruning a round's checkpoints changes the time of its folder.
+    return max(file.stat().st_mtime for file in folder.glob("*.csv"))

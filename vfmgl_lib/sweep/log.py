@@ -1,0 +1,147 @@
+"""The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
+
+    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit
+    <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
+                                       of the shared model and of other centres' test sets the main metric alone; budget "both" where
+                                       matched rounds and matched updates are the same round
+
+No images, no predictions, no patients. Files are brought up to date whole after every study, so what is there is valid at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.files import write_text
+from vfmgl_lib.study import NO_TEACHER, Study, Workspace
+from vfmgl_lib.sweep.jobs import Job, status_table
+
+STUDIES, METRICS = "studies.csv", "metrics.csv"
+IDENTITY = ["method", "seed", "split_id"]
+MAIN = ("auc", "dice")
+LIMIT = 2**20  # bytes of all CSVs of the log together: what is larger belongs to runs/
+
+
+def dataset_name(workspace: Workspace) -> str:
+    """The data folder's name; "phantoms-<task>" for the embedded images."""
+    task = workspace.settings.task
+    return f"phantoms-{task}" if workspace.on_phantoms else workspace.folder.name.removeprefix(f"{task}-")
+
+
+def settings_key(workspace: Workspace) -> str:
+    """Hash of the data and of every setting that all of the sweep's studies share: results of another key are no fair comparison."""
+    shared = workspace.settings.model_copy(
+        update={"method": "", "seed": 0, "centers": None, "data": workspace.settings.data.model_copy(update={"split": None})}
+    )
+    teacher = workspace.settings.teacher.model_dump_json(exclude={"source", "cache_gib"})
+    return hashlib.sha256(f"{shared.key(workspace.prepared.sha256)} {teacher}".encode()).hexdigest()[:10]
+
+
+def check_log(folder: Path, jobs: Sequence[Job]) -> None:
+    """Raises: ConfigError: the log holds studies of other settings, data or another teacher, which these must not be mixed with."""
+    file = folder / dataset_name(jobs[0].workspace) / STUDIES
+    there = _read(file)
+    key, teachers = settings_key(jobs[0].workspace), {job.study.teacher_description for job in jobs} - {NO_TEACHER}
+    if len(there) and set(there["settings"]) != {key}:
+        raise ConfigError(
+            f"{file}: holds studies of other settings or data ({', '.join(sorted(set(there['settings'])))} instead of {key}); "
+            "choose another folder, or delete that of this data set"
+        )
+    other = (set(there["teacher"]) - {NO_TEACHER} if len(there) else set()) - teachers
+    if teachers and other:
+        raise ConfigError(f"{file}: holds studies with the teacher {', '.join(sorted(other))}, these have {', '.join(sorted(teachers))}")
+
+
+def write_log(folder: Path, jobs: Sequence[Job]) -> None:
+    """Brings the log of a sweep's data set up to date: all its jobs in `studies.csv`, the finished ones in `metrics.csv`.
+
+    Rows of studies that are not among the jobs stay as they are.
+
+    Raises: ConfigError: as `check_log`; the log would exceed `LIMIT`, in which case nothing is written.
+    """
+    check_log(folder, jobs)
+    home = folder / dataset_name(jobs[0].workspace)
+    before, rows = _read(home / STUDIES), _study_rows(jobs)
+    there = set(before.loc[before["state"] == "done", "study"]) if len(before) else set()
+    new = [job for job in jobs if job.study.folder.name not in there]
+    finished = [_metric_rows(job) for job in new if job.study.complete]
+    texts = {
+        home / METRICS: _csv(_merged(_read(home / METRICS), finished, new)),
+        home / STUDIES: _csv(_merged(before, [rows], jobs)),  # last: what it calls done has its metrics
+    }
+    others = sum(file.stat().st_size for file in folder.rglob("*.csv") if file not in texts)
+    size = others + sum(len(text.encode()) for text in texts.values())
+    if size > LIMIT:
+        raise ConfigError(f"{folder}: the log would have {size} bytes, at most {LIMIT} are meant to be committed; give it another folder")
+    for file, text in texts.items():
+        write_text(file, text)
+
+
+def _study_rows(jobs: Sequence[Job]) -> pd.DataFrame:
+    status = status_table(jobs)
+    rows = status[[*IDENTITY, "state", "rounds_done", "rounds", "seconds", "error"]].assign(
+        state=status["state"].replace("running", "left"),  # what is committed is not there in time to run on
+        study=[job.study.folder.name for job in jobs],
+        settings=settings_key(jobs[0].workspace),
+        teacher=[job.study.teacher_description for job in jobs],
+    )
+    starts = [_last_start(job.study) for job in jobs]
+    for column in ("commit", "device", "threads"):
+        rows[column] = [start.get(column, "") for start in starts]
+    return rows.astype(str)
+
+
+def _last_start(study: Study) -> dict:
+    file = study.folder / "environment.json"
+    return json.loads(file.read_text(encoding="utf-8"))[-1] if file.is_file() else {}
+
+
+def _metric_rows(job: Job) -> pd.DataFrame:
+    """The rows of a finished study that the log keeps."""
+    table = results_of(job.study).query("split == 'test' and metric != 'cutoff'")
+    own = table["model_center"] == table["test_center"]
+    table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
+    if len(set(job.study.report_rounds.values())) == 1:
+        table = table[table["budget"] == "rounds"].assign(budget="both")
+    numbers = table.select_dtypes("float").columns
+    return table.assign(**{name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in numbers}).astype(str)
+
+
+def results_of(study: Study) -> pd.DataFrame:
+    """A study's metrics at its report rounds, each model as its last stage left it.
+
+    Returns: columns `IDENTITY`, budget, model_center, test_center, split, metric, unit, value, n, reason.
+    """
+    table = study.metrics
+    stages = table.groupby(["round", "model_center"])["stage"].transform("max")  # "II" after "I"
+    reported = [
+        table[(table["round"] == number) & (table["stage"] == stages)].assign(budget=budget)
+        for budget, number in study.report_rounds.items()
+    ]
+    split = study.settings.data.split
+    about = {"method": study.settings.method, "seed": study.settings.seed, "split_id": split.name if split else "own"}
+    columns = [*IDENTITY, "budget", "model_center", "test_center", "split", "metric", "unit", "value", "n", "reason"]
+    return pd.concat(reported, ignore_index=True).assign(**about)[columns]
+
+
+def _merged(before: pd.DataFrame, rows: Sequence[pd.DataFrame], jobs: Sequence[Job]) -> pd.DataFrame:
+    """`before` with the rows of the jobs replaced, sorted by job; text throughout."""
+    replaced = {(job.method, str(job.seed), job.split_id) for job in jobs}
+    if len(before):
+        before = before[[key not in replaced for key in before[IDENTITY].itertuples(index=False, name=None)]]
+    joined = pd.concat([before, *rows], ignore_index=True)
+    return joined.sort_values(IDENTITY, kind="stable") if len(joined) else joined
+
+
+def _read(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
