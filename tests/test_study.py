@@ -203,10 +203,8 @@ KILLED = """
     ("task", "method", "number"),
     [
         ("nuclei", "vfmgl", 2),
-        ("endometrial", "vfmgl", 2),
         ("endometrial", "harmofl", 2),
         ("nuclei", "metafed", 5),
-        ("nuclei", "logit_kd", 2),
     ],
 )
 def test_killed_in_a_round_and_started_again_ends_bit_identical(task, method, number, runs, tmp_path):

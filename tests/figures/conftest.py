@@ -6,6 +6,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from vfmgl_lib.comparators.methods import METHODS
 
@@ -88,7 +91,15 @@ def decision_table(centers: Sequence[str], methods: Sequence[str] = tuple(METHOD
             called = score[None] >= thresholds[:, None]
             curves[method] = (called & label).mean(1) - (called & ~label).mean(1) * odds
         for method, benefit in curves.items():
-            about = {"method": method, "center": center, "threshold": thresholds, "net_benefit": benefit}
+            about = {
+                "method": method,
+                "seed": 0,
+                "split_id": "own",
+                "budget": "rounds",
+                "center": center,
+                "threshold": thresholds,
+                "net_benefit": benefit,
+            }
             rows.append(pd.DataFrame({**about, "n": 40, "positives": int(label.sum())}))
     return pd.concat(rows, ignore_index=True)
 
@@ -100,8 +111,25 @@ def paired_tests(centers: Sequence[str], methods: Sequence[str] = tuple(METHODS)
             lost = center == one_class
             p = np.nan if lost else 10.0 ** -(place + 1)
             numbers = (0.05, 0.01, 0.09, p, min(1, 9 * p)) if not lost else (np.nan,) * 5
-            rows.append((center, budget, metric, method, "vfmgl", *numbers, "paired DeLong", 40, ONE_CLASS if lost else ""))
-    names = ["center", "budget", "metric", "method", "reference", "difference", "low", "high", "p", "p_holm", "test", "n", "reason"]
+            test, reason = ("", ONE_CLASS) if lost else ("paired DeLong", "")
+            rows.append((0, "own", budget, center, metric, method, "vfmgl", *numbers, test, 40, reason))
+    names = [
+        "seed",
+        "split_id",
+        "budget",
+        "center",
+        "metric",
+        "method",
+        "reference",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "test",
+        "n",
+        "reason",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -123,3 +151,25 @@ def make_decisions() -> Maker:
 @pytest.fixture
 def make_tests() -> Maker:
     return paired_tests
+
+
+def colliding(figure: Figure) -> list[tuple[str, ...]]:
+    """Pairs of texts that overlap, and texts that leave the figure: of axes, their titles and labels, legends and the footnote."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    hidden = {text for axis in figure.axes if not axis.axison for text in axis.findobj(Text) if text not in axis.texts}
+    for side in (side for axis in figure.axes for side in (axis.xaxis, axis.yaxis)):
+        low, high = sorted(side.get_view_interval())
+        hidden |= {text for tick in side.get_major_ticks() if not low <= tick.get_loc() <= high for text in (tick.label1, tick.label2)}
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible() and text not in hidden]
+    air = np.array([1, 1, -1, -1])  # a pixel of each side
+    corners = air + [text.get_window_extent(canvas.get_renderer()).extents for text in texts]
+    outside = (corners[:, :2] < 0).any(1) | (corners[:, 2:] > canvas.get_width_height()).any(1)
+    overlap = (corners[:, None, :2] < corners[None, :, 2:]).all(2)
+    pairs = np.argwhere(np.triu(overlap & overlap.T, 1))
+    return [(texts[i].get_text(),) for i in np.flatnonzero(outside)] + [(texts[i].get_text(), texts[j].get_text()) for i, j in pairs]
+
+
+@pytest.fixture
+def collisions() -> Callable[[Figure], list]:
+    return colliding

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_curve
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE
 from vfmgl_lib.evaluation.generalization import LOWER_IS_BETTER, OWN_SPLIT, over_seeds
 from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
@@ -77,12 +78,15 @@ def in_order(there: Iterable[str], methods: Sequence[str] | None = None) -> tupl
     return drawn, f"Not in the results, so not drawn: {', '.join(absent)}." if absent else ""
 
 
-def undefined(table: pd.DataFrame, printed: Mapping[str, str], about: str = "method", everyone: str = "all methods") -> str:
+def undefined(
+    table: pd.DataFrame, printed: Mapping[str, str], about: str = "method", everyone: str = "all methods", lead: str = "Not defined"
+) -> str:
     """One sentence a reason: at which centres, for what, a value is missing and why.
 
     Args:
         table: center, metric, value, reason and the column `about`.
         about: what is listed behind the centre.  everyone: how it is called where nothing of it has a value.
+        lead: first words of each sentence.
     """
     sentences = []
     missing = table[table["value"].isna()].assign(reason=lambda t: t["reason"].replace("", "no reason recorded"))
@@ -95,7 +99,7 @@ def undefined(table: pd.DataFrame, printed: Mapping[str, str], about: str = "met
             who = everyone if set(group[about]) == set(whole) else ", ".join(titles)
             places.setdefault(f"{printed[center]} ({{}}{who})", []).append(SHORT.get(metric, metric))
         shown = [place.format(f"{', '.join(metrics)}: " if several else "") for place, metrics in places.items()]
-        sentences.append(f"Not defined ({reason}): {'; '.join(shown[:6])}{'; …' if len(shown) > 6 else ''}.")
+        sentences.append(f"{lead} ({reason}): {'; '.join(shown[:6])}{'; …' if len(shown) > 6 else ''}.")
     return " ".join(sentences)
 
 
@@ -152,11 +156,10 @@ def _mean_curve(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
     if len(curves) == 1:
         return curves[0]
     rates = np.unique(np.concatenate([rate for rate, _ in curves]))
-    reached = []
-    for rate, hit in curves:
-        last = np.append(np.diff(rate) > 0, True)  # where a curve rises steeply its highest point at this rate counts
-        reached.append(np.interp(rates, rate[last], hit[last]))
-    return np.append(0, rates), np.append(0, np.mean(reached, axis=0))
+    # Where a curve rises steeply it has two values: the lower one ends what lies left of it, the upper one begins what lies right.
+    upper = np.mean([np.interp(rates, rate, hit) for rate, hit in curves], axis=0)
+    lower = np.mean([np.interp(-rates[::-1], -rate[::-1], hit[::-1])[::-1] for rate, hit in curves], axis=0)
+    return np.repeat(rates, 2), np.column_stack([lower, upper]).ravel()
 
 
 @journal
@@ -301,21 +304,21 @@ def with_interval(row: Mapping, decimals: int) -> str:
 
 
 @journal
-def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, budget: str = "rounds") -> Figure:
     """Net benefit over the threshold probability, a panel a centre, with treating all and none (paper: Fig. 2B).
 
     The axis ends a little under zero: how harmful a model or treating all gets at high thresholds is cut off.
 
     Args:
-        dca: method, center, threshold (in [0, 1]), net_benefit, n, positives; "treat all" and "treat none" are methods, too. Several
-            rows of one method, centre and threshold (seeds) are averaged.
+        dca: from `evaluation.decision_curve`; "treat all" and "treat none" are methods, too. Curves of several seeds are averaged.
         methods: those drawn; None: all there are.
     """
-    drawn, absent = in_order(set(dca["method"]) - {"treat all", "treat none"}, methods)
+    dca = dca[(dca["budget"] == budget) & (dca["split_id"] == OWN_SPLIT)]
+    drawn, absent = in_order(set(dca["method"]) - {TREAT_ALL, TREAT_NONE}, methods)
     centers = sorted(dca["center"].unique())
     printed = names(centers)
-    styles = {"treat all": {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
-    styles |= {"treat none": {"color": "black", "linewidth": 0.8, "linestyle": "solid", "zorder": 1.4}}
+    styles = {TREAT_ALL: {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
+    styles |= {TREAT_NONE: {"color": "black", "linewidth": 0.8, "linestyle": "solid", "zorder": 1.4}}
     styles |= {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
     curves = dca.groupby(["center", "method", "threshold"])[["net_benefit", "n", "positives"]].mean().reset_index()
     per_row = columns_for(len(centers))
@@ -339,8 +342,9 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None) -> 
         top = here["net_benefit"].max()
         axis.set(ylim=(-0.12 * top, 1.08 * top))
         grid(axis)
+    mean = f" Means over {dca['seed'].nunique()} seeds." if dca["seed"].nunique() > 1 else ""
     share_legend(figure, next((axis for axis in axes if axis.lines), axes[0]), columns=6)
-    footnote(figure, f"Net benefit: TP/n − FP/n · p/(1 − p) at threshold p. Values far under zero are cut off. {absent}")
+    footnote(figure, f"Net benefit: TP/n − FP/n · p/(1 − p) at threshold p. Values far under zero are cut off.{mean} {absent}")
     return figure
 
 
@@ -390,7 +394,7 @@ def radar(
             )
         for angle, name in zip(angles, metrics, strict=True):
             if here[name].isna().all():
-                axis.text(angle, (low + 1) / 2, "not\ndefined", ha="center", va="center", fontsize=5.5, color=MUTED)
+                axis.text(angle, (low + 1) / 2, "n/a", ha="center", va="center", fontsize=5.5, color=MUTED)
     share_legend(figure, figure.axes[0], columns=6 if width == DOUBLE else 3)
     start = f"The middle of the charts is {low:g}, not 0." if low else "The middle of the charts is 0."
     distances = " ASSD and HD95, of which less is better, are in the tables." if "dice" in metrics else ""
@@ -466,10 +470,13 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     kinds = ", ".join(sorted({kind for kind in every["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}" if kinds else "No intervals ("
     spread = f"; mean of {every['seeds'].max()} seeds and of their limits)." if several else "; one seed, so no spread of runs)."
-    same = " One point: the same model at both budgets." if len(budgets) > 1 else ""
+    same = " Where there is one point, one model serves both budgets." if len(budgets) > 1 else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
     footnote(figure, f"{_test_sets(every[every['center'] != POOLED], printed)} {bars}{spread}{same}{line} {absent}")
-    footnote(figure, undefined(every.drop_duplicates(["center", "method"]), printed))
+    once = every.drop_duplicates(["center", "method"])
+    footnote(figure, undefined(once, printed))
+    bare = once[once["value"].notna() & (once["low"].notna() | (once["reason"] != ""))]
+    footnote(figure, undefined(bare.assign(value=bare["low"]), printed, lead="No interval"))
     return figure
 
 
@@ -528,38 +535,39 @@ def statistics_table(
 
     Args:
         results: a results table.
-        tests: from `results.compare_methods` (one seed, this budget or both); None: no tests.
+        tests: from `results.compare_methods`, of one seed; None: no tests.
         metrics: None: those of a classification or a segmentation that the results have.
     Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n, best,
-        p, p_holm, test, reference, reason; in the order in which they are printed.
-    Raises: ValueError: two tests of one centre, method and metric.
+        p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
+    Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
-    known = [*CLASSIFICATION, *SEGMENTATION, "dice_mean_of_classes", *DISTANCES]
-    metrics = list(metrics or (metric for metric in dict.fromkeys(known) if metric in there))
+    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *DISTANCES) if "dice" in there else CLASSIFICATION
+    metrics = list(metrics or (metric for metric in known if metric in there))
     drawn, _ = in_order(results["method"], methods)
     table = at_home(results, metrics, drawn, budget)
     sign = np.where(table["metric"].isin(LOWER_IS_BETTER), -1, 1)
     group = [table["center"], table["metric"]]
     score = (table["value"] * sign).rename("score")
-    rivals = score.groupby(group).transform("count")
-    # Equal shares may differ in the last bit, where they are means over seeds.
-    table["best"] = (score >= score.groupby(group).transform("max") - 1e-12) & (rivals > 1)
+    highest, lowest = score.groupby(group).transform("max"), score.groupby(group).transform("min")
+    # Equal shares may differ in the last bit, where they are means over seeds. Where all are equal, none is the best.
+    table["best"] = (score >= highest - 1e-12) & (highest > lowest + 1e-12)
     key = ["center", "method", "metric"]
     if tests is not None:
-        tests = tests[tests["budget"] == budget]
-        twice = tests[tests.duplicated(key)]
-        if len(twice):
-            raise ValueError(f"one test per centre, method and metric is expected, there are several of {tuple(twice.iloc[0][key])}")
-        table = table.merge(tests[[*key, "p", "p_holm", "test", "reference"]], on=key, how="left")
+        tests = tests[(tests["budget"] == budget) & (tests["split_id"] == OWN_SPLIT)]
+        if tests["seed"].nunique() > 1:
+            seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
+            raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
+        table = table.merge(tests[[*key, "seed", "p", "p_holm", "test", "reference"]], on=key, how="left")
+        table = table.rename(columns={"seed": "tested_seed"})
     else:
-        table = table.assign(p=np.nan, p_holm=np.nan, test="", reference="")
+        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
     table[["test", "reference"]] = table[["test", "reference"]].fillna("")
     table["title"] = [METHODS[method].title for method in table["method"]]
     places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
     order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
     columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n"]
-    return table.loc[order, [*columns, "best", "p", "p_holm", "test", "reference", "reason"]].reset_index(drop=True)
+    return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
 
 
 def table_note(table: pd.DataFrame, note: str = "") -> str:
@@ -570,13 +578,18 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
         note: first words, e.g. data, teacher and budget.
     """
     kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
-    sentences = [note, f"Value (95 % interval: {kinds})." if kinds else "", "Bold: the best of the centre."]
+    sentences = [
+        f"{note.rstrip('.')}." if note else "",
+        f"Value (95 % interval: {kinds})." if kinds else "",
+        "Bold: the best of the centre.",
+    ]
     if table["seeds"].max() > 1:
         sentences.append(f"Means over {table['seeds'].max()} seeds, also of the limits.")
     tested = table[table["test"] != ""]
     if len(tested):
+        one = f", of seed {int(tested['tested_seed'].iloc[0])} alone" if table["seeds"].max() > 1 else ""
         against = ", ".join(METHODS[name].title for name in dict.fromkeys(tested["reference"]))
-        sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm.")
+        sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm{one}.")
     printed = {center: "all centres" if center == POOLED else center for center in table["center"]}
     return " ".join(filter(None, [*sentences, undefined(table, printed)]))
 
@@ -590,11 +603,12 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
         escape: "html" or "latex": names of centres are the user's and may hold anything.
     """
     cells, marks = {}, {}
+    sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
     for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
         place = ("all centres" if center == POOLED else center, title)
         unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
         name = SHORT.get(metric, metric) + unit
-        cells.setdefault(place, {}).setdefault("n", f"{int(row['n'])}")
+        cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
         cells[place][name] = with_interval(row, 2 if unit else 3)
         marks[place, name] = row["best"]
         if (table.loc[table["metric"] == metric, "test"] != "").any():
@@ -611,7 +625,8 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
         styler = styler.format_index(escape=escape, axis=axis)
     left = {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 85%; max-width: 70em;"}
     cell = {"selector": "th, td", "props": "padding: 0.15em 0.7em; text-align: left; vertical-align: top; white-space: nowrap;"}
-    return styler.set_table_styles([left, cell])
+    rule = {"selector": "tbody tr:has(th.level0) > *", "props": "border-top: 1px solid #999999;"}
+    return styler.set_table_styles([left, cell, rule]).set_table_attributes('style="border-collapse: collapse"')
 
 
 def _p_value(row: pd.Series) -> str:
@@ -632,7 +647,7 @@ def write_statistics(table: pd.DataFrame, folder: Path | str, name: str, note: s
     shown = styled_table(table, note)
     write_text(folder / f"{name}.html", shown.to_html(doctype_html=True))
     tex = styled_table(table, note, escape="latex")
-    tex.table_styles = []  # those of the screen
+    tex.table_styles, tex.table_attributes = [], None  # those of the screen
     columns = "ll" + "l" * tex.data.shape[1]
     text = tex.to_latex(column_format=columns, hrules=True, clines="skip-last;index", multirow_align="t", convert_css=True)
     write_text(folder / f"{name}.tex", "% needs \\usepackage{booktabs, multirow}\n" + text)

@@ -390,7 +390,7 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     Raises: ValueError: several seeds, or none of the metrics.
     """
     if table["seed"].nunique() > 1:
-        raise ValueError(f"subgroups draws one seed, got {sorted(table['seed'].dropna().unique())}")
+        raise ValueError(f"subgroups draws one seed, got {', '.join(map(str, sorted(table['seed'].dropna().unique())))}")
     order = ("auc", "accuracy", "sensitivity", "specificity")
     metrics = [name for name in (metrics or order) if (table["metric"] == name).any()]
     if not metrics:

@@ -78,7 +78,7 @@ def _at_home(final: pd.DataFrame, budget: str) -> pd.DataFrame:
     rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
     rows = rows[rows["model_center"] == rows["test_center"]]
     if rows["seed"].nunique() > 1:
-        raise ValueError(f"overlays show one seed, got {sorted(rows['seed'].unique())}")
+        raise ValueError(f"overlays show one seed, got {', '.join(map(str, sorted(rows['seed'].unique())))}")
     return rows
 
 

@@ -49,9 +49,9 @@ METHOD_STYLE = {
     "harmofl": ("#117733", _MIXED, "^"),
     "metafed": ("#DD8FBF", _SOLID, "v"),
     "frozen_probe": ("#000000", _DOTTED, "P"),
-    "logit_kd": ("#E69F00", _LONG, "X"),
+    "logit_kd": ("#E69F00", _MIXED, "X"),
     "hgkt": ("#332288", _DASHED, "<"),
-    "hgkt_kd": ("#8C5A2B", _MIXED, ">"),
+    "hgkt_kd": ("#8C5A2B", _LONG, ">"),
     "vfmgl": ("#C1121F", _SOLID, "D"),
 }
 
