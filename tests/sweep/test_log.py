@@ -33,6 +33,8 @@ def test_what_is_done_has_metrics_and_what_is_left_is_named(small, tmp_path):
     own = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA")]
     other = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteB")]
     assert {"dice", "sensitivity"} <= set(own["metric"]) and set(other["metric"]) == {"dice"}
+    assert {"low", "high", "interval", "reason"} <= set(metrics.columns) and {"assd", "hd95"} <= set(own["metric"])
+    assert set(metrics[metrics["model_center"] == "all"]["test_center"]) == {"all"}
     assert not {"id", "patient", "mask_file", "probability"} & set(metrics.columns)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.evaluation.prediction import scoring_unit
+from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_TEACHER, Study, Workspace
 from vfmgl_lib.sweep.jobs import Job, status_table
@@ -109,25 +111,16 @@ def _metric_rows(job: Job) -> pd.DataFrame:
     table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
     if len(set(job.study.report_rounds.values())) == 1:
         table = table[table["budget"] == "rounds"].assign(budget="both")
-    numbers = table.select_dtypes("float").columns
-    return table.assign(**{name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in numbers}).astype(str)
+    numbers = {name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in table.select_dtypes("float")}
+    return table.assign(**numbers).astype(str)
 
 
 def results_of(study: Study) -> pd.DataFrame:
-    """A study's metrics at its report rounds, each model as its last stage left it.
-
-    Returns: columns `IDENTITY`, budget, model_center, test_center, split, metric, unit, value, n, reason.
-    """
-    table = study.metrics
-    stages = table.groupby(["round", "model_center"])["stage"].transform("max")  # "II" after "I"
-    reported = [
-        table[(table["round"] == number) & (table["stage"] == stages)].assign(budget=budget)
-        for budget, number in study.report_rounds.items()
-    ]
-    split = study.settings.data.split
-    about = {"method": study.settings.method, "seed": study.settings.seed, "split_id": split.name if split else "own"}
-    columns = [*IDENTITY, "budget", "model_center", "test_center", "split", "metric", "unit", "value", "n", "reason"]
-    return pd.concat(reported, ignore_index=True).assign(**about)[columns]
+    """A study's `evaluation.results.results_table`, for a segmentation with the distances between surfaces."""
+    final, segmentation = study.final_predictions(), study.settings.is_segmentation
+    if segmentation:
+        final = with_distances(final, study.manifest)
+    return results_table(final, unit=scoring_unit(study.manifest.table, segmentation))
 
 
 def _merged(before: pd.DataFrame, rows: Sequence[pd.DataFrame], jobs: Sequence[Job]) -> pd.DataFrame:
