@@ -154,6 +154,17 @@ def test_pooled_counts_and_means(everything):
     assert one(everything, task="prostate", center="all", metric="specificity")["measured"] == pytest.approx(0.8)
 
 
+def test_pooled_counts_that_are_undefined_are_not_replaced_by_a_mean(printed):
+    run = whole_run("endometrial")
+    pooled = run["results"]["model_center"] == "all"
+    run["results"].loc[pooled, ["value", "numerator", "denominator", "reason"]] = [NAN, NAN, NAN, "centre C has no cutoff"]
+    found = one(paper_rows(printed, [run]), task="endometrial", center="all", metric="accuracy")
+    assert (found["status"], found["because"]) == ("not measurable here", "centre C has no cutoff")
+    run["results"] = run["results"][~pooled]
+    found = one(paper_rows(printed, [run]), task="endometrial", center="all", metric="accuracy")
+    assert found["because"] == "results.csv has no accuracy over all centres"
+
+
 def test_gain_over_the_mean_of_the_comparators(everything):
     gain = one(everything, center="B", metric="auc_gain")
     assert gain["measured"] == pytest.approx(0.1) and gain["difference"] == pytest.approx(0.1 - 0.066)

@@ -328,13 +328,15 @@ def _own(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 
 
 def _pooled(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers").
+    """Counts summed over the centres where the paper has counts, else the mean of the centres' means ("average across centers").
 
     The interval of that mean is put together from the centres' own, which have different patients (MOVER, Zou and Donner 2008).
     """
     rows = _vfmgl(run, _metric(row))
-    summed = rows[(rows["model_center"] == "all") & rows["denominator"].notna()]
-    if len(summed):
+    if not math.isnan(row["denominator"]):
+        summed = rows[rows["model_center"] == "all"]
+        if summed.empty:
+            raise NotMeasuredError(f"results.csv has no {row['metric']} over all centres")
         return _number(over_seeds(summed).iloc[0])
     home = rows[(rows["model_center"] == rows["test_center"]) & (rows["model_center"] != "all")]
     by_seed = home.groupby("seed")["value"].agg(lambda values: values.mean(skipna=False))
