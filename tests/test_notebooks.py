@@ -9,11 +9,13 @@ import pytest
 
 from vfmgl_lib.batch.runner import run_batch
 from vfmgl_lib.batch.settings import read_settings
+from vfmgl_lib.comparators.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", "device": "str", "seed": "int", "runs": "str"}
+EXTRA = {"05_comparison": {"processes": "int"}}  # parameters beyond those, whose default run_all.sh leaves alone
 SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
 LONGEST_CELL, LONGEST_FUNCTION = 25, 5
 
@@ -49,7 +51,7 @@ def test_committed_without_outputs(notebook):
         assert cell.outputs == [] and cell.execution_count is None, cell["id"]
 
 
-def test_one_parameters_cell_of_annotated_literals(notebook):
+def test_one_parameters_cell_of_annotated_literals(notebook, request):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     found = {}
@@ -57,7 +59,7 @@ def test_one_parameters_cell_of_annotated_literals(notebook):
         assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant), line
         assert line.partition("  # ")[2].strip(), f"no text beside {line}"
         found[statement.target.id] = ast.unparse(statement.annotation)
-    assert found == PARAMETERS
+    assert found == PARAMETERS | EXTRA.get(request.node.callspec.id, {})
 
 
 def test_anatomy(notebook):
@@ -121,6 +123,22 @@ def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
         assert len(figures_of(tmp_path / "smallest" / task / "figures" / name)) >= 4, name
     # 03 trains the study that 04 draws; a second one would mean that the two ask for different things.
     assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["endometrial", "nuclei"])
+def test_comparison_of_all_methods(task: str, tmp_path: Path):
+    run_notebooks(task, ["05_comparison"], tmp_path)
+    folder = tmp_path / "smallest" / task
+    figures = folder / "figures" / "05_comparison"
+    main, other = ("auc", "accuracy") if task == "endometrial" else ("dice", "assd")
+    assert figures_of(figures) >= {f"{main}_at_both_budgets", f"{other}_at_both_budgets", "radar", "roc", "decision_curves", "overlays"}
+    assert sorted(path.name.split("-")[0] for path in (folder / "studies").iterdir()) == sorted(METHODS)
+    results = pd.read_csv(figures / "results.csv", keep_default_na=False)
+    assert set(results["method"]) == set(METHODS) and set(results["budget"]) == {"rounds", "updates"}
+    for budget in ("rounds", "updates"):
+        tex = (figures / f"statistics_at_matched_{budget}.tex").read_text()
+        assert all(method.title in tex for method in METHODS.values())
 
 
 @pytest.mark.slow

@@ -476,7 +476,8 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     once = every.drop_duplicates(["center", "method"])
     footnote(figure, undefined(once, printed))
     bare = once[once["value"].notna() & (once["low"].notna() | (once["reason"] != ""))]
-    footnote(figure, undefined(bare.assign(value=bare["low"]), printed, lead="No interval"))
+    bare = bare.assign(value=bare["low"], reason=bare["reason"].str.removeprefix("no interval: "))
+    footnote(figure, undefined(bare, printed, lead="No interval"))
     return figure
 
 
