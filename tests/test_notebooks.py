@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", "device": "str", "seed": "int", "runs": "str"}
-EXTRA = {"05_comparison": {"processes": "int"}}  # parameters beyond those, whose default run_all.sh leaves alone
+EXTRA = {"05_comparison": {"processes": "int"}, "06_generalization": {"margin": "float"}}  # whose default run_all.sh leaves alone
 SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
 LONGEST_CELL, LONGEST_FUNCTION = 25, 5
 
