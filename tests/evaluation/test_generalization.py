@@ -91,13 +91,17 @@ def test_undefined_values_have_no_verdict_and_a_reason():
     assert pd.isna(row["generalizes"]) and row["reason"] == "one class"
     only_own = matrix([[0.8, 0.6], [0.8, NAN]], "AB")
     row = cell(cross_centers(pd.DataFrame(only_own), "auc"), "A", "B")
-    assert pd.isna(row["generalizes"]) and row["value"] == 0.6 and row["reason"] == "the centre's own model has no value here"
+    assert pd.isna(row["generalizes"]) and row["value"] == 0.6 and row["reason"] == "the centre's own model has no value"
 
 
 def test_external_centre_has_no_own_model():
     table = cross_centers(pd.DataFrame(matrix([[0.8, 0.8, 0.7], [0.8, 0.8, 0.7]], "ABE")), "auc")
     row = cell(table, "A", "E")
-    assert pd.isna(row["own"]) and pd.isna(row["generalizes"]) and "external" in row["reason"]
+    assert pd.isna(row["own"]) and pd.isna(row["generalizes"]) and row["reason"] == "an external centre has no model of its own"
+    rows = pd.DataFrame(matrix([[0.8, 0.8, 0.7], [0.8, 0.8, 0.7]], "ABE")).assign(low=NAN, high=NAN, reason="no interval")
+    table = cross_centers(rows, "auc")
+    assert cell(table, "A", "E")["reason"] == "an external centre has no model of its own; no interval"
+    assert cell(table, "A", "B")["reason"] == "no interval" and cell(table, "A", "B")["generalizes"]
 
 
 def test_shared_pooled_and_other_rows_are_left_out():
@@ -235,6 +239,8 @@ def test_ablation_has_three_matrices_and_three_differences():
     np.testing.assert_allclose(row["difference"], -0.1)
     undefined = cell(table[(table["before"] == "hgkt") & (table["after"] == "vfmgl")], "B", "B")
     assert pd.isna(undefined["improved"]) and undefined["reason"] == "one class"
+    wide = ablation(three().assign(reason="no interval"), "auc")
+    assert set(wide.loc[wide["difference"].notna(), "reason"]) == {""}
 
 
 def test_ablation_counts_what_is_improved():

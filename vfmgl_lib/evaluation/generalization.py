@@ -26,6 +26,7 @@ SIGNIFICANT = 0.05
 GROUPS = ("younger", "older", "well_differentiated")
 SUBGROUP_METRICS = ("auc", "accuracy", "sensitivity", "specificity")
 NOT_TESTED = "not tested"
+NO_RANKS = "no rank correlation of fewer than three different models"
 NO_TABLE = "no patients.csv beside the data"
 MODEL = ["method", "split_id", "budget", "model_center", "test_center", "split", "metric"]
 
@@ -80,10 +81,11 @@ def cross_centers(
     verdict = (short <= margin + 1e-9).astype("boolean")
     rows["generalizes"] = verdict.mask(short.isna() | ~away)
     rows["margin"] = margin
-    external = ~rows["test_center"].isin(home.index)
-    rows.loc[external & (rows["reason"] == ""), "reason"] = "an external centre has no model of its own to compare with"
-    own_undefined = away & ~external & rows["own"].isna() & (rows["reason"] == "")
-    rows.loc[own_undefined, "reason"] = "the centre's own model has no value here"
+    # A value that is there may have a reason already: why it has no interval.
+    external, defined = ~rows["test_center"].isin(home.index), rows["value"].notna()
+    for where, why in ((external, "an external centre has no model of its own"), (away & ~external, "the centre's own model has no value")):
+        unanswered = where & defined & rows["own"].isna()
+        rows.loc[unanswered, "reason"] = [f"{why}; {text}" if text else why for text in rows.loc[unanswered, "reason"]]
     columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin"]
     columns.append("reason")
     return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
@@ -190,7 +192,7 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
                 "shared": shared["value"].iloc[0] if len(shared) else np.nan,
                 "rank_correlation": float(spearmanr(defined["similarity"], defined["value"])[0]) if varied else np.nan,
                 "models": len(defined),
-                "reason": chosen["reason"] or ("" if varied else "no rank correlation of fewer than three different models"),
+                "reason": chosen["reason"] if pd.isna(chosen["value"]) else "" if varied else NO_RANKS,
             }
         )
     return pd.DataFrame(found)
@@ -247,7 +249,7 @@ def subgroups(
         table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
         table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
         empty = sorted(set(tested["test_center"]) - set(table["center"]))
-        why = f"no test patient of this group ({title})" if known else "patients.csv has no grade"
+        why = "no test patient of this group" if known else "patients.csv has no grade"
         table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
         found.append(table.assign(group=group, title=title))
     joined = pd.concat(found, ignore_index=True)
@@ -280,7 +282,7 @@ def robustness(
     by_center = rows.groupby("center")["value"]
     rows = rows.assign(mean=by_center.transform("mean"), splits=by_center.transform("count"))
     rows["std"] = by_center.transform(lambda values: values.std(ddof=1))
-    single = (rows["splits"] < 2) & (rows["reason"] == "")
+    single = (rows["splits"] < 2) & rows["value"].notna()
     rows.loc[single, "reason"] = "no spread of one division"
     columns = ["center", "split_id", "metric", "unit", "value", "low", "high", "n", "mean", "std", "splits", "reason"]
     return rows.sort_values(["center", "split_id"])[columns].reset_index(drop=True)
@@ -312,7 +314,8 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     for before, after in STEPS:
         if before in matrices and after in matrices:
             both = matrices[before].merge(matrices[after], on=key, suffixes=("_before", "_after"))
-            both["reason"] = both["reason_after"].where(both["reason_after"] != "", both["reason_before"])
+            defined = both["value_before"].notna() & both["value_after"].notna()
+            both["reason"] = both["reason_after"].where(both["value_after"].isna(), both["reason_before"]).mask(defined, "")
             both = both.rename(columns={"seeds_after": "seeds", "n_after": "n", "unit_after": "unit"})
             found.append(both.assign(step=f"{METHODS[before].title} → {METHODS[after].title}", before=before, after=after))
     table = pd.concat(found, ignore_index=True)

@@ -37,8 +37,16 @@ TABLES = {
 # Columns that look like numbers in some run, or whose empty cells mean "nothing".
 TEXT = tuple(
     "task where method split_id budget model_center test_center center split metric unit interval reason source test test_reason group "
-    "title before after step stage model quantity item text setting here paper_method paper_metric protocol".split()
+    "title before after step stage model quantity item text setting here remark".split()
 )
+# The paper's method and metric -> quantity in lightweight.csv; its "flops" are multiply-accumulates.
+LIGHTWEIGHT = {
+    ("VFM (DINOv2 ViT-B/14)", "parameters"): "teacher, parameters",
+    ("VFM (DINOv2 ViT-B/14)", "flops"): "teacher, MACs without the products inside attention",
+    ("VFMGL (ResNet18)", "parameters"): "student, parameters",
+    ("VFMGL (ResNet18)", "flops"): "student, MACs",
+    ("VFMGL", "memory_bytes_upper"): "student, peak memory in bytes",
+}
 COMPARED, SHOWN, MISSING = "compared", "not comparable", "not measurable here"
 COLUMNS = tuple(
     "task data center split method metric paper paper_std paper_counts measured std difference low high n counts seeds status because "
@@ -196,7 +204,9 @@ def _joined(row: dict, run: Mapping | None, value: dict, status: str, because: s
     given = status == COMPARED and row["metric"] != "t_test_p"  # nothing is learnt from the difference of two p values
     joined["difference"] = joined["measured"] - row["value"] if given else math.nan
     joined |= {"status": status, "because": because}
-    protocol = [value.get("protocol", ""), _protocol(run) if run and status != MISSING else ""]
+    # What is lightweight is counted at the paper's own settings, whatever the run's are.
+    of_run = run and status != MISSING and row["task"] != "lightweight"
+    protocol = [value.get("protocol", ""), _protocol(run) if of_run else ""]
     return joined | {"protocol": "; ".join(filter(None, protocol))}
 
 
@@ -318,13 +328,15 @@ def _own(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
 
 
 def _pooled(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
-    """Counts summed over the centres or, of a segmentation, the mean of the centres' means (the paper: "average across centers").
+    """Counts summed over the centres where the paper has counts, else the mean of the centres' means ("average across centers").
 
     The interval of that mean is put together from the centres' own, which have different patients (MOVER, Zou and Donner 2008).
     """
     rows = _vfmgl(run, _metric(row))
-    summed = rows[(rows["model_center"] == "all") & rows["denominator"].notna()]
-    if len(summed):
+    if not math.isnan(row["denominator"]):
+        summed = rows[rows["model_center"] == "all"]
+        if summed.empty:
+            raise NotMeasuredError(f"results.csv has no {row['metric']} over all centres")
         return _number(over_seeds(summed).iloc[0])
     home = rows[(rows["model_center"] == rows["test_center"]) & (rows["model_center"] != "all")]
     by_seed = home.groupby("seed")["value"].agg(lambda values: values.mean(skipna=False))
@@ -454,9 +466,10 @@ def _lightweight(row: dict, runs: Sequence[Mapping[str, pd.DataFrame]]) -> tuple
         return None, {}, MISSING, "there is no table lightweight.csv of notebook 08_lightweight"
     for run in having:
         table = run["lightweight"]
-        rows = table[(table["paper_method"] == row["method"]) & (table["paper_metric"] == row["metric"])]
+        rows = table[(table["quantity"] == LIGHTWEIGHT[row["method"], row["metric"]]) & table["measured"].notna()]
         if len(rows):
-            return run, {"measured": rows["value"].iloc[0], "protocol": rows["protocol"].iloc[0]}, COMPARED, ""
+            remark = "; ".join(filter(None, [rows["quantity"].iloc[0], rows["remark"].iloc[0]]))
+            return run, {"measured": rows["measured"].iloc[0], "protocol": remark}, COMPARED, ""
     return having[0], {}, MISSING, f"lightweight.csv has no {row['metric']} of {row['method']}"
 
 

@@ -8,9 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, SplitSettings, load_settings
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.study import open_workspace
+from vfmgl_lib.sweep.jobs import Split, plan, status_table
+from vfmgl_lib.sweep.log import check_log, write_log
+from vfmgl_lib.sweep.run import SweepError, run_sweep
 
 EXAMPLES = """
 examples:
@@ -73,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--cluster belongs to --executor slurm")
     here = Path.cwd()
     try:
-        settings = load_settings(given.task, given.profile, device=given.device)  # before the imports below, which take seconds
+        settings = load_settings(given.task, given.profile, device=given.device)
         methods = _methods(given.methods)
         splits = _splits(given.splits, settings.comparison.splits)
         data = str(resolve_data(given.data, [given.task], here)) if given.data is not None else ""
@@ -82,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_cuda()
         seeds = given.seeds if given.seeds is not None else range(settings.comparison.seeds)
         return _sweep(given, data, teacher, methods, list(seeds), splits)
-    except (ConfigError, BatchError, OSError) as error:
+    except (ConfigError, BatchError, ManifestError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -90,26 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str], seeds: list[int], splits: list) -> int:
-    from vfmgl_lib.data.manifest import ManifestError
-    from vfmgl_lib.study import open_workspace
-    from vfmgl_lib.sweep.jobs import plan, status_table
-    from vfmgl_lib.sweep.log import check_log, write_log
-    from vfmgl_lib.sweep.run import SweepError, run_sweep
-
-    try:
-        workspace = open_workspace(given.task, given.profile, data=data, teacher=teacher, device=given.device, runs=given.runs)
-        jobs = plan(workspace, methods, seeds, splits)
-    except ManifestError as error:
-        raise ConfigError(str(error)) from error
+def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str], seeds: list[int], splits: list[Split | None]) -> int:
+    workspace = open_workspace(given.task, given.profile, data=data, teacher=teacher, device=given.device, runs=given.runs)
+    jobs = plan(workspace, methods, seeds, splits)
     if given.status:
         _say(status_table(jobs))
         return 0
     results = Path(given.results) if given.results else None
     if results:
         check_log(results, jobs)
-    signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
-    failed = ""
+    failed, before = "", signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
     try:
         run_sweep(
             workspace,
@@ -126,6 +123,8 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
         failed = str(error)
         if results:
             write_log(results, jobs)  # which of them failed
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _say(status_table(jobs))
     sys.stderr.write(failed + "\n" * bool(failed))
     return int(bool(failed))
@@ -135,7 +134,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _say(table) -> None:
+def _say(table: pd.DataFrame) -> None:
     counts = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     shown = table.drop(columns=["method", "seed", "split_id"]).rename(columns={"rounds_done": "done", "rounds": "of"})
     for column in ("seconds", "seconds_left"):
@@ -151,8 +150,8 @@ def _methods(text: str) -> list[str]:
     return methods
 
 
-def _splits(text: str, comparison: Sequence[tuple[float, int]]) -> list[tuple[float, int] | None]:
-    splits: list[tuple[float, int] | None] = []
+def _splits(text: str, comparison: Sequence[Split]) -> list[Split | None]:
+    splits: list[Split | None] = []
     for word in _words(text):
         if word == "own":
             splits.append(None)

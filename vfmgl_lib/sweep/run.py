@@ -215,18 +215,10 @@ def _local(workspace: Workspace, processes: int, threads: int | None) -> Submit:
 def _slurm(workspace: Workspace, threads: int | None, parameters: Mapping[str, Any]) -> Submit:
     try:
         executor = submitit.AutoExecutor(_folder(workspace), cluster="slurm")
-        setup = [f"export {name}={value}" for name, value in _variables(threads).items()]
+        setup = [*(f"export {name}={value}" for name, value in _variables(threads).items()), *parameters.get("slurm_setup", [])]
         gpus = {"gpus_per_node": 1} if workspace.settings.device == "cuda" else {}
-        executor.update_parameters(
-            **({"name": "vfmgl"} | gpus | dict(parameters)), slurm_setup=[*setup, *parameters.get("slurm_setup", [])]
-        )
-    except (
-        NameError,
-        AssertionError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # what submitit raises on a wrong parameter or no SLURM
+        executor.update_parameters(**({"name": "vfmgl"} | gpus | dict(parameters) | {"slurm_setup": setup}))
+    except (NameError, AssertionError, ValueError, TypeError, RuntimeError) as error:  # submitit's for a wrong parameter or no SLURM
         raise ConfigError(f"executor slurm: {error}") from error
     return lambda job, running: executor.submit(_Remote(job, threads, None))
 

@@ -1,0 +1,103 @@
+"""The log of results that is committed: valid at any time, small, never of two kinds of settings."""
+
+import pandas as pd
+import pytest
+
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.sweep import log as module
+from vfmgl_lib.sweep import plan, run_sweep
+from vfmgl_lib.sweep.log import check_log, dataset_name, write_log
+
+
+def read(folder, name):
+    return pd.read_csv(folder / "phantoms-nuclei" / name, keep_default_na=False, dtype=str)
+
+
+def swept(workspace, methods, seeds=(0,)):
+    run_sweep(workspace, methods, seeds, progress=False)
+    return plan(workspace, methods, seeds)
+
+
+def test_what_is_done_has_metrics_and_what_is_left_is_named(small, tmp_path):
+    workspace, log = small(), tmp_path / "results"
+    (done,) = swept(workspace, ["fedavg"])
+    write_log(log, plan(workspace, ["fedavg", "vfmgl"], [0]))
+    studies, metrics = read(log, "studies.csv"), read(log, "metrics.csv")
+    assert studies[["method", "state", "rounds_done"]].to_numpy().tolist() == [["fedavg", "done", "2"], ["vfmgl", "left", "0"]]
+    assert studies["study"][0] == done.study.folder.name and studies["threads"][0].isdecimal()
+    assert set(metrics["method"]) == {"fedavg"} and set(metrics["budget"]) == {"both"}
+    known = done.study.metrics.query("round == 2 and split == 'test' and metric == 'dice' and model_center == 'SiteA'")
+    wanted = {row.test_center: row.value for row in known.itertuples()}
+    found = metrics[(metrics["model_center"] == "SiteA") & (metrics["metric"] == "dice")]
+    assert {row.test_center: float(row.value) for row in found.itertuples()} == pytest.approx(wanted, rel=1e-4)
+    own = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA")]
+    other = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteB")]
+    assert {"dice", "sensitivity"} <= set(own["metric"]) and set(other["metric"]) == {"dice"}
+    assert {"low", "high", "interval", "reason"} <= set(metrics.columns) and {"assd", "hd95"} <= set(own["metric"])
+    assert set(metrics[metrics["model_center"] == "all"]["test_center"]) == {"all"}
+    assert not {"id", "patient", "mask_file", "probability"} & set(metrics.columns)
+
+
+def test_it_grows_and_does_not_depend_on_the_order(small, tmp_path):
+    workspace = small()
+    first = swept(workspace, ["fedavg"])
+    write_log(tmp_path / "one", first)
+    second = swept(workspace, ["local"], [0, 1])
+    write_log(tmp_path / "one", second)
+    write_log(tmp_path / "other", second)
+    write_log(tmp_path / "other", first)
+    for name in ("studies.csv", "metrics.csv"):
+        pd.testing.assert_frame_equal(read(tmp_path / "one", name), read(tmp_path / "other", name))
+    assert read(tmp_path / "one", "studies.csv")["method"].tolist() == ["fedavg", "local", "local"]
+    before = (tmp_path / "one" / "phantoms-nuclei" / "metrics.csv").read_bytes()
+    write_log(tmp_path / "one", second)
+    assert (tmp_path / "one" / "phantoms-nuclei" / "metrics.csv").read_bytes() == before
+
+
+def test_a_study_with_a_changed_setting_of_its_own_replaces_the_old_one(small, tmp_path):
+    write_log(tmp_path / "log", swept(small(), ["fedprox", "local"]))
+    changed = small(comparators__fedprox__mu=0.5)
+    write_log(tmp_path / "log", plan(changed, ["fedprox", "local"], [0]))
+    assert read(tmp_path / "log", "studies.csv")["state"].tolist() == ["left", "done"]
+    assert set(read(tmp_path / "log", "metrics.csv")["method"]) == {"local"}, "numbers of the old value are gone"
+    write_log(tmp_path / "log", swept(changed, ["fedprox", "local"]))
+    assert set(read(tmp_path / "log", "metrics.csv")["method"]) == {"fedprox", "local"}
+    assert read(tmp_path / "log", "studies.csv")["state"].tolist() == ["done", "done"]
+
+
+def test_both_budgets_have_rows_of_their_own_where_they_differ(small, tmp_path):
+    (job,) = swept(small(federation__match_updates=True), ["fedavg"])
+    write_log(tmp_path / "log", [job])
+    metrics = read(tmp_path / "log", "metrics.csv")
+    shared = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA") & (metrics["metric"] == "specificity")]
+    table = job.study.metrics.query("split == 'test' and metric == 'specificity' and model_center == 'SiteA' and test_center == 'SiteA'")
+    wanted = {"rounds": table[table["round"] == 2]["value"].item(), "updates": table[table["round"] == 6]["value"].item()}
+    assert dict(zip(shared["budget"], shared["value"].astype(float), strict=True)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_other_settings_are_not_mixed_in(small, tmp_path):
+    write_log(tmp_path / "log", plan(small(), ["local", "hgkt"], [0]))
+    with pytest.raises(ConfigError, match=r"studies.csv: holds studies of other settings or data \(.* instead of .*\); choose another"):
+        check_log(tmp_path / "log", plan(small(optimizer__lr=0.5), ["local"], [0]))
+    check_log(tmp_path / "log", plan(small().variant(seed=5, split=(0.6, 1)), ["local"], [5]))
+
+
+def test_another_teacher_is_not_mixed_in(small, tmp_path):
+    write_log(tmp_path / "log", plan(small(), ["local", "hgkt"], [0]))
+    other = plan(small(teacher__source="random:test_vit2"), ["local", "hgkt"], [0])
+    with pytest.raises(ConfigError, match=r"holds studies with the teacher test_vit, .*, these have test_vit2, "):
+        check_log(tmp_path / "log", other)
+
+
+def test_nothing_is_written_beyond_the_limit(small, tmp_path, monkeypatch):
+    jobs = swept(small(), ["local"])
+    monkeypatch.setattr(module, "LIMIT", 500)
+    with pytest.raises(ConfigError, match=r"the log would have \d+ bytes, at most 500 are meant to be committed"):
+        write_log(tmp_path / "log", jobs)
+    assert not list((tmp_path / "log").rglob("*.csv"))
+
+
+def test_the_folder_is_named_after_the_data(small):
+    workspace = small()
+    assert dataset_name(workspace) == "phantoms-nuclei"
+    assert dataset_name(small("again", data=workspace.manifest.root)) == workspace.manifest.root.name

@@ -1,0 +1,124 @@
+"""The command line: exit status, what is said where, and what is refused as a wrong call."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vfmgl_lib import study as study_module
+from vfmgl_lib.sweep.__main__ import main
+
+SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+
+
+@pytest.fixture
+def call(capsys, tmp_path):
+    """Arguments -> exit status, standard output, standard error."""
+
+    def run(*arguments, common=("--task", "nuclei", "--profile", SMALLEST, "--runs", tmp_path / "runs")):
+        try:
+            status = main([str(argument) for argument in (*common, *arguments)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_runs_logs_and_shows_the_table(call, tmp_path):
+    some = ("--methods", "local,fedavg", "--seeds", "0", "--splits", "own,0.5-2")
+    status, said, _ = call(*some, "--status")
+    assert status == 0 and said.splitlines()[-1] == "4 studies: 4 left"
+    assert not list(tmp_path.glob("runs/smallest/nuclei/studies/*/rounds")), "status runs nothing"
+    status, said, complained = call(*some, "--results", tmp_path / "results")
+    assert status == 0 and "4 done" in complained
+    lines = said.splitlines()
+    assert lines[0].split() == ["job", "state", "done", "of", "seconds", "seconds_left", "error"]
+    assert lines[3].split()[:8] == ["local", "seed", "0", "split", "0.5-2", "done", "6", "6"]
+    assert lines[-1] == "4 studies: 4 done"
+    studies = pd.read_csv(tmp_path / "results" / "phantoms-nuclei" / "studies.csv", dtype=str)
+    assert studies["split_id"].tolist() == ["0.5-2", "own"] * 2 and set(studies["state"]) == {"done"}
+
+
+def test_the_defaults_are_the_profile_s(call):
+    _, said, _ = call("--methods", "local", "--splits", "comparison", "--status")
+    assert [line.split()[1:5] for line in said.splitlines()[1:-1]] == [["seed", "0", "split", "0.6-3"], ["seed", "0", "split", "0.7-4"]]
+    _, said, _ = call("--status")
+    assert said.splitlines()[-1] == "10 studies: 10 left"
+
+
+def test_a_failed_study_is_status_1_and_logged(call, tmp_path, monkeypatch):
+    train = study_module._train
+
+    def fails_for_local(study, *arguments):
+        if study.settings.method == "local":
+            raise ValueError("no luck")
+        train(study, *arguments)
+
+    monkeypatch.setattr(study_module, "_train", fails_for_local)
+    status, said, complained = call("--methods", "local,fedavg", "--seeds", "0", "--results", tmp_path / "results")
+    assert status == 1 and "\n  local seed 0: ValueError: no luck\n" in complained
+    assert said.splitlines()[-1] == "2 studies: 1 failed, 1 done"
+    studies = pd.read_csv(tmp_path / "results" / "phantoms-nuclei" / "studies.csv", dtype=str, keep_default_na=False)
+    assert studies[["method", "state", "error"]].to_numpy().tolist() == [["fedavg", "done", ""], ["local", "failed", "ValueError: no luck"]]
+
+
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
+def test_an_interrupt_is_status_130(call, monkeypatch, by):
+    def interrupted(*_):
+        if by == "Ctrl-C":
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(study_module, "_train", interrupted)
+    status, _, complained = call("--methods", "local", "--seeds", "0")
+    assert status == 130 and "interrupted; the same call goes on, finished studies are loaded" in complained
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "fedsgd,local"), "--methods fedsgd,local: fedsgd is no method; give all, or of local, fedavg"),
+        (("--methods", ","), "--methods ,: nothing is no method"),
+        (("--data", "no/such/folder"), r"no/such/folder does not exist"),
+        (("--teacher", "no/such/file.safetensors"), r"teacher .*no/such/file.safetensors"),
+        (("--task", "liver"), "task 'liver' is not in profile"),
+        (("--profile", "tiny"), "profile tiny: .* does not exist; give one of"),
+        (("--seeds", "0,-1"), "--seeds: '0,-1': must be whole numbers from 0"),
+        (("--splits", "0.6"), "--splits 0.6: must be own, comparison, or training share and seed such as 0.6-3"),
+        (("--splits", "1.6-3"), "--splits 1.6-3: must be own, comparison, or training share"),
+        (("--splits", ","), "names none"),
+        (("--processes", "0"), "--processes: '0' is no whole number from 1"),
+        (("--executor", "pbs"), "invalid choice: 'pbs'"),
+        (("--executor", "slurm"), "executor slurm: Could not detect"),
+        (("--cluster", "slurm_partition=gpu"), "--cluster belongs to --executor slurm"),
+        (("--executor", "slurm", "--cluster", "gpu"), "--cluster: 'gpu': must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_call_is_status_2(call, arguments, message):
+    status, said, complained = call(*arguments)
+    assert status == 2 and said == ""
+    assert re.search(message, complained)
+
+
+def test_results_of_other_settings_are_refused_before_anything_runs(call, tmp_path):
+    assert call("--methods", "local", "--seeds", "0", "--results", tmp_path / "results")[0] == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(SMALLEST.read_text().replace("rounds: 2", "rounds: 1"))
+    common = ("--task", "nuclei", "--profile", other, "--runs", tmp_path / "runs")
+    status, _, complained = call("--methods", "local", "--seeds", "0", "--results", tmp_path / "results", common=common)
+    assert status == 2 and "holds studies of other settings or data" in complained
+    assert not list(tmp_path.glob("runs/other/nuclei/studies/*/rounds"))
+
+
+def test_help_names_everything():
+    done = subprocess.run([sys.executable, "-m", "vfmgl_lib.sweep", "--help"], capture_output=True, text=True, check=True)
+    for word in ("--methods", "vfmgl", "--splits", "comparison", "--executor", "slurm", "--status", "--results", "Ctrl-C", "130"):
+        assert word in done.stdout
