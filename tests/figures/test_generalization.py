@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from vfmgl_lib.evaluation import generalization as tables
@@ -37,11 +38,12 @@ def test_a_model_that_generalises_has_a_tick_and_an_arrow(centers, external, mak
     assert sorted(w.split("\u2009")[0] for w in written if "✓" in w) == sorted(f"{value:.2f}" for value in reaching["value"])
     assert len(written) == len(table) and len(patches(matrix, Rectangle)) == len(centers)
     arrows = patches(circle, FancyArrowPatch)
-    colors = sorted(arrow.get_edgecolor() for arrow in arrows)
     styles = center_style(centers)
-    assert [f"#{''.join(f'{round(255 * c):02X}' for c in color[:3])}" for color in colors] == sorted(
-        (styles[model]["color"] for model in reaching["model_center"]), key=lambda c: [int(c[i : i + 2], 16) for i in (1, 3, 5)]
-    )
+    assert [to_hex(arrow.get_edgecolor()) for arrow in arrows] == [styles[model]["color"].lower() for model in reaching["model_center"]]
+    discs = {tuple(line.get_xydata()[0].round(9)): line.get_color() for line in circle.lines}
+    starts, ends = zip(*(arrow._posA_posB for arrow in arrows), strict=True)
+    assert [discs[tuple(place.round(9))] for place in starts] == [styles[model]["color"] for model in reaching["model_center"]]
+    assert [discs[tuple(place.round(9))] for place in ends] == [styles[test]["color"] for test in reaching["test_center"]]
     assert circle.get_title() == f"{len(reaching)} of {len(centers) * (len(centers) - 1)} pairs generalise"
     assert ("External, without a model of their own: E, F." in words(figure)) == bool(external)
     assert "own model by 0.05 at most" in words(figure) and "Means of" not in words(figure)
