@@ -225,7 +225,8 @@ def localisation_summary(cases: pd.DataFrame, seed: int) -> pd.DataFrame:
         seed: of the bootstrap.
     Returns: per model and centre, and per model over all centres ("all"): model, center, images, patients, undefined (maps without energy),
         inside, area (means over patients), gain = inside − area with low and high, gain_over_place = inside − elsewhere with place_low
-        and place_high, verdict ("above chance" | "not above chance" | "undefined").
+        and place_high, verdict: "above chance" where both intervals lie above 0, else "not above chance"; "undefined" where
+        an interval cannot be had.
     """
     rows = []
     for model, part in cases.groupby("model", sort=False):
