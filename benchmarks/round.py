@@ -21,8 +21,8 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import Update, average
-from vfmgl_lib.models.students import STUDENTS, Student, set_training_mode
+from vfmgl_lib.federation.strategies import Averaging, Update, average
+from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.study import open_workspace
@@ -44,18 +44,18 @@ def main() -> None:
         with torch_seed(seed_sequence(0, "student")):
             student = STUDENTS[settings.student.name](2, settings.student.width)
 
-        def federation() -> tuple[list[Client], Student]:
+        def federation() -> tuple[list[Client], Averaging]:
             clients = []
             for center in manifest.centers:
                 data = ImageDataset(manifest, manifest.select(center, "train"), settings.data.image_size, teacher.image_size)
                 clients.append(Client(center, settings, copy.deepcopy(student), teacher, data, device))
-            shared = copy.deepcopy(student).to(device)
-            list(run_rounds(clients, shared, 1))  # round 1: momenta, and a shared model that is not the initial one
-            return clients, shared
+            server = Averaging(student.state_dict())
+            list(run_rounds(clients, server, 1))  # round 1: momenta, and a shared model that is not the initial one
+            return clients, server
 
         driven, bare = federation(), federation()
         ready = {client.center: _batches(client) for client in bare[0]}
-        starts = [_state(clients, shared) for clients, shared in (driven, bare)]
+        starts = [_state(clients, server) for clients, server in (driven, bare)]
         results: dict[str, list[dict[str, Tensor]]] = {}
 
         def through_driver() -> None:
@@ -94,7 +94,7 @@ def _batches(client: Client) -> tuple[list[tuple], list[tuple]]:
     return stages[0], stages[1]
 
 
-def _bare_round(clients: list[Client], shared: Student, ready: dict[str, tuple[list, list]]) -> list[dict[str, Tensor]]:
+def _bare_round(clients: list[Client], server: Averaging, ready: dict[str, tuple[list, list]]) -> list[dict[str, Tensor]]:
     """Round 2 written out."""
     updates = []
     for client in clients:
@@ -112,7 +112,7 @@ def _bare_round(clients: list[Client], shared: Student, ready: dict[str, tuple[l
         names = list(client.student.stage_channels)
         scores = dict(zip(names, (weights / len(client.data)).mean(0).tolist(), strict=True))
         frozen = critical_stages(scores, client.settings.transfer.critical_stages)
-        frozen_shared = copy.deepcopy(shared).eval().requires_grad_(False)
+        frozen_shared = client.frozen_copy(server.state)
         set_training_mode(client.student, frozen)
         for images, target, _ in ready[client.center][1]:
             deduction_step(
@@ -130,14 +130,14 @@ def _bare_round(clients: list[Client], shared: Student, ready: dict[str, tuple[l
     return [*(update.state for update in updates), average(updates)]
 
 
-def _state(clients: list[Client], shared: Student) -> tuple:
-    return copy.deepcopy(([(c.state_dict(), c.student.state_dict(), c.stage_one_state) for c in clients], shared.state_dict()))
+def _state(clients: list[Client], server: Averaging) -> tuple:
+    return copy.deepcopy(([(c.state_dict(), c.student.state_dict(), c.stage_one_state) for c in clients], server.state_dict()))
 
 
-def _restore(clients: list[Client], shared: Student, state: tuple) -> None:
+def _restore(clients: list[Client], server: Averaging, state: tuple) -> None:
     for client, own in zip(clients, state[0], strict=True):
         client.load_state_dict(*own)
-    shared.load_state_dict(state[1])
+    server.load_state_dict(state[1])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,70 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests: where the real data lie, and a small federation of phantom centres."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from vfmgl_lib.comparators.clients import client_class, new_server
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.config import load_settings
+from vfmgl_lib.data.layouts import read_layout, with_validation
+from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.phantoms import write_phantoms
+from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.models.students import STUDENTS
+from vfmgl_lib.models.teachers import load_teacher
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+
+SAMPLES = {"nuclei": {"train": 4, "val": 2, "test": 2}, "endometrial": {"train": 6, "test": 4}}
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """task -> manifest of two small centres."""
+    root = tmp_path_factory.mktemp("phantoms")
+    folders = {
+        task: write_phantoms(root / task, task, centers=2, samples=samples, image_size=32, seed=5) for task, samples in SAMPLES.items()
+    }
+    return {task: read_layout(folder, task, progress=False) for task, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    return load_teacher("random:vit_tiny_patch16_224", grid=2, blocks=(1, 2))
+
+
+@pytest.fixture
+def federation(phantoms, teacher):
+    """(task, method, **settings) -> (clients, server)."""
+
+    def build(task="nuclei", method="vfmgl", **overrides):
+        size = {"data__image_size": 32, "student__width": 4, "student__weights": "none", "data__workers": 0}
+        overrides = {"optimizer__batch_size": 2, "optimizer__lr": 0.05, "transfer__critical_stages": 2} | size | overrides
+        settings = load_settings(task, "paper", method=method, **overrides)
+        manifest = phantoms[task]
+        if METHODS[method].needs_validation:
+            manifest = with_validation(manifest, 0.2, 0)
+
+        def student():
+            with torch_seed(seed_sequence(0, "student")):
+                return STUDENTS[settings.student.name](2, settings.student.width)
+
+        def data(center, split):
+            table = manifest.select(center, split)
+            return ImageDataset(manifest, table, 32, 32) if len(table) else None
+
+        given = teacher if STRATEGIES[method].teacher else None
+        clients = [
+            client_class(method)(
+                center, settings, student(), given, data(center, "train"), torch.device("cpu"), validation=data(center, "val")
+            )
+            for center in manifest.training_centers
+        ]
+        return clients, new_server(settings, list(manifest.training_centers), clients[0].student.state_dict())
+
+    return build
 
 
 @pytest.fixture(scope="session")

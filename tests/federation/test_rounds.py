@@ -20,7 +20,7 @@ def _equal(one, other):
 
 @pytest.mark.parametrize("task", ["nuclei", "endometrial"])
 def test_three_rounds_with_everything(federation, task, monkeypatch):
-    clients, shared = federation(task, optimizer__lr=0.005)
+    clients, server = federation(task, optimizer__lr=0.005)
     run_round = client_module.Client.run_round
 
     def checked(self, *arguments):
@@ -29,9 +29,9 @@ def test_three_rounds_with_everything(federation, task, monkeypatch):
 
     monkeypatch.setattr(client_module.Client, "run_round", checked)
     local_before = _states(clients)
-    for done in run_rounds(clients, shared, 3):
+    for done in run_rounds(clients, server, 3):
         assert _equal(done.shared, average(done.updates)), "the shared model is the weighted mean of the updates"
-        assert _equal(done.shared, shared.state_dict())
+        assert _equal(done.shared, server.state)
         for client in clients:
             stages = [row["stage"] for row in client.log.rounds]
             assert stages == (["I"] if done.number == 1 else ["I", "II"]), "nothing of DDBL is active in round 1"
@@ -45,12 +45,12 @@ def test_three_rounds_with_everything(federation, task, monkeypatch):
 
 
 def test_critical_stages_stand_still_in_stage_two_and_are_free_in_the_next_round(federation):
-    clients, shared = federation("nuclei")
+    clients, server = federation("nuclei")
     client = clients[0]
-    list(run_rounds(clients, shared, 1))
+    list(run_rounds(clients, server, 1))
     for number in (2, 3):
         before = copy.deepcopy(client.student.state_dict())
-        client.run_round(number, shared)
+        client.run_round(number, server.message(client.center, number))
         critical = {row["student_stage"] for row in client.log.stages if row["critical"]}
         for index, block in enumerate(client.student.encoders):
             names = [f"encoders.{index}.{name}" for name in block.state_dict()]
@@ -74,19 +74,19 @@ def test_with_known_pair_weights_the_critical_stages_are_those_with_the_highest(
 
 
 def test_results_do_not_depend_on_the_order_of_the_centres(federation):
-    (one, shared_one), (other, shared_other) = federation("nuclei"), federation("nuclei")
-    list(run_rounds(one, shared_one, 2))
-    list(run_rounds(other[::-1], shared_other, 2))
-    assert _equal(shared_one.state_dict(), shared_other.state_dict())
+    (one, server_one), (other, server_other) = federation("nuclei"), federation("nuclei")
+    list(run_rounds(one, server_one, 2))
+    list(run_rounds(other[::-1], server_other, 2))
+    assert _equal(server_one.state, server_other.state)
     for a, b in zip(one, other, strict=True):
         assert _equal(a.student.state_dict(), b.student.state_dict())
 
 
 def test_an_update_holds_the_student_counts_and_declared_metrics_only(federation):
-    clients, shared = federation("nuclei")
+    clients, server = federation("nuclei")
     update = clients[0].run_round(1, None)
-    assert set(vars(update)) == {"center", "state", "samples", "metrics"}
-    expected = shared.state_dict()
+    assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
+    expected = server.state
     assert update.state.keys() == expected.keys() and all(update.state[n].shape == expected[n].shape for n in expected)
     assert tuple(update.metrics) == DECLARED_METRICS and all(isinstance(v, float) for v in update.metrics.values())
     assert update.samples == len(clients[0].data)
@@ -96,8 +96,8 @@ def test_an_update_holds_the_student_counts_and_declared_metrics_only(federation
 
 @pytest.mark.parametrize("method", ["local", "hgkt", "hgkt_kd"])
 def test_methods_switch_their_parts(federation, method):
-    clients, shared = federation("nuclei", method)
-    list(run_rounds(clients, shared, 2))
+    clients, server = federation("nuclei", method)
+    list(run_rounds(clients, server, 2))
     client = clients[0]
     assert (client.hgkt is None) == (method == "local")
     rows = {row["stage"]: row for row in client.log.rounds}
@@ -108,16 +108,16 @@ def test_methods_switch_their_parts(federation, method):
 
 
 def test_every_batch_is_dropped_when_the_shared_model_disagrees_beyond_the_threshold(federation):
-    clients, shared = federation("nuclei", deduction__keep_ratio=1e-12)
-    list(run_rounds(clients, shared, 2))
+    clients, server = federation("nuclei", deduction__keep_ratio=1e-12)
+    list(run_rounds(clients, server, 2))
     for client in clients:
         assert [row["kept_share"] for row in client.log.rounds if row["stage"] == "II"] == [0]
         assert _equal(client.student.state_dict(), client.stage_one_state), "skipped batches leave no trace"
 
 
 def test_local_task_loss_is_the_mean_over_stage_one(federation):
-    clients, shared = federation("nuclei")
-    list(run_rounds(clients, shared, 2))
+    clients, server = federation("nuclei")
+    list(run_rounds(clients, server, 2))
     steps = clients[0].log.steps
     losses = [row["task_loss"] for row in steps if row["stage"] == "I"]
     thresholds = [row["threshold"] for row in steps if row["stage"] == "II"]
@@ -150,7 +150,7 @@ def test_diverged_training_says_where_and_what_to_lower(federation):
             clients[0].run_round(number, None)
 
 
-def test_a_transferring_method_without_a_teacher_is_refused(federation):
-    clients, shared = federation("nuclei")
-    with pytest.raises(ValueError, match="method vfmgl transfers from a teacher"):
-        client_module.Client("A", clients[0].settings, shared, None, clients[0].data, torch.device("cpu"))
+def test_a_method_with_a_teacher_is_refused_without_one(federation):
+    clients, _ = federation("nuclei")
+    with pytest.raises(ValueError, match="method vfmgl learns from a frozen teacher; none was given"):
+        client_module.Client("A", clients[0].settings, clients[1].student, None, clients[0].data, torch.device("cpu"))

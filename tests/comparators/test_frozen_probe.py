@@ -1,0 +1,99 @@
+"""The frozen teacher's linear classifier: scikit-learn's optimum as one layer, tokens upsampled, one class, nothing sent."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from vfmgl_lib.comparators.frozen_probe import Probe, linear_classifier
+from vfmgl_lib.evaluation.prediction import predict
+from vfmgl_lib.models.teachers import load_teacher
+
+
+@pytest.fixture
+def problem():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(60, 5)) * [1, 10, 0.1, 1, 1] + [0, 50, 0, 0, 3]
+    label = (rows[:, 0] + rows[:, 1] / 10 - 5 + generator.normal(size=60) > 0).astype(float)
+    return rows, label
+
+
+def test_the_layer_is_the_logistic_regression_on_standardised_rows(problem):
+    rows, label = problem
+    weight, bias = linear_classifier(rows, label, 0.3)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=1000)).fit(rows, label)
+    np.testing.assert_allclose(1 / (1 + np.exp(-(rows @ weight + bias))), model.predict_proba(rows)[:, 1], atol=1e-6)
+
+
+def test_a_share_counts_for_both_classes(problem):
+    rows, label = problem
+    share = np.where(np.arange(60) % 3 == 0, 0.25, label)
+    weight, bias = linear_classifier(rows, share, 1.0)
+    mean, deviation = rows.mean(0), rows.std(0)
+    w, logits = weight * deviation, rows @ weight + bias
+    # At the optimum the gradient of C sum(cross-entropy against the share) + |w|^2 / 2 vanishes.
+    residual = 1 / (1 + np.exp(-logits)) - share
+    np.testing.assert_allclose(((rows - mean) / deviation).T @ residual + w, 0, atol=2e-3)
+    assert residual.sum() == pytest.approx(0, abs=2e-3)
+
+
+@pytest.mark.parametrize("only", [0.0, 1.0])
+def test_one_class_is_predicted_for_certain(only):
+    weight, bias = linear_classifier(np.random.default_rng(1).normal(size=(7, 3)), np.full(7, only), 1.0)
+    probability = torch.tensor([0.0, bias]).softmax(0)[1].item()
+    assert not weight.any() and probability == pytest.approx(only, abs=1e-12)
+
+
+def test_every_token_of_one_share_between_the_classes_is_predicted_with_that_share():
+    weight, bias = linear_classifier(np.ones((6, 3)), np.full(6, 0.25), 1.0)
+    assert 1 / (1 + np.exp(-(np.ones(3) @ weight + bias))) == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", ["nuclei", "endometrial"])
+def test_a_round_fits_the_centre_s_own_training_set_by_the_teacher_s_own_resize(federation, teacher, task):
+    client = federation(task, "frozen_probe")[0][0]
+    update = client.run_round(1, None)
+    assert update.state == {} and set(client.student.state_dict()) == {"classifier.weight", "classifier.bias"}
+    items = [client.data[index] for index in range(len(client.data))]
+    stack = torch.cat([teacher(item["teacher_image"][None])[0].half().float() for item in items])[:, -1]
+    if task == "endometrial":
+        rows, share = stack.mean((2, 3)), torch.stack([item["target"] for item in items]).double()
+    else:
+        masks = torch.stack([item["target"] for item in items])
+        share = F.avg_pool2d(masks.double()[:, None], 16).flatten()  # 2 x 2 patches of 16 px
+        rows = stack.permute(0, 2, 3, 1).flatten(0, 2)
+    weight, bias = linear_classifier(rows.double().numpy(), share.numpy(), 1.0)
+    np.testing.assert_allclose(client.student.classifier.weight[1].detach().numpy(), weight, rtol=1e-3, atol=1e-5)
+    table = predict(client.student, client.data, batch_size=3, device=client.device)
+    if task == "endometrial":
+        expected = 1 / (1 + np.exp(-(rows.double().numpy() @ weight + bias)))
+        np.testing.assert_allclose(table["probability"], expected, atol=1e-4)
+        assert ((table["probability"] > 0.5) == table["label"]).all(), "six images in 192 dimensions are told apart"
+    else:
+        logits = client.student(torch.stack([item["teacher_image"] for item in items]))
+        assert logits.shape == (4, 2, 32, 32)
+        tokens = (stack * torch.from_numpy(weight).float()[:, None, None]).sum(1, keepdim=True) + bias
+        by_hand = F.interpolate(tokens, size=(32, 32), mode="bilinear", align_corners=False)
+        torch.testing.assert_close((logits[:, 1] - logits[:, 0])[:, None], by_hand, rtol=1e-2, atol=2e-2)
+        assert set(table["tp"] + table["fp"] + table["fn"] + table["tn"]) == {32 * 32}
+
+
+def test_a_cnn_serves_by_its_last_level_or_by_its_stride_16_level():
+    cnn = load_teacher("random:resnet18", grid=2)
+    images = torch.rand(2, 3, 32, 32)
+    levels = cnn(images)
+    classifier, segmenter = Probe(cnn, None, None), Probe(cnn, None, 32)
+    assert torch.equal(classifier.embedding(levels), levels[3][:, 0].mean((2, 3))) and torch.equal(
+        segmenter.embedding(levels), levels[2][:, 0]
+    )
+    assert classifier(images).shape == (2, 2) and segmenter(images).shape == (2, 2, 32, 32)
+
+
+def test_it_does_not_depend_on_what_the_student_would_be(federation):
+    one, other = (federation("endometrial", "frozen_probe", student__width=width)[0][0] for width in (4, 8))
+    one.run_round(1, None)
+    other.run_round(1, None)
+    assert torch.equal(one.student.classifier.weight, other.student.classifier.weight)

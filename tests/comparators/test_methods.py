@@ -1,0 +1,146 @@
+"""Every method of the comparison: same start, nothing but what it declares leaves a centre, killed and resumed it ends bit-identical."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from vfmgl_lib.comparators import harmofl
+from vfmgl_lib.comparators.clients import new_server
+from vfmgl_lib.comparators.methods import METHODS, report_rounds
+from vfmgl_lib.config import load_settings
+from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server, Update
+
+ORDER = ["local", "fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "logit_kd", "hgkt", "hgkt_kd", "vfmgl"]
+
+
+def _equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _plain(client):
+    """The student's state without a wrapper's prefix and the wrapper's own."""
+    return {name.removeprefix("student."): t for name, t in client.student.state_dict().items() if name != harmofl.AMPLITUDE}
+
+
+def test_the_table_of_methods():
+    assert list(METHODS) == ORDER and METHODS.keys() == STRATEGIES.keys()
+    assert len({method.title for method in METHODS.values()}) == len(METHODS) and all(method.source for method in METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "matched", "unmatched"),
+    [("local", 12, 4), ("metafed", 12, 4), ("hgkt", 4, 4), ("hgkt_kd", 4, 4), ("vfmgl", 4, 4), ("frozen_probe", 1, 1)],
+)
+def test_a_method_is_reported_at_as_many_rounds_and_at_as_many_updates(method, matched, unmatched):
+    for match, last in ((True, matched), (False, unmatched)):
+        settings = load_settings("nuclei", method=method, federation__rounds=4, federation__match_updates=match)
+        assert report_rounds(settings) == {"rounds": min(4, last), "updates": last}
+
+
+def test_a_key_has_the_running_methods_settings_only():
+    def key(method, **changes):
+        return load_settings("nuclei", method=method, **changes).key()
+
+    for part, users in {"fedprox__mu": ["fedprox"], "frozen_probe__inverse_regularization": ["frozen_probe", "logit_kd"]}.items():
+        changed = [method for method in METHODS if key(method) != key(method, **{f"comparators__{part}": 0.5})]
+        assert changed == users
+    assert key("fedavg") == key("fedavg", comparison__seeds=2)
+    assert key("fedavg") != key("fedavg", data__split={"train": 0.6, "seed": 3}) != key("fedavg", data__split={"train": 0.6, "seed": 4})
+
+
+def test_every_method_starts_from_equal_student_weights(federation):
+    start = _plain(federation("nuclei", "vfmgl")[0][0])
+    for method in METHODS.keys() - {"frozen_probe"}:
+        clients, _ = federation("nuclei", method)
+        assert all(_equal(_plain(client), start) for client in clients), method
+
+
+@pytest.mark.parametrize("method", ORDER)
+@pytest.mark.parametrize("task", ["nuclei", "endometrial"])
+def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identical(federation, method, task):
+    few = {"optimizer__lr": 0.005, "federation__rounds": 2}
+    clients, server = federation(task, method, **few)
+    last = min(4, max(report_rounds(clients[0].settings).values()))
+    declared = harmofl.declared_aggregates(clients[0].settings) if method == "harmofl" else {}
+    resumed = None
+    for done in run_rounds(clients, server, last):
+        for client, update in zip(clients, done.updates, strict=True):
+            assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
+            own = client.student.state_dict() if STRATEGIES[method].sends else {}
+            assert {name: tuple(t.shape) for name, t in update.aggregates.items()} == declared
+            assert update.state.keys() == own.keys() - declared.keys()
+            assert all(update.state[name].shape == own[name].shape for name in update.state)
+            assert update.samples == len(client.data)
+            assert tuple(update.metrics) == DECLARED_METRICS and all(isinstance(value, float) for value in update.metrics.values())
+            assert math.isfinite(update.metrics["task_loss"])
+            for row in client.log.rounds:
+                assert row["batches"] > 0 and row["samples"] == len(client.data)
+        if done.shared is not None and STRATEGIES[method].adopts:
+            assert all(_equal(client.student.state_dict(), done.shared) for client in clients)
+        if done.number == min(3, last):  # after MetaFed's first common round
+            saved = copy.deepcopy([(c.state_dict(), c.student.state_dict(), c.stage_one_state) for c in clients] + [server.state_dict()])
+            resumed = done.number
+    others, other_server = federation(task, method, **few)
+    other_server.load_state_dict(saved.pop())
+    for client, parts in zip(others, saved, strict=True):
+        client.load_state_dict(*parts)
+    list(run_rounds(others, other_server, last, start=resumed))
+    assert _equal(server.state_dict(), other_server.state_dict())
+    for one, other in zip(clients, others, strict=True):
+        assert _equal(one.student.state_dict(), other.student.state_dict()) and _equal(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg", "harmofl", "metafed"])
+def test_what_is_not_declared_is_refused_by_name(federation, method):
+    clients, server = federation("nuclei", method)
+    state, aggregates = clients[0].sent_state()
+    server.receive(Update("A", state, 1, {}, aggregates))
+    with pytest.raises(ValueError, match="centre A: state images must be nothing: it is not declared, got"):
+        server.receive(Update("A", state | {"images": torch.zeros(2)}, 1, {}, aggregates))
+    with pytest.raises(ValueError, match="centre A: aggregate features must be nothing: it is not declared, got"):
+        server.receive(Update("A", state, 1, {}, aggregates | {"features": torch.zeros(5)}))
+
+
+def test_a_declared_aggregate_has_its_declared_size(federation):
+    clients, server = federation("nuclei", "harmofl")
+    state, _ = clients[0].sent_state()
+    with pytest.raises(ValueError, match=r"centre A: aggregate amplitude must be \(3, 1, 1\), got \(3, 9, 9\)"):
+        server.receive(Update("A", state, 1, {}, {"amplitude": torch.zeros(3, 9, 9)}))
+    with pytest.raises(ValueError, match=r"centre A: aggregate amplitude must be \(3, 1, 1\), got nothing"):
+        server.receive(Update("A", state, 1, {}))
+
+
+def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_without_momenta(federation):
+    clients, server = federation("nuclei", "fedavg")
+    clients[1].data.table = clients[1].data.table.iloc[:3]  # 4 and 3 samples
+    (done,) = run_rounds(clients, server, 1)
+    one, other = (update.state for update in done.updates)
+    assert [update.samples for update in done.updates] == [4, 3]
+    for name in ("head.weight", "bottleneck.1.running_mean", "bottleneck.1.running_var"):
+        by_hand = (4 * one[name].double() + 3 * other[name].double()) / 7
+        assert not torch.equal(one[name], other[name])
+        for client in clients:
+            torch.testing.assert_close(client.student.state_dict()[name].double(), by_hand, rtol=1e-6, atol=1e-8)
+    assert all(not client.optimizer.state_dict()["state"] for client in clients)
+    before = copy.deepcopy(clients[0].student.state_dict())
+    clients[0].run_round(2, server.message(clients[0].center, 2))
+    assert not _equal(clients[0].student.state_dict(), before)
+
+
+def test_a_method_without_federation_gets_no_message(federation):
+    for method in ("local", "logit_kd", "frozen_probe"):
+        clients, server = federation("nuclei", method)
+        assert type(server) is Server and server.message("SiteA", 2) is None
+        (done,) = run_rounds(clients, server, 1)
+        assert done.shared is None and all(update.state == {} for update in done.updates)
+
+
+def test_the_initial_state_is_sent_only_where_it_is_adopted(federation):
+    for method, sent in (("fedavg", True), ("fedprox", True), ("harmofl", True), ("vfmgl", False), ("hgkt", False)):
+        clients, server = federation("nuclei", method)
+        assert (server.message("SiteA", 1) is not None) == sent and server.message("SiteA", 2) is not None
+        again = new_server(clients[0].settings, ["SiteA", "SiteB"], clients[0].student.state_dict())
+        assert again.weights == ("uniform" if method == "harmofl" else "samples")
