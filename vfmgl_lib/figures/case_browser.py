@@ -59,31 +59,44 @@ def _menus(cases: pd.DataFrame, draw: Callable[[Sequence[str]], Figure], classes
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width=WIDTH))
     said = ipywidgets.HTML()
 
-    def offer_classes(_: object = None) -> None:
+    def offer_classes() -> None:
         there = sorted(cases.loc[cases["center"] == center.value, "label"].unique(), reverse=True)
         kept = label.value
         label.options = [(classes[value] if value >= 0 else "all", int(value)) for value in there]
         label.value = kept if kept in there else int(there[0])
-        offer_cases()
 
-    def offer_cases(_: object = None) -> None:
+    def offer_cases() -> None:
         part = cases[(cases["center"] == center.value) & (cases["label"] == label.value)].sort_values(["score", "id"])
         case.options = [(f"{row.score:.3f}  {row.id}", row.id) for row in part.itertuples()]
 
-    def show(_: object = None) -> None:
-        if case.value is None:  # between two sets of options
-            return
+    def show() -> None:
         said.value = "<i>drawing …</i>"
         file = io.BytesIO()
         draw([case.value]).savefig(file, format="png", dpi=FILE_DPI)
         picture.value = file.getvalue()
         said.value = ""
 
+    filling = False
+
+    def changed(change: dict) -> None:
+        nonlocal filling
+        if filling:  # a menu that is being filled reports every step of it
+            return
+        filling = True
+        try:
+            if change["owner"] is center:
+                offer_classes()
+            if change["owner"] is not case:
+                offer_cases()
+        finally:
+            filling = False
+        show()
+
     offer_classes()
     label.value = int(start["label"])
+    offer_cases()
     case.value = first
-    center.observe(offer_classes, "value")
-    label.observe(offer_cases, "value")
-    case.observe(show, "value")
+    for menu in (center, label, case):
+        menu.observe(changed, "value")
     show()
     return ipywidgets.VBox([ipywidgets.HBox([center, label, case]), said, picture])

@@ -92,8 +92,8 @@ def neighbors(features: pd.DataFrame, sample: str, count: int = 3) -> pd.DataFra
     if found.empty:
         raise KeyError(f"image {sample!r} is not among the {len(features)} of the table")
     train = features[(features["split"] == "train") & (features["patient"] != found["patient"].iloc[0])]
-    scale = features.loc[features["split"] == "train", columns].std().to_numpy()
-    scale[~(scale > 0)] = np.inf  # a constant feature tells nothing apart
+    spread = features.loc[features["split"] == "train", columns].std().to_numpy()
+    scale = np.where(spread > 0, spread, np.inf)  # a constant feature tells nothing apart
     steps = (train[columns].to_numpy() - found[columns].to_numpy()) / scale
     nearest = train[list(ABOUT)].assign(distance=np.sqrt((steps**2).mean(axis=1)))
     return nearest.sort_values(["distance", "id"]).head(count).reset_index(drop=True)
