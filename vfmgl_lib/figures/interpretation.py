@@ -96,7 +96,7 @@ def overlays(cases: pd.DataFrame, classes: Sequence[str]) -> Figure:
 
 def _evidence_bar(figure: Figure, axes: np.ndarray, label: str) -> None:
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), DIVERGING)
-    bar = figure.colorbar(scale, ax=axes, shrink=0.6, pad=0.02, aspect=25, label=label)
+    bar = figure.colorbar(scale, ax=axes, shrink=max(0.2, 0.7 / len(axes) ** 0.5), pad=0.02, aspect=18, label=label)
     bar.set_ticks([-1, 0, 1], labels=["against", "0", "for"])
 
 
@@ -166,10 +166,10 @@ def cascade(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Fi
         axis.vlines(x, quantiles[0.25], quantiles[0.75], color=color, linewidth=1)
         axis.plot(x, quantiles[0.5], label=printed[center], linestyle="-", linewidth=0.6, color=color, marker=styles[center]["marker"])
     axis.set_xticks([0, *steps["step"]], ["nothing", *(f"+ {name}" for name in steps["randomised"])], rotation=30, ha="right")
-    axis.set(ylim=(-1.05, 1.08), xlabel="weights drawn anew", ylabel="rank correlation with the trained map")
+    axis.set(ylim=(-1.05, 1.08), xlabel="weights drawn anew", ylabel="rank correlation of maps")
     grid(axis)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="centre")
-    footnote(figure, "Markers: median over the images; bars: the middle half of them.")
+    footnote(figure, "Of the maps with the trained model's. Markers: median over images and draws of weights; bars: the middle half.")
     return figure
 
 
@@ -227,10 +227,13 @@ def center_predictability(table: pd.DataFrame) -> Figure:
     figure = new_figure(120 * MM, (28 + 7 * len(models)) * MM)
     axis = figure.subplots()
     axis.axvline(table["chance"].iloc[0], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), label="chance")
+    of_model = table.groupby("model")["stage"].agg(list)
     for order, stage in enumerate(stages):
-        part = table[table["stage"] == stage].set_index("model").reindex(models)
-        y = np.arange(len(models)) + 0.22 * (order - (len(stages) - 1) / 2)
-        label = stage if stage in ("shared", "pixels") else f"stage {stage}"
+        part = table[table["stage"] == stage].set_index("model")
+        # A model's stages lie around its row, whichever they are.
+        beside = [of_model[model].index(stage) - (len(of_model[model]) - 1) / 2 for model in part.index]
+        y = np.array([models.index(model) for model in part.index]) + 0.22 * np.array(beside)
+        label = stage if stage == "shared" else f"stage {stage}"
         axis.hlines(y, part["low"], part["high"], color=COLORS[order], linewidth=1.2)
         axis.plot(part["balanced_accuracy"], y, "oDs^"[order % 4], color=COLORS[order], linestyle="none", label=label)
     axis.set(yticks=range(len(models)), yticklabels=[printed[m] for m in models], ylim=(len(models) - 0.5, -0.5), xlim=(0, 1.02))
@@ -312,7 +315,7 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
             here = maps[(maps["stage"] == stage) & (maps["kind"] == kind) & (maps["split"] == split)]
             values = here["r"].to_numpy().reshape(side, side)
             axis.set_facecolor("#BDBDBD")
-            seaborn.heatmap(values, ax=axis, cmap=DIVERGING, vmin=-1, vmax=1, center=0, square=True, cbar=False, mask=~np.isfinite(values))
+            seaborn.heatmap(values, ax=axis, cmap=DIVERGING, vmin=-1, vmax=1, square=True, cbar=False, mask=~np.isfinite(values))
             for edge in edges[1:-1]:
                 axis.axhline(edge, color="black", linewidth=0.6)
                 axis.axvline(edge, color="black", linewidth=0.6)
@@ -364,7 +367,7 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
     """
     most = int(neighbors.groupby("case").size().max()) if len(neighbors) else 0
     cell = min(32 * MM, (DOUBLE - 34 * MM) / (2 + most))
-    figure = new_figure((2 + most) * cell + 34 * MM, len(cases) * (cell + 6 * MM) + 14 * MM, layout="compressed")
+    figure = new_figure((2 + most) * cell + 34 * MM, len(cases) * (cell + 8 * MM) + 16 * MM)
     axes = figure.subplots(len(cases), 2 + most, squeeze=False)
     printed = names(sorted(cases["center"].unique()))
     for line, case in zip(axes, cases.itertuples(), strict=True):

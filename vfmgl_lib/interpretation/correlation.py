@@ -8,7 +8,8 @@ same images,
     adaptive   the features of a centre with the highest mean |r| to the others selected in that centre
     common     the features of a centre with the highest |r| to any feature selected in another centre
 
-are chosen on training images and stay the same for the test images.
+are chosen on training images and stay the same for the test images. A feature that is at one value (mostly 0, behind a rectifier) in all
+but one or two of these images is not chosen: whatever fires in the same image would go with it at r = 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vfmgl_lib.interpretation.mrmr import mrmr
 
 LEVELS = 3
 SPLITS = ("train", "test")
-FEWEST = 3  # images: through two points every line is perfect
+FEWEST = 3  # images: two points are always on a line
 Tables = Mapping[str, pd.DataFrame]  # training centre -> features of its local model, of the same images in the same order
 
 
@@ -106,6 +107,7 @@ def choose(tables: Tables, selected: pd.DataFrame, label: int, top: int) -> pd.D
     if len(tables) < 2:
         raise ValueError(f"common features need local models of at least 2 centers, got {', '.join(tables)}")
     values = {center: _values(table, group["feature"], "train", label) for center, table, group in _grouped(tables, selected)}
+    values = {center: np.where(_is_sparse(own), np.nan, own) for center, own in values.items()}
     rows = []
     for center, own in values.items():
         others = np.concatenate([other for name, other in values.items() if name != center], axis=1)
@@ -152,6 +154,12 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     # A constant column's rest is rounding; far below any feature's own.
     length[length <= 1e-9 * np.linalg.norm(values, axis=0)] = np.nan
     return centered / length
+
+
+def _is_sparse(values: np.ndarray) -> np.ndarray:
+    """(k,) bool: columns that leave their most frequent value in fewer than three rows."""
+    most = np.array([np.unique(column, return_counts=True)[1].max() for column in values.T])
+    return len(values) - most < FEWEST
 
 
 def _ignoring_nan(statistic, values: np.ndarray) -> np.ndarray:
