@@ -87,7 +87,12 @@ def test_checks_assert_something(notebook):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "names"),
-    [("endometrial", NAMES[:4]), ("nuclei", NAMES[:4]), ("camelyon17", [NAMES[0], NAMES[3]]), ("prostate", [NAMES[0], NAMES[3]])],
+    [
+        ("endometrial", [*NAMES[:4], "07_interpretability"]),
+        ("nuclei", [*NAMES[:4], "07_interpretability"]),
+        ("camelyon17", [NAMES[0], NAMES[3]]),
+        ("prostate", [NAMES[0], NAMES[3]]),
+    ],
 )
 def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
     settings = read_settings(

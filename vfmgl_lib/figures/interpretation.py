@@ -59,12 +59,13 @@ def draw_map(axis: Axes, image: np.ndarray, found: np.ndarray, strongest: float,
 
 
 @journal
-def overlays(cases: pd.DataFrame, classes: Sequence[str]) -> Figure:
+def overlays(cases: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
     """Fig. 7a: per centre a positive and a negative case, the image beside its map.
 
     Args:
         cases: center, label, id, score, image (S, S, 3), map (S, S) enlarged, lesion (S, S) bool or None.
         classes: names, negative first.
+        score: what the scores are called.
     """
     centers, printed = list(dict.fromkeys(cases["center"])), names(sorted(cases["center"].unique()))
     shown = [label for label in (1, 0) if (cases["label"] == label).any()]
@@ -85,7 +86,7 @@ def overlays(cases: pd.DataFrame, classes: Sequence[str]) -> Figure:
             left.set(xticks=[], yticks=[])
             left.spines[:].set_visible(False)
             draw_map(right, case["image"], case["map"], strongest, case["lesion"])
-            right.set_xlabel(f"score {case['score']:.2f}", labelpad=1.5)
+            right.set_xlabel(f"{score} {case['score']:.2f}", labelpad=1.5)
         line[0].set_ylabel(printed[center], rotation=0, ha="right", va="center", weight="bold", labelpad=4)
     for place, label in enumerate(shown):
         axes[0][2 * place].set_title(_printed(classes, label))
@@ -357,13 +358,14 @@ def case_table(
 
 
 @journal
-def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str]) -> Figure:
+def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
     """A row a case: image, map and the training images nearest to it in the local model's feature space.
 
     Args:
         cases: from `case_table`.
         neighbors: case (id), id, label, distance, image.
         classes: names, negative first.
+        score: what the scores are called.
     """
     most = int(neighbors.groupby("case").size().max()) if len(neighbors) else 0
     cell = min(32 * MM, (DOUBLE - 34 * MM) / (2 + most))
@@ -376,7 +378,7 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
         draw_map(line[1], case.image, case.map, strongest, case.lesion)
         named = f", {_printed(classes, case.label)}" if case.label >= 0 else ""
         line[0].set_title(f"{printed[case.center]}{named}", fontsize=6.5)
-        line[1].set_title(f"score {case.score:.2f}", fontsize=6.5)
+        line[1].set_title(f"{score} {case.score:.2f}", fontsize=6.5)
         nearest = neighbors[neighbors["case"] == case.id]
         for axis, near in zip(line[2:], nearest.itertuples(), strict=False):
             axis.imshow(near.image, vmin=0, vmax=1)
@@ -389,6 +391,6 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
         for axis in line[2 + len(nearest) :]:
             axis.set_axis_off()
         line[0].set_xlabel(str(case.id).replace("$", r"\$"), fontsize=4.5, color=MUTED, loc="left")
-    _evidence_bar(figure, axes, "evidence (share of the map's strongest)")
+    _evidence_bar(figure, axes, "evidence")
     footnote(figure, "Right: nearest training images of other patients in feature space, with their distance (SDs per feature).")
     return figure
