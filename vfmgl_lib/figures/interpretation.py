@@ -277,8 +277,8 @@ def score_charts(scores: pd.DataFrame, tests: pd.DataFrame, classes: Sequence[st
             grid(axis)
         line[0].set_ylabel("score (probability)")
     footnote(figure, "Bars: mean ± SD. p: independent two-tailed t-test, pooled variance.")
-    for reason, rows in tests[tests["reason"] != ""].groupby("reason"):
-        places = ", ".join(f"{printed[row.center]} {SPLITS.get(row.split, row.split)}" for row in rows.itertuples())
+    for reason, rows in tests[(tests["reason"] != "") & tests["split"].isin(splits)].groupby("reason"):
+        places = ", ".join(f"{printed[row.center]} {SPLITS[row.split]}" for row in rows.itertuples())
         footnote(figure, f"No test ({reason}): {places}.")
     return figure
 
