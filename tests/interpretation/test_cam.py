@@ -207,3 +207,12 @@ def test_maps_of_a_data_set_and_weights_that_are_not_finite(resnet, phantoms):
     broken.net.fc.weight.data[1, 0] = np.nan
     with pytest.raises(ValueError, match=f"image '{data.table['id'][0]}': its map at layer4 is not finite"):
         cam.activation_maps(broken, data, "layer4")
+
+
+def test_other_patients_maps_are_not_ones_own():
+    lesion = np.zeros((8, 8), bool)
+    lesion[:4] = True
+    upper, even = np.where(lesion, 1.0, 0.0).astype(np.float32), np.ones((8, 8), np.float32)
+    cases = cam.localisation(table_of([upper, upper, even, -even], ["p", "p", "q", "r"]), {f"i{i}": lesion for i in range(4)}, "m")
+    # p has q's map beside it (r's has no energy), q both of p.
+    assert cases["elsewhere"].tolist()[:3] == pytest.approx([0.5, 0.5, 1.0])
