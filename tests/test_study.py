@@ -22,6 +22,7 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.study import open_workspace, run_study, trivial_baseline
 
 SMALL = {
@@ -248,6 +249,26 @@ def test_checkpoints_of_both_stages_are_there_and_old_ones_pruned(finished):
     assert not list((study.folder / "rounds" / "001").glob("*.state.safetensors"))
     one, two = (load_file(study.folder / "rounds" / "003" / f"{center}.{part}.safetensors") for part in ("stage_one", "student"))
     assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
+def test_students_come_back_from_their_checkpoints(finished):
+    """The model read is the one whose predictions the tables hold, at both stages."""
+    workspace, study = finished
+    center, settings = workspace.manifest.training_centers[0], workspace.settings
+    data = ImageDataset(workspace.manifest, workspace.manifest.select(center, "test"), settings.data.image_size)
+    shown = "tp" if settings.is_segmentation else "probability"
+    for stage in ("I", "II", "shared"):
+        model = "shared" if stage == "shared" else center
+        rows = study.predictions.query("round == 3 and stage == @stage and model_center == @model and test_center == @center")
+        again = predict(study.student(model, stage), data, batch_size=32, device=torch.device("cpu"))
+        expected = rows.set_index("id")[shown].loc[again["id"]]
+        np.testing.assert_allclose(again[shown], expected[rows.set_index("id")["split"].loc[again["id"]] == "test"], rtol=1e-5)
+    with pytest.raises(ValueError, match=rf"model '{center}' has no stage 'II' in round 1; there is {center}: I; "):
+        study.student(center, "II", 1)
+    with pytest.raises(ValueError, match="model 'Z' has no stage 'I' in round 3"):
+        study.student("Z", "I")
+    with pytest.raises(ValueError, match="in round 9; there is no model"):
+        study.student(center, "I", 9)
 
 
 def test_a_study_that_another_process_runs_is_refused(tmp_path):

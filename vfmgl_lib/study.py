@@ -140,6 +140,32 @@ class Study:
         """The last whole round on disk; 0 before the first."""
         return _last_round(self.folder) or 0
 
+    def student(self, model_center: str, stage: str = "II", round_number: int | None = None) -> Student:
+        """A trained student from its checkpoint, on the CPU in eval mode.
+
+        Args:
+            model_center: a training centre, or "shared".
+            stage: "I" (after HGKT and local training) or "II" (after DDBL); of the shared model "shared".
+            round_number: None: the last one.
+        Raises: ValueError: a centre or stage that the study does not have, or a method whose model is not the plain student.
+            CheckpointError: a checkpoint that is not kept (models stay for round 1, those reported and the last two), or is truncated.
+        """
+        number = self.last_round if round_number is None else round_number
+        done = self.rounds[self.rounds["round"] == number]
+        known = {center: list(part["stage"]) for center, part in done.groupby("center")}
+        if (_round_folder(self.folder, number) / "shared.safetensors").is_file():
+            known["shared"] = ["shared"]
+        if stage not in known.get(model_center, []):
+            there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
+            raise ValueError(f"{self.folder.name}: model {model_center!r} has no stage {stage!r} in round {number}; there is {there}")
+        name = {"I": f"{model_center}.stage_one", "II": f"{model_center}.student", "shared": "shared"}[stage]
+        state = load_tensors(_round_folder(self.folder, number), name)
+        student = STUDENTS[self.settings.student.name](len(self.manifest.classes), self.settings.student.width, "none")
+        if state.keys() != student.state_dict().keys():
+            raise ValueError(f"{self.folder.name}: the model of {self.settings.method} is not a plain {self.settings.student.name}")
+        student.load_state_dict(state)
+        return student.eval()
+
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
         """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
         ids = self.manifest.select(center, "train")["id"]

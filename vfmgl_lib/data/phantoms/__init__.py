@@ -7,7 +7,8 @@ A generator module offers `VERSION` (raised whenever its files change), `CENTER_
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
 `render(sample, image_size, heterogeneity, seed) -> one uint8 array, to be a PNG, or a file's bytes for each of sample.paths`.
 It may offer `extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the
-root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for.
+root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for. A layout without masks, whose classes are a
+matter of a lesion, offers `lesion(sample, image_size, heterogeneity, seed) -> (S, S) bool`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import numbers
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,7 +28,7 @@ from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.phantoms.sampling import SPLITS
 from vfmgl_lib.files import PARTIAL, write_bytes
 
-__all__ = ["GENERATORS", "write_phantoms"]
+__all__ = ["GENERATORS", "lesion_masks", "write_phantoms"]
 
 GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "prostate": prostate, "nuclei": nuclei}
 _FINISHED = "phantoms.json"
@@ -93,6 +95,32 @@ def write_phantoms(
     if not finished:
         os.replace(root / _STARTED, root / _FINISHED)
     return root
+
+
+def lesion_masks(root: Path | str, paths: Sequence[str]) -> list[np.ndarray]:
+    """Where the lesion of each phantom image lies, which no file says: drawn anew from the set's `phantoms.json`.
+
+    Args:
+        root: a finished folder of `write_phantoms`, layout "endometrial" (the tumour, in both classes) or "camelyon17" (the nest of
+            metastasis, empty in class 0).
+        paths: of images, relative to `root`.
+    Returns: (S, S) bool each, at the size of the files.
+    Raises: ValueError: no finished phantoms, a layout whose lesions are masks already, a path that is not one of the phantoms.
+    """
+    file = Path(root) / _FINISHED
+    if not file.is_file():
+        raise ValueError(f"{root} has no {_FINISHED}: only of phantoms is the place of a lesion known without masks")
+    arguments = json.loads(file.read_text(encoding="utf-8"))
+    generator = GENERATORS[arguments["layout"]]
+    if not hasattr(generator, "lesion"):
+        raise ValueError(f"{root}: the layout {arguments['layout']} has masks among its files, read those")
+    size, heterogeneity, seed = (arguments[name] for name in ("image_size", "heterogeneity", "seed"))
+    planned = {
+        path: sample for sample in generator.plan(arguments["centers"], arguments["samples"], heterogeneity, seed) for path in sample.paths
+    }
+    if unknown := [path for path in paths if path not in planned]:
+        raise ValueError(f"{unknown[0]} is not one of the phantoms of {root}, such as {next(iter(planned))}")
+    return [generator.lesion(planned[path], size, heterogeneity, seed) for path in paths]
 
 
 def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) -> dict:

@@ -157,13 +157,24 @@ def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> 
     laboratory = blend(COMMON, CENTERS[sample.center], heterogeneity)
     patient = stream(seed, LAYOUT, "patient", sample)
     rng = stream(seed, LAYOUT, "patch", sample, sample.image)
-    side = 93 * math.sqrt(image_size / 96)
-    tissue = _Tissue(rng, laboratory, image_size, side, sample.label)
+    tissue = _Tissue(rng, laboratory, image_size, _side(image_size), sample.label)
     nuclei = _place_nuclei(rng, laboratory, tissue)
     haematoxylin, eosin = _draw(rng, laboratory, tissue, nuclei)
     stains = [_matched(rng, *stain, tissue) for stain in ((haematoxylin, _HAEMATOXYLIN), (eosin, _EOSIN))]
     density = _stain(patient, laboratory, *stains)
     return (_photograph(rng, laboratory, density, tissue.pixel),)
+
+
+def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> np.ndarray:
+    """Where the patch's nest of metastasis lies, drawn anew: (image_size, image_size) bool, empty in a normal patch."""
+    rng = stream(seed, LAYOUT, "patch", sample, sample.image)
+    tissue = _Tissue(rng, blend(COMMON, CENTERS[sample.center], heterogeneity), image_size, _side(image_size), sample.label)
+    return tissue.tumor > 0.5
+
+
+def _side(image_size: int) -> float:
+    """Side of a patch in µm."""
+    return 93 * math.sqrt(image_size / 96)
 
 
 def _matched(rng: np.random.Generator, stain: np.ndarray, deciles: np.ndarray, tissue: _Tissue) -> np.ndarray:

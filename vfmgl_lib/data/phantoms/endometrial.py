@@ -194,8 +194,15 @@ def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> 
     """The slice as (image_size, image_size) uint8, one grey channel."""
     scanner = _scanner(sample.center, heterogeneity)
     rng = stream(seed, LAYOUT, "slice", sample, sample.image)
-    signal = _draw_slice(stream(seed, LAYOUT, "anatomy", sample), rng, scanner, sample, image_size)
+    signal, _ = _draw_slice(stream(seed, LAYOUT, "anatomy", sample), rng, scanner, sample, image_size)
     return (_acquire(signal, stream(seed, LAYOUT, "scan", sample), rng, scanner),)
+
+
+def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> np.ndarray:
+    """Where the slice's tumour lies, drawn anew: (image_size, image_size) bool. Slices of either class have one."""
+    rng = stream(seed, LAYOUT, "slice", sample, sample.image)
+    scanner = _scanner(sample.center, heterogeneity)
+    return _draw_slice(stream(seed, LAYOUT, "anatomy", sample), rng, scanner, sample, image_size)[1]
 
 
 def _scanner(center: int, heterogeneity: float) -> Scanner:
@@ -247,8 +254,10 @@ def _in_shares(cohort: Cohort) -> Cohort:
     return replace(cohort, figo=figo, histology=histology)
 
 
-def _draw_slice(patient: np.random.Generator, rng: np.random.Generator, scanner: Scanner, sample: Sample, size: int) -> np.ndarray:
-    """Noise-free signal of one slice; `patient` draws what its slices share, `rng` what is the slice's own."""
+def _draw_slice(
+    patient: np.random.Generator, rng: np.random.Generator, scanner: Scanner, sample: Sample, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free signal of one slice and its tumour, both (S, S); `patient` draws what its slices share, `rng` what is the slice's own."""
     pixel = 2 / size
     x, y = unit_grid(size)
     zoom = scanner.zoom * patient.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03)
@@ -300,7 +309,7 @@ def _draw_slice(patient: np.random.Generator, rng: np.random.Generator, scanner:
     paint(canvas, cover(junction, max(1.2 * pixel, 0.022)) * inside, scanner.junction * (1 + 0.10 * coarse))
     paint(canvas, cover(cavity, max(1.2 * pixel, 0.02)), patient.uniform(0.78, 0.90) * (1 + 0.03 * fine))
     paint(canvas, cover(tumor, max(1.2 * pixel, 0.024)), tumor_signal * (1 + 0.06 * fine + 0.08 * coarse))
-    return np.maximum(canvas, 0.01)
+    return np.maximum(canvas, 0.01), tumor < 0
 
 
 def _draw_tumor(

@@ -1,11 +1,14 @@
 """mRMR: the order of selection equals pymrmr's, whose printing and crashes stay in a process of their own."""
 
+import importlib
+
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from vfmgl_lib import interpretation
-from vfmgl_lib.interpretation import mrmr, pymrmr_orders
+from vfmgl_lib.interpretation import mrmr, pymrmr_orders, shortfall
+
+module = importlib.import_module("vfmgl_lib.interpretation.mrmr")  # the package's own `mrmr` is the function
 
 
 def table(generator, samples, features, levels, classes=2):
@@ -52,7 +55,7 @@ def test_hand_computed():
     b = [0, 0, 1, 1, 1, 1, 1, 0]
     c = [0, 1, 0, 0, 0, 1, 1, 0]
     features = np.array([b, c, a]).T
-    information = interpretation._Information(features.astype(np.int32))
+    information = module._Information(features.astype(np.int32))
     assert information.about(labels) == pytest.approx([0.0487949, 0.0487949, 0.1887219], abs=1e-7)
     assert information.about(np.array(a)) == pytest.approx([0.5487949, 0.0487949, 1.0], abs=1e-7)
     for scheme in ("MIQ", "MID"):
@@ -61,12 +64,12 @@ def test_hand_computed():
 
 @pytest.mark.parametrize(("samples", "cells"), [(300, 2**18), (300, 700), (70_000, 2**18)])
 def test_information_of_every_way_of_counting(samples, cells, monkeypatch):
-    monkeypatch.setattr(interpretation, "BLOCK_CELLS", cells)
+    monkeypatch.setattr(module, "BLOCK_CELLS", cells)
     generator = np.random.default_rng(2)
     # One value, few (bit masks), many (dense tables), nearly as many as samples (sorted).
     columns = [generator.integers(0, levels, samples) for levels in (1, 2, 8, 9, 40, 299, 3, 8, 12, 2, 250)]
-    ranks = interpretation._ranks(np.stack(columns, axis=1), "features")
-    information = interpretation._Information(ranks)
+    ranks = module._ranks(np.stack(columns, axis=1), "features")
+    information = module._Information(ranks)
     for variable in ranks.T:
         expected = [mutual_info_score(column, variable) / np.log(2) for column in ranks.T]
         assert information.about(variable) == pytest.approx(expected, abs=1e-12)
@@ -152,7 +155,20 @@ def test_pymrmr_failures_stay_outside(monkeypatch, capfd):
         pymrmr_orders([(GOOD, np.array([0, 1, 0]), 3, "MIQ")])  # more than there are: it appends the class
     with pytest.raises(RuntimeError, match="exit status -"):
         pymrmr_orders([(GOOD, np.array([0, 1, 0]), 0, "MIQ")])  # none: it dies of a signal
-    monkeypatch.setattr(interpretation, "_PYMRMR_SCRIPT", "raise SystemExit('no such package')")
+    monkeypatch.setattr(module, "_PYMRMR_SCRIPT", "raise SystemExit('no such package')")
     with pytest.raises(RuntimeError, match=r"exit status 1 .*no such package"):
         mrmr(GOOD, [0, 1, 0], 1, engine="pymrmr")
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("scheme", ["MIQ", "MID"])
+def test_both_engines_choose_the_best_at_every_step_and_a_wrong_order_does_not(scheme):
+    features, labels = table(np.random.default_rng(8), 120, 12, levels=3)
+    features = np.concatenate([features, features[:, ::-1]], axis=1)  # every feature twice: ties at every step
+    for engine in ("fast", "pymrmr"):
+        order = mrmr(features, labels, 8, scheme, engine)
+        assert np.abs(shortfall(features, labels, order, scheme)).max() < 1e-6, engine
+    assert shortfall(features, labels, order[[1, 0, *range(2, 8)]], scheme)[0] > 1e-3
+    swapped = order.copy()
+    swapped[[4, 7]] = swapped[[7, 4]]
+    assert shortfall(features, labels, swapped, scheme).max() > 1e-4

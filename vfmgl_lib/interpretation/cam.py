@@ -1,0 +1,333 @@
+"""What a prediction rests on: class activation maps, where their energy lies, and whether they depend on what was learnt.
+
+A map holds, per place of a layer's feature map, the evidence for the positive class *against* the negative one: of two softmax classes
+only the difference of the logits counts, so the maps are those of the difference. Positive values speak for the class, negative ones
+against it; "energy" is the positive part.
+
+References: Zhou et al. 2016, "Learning deep features for discriminative localization" (CAM); Selvaraju et al. 2017 (Grad-CAM, here by
+the package pytorch-grad-cam) and, for its use on segmentations, Vinogradova et al. 2020; Adebayo et al. 2018, "Sanity checks for
+saliency maps".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from pytorch_grad_cam import GradCAM
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from vfmgl_lib.data.images import decode_mask
+from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.phantoms import lesion_masks
+from vfmgl_lib.models.students import ResNet18, Student, UNet
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+
+SMALLEST_MAP = 7  # places along a side: what layer4 has at the paper's 224 px
+ABOUT = ("id", "patient", "center", "split")
+DRAWS = 2000  # of the bootstrap
+HEAD = "head"  # everything behind the stages
+
+
+def layers(student: Student) -> dict[str, nn.Module]:
+    """Name -> the module whose output is the map, from the first to the last: the stages, and for a UNet the bottleneck behind them.
+
+    Raises: ValueError: another student.
+    """
+    if not isinstance(student, ResNet18 | UNet):
+        raise ValueError(f"maps need a ResNet18 or a UNet, got {type(student).__name__}")
+    found = {stage: modules[0] for stage, modules in student.stages.items()}
+    return found | ({"bottleneck": student.bottleneck} if isinstance(student, UNet) else {})
+
+
+def default_layer(student: Student, image_size: int) -> str:
+    """The deepest layer whose map is at least 7 places wide: layer4 at 224 px; where it has only 2 x 2 (64 px), an earlier one."""
+    with torch.inference_mode():
+        maps = student.eval().encode(torch.zeros(1, 3, image_size, image_size, device=next(student.parameters()).device))
+    sides = [stage.shape[-1] for stage in maps] + ([maps[-1].shape[-1] // 2] if isinstance(student, UNet) else [])
+    wide = [name for name, side in zip(layers(student), sides, strict=True) if side >= SMALLEST_MAP]
+    return wide[-1] if wide else next(iter(layers(student)))
+
+
+@torch.inference_mode()
+def class_activation(student: Student, images: Tensor) -> np.ndarray:
+    """CAM of Zhou et al. 2016: Σ_c (w_1c − w_0c) · layer4_c, from the weights of the classifier.
+
+    The mean over the places, plus the difference of the biases, is the difference of the logits.
+
+    Args:
+        student: a ResNet18 of two classes, in eval mode.
+        images: (B, 3, H, W) in [0, 1].
+    Returns: (B, h, w) float32 in logits, the size of layer4's map.
+    Raises: ValueError: another student or images of another shape.
+    """
+    if not isinstance(student, ResNet18):
+        raise ValueError(f"CAM needs a classifier on the mean of the last map, a ResNet18; got {type(student).__name__}: use grad_cam")
+    _check_images(images)
+    weight = student.net.fc.weight
+    maps = student.encode(images)[-1]
+    return torch.einsum("c,bchw->bhw", weight[1] - weight[0], maps).float().cpu().numpy()
+
+
+def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
+    """Grad-CAM of any student, before its rectification: the channels of a layer's map weighted by their mean gradient.
+
+    The gradient is that of the difference of the two logits; of a segmentation, of its sum over the pixels predicted as foreground, or
+    over all pixels where none is. At a ResNet18's layer4 the map equals the CAM divided by the number of places (Selvaraju et al. 2017,
+    section 3.1).
+
+    Args:
+        student: in eval mode.
+        images: (B, 3, H, W) in [0, 1].
+        layer: one of `layers`.
+    Returns: (B, h, w) float32.
+    Raises: ValueError: an unknown layer, images of another shape.
+    """
+    _check_images(images)
+    module = _layer(student, layer)
+    with torch.enable_grad(), GradCAM(student, [module]) as method:
+        # What the package returns is scaled to [0, 1] image by image; asked for its parts it also gives the map itself.
+        method(images.detach().requires_grad_(True), [_evidence] * len(images))
+        seen = method.activations_and_grads
+        activations, gradients = (parts[0].detach().cpu().numpy() for parts in (seen.activations, seen.gradients))
+        raw = method.get_cam_image(images, module, None, activations, gradients)
+    student.zero_grad(set_to_none=True)
+    return np.asarray(raw, dtype=np.float32)
+
+
+def _evidence(logits: Tensor) -> Tensor:
+    """The scalar whose gradient is taken; logits (2,) or (2, H, W) of one image."""
+    difference = logits[1] - logits[0]
+    if difference.dim() == 0:
+        return difference
+    foreground = difference.detach() > 0
+    return difference[foreground].sum() if foreground.any() else difference.sum()
+
+
+def _layer(student: Student, name: str) -> nn.Module:
+    known = layers(student)
+    if name not in known:
+        raise ValueError(f"layer must be one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}: a grey image has three equal channels")
+
+
+def activation_maps(
+    student: Student, data: ImageDataset, layer: str = "", *, batch_size: int = 32, device: torch.device | str = "cpu"
+) -> pd.DataFrame:
+    """The map of every sample of a data set: the CAM at a ResNet18's layer4, Grad-CAM anywhere else.
+
+    Args:
+        layer: one of `layers`; "": `default_layer`.
+    Returns: id, patient, center, split, map (h, w) float32, in the data set's order.
+    Raises: ValueError: an unknown layer; a map that is not finite.
+    """
+    student = student.to(device).eval()
+    layer = layer or default_layer(student, data.image_size)
+    _layer(student, layer)
+    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
+    maps: list[np.ndarray] = []
+    for batch in load_batches(data, members):
+        images = batch["image"].to(device)
+        is_cam = isinstance(student, ResNet18) and layer == "layer4"
+        maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer))
+    for name, found in zip(data.table["id"], maps, strict=True):
+        if not np.isfinite(found).all():
+            raise ValueError(f"image {name!r}: its map at {layer} is not finite; the model's weights are not, or its input is not")
+    return data.table[list(ABOUT)].assign(map=maps)
+
+
+def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
+    """(h, w) or (B, h, w) to (..., size, size), bilinear."""
+    maps = torch.from_numpy(np.array(maps, dtype=np.float32))
+    wide = F.interpolate(maps.reshape(-1, 1, *maps.shape[-2:]), size=(size, size), mode="bilinear", align_corners=False)
+    return wide.reshape(*maps.shape[:-2], size, size).numpy()
+
+
+def lesions(manifest: Manifest, ids: Sequence[str], size: int) -> dict[str, np.ndarray]:
+    """Where the lesion of each sample is: the mask of a segmentation, the drawn lesion of a classification's phantom.
+
+    Args:
+        ids: of the manifest.
+        size: side in pixels, as the student sees it.
+    Returns: id -> (size, size) bool.
+    Raises: ValueError: real images of a classification, whose lesions nobody has outlined.
+    """
+    table = manifest.table.set_index("id").loc[list(ids)]
+    if manifest.task_kind == "segmentation":
+        masks = [decode_mask(manifest.root / name, name) > 0 for name in table["label"]]
+    else:
+        masks = lesion_masks(manifest.root, table["path"].tolist())
+    return {name: _resized(mask, size) for name, mask in zip(ids, masks, strict=True)}
+
+
+def _resized(mask: np.ndarray, size: int) -> np.ndarray:
+    """To (size, size) by the nearest pixel."""
+    rows, columns = ((np.arange(size) + 0.5) * side // size for side in mask.shape)
+    return mask[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def energy_inside(found: np.ndarray, lesion: np.ndarray) -> float:
+    """Share of a map's positive part that lies inside the lesion; NaN for a map without a positive part.
+
+    Args:
+        found: (h, w), enlarged to the lesion's size here.  lesion: (S, S) bool.
+    """
+    energy = np.maximum(enlarged(found, len(lesion)), 0)
+    return float(energy[lesion].sum() / energy.sum()) if energy.sum() > 0 else float("nan")
+
+
+def localisation(maps: pd.DataFrame, places: dict[str, np.ndarray], model: str) -> pd.DataFrame:
+    """How much of each map's energy is inside the lesion, beside the lesion's share of the image: what an even map would have.
+
+    Lesions lie near the middle of most images, and so may any map's energy. `elsewhere` tells the two apart: the mean share that the
+    maps of the centre's other patients have inside this very lesion, that is what the place alone gives.
+
+    Args:
+        maps: from `activation_maps`.
+        places: id -> (S, S) bool, from `lesions`; samples without one or with an empty one are left out.
+        model: what is written into the column `model`.
+    Returns: model, id, patient, center, inside (NaN for a map without energy), area, elsewhere (NaN where there is no other patient).
+    """
+    rows = []
+    for center, group in maps.groupby("center", sort=False):
+        group = group[[name in places and bool(places[name].any()) for name in group["id"]]]
+        if group.empty:
+            continue
+        energy = np.maximum(enlarged(np.stack(list(group["map"])), len(next(iter(places.values())))), 0)
+        total = energy.sum(axis=(1, 2), keepdims=True)
+        energy = np.divide(energy, total, out=np.full_like(energy, np.nan), where=total > 0)
+        patients = group["patient"].to_numpy()
+        for place, sample in enumerate(group.itertuples()):
+            lesion = places[sample.id]
+            others = energy[(patients != sample.patient) & (total[:, 0, 0] > 0)]
+            elsewhere = others[:, lesion].sum(1).mean() if len(others) else np.nan
+            inside = energy[place][lesion].sum()
+            rows.append((model, sample.id, sample.patient, center, float(inside), float(lesion.mean()), float(elsewhere)))
+    return pd.DataFrame(rows, columns=["model", "id", "patient", "center", "inside", "area", "elsewhere"])
+
+
+def localisation_summary(cases: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Gain of each model over chance, with a 95 % interval by bootstrap over patients (within centres).
+
+    Args:
+        cases: from `localisation`, of one or several models; rows of several randomised models may share one name: their mean counts.
+        seed: of the bootstrap.
+    Returns: per model and centre, and per model over all centres ("all"): model, center, images, patients, undefined (maps without energy),
+        inside, area (means over patients), gain = inside − area with low and high, gain_over_place = inside − elsewhere with place_low
+        and place_high, verdict: "above chance" where both intervals lie above 0, else "not above chance"; "undefined" where
+        an interval cannot be had.
+    """
+    rows = []
+    for model, part in cases.groupby("model", sort=False):
+        centers = sorted(part["center"].unique())
+        for center in [*centers, "all"] if len(centers) > 1 else centers:
+            rows.append({"model": model, "center": center, **_gain(part if center == "all" else part[part["center"] == center], seed)})
+    return pd.DataFrame(rows)
+
+
+def _gain(cases: pd.DataFrame, seed: int) -> dict[str, object]:
+    defined = cases.dropna(subset="inside")
+    values = defined.assign(gain=defined["inside"] - defined["area"], over_place=defined["inside"] - defined["elsewhere"])
+    per_patient = values.groupby(["center", "patient"])[["inside", "area", "gain", "over_place"]].mean()
+    row: dict[str, object] = {"images": cases["id"].nunique(), "patients": len(per_patient), "undefined": int(cases["inside"].isna().sum())}
+    row |= {"inside": per_patient["inside"].mean(), "area": per_patient["area"].mean()}
+    for name, (low, high) in {"gain": ("low", "high"), "over_place": ("place_low", "place_high")}.items():
+        own = per_patient[name].dropna()
+        row["gain_over_place" if name == "over_place" else name] = own.mean()
+        row[low], row[high] = bootstrap_mean(own.to_numpy(), own.index.get_level_values("center").to_numpy(), seed)
+    lowest = np.array([row["low"], row["place_low"]])
+    above = "above chance" if (lowest > 0).all() else "not above chance"
+    return row | {"verdict": above if np.isfinite(lowest).all() else "undefined"}
+
+
+def bootstrap_mean(values: np.ndarray, strata: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of a mean over patients, drawn with replacement within each stratum; NaN for fewer than two patients.
+
+    Args:
+        values: (n,), one a patient.  strata: (n,), e.g. centres.
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed_sequence(seed, "localisation"))
+    total = np.zeros(DRAWS)
+    for stratum in np.unique(strata):
+        own = values[strata == stratum]
+        total += own[rng.integers(len(own), size=(DRAWS, len(own)))].sum(axis=1)
+    low, high = np.quantile(total / len(values), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def randomised(student: Student, seed: int, parts: Sequence[str] | None = None) -> Student:
+    """A copy whose weights are drawn anew, batch-norm statistics included, as at the start of a training from nothing.
+
+    Args:
+        seed: of the weights.
+        parts: names of stages, or "head" for everything behind the stages; None: all.
+    Raises: ValueError: an unknown part.
+    """
+    known = [HEAD, *student.stages]
+    if unknown := sorted(set(parts or ()) - set(known)):
+        raise ValueError(f"parts {unknown} are not among {known}")
+    model = copy.deepcopy(student)
+    staged = {id(child): stage for stage, modules in model.stages.items() for module in modules for child in module.modules()}
+    with torch_seed(seed_sequence(seed, "randomised weights")):
+        for module in model.modules():
+            if hasattr(module, "reset_parameters") and (parts is None or staged.get(id(module), HEAD) in parts):
+                module.reset_parameters()
+    return model.eval()
+
+
+def cascade(
+    student: Student, data: ImageDataset, seed: int, layer: str = "", *, draws: int = 3, device: torch.device | str = "cpu"
+) -> pd.DataFrame:
+    """Adebayo's cascading randomisation: from the head down to the first stage, more and more weights are drawn anew.
+
+    A map that shows what was learnt changes; one that shows edges of the image stays.
+
+    Args:
+        data: the samples whose maps are compared.  layer: as in `activation_maps`.
+        draws: sets of random weights; each draws its cascade from weights of its own.
+    Returns: step, randomised (what is drawn anew at this step, in addition), draw, id, patient, center, correlation: Spearman's rank
+        correlation of the map with that of the trained model, over its places with sign; NaN where one of the two is constant.
+    """
+    trained = activation_maps(student, data, layer, device=device)
+    parts, rows = [HEAD, *reversed(list(student.stages))], []
+    for step, draw in product(range(1, len(parts) + 1), range(draws)):
+        changed = activation_maps(randomised(student, seed + draw, parts[:step]), data, layer, device=device)
+        for sample, before, after in zip(trained.itertuples(), trained["map"], changed["map"], strict=True):
+            rows.append((step, parts[step - 1], draw, sample.id, sample.patient, sample.center, rank_correlation(before, after)))
+    return pd.DataFrame(rows, columns=["step", "randomised", "draw", "id", "patient", "center", "correlation"])
+
+
+def cascade_summary(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """How alike the maps still are at each step: the mean over patients of all centres with a 95 % interval by bootstrap over patients.
+
+    Args:
+        table: from `cascade`, of one or more centres.
+    Returns: step, randomised, correlation, low, high, patients, undefined (constant maps, left out).
+    """
+    rows = []
+    for (step, part), group in table.groupby(["step", "randomised"], sort=True):
+        means = group.dropna(subset="correlation").groupby(["center", "patient"])["correlation"].mean()
+        interval = bootstrap_mean(means.to_numpy(), means.index.get_level_values("center").to_numpy(), seed)
+        rows.append((step, part, means.mean(), *interval, len(means), int(group["correlation"].isna().sum())))
+    return pd.DataFrame(rows, columns=["step", "randomised", "correlation", "low", "high", "patients", "undefined"])
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation of two maps over their places; NaN where one of them is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(spearmanr(one.ravel(), other.ravel()).statistic)
