@@ -18,6 +18,7 @@ PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", 
 EXTRA = {"05_comparison": {"processes": "int"}, "06_generalization": {"margin": "float"}}  # whose default run_all.sh leaves alone
 SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
 LONGEST_CELL, LONGEST_FUNCTION = 25, 5
+FIRST = [*NAMES[:4], "07_interpretability", "08_lightweight"]  # all of them use the one study
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=NAMES)
@@ -116,8 +117,8 @@ def figures_of(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        ("endometrial", [*NAMES[:4], "07_interpretability"]),
-        ("nuclei", [*NAMES[:4], "07_interpretability"]),
+        ("endometrial", FIRST),
+        ("nuclei", FIRST),
         ("camelyon17", [NAMES[0], NAMES[3]]),
         ("prostate", [NAMES[0], NAMES[3]]),
     ],

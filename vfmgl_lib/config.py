@@ -166,6 +166,14 @@ class InterpretationSettings(Settings):
     top: int = Field(ge=2, description="adaptive, and common, features of each centre in a heatmap")
 
 
+class FootprintSettings(Settings):
+    """What notebook 08 measures, at the paper's sizes; none of it is part of a study."""
+
+    student_batches: tuple[int, ...] = Field(min_length=1, description="images at once")
+    teacher_batches: tuple[int, ...] = Field(min_length=1, description="images at once; a ViT-B takes a CPU up to a second an image")
+    seconds: float = Field(gt=0, description="how long each measurement is repeated")
+
+
 class ComputeSettings(Settings):
     """How a GPU is used; a CPU computes in float32 and torch's own layout whatever these say."""
 
@@ -196,6 +204,7 @@ class StudySettings(Settings):
     comparators: ComparatorSettings
     comparison: ComparisonSettings
     interpretation: InterpretationSettings
+    footprint: FootprintSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
@@ -217,9 +226,10 @@ class StudySettings(Settings):
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
-        processes, what the comparison runs beside it, the other methods' settings).
+        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings).
         """
-        without = {"profile": True, "phantoms": True, "teacher": True, "comparison": True, "interpretation": True, "data": {"workers"}}
+        aside = ("profile", "phantoms", "teacher", "comparison", "interpretation", "footprint")
+        without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
         # Logit distillation fits the frozen probe as its teacher.
         used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)
@@ -229,7 +239,7 @@ class StudySettings(Settings):
     def deviations(self) -> pd.DataFrame:
         """Every setting that differs from the paper's: columns setting, paper, here."""
         paper = _flatten(_profile_values("paper")[self.task])
-        here = _flatten(self.model_dump(mode="json"))
+        here = _flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
         return pd.DataFrame(rows, columns=["setting", "paper", "here"])
 

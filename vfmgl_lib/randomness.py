@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def seed_sequence(seed: int, *keys: str | int) -> np.random.SeedSequence:
@@ -26,6 +25,8 @@ def seed_sequence(seed: int, *keys: str | int) -> np.random.SeedSequence:
 @contextmanager
 def torch_seed(sequence: np.random.SeedSequence) -> Iterator[None]:
     """Within the block torch's global CPU generator starts from `sequence`; afterwards it is as it was. For module initialisation."""
+    import torch  # here: `vfmgl_lib.predict` reads volumes on machines that have no torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
         yield

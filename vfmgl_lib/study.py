@@ -40,7 +40,7 @@ from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
 from vfmgl_lib.data.layouts import resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import Manifest, write_manifest
+from vfmgl_lib.data.manifest import Manifest, read_manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
@@ -158,7 +158,9 @@ class Study:
         if stage not in known.get(model_center, []):
             there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
             raise ValueError(f"{self.folder.name}: model {model_center!r} has no stage {stage!r} in round {number}; there is {there}")
-        name = {"I": f"{model_center}.stage_one", "II": f"{model_center}.student", "shared": "shared"}[stage]
+        # A method of one stage is measured after the centre has adopted what the server sent, which `stage_one` precedes.
+        last = "shared" if stage == "shared" else f"{model_center}.student"
+        name = last if stage == known[model_center][-1] else f"{model_center}.stage_one"
         state = load_tensors(_round_folder(self.folder, number), name)
         student = STUDENTS[self.settings.student.name](len(self.manifest.classes), self.settings.student.width, "none")
         if state.keys() != student.state_dict().keys():
@@ -346,6 +348,26 @@ def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
     return manifest
 
 
+def load_study(folder: Path, data: Path | None = None) -> Study:
+    """A complete study from its folder alone.
+
+    Args:
+        data: the folder of the manifest's images, where it has moved since; None: where they were when the study was last started.
+    Raises: ConfigError: no study, an incomplete one, one of another version of the library, images that are no longer there.
+        ManifestError: a manifest that was altered.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: not a study's folder, it has no config.json; expected e.g. runs/smoke/nuclei/studies/vfmgl-seed0-...")
+    if not (folder / COMPLETE).is_file():
+        raise ConfigError(f"{folder}: the study is not complete; run it to its end first")
+    start = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
+    root = data or Path(start.get("data", ""))
+    if not root.is_dir() or not (data or "data" in start):
+        raise ConfigError(f"{folder}: its images are not in {root} any more; say where they are")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+    return Study(folder, checked_settings(values), read_manifest(folder / "manifest.csv", root), start["teacher"])
+
+
 def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:
     """The trivial baseline of every centre on its own test set: rows as in `metrics.csv`, stage "trivial"."""
     rows = []
@@ -499,6 +521,7 @@ def _describe(study: Study, teacher: Teacher | None) -> None:
             "device": f"{settings.device}: {device}",
             "threads": torch.get_num_threads(),
             "manifest_sha256": study.manifest.sha256,
+            "data": str(study.manifest.root.resolve()),
             "teacher": study.teacher_description,
             "teacher_identity": teacher.identity if teacher else "",
             "after_round": _last_round(folder) or 0,

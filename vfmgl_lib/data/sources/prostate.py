@@ -243,6 +243,49 @@ def _read(volume_path: Path, mask_path: Path, volume_name: str, mask_name: str) 
     return [Picture(f"{found.index:0{width}d}", found.image, found.mask, header.pixel_spacing) for found in slices]
 
 
+@dataclass(frozen=True)
+class Volume:
+    """A NIfTI volume without a mask, as a prediction reads it.
+
+    Attributes:
+        voxels: (D, H, W), turned as the module's docstring says.
+        milliliters: of one voxel, or None where the header has no spacing.
+    """
+
+    voxels: np.ndarray
+    milliliters: float | None
+    _header: _Header
+    _stored: nib.Nifti1Image
+
+    def mask_file(self, mask: np.ndarray) -> bytes:
+        """A mask (D, H, W) of 0 and 1 as the content of a .nii.gz in this volume's own axes, with its header's geometry as it stands."""
+        if mask.shape != self.voxels.shape:
+            raise ValueError(f"mask must have the volume's shape {self.voxels.shape}, got {mask.shape}")
+        back = np.empty_like(self._header.turn)
+        back[self._header.turn[:, 0]] = np.column_stack([range(3), self._header.turn[:, 1]])
+        header = self._stored.header.copy()
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1, 0)
+        header["cal_min"], header["cal_max"] = 0, 1
+        # Without an affine the header's own stays; with one nibabel would write it anew, with other codes.
+        image = type(self._stored)(orientations.apply_orientation(mask.T, back).astype(np.uint8), None, header)
+        return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def read_volume(path: Path, name: str) -> Volume:
+    """A .nii or .nii.gz.
+
+    Args:
+        name: how errors call it.
+    Raises: SourceError: not NIfTI, not one axial volume of at least three slices, damaged.
+    """
+    header = _read_header(path, name)
+    _check_slices(header, name)
+    voxels = _turned(_read_array(path, name), header)
+    milliliters = float(np.prod(header.spacing)) / 1000 if header.has_spacing else None
+    return Volume(voxels, milliliters, header, _open_nifti(path))
+
+
 def _digits(slices: int) -> int:
     return max(2, len(str(slices - 1)))
 
@@ -304,6 +347,11 @@ def _check_headers(volume_path: Path, mask_path: Path, volume_name: str, mask_na
         raise SourceError(f"{mask_name}: mask has {_product(mask.shape)} voxels, expected {_product(volume.shape)} as {volume_name}")
     if not np.allclose(mask.affine, volume.affine, rtol=0, atol=GRID_TOLERANCE):
         raise SourceError(f"{mask_name}: lies on another grid than {volume_name}: {_difference(mask.affine, volume.affine)}")
+    _check_slices(volume, volume_name)
+    return volume
+
+
+def _check_slices(volume: _Header, volume_name: str) -> None:
     slice_axis = list(volume.turn[:, 0]).index(2)
     if volume.shape[slice_axis] < 3:
         raise SourceError(f"{volume_name}: has {volume.shape[slice_axis]} slices, expected at least 3")
@@ -313,7 +361,6 @@ def _check_headers(volume_path: Path, mask_path: Path, volume_name: str, mask_na
         raise SourceError(
             f"{volume_name}: {_product(volume.spacing)} mm along {codes}, not an axial acquisition; expected slices from head to foot"
         )
-    return volume
 
 
 def _product(values: Iterable[float]) -> str:

@@ -1,0 +1,266 @@
+"""Export of a study's models: they reproduce the study, differences are refused, and nothing is written by halves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from vfmgl_lib import export
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.export import TOLERANCE, ExportError, export_model, main, onnx_model
+from vfmgl_lib.model_card import _performance
+from vfmgl_lib.predict import KEY, Predictor, find_inputs, predict_files
+from vfmgl_lib.study import load_study, open_workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLEST = ROOT / "tests" / "smallest.yaml"
+SAMPLES = {"endometrial": {"train": 8, "test": 8}, "nuclei": {"train": 12, "val": 2, "test": 3}}
+# Trained until it tells pixels apart: masks of one value would agree wherever their pixels lie.
+TRAINING = {
+    "endometrial": {"federation__rounds": 1},
+    "nuclei": {"federation__rounds": 4, "optimizer__name": "adam", "optimizer__lr": 0.01},
+}
+ALLOWED_PIXELS = 0  # that may differ between an exported model's mask and the study's: none did
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """One study a kind, local training alone: which method trained a model is nothing to its export."""
+    runs, done = tmp_path_factory.mktemp("runs"), {}
+    for task, samples in SAMPLES.items():
+        sizes = {"phantoms__samples": samples, "phantoms__image_size": 32, "federation__match_updates": False}
+        workspace = open_workspace(task, SMALLEST, runs=runs, phantoms__centers=2, **sizes, **TRAINING[task])
+        done[task] = workspace.run("local", progress=False)
+    return done
+
+
+@pytest.fixture(scope="module")
+def exported(studies, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return {
+        task: export_model(study, study.manifest.training_centers[0], folder / task, int8=True, torchscript=True)
+        for task, study in studies.items()
+    }
+
+
+def _own_rows(study, split):
+    """Predictions of the first centre's model on its own samples, with their files."""
+    table, center = study.predictions, study.manifest.training_centers[0]
+    own = (
+        (table["model_center"] == center)
+        & (table["test_center"] == center)
+        & (table["round"] == study.last_round)
+        & (table["split"] == split)
+    )
+    return table[own].merge(study.manifest.table[["id", "path"]], on="id")
+
+
+def test_predictions_of_a_classification_are_the_studys(studies, exported, tmp_path):
+    study = studies["endometrial"]
+    rows = _own_rows(study, "test")
+    inputs = [(study.manifest.root / path, str(number)) for number, path in enumerate(rows["path"])]
+    found = predict_files(Predictor(exported["endometrial"].files["onnx"]), inputs, tmp_path)
+    assert len(rows) == 8 and rows["probability"].astype(float).nunique() > 1
+    assert np.abs(found["probability"] - rows["probability"].astype(float)).max() <= 1e-4
+
+
+def test_masks_of_a_segmentation_are_the_studys(studies, exported, tmp_path):
+    study = studies["nuclei"]
+    rows = _own_rows(study, "test")
+    inputs = [(study.manifest.root / path, str(number)) for number, path in enumerate(rows["path"])]
+    found = predict_files(Predictor(exported["nuclei"].files["onnx"]), inputs, tmp_path)
+    for name, mask_file in zip(found["mask_file"], rows["mask_file"], strict=True):
+        ours, theirs = (np.array(Image.open(path)) > 0 for path in (tmp_path / name, study.folder / mask_file))
+        assert 0.02 < theirs.mean() < 0.98, "a mask of one value would prove nothing"
+        assert (ours != theirs).sum() <= ALLOWED_PIXELS
+        assert (ours.T != theirs).sum() > ALLOWED_PIXELS, "and this comparison sees where the pixels lie"
+
+
+def test_masks_of_one_value_are_not_called_a_proof(studies, exported, tmp_path):
+    study = studies["nuclei"]
+    folder = tmp_path / study.folder.name
+    shutil.copytree(study.folder, folder)
+    for name in _own_rows(study, "test")["mask_file"]:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / name)
+    row = export.compare_with_study(Predictor(exported["nuclei"].files["onnx"]), load_study(folder)).iloc[0]
+    assert row["quantity"] == export.ONE_VALUE and row["difference"] > row["tolerance"], "and it is refused all the same"
+
+
+@pytest.mark.parametrize("task", SAMPLES)
+def test_what_is_written_has_been_checked(task, exported, studies):
+    done = exported[task]
+    assert {path.name for path in done.folder.iterdir()} == {path.name for path in done.files.values()} | {"check.csv", "int8.csv"}
+    assert (done.check["difference"] <= done.check["tolerance"]).all()
+    numbers, masks = done.check[done.check["quantity"] != "pixels of a mask"], done.check[done.check["quantity"] == "pixels of a mask"]
+    assert (numbers["tolerance"] == TOLERANCE).all() and (masks["tolerance"] < 0.01 * 32 * 32).all(), "few pixels are undecided"
+    assert (masks["difference"] <= ALLOWED_PIXELS).all()
+    quantities = {"endometrial": ["logits", "map"], "nuclei": ["logits"]}[task]
+    groups = {key: list(rows["quantity"]) for key, rows in done.check.groupby(["model", "against"])}
+    assert groups.pop(("onnx", "study")) in (["probability"], ["pixels of a mask"])
+    assert groups == {("onnx", "torch"): quantities, ("torchscript", "torch"): quantities}
+    about = Predictor(done.files["onnx"]).description
+    study = studies[task]
+    assert about.task == task and about.classes == study.manifest.classes and about.image_size == 32 and about.precision == "float32"
+    assert about.study["key"] == study.folder.name and about.study["stage"] == "I" and about.study["round"] == study.last_round
+    assert about.study["manifest_sha256"] == study.manifest.sha256 and "PHANTOM" in about.data
+    assert (about.cutoff is None) == (task == "nuclei") and about.cutoff_from.startswith("Youden" if task == "endometrial" else "none")
+
+
+def test_the_cutoff_is_the_studys_training_cutoff(exported, studies):
+    study = studies["endometrial"]
+    train = _own_rows(study, "train")
+    cutoff = Predictor(exported["endometrial"].files["onnx"]).description.cutoff
+    means = train.assign(probability=train["probability"].astype(float)).groupby("patient")["probability"].mean()
+    assert np.isclose(means, cutoff).any() or cutoff == 1.0, "one of the training patients' scores"
+
+
+def test_the_file_says_nothing_of_the_machine(exported, studies, tmp_path):
+    for done in exported.values():
+        content = done.files["onnx"].read_bytes()
+        for place in (str(ROOT), str(Path.home()) + "/", "site-packages", "/tmp/"):
+            assert place.encode() not in content, place
+        onnx.checker.check_model(onnx.load(done.files["onnx"]), full_check=True)
+
+
+def test_torchscript_carries_the_description(exported):
+    extra = {f"{KEY}.json": ""}
+    torch.jit.load(str(exported["endometrial"].files["torchscript"]), _extra_files=extra)
+    values = json.loads(extra[f"{KEY}.json"])
+    assert values == json.loads(Predictor(exported["endometrial"].files["onnx"]).description.to_json())
+
+
+@pytest.mark.parametrize("task", SAMPLES)
+def test_int8_is_smaller_and_its_cost_is_measured(task, exported, studies):
+    done, study = exported[task], studies[task]
+    small, full = Predictor(done.files["int8"]), Predictor(done.files["onnx"])
+    assert small.description.precision == "int8" and done.files["int8"].stat().st_size < done.files["onnx"].stat().st_size
+    # Real images: noise lies outside the range that int8 was calibrated on.
+    pixels = export._pixels(study, study.manifest.select(study.manifest.training_centers[0], "test"))
+    before, after = full.run(pixels)[0], small.run(pixels)[0]
+    assert 0 < np.abs(after - before).mean() < 0.05 * np.ptp(before), "another arithmetic, the same model"
+    table = done.int8.set_index(["split", "metric"])
+    main_metric = "auc" if task == "endometrial" else "dice"
+    for split in ("val", "test"):
+        row = table.loc[(split, main_metric)]
+        assert np.isfinite(row["cost"]) or row["reason"]
+        assert row["cost"] == pytest.approx(row["float32"] - row["int8"], nan_ok=True)
+    written = pd.read_csv(done.folder / "int8.csv")
+    assert len(written) == len(done.int8)
+
+
+def test_int8_is_calibrated_on_training_images(studies, exported, monkeypatch):
+    seen, pixels = [], export._pixels
+    monkeypatch.setattr(export, "_pixels", lambda study, table: seen.append(set(table["split"])) or pixels(study, table))
+    done = exported["nuclei"]
+    export.int8_model(done.files["onnx"], studies["nuclei"], "SiteA", Predictor(done.files["onnx"]).description)
+    assert seen == [{"train"}]
+
+
+def test_the_card_says_what_has_to_be_said(exported, studies):
+    for task, done in exported.items():
+        text = done.files["card"].read_text()
+        for words in (
+            "## Intended use",
+            "## Data",
+            "## Performance",
+            "## What int8 costs",
+            "## Limits",
+            "PHANTOM images",
+            "no medical device",
+        ):
+            assert words in text, words
+        for center in studies[task].manifest.centers:
+            assert f"| {center} |" in text or f"| {center} (own) |" in text
+        assert studies[task].manifest.sha256[:16] in text and str(ROOT) not in text
+    assert "external: test only" in exported["endometrial"].files["card"].read_text()
+
+
+def test_the_card_has_the_intervals_of_a_results_table(studies):
+    study = studies["nuclei"]
+    center = study.manifest.training_centers[0]
+    row = {"method": "local", "seed": 0, "split_id": "own", "budget": "rounds", "model_center": center, "test_center": center}
+    row |= {
+        "split": "test",
+        "metric": "dice",
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "interval": "patient bootstrap",
+        "n": 3,
+        "reason": "",
+    }
+    results = pd.DataFrame([row, row | {"model_center": "B", "value": 0.9}, row | {"split": "train", "value": 0.8}])
+    about = export._describe(study, study.student(center, "I"), center, "I", study.last_round)
+    chosen = export._card_results(study, about, results)
+    assert list(chosen["value"]) == [0.5]
+    assert any("0.250 to 0.750 (patient bootstrap)" in line for line in _performance(center, chosen))
+
+
+@pytest.mark.parametrize("break_it", ["other weights", "not finite"])
+def test_a_model_that_differs_is_refused_and_nothing_stays(break_it, studies, tmp_path, monkeypatch, capsys):
+    def wrong(student, about=None):
+        with torch.no_grad():
+            changed = study.student(center, "I")
+            changed.net.fc.bias[0] += 3e-4 if break_it == "other weights" else float("nan")
+        return onnx_model(changed, about)
+
+    study = studies["endometrial"]
+    center = study.manifest.training_centers[0]
+    monkeypatch.setattr(export, "onnx_model", wrong)
+    with pytest.raises(ExportError, match=r"\.onnx: refused, its logits differ from torch by up to (0.0003|nan).*expected at most 0.0001"):
+        export_model(study, center, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_whose_predictions_are_others_is_refused(studies, tmp_path):
+    study = studies["endometrial"]
+    folder = tmp_path / study.folder.name
+    shutil.copytree(study.folder, folder)
+    table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+    changed = table["split"] == "test"
+    table.loc[changed, "probability"] = (table.loc[changed, "probability"].astype(float) * 0.99).astype(str)
+    table.to_csv(folder / "predictions.csv", index=False)
+    with pytest.raises(ExportError, match="its probability differ from study by up to"):
+        export_model(load_study(folder), study.manifest.training_centers[0], tmp_path / "out")
+
+
+def test_the_command_line_refuses_with_reasons(studies, tmp_path, capsys):
+    study = studies["nuclei"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    for arguments, message in (
+        ([str(tmp_path), "--center", "SiteA", "--out", str(tmp_path / "x")], "not a study's folder"),
+        ([str(study.folder), "--center", "Nowhere", "--out", str(tmp_path / "x")], "model 'Nowhere' has no stage"),
+        (
+            [str(study.folder), "--center", "SiteA", "--stage", "II", "--out", str(tmp_path / "x")],
+            "has no stage 'II' in round 4; there is SiteA: I",
+        ),
+        ([str(study.folder), "--center", "SiteA", "--out", str(tmp_path / "full")], "is there already and not empty"),
+        ([str(study.folder), "--center", "SiteA", "--data", str(tmp_path / "gone"), "--out", str(tmp_path / "x")], "images are not in"),
+    ):
+        assert main(arguments) == 1, message
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_study_loads_from_its_folder(studies, tmp_path):
+    study = studies["nuclei"]
+    again = load_study(study.folder)
+    assert (again.settings, again.teacher_description) == (study.settings, study.teacher_description)
+    assert again.manifest.sha256 == study.manifest.sha256 and again.manifest.root == study.manifest.root.resolve()
+    shutil.copytree(study.folder, tmp_path / "begun", ignore=shutil.ignore_patterns("complete.json"))
+    with pytest.raises(ConfigError, match="the study is not complete"):
+        load_study(tmp_path / "begun")
+
+
+def test_inputs_named_for_predict_are_the_manifests(studies):
+    study = studies["endometrial"]
+    center = study.manifest.training_centers[0]
+    folder = study.manifest.root / center / "testdata"
+    assert len(find_inputs([folder])) == len(study.manifest.select(center, "test"))

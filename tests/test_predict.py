@@ -1,0 +1,356 @@
+"""Prediction from an exported model: the same numbers as torch's, every form of input, and clear refusals."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from vfmgl_lib import __version__
+from vfmgl_lib.data.preprocessing import squashed, volume_slices
+from vfmgl_lib.export import onnx_model
+from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.predict import (
+    FORMAT,
+    KEY,
+    PREPROCESSING,
+    Description,
+    ModelError,
+    Predictor,
+    evidence_overlay,
+    find_inputs,
+    main,
+    predict_files,
+    probability_overlay,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 32
+
+
+def _about(student, **changes) -> Description:
+    classify = isinstance(student, ResNet18)
+    values = {
+        "format": FORMAT,
+        "library": __version__,
+        "task": "camelyon17" if classify else "prostate",
+        "kind": "classification" if classify else "segmentation",
+        "classes": ("no_metastasis", "metastasis") if classify else ("background", "prostate"),
+        "image_size": SIDE,
+        "reads": ("image",) if classify else ("image", "volume"),
+        "preprocessing": PREPROCESSING,
+        "unit": "image",
+        "cutoff": 0.5 if classify else None,
+        "cutoff_from": "test",
+        "study": {"model_center": "A"},
+        "teacher": "none",
+        "data": "none",
+        "precision": "float32",
+        "evidence": tuple((student.net.fc.weight[1] - student.net.fc.weight[0]).tolist()) if classify else (),
+    }
+    return Description(**(values | changes))
+
+
+@torch.no_grad()
+def _student(kind):
+    """Random weights and statistics: freshly made batch norms would make the export trivial."""
+    generator = torch.Generator().manual_seed(3)
+    student = kind(2, 4)
+    for name, tensor in student.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(noise + 0.5 if "running_var" in name else tensor + 0.3 * (noise - 0.5))
+    if kind is UNet:  # about as much foreground as background
+        logits = student.eval()(torch.rand((4, 3, SIDE, SIDE), generator=generator))
+        student.head.bias[1] += (logits[:, 0] - logits[:, 1]).median()
+    return student.eval()
+
+
+@pytest.fixture(scope="module")
+def students():
+    return {"classifier": _student(ResNet18), "segmenter": _student(UNet)}
+
+
+@pytest.fixture(scope="module")
+def files(students, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, student in students.items():
+        (folder / f"{name}.onnx").write_bytes(onnx_model(student, _about(student)))
+    return {name: folder / f"{name}.onnx" for name in students}
+
+
+def _changed(file: Path, out: Path, **changes) -> Path:
+    """A copy whose metadata differ."""
+    model = onnx.load(file)
+    values = json.loads(model.metadata_props[0].value) | changes
+    onnx.helper.set_model_props(model, {KEY: json.dumps(values)})
+    onnx.save(model, out)
+    return out
+
+
+def _picture(folder: Path, name: str, mode: str = "RGB", size=(40, 24), seed: int = 0) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def test_logits_map_and_probability_are_torchs(files, students):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    for name, student in students.items():
+        predictor = Predictor(files[name])
+        with torch.inference_mode():
+            logits, maps = student.forward_stages(images)
+        found, found_map = predictor.run(pixels)
+        assert np.abs(found - logits.numpy()).max() < 1e-4
+        assert np.abs(predictor.probability(found) - logits.softmax(1)[:, 1].numpy()).max() < 1e-5
+        assert np.abs(predictor.run(pixels[:1])[0] - found[:1]).max() < 1e-5, "any batch size"
+        if name == "classifier":
+            assert np.abs(found_map - maps[-1].numpy()).max() < 1e-4
+            activation = predictor.activation(found_map)
+            bias = float((student.net.fc.bias[1] - student.net.fc.bias[0]).detach())
+            difference = found[:, 1] - found[:, 0]
+            assert np.allclose(activation.mean((1, 2)) + bias, difference, atol=1e-4), "a CAM's mean is the logits' difference (Zhou 2016)"
+        else:
+            assert found_map is None
+
+
+def test_probability_of_extreme_logits_is_finite():
+    found = Predictor.probability(None, np.array([[0.0, 2000.0], [2000.0, 0.0], [1.0, 1.0]], np.float32))
+    assert np.allclose(found, [1, 0, 0.5])
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "timm", "torchvision", "onnx"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Block())
+from vfmgl_lib.predict import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_it_needs_no_torch(kind, files, tmp_path):
+    inputs = [_picture(tmp_path, "a.png")] + (
+        [_volume(tmp_path / "v.nii.gz", nib.orientations.axcodes2ornt("RAS"))[0]] * (kind != "classifier")
+    )
+    command = [sys.executable, "-c", BLOCKED, str(files[kind]), *map(str, inputs), "--out", str(tmp_path / "out"), "--overlay"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert len(table) == len(inputs) and table["overlay_file"].map(lambda name: (tmp_path / "out" / name).is_file()).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_images_of_any_size_and_mode_become_input_as_in_training(mode, files, tmp_path):
+    path = _picture(tmp_path, "x.tif" if mode == "CMYK" else "x.png", mode, size=(50, 21))
+    predictor = Predictor(files["classifier"])
+    table = predict_files(predictor, find_inputs([path]), tmp_path)
+    pixels = squashed(Image.open(path).convert("RGB"), SIDE)[None]
+    assert table.at[0, "probability"] == pytest.approx(predictor.probability(predictor.run(pixels)[0])[0], abs=1e-12)
+    assert (table.at[0, "width"], table.at[0, "height"], table.at[0, "error"]) == (50, 21, "")
+
+
+def test_a_mask_has_its_images_size(files, tmp_path):
+    small, own = _picture(tmp_path, "wide.png", size=(70, 45)), _picture(tmp_path, "own.png", size=(SIDE, SIDE))
+    predictor = Predictor(files["segmenter"])
+    table = predict_files(predictor, find_inputs([small, own]), tmp_path, overlay=True).set_index("name")
+    masks = {name: np.array(Image.open(tmp_path / file)) for name, file in table["mask_file"].items()}
+    assert masks["wide"].shape == (45, 70) and set(np.unique(masks["wide"])) <= {0, 255}
+    assert table.at["wide", "foreground"] == (masks["wide"] > 0).sum()
+    assert table.at["wide", "share"] == pytest.approx((masks["wide"] > 0).mean())
+    logits = predictor.run(np.array(Image.open(own))[None])[0]
+    assert np.array_equal(masks["own"] > 0, logits[0].argmax(0) == 1), "at the model's size it is the model's own mask"
+    assert 0 < masks["own"].mean() < 255, "a mask of one value would prove nothing"
+    assert Image.open(tmp_path / table.at["wide", "overlay_file"]).size == (70, 45)
+
+
+def _volume(path: Path, stored_as, seed: int = 0) -> tuple[Path, np.ndarray]:
+    """A volume of RAS voxels, stored with other axes; returns also the RAS voxels."""
+    voxels = np.random.default_rng(seed).integers(0, 1000, (20, 24, 6)).astype(np.int16)
+    angle = np.deg2rad(11)
+    tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.diag([0.6, 0.7, 3.5])
+    affine[:3, 3] = (-31.5, 12.25, 7)
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 2)
+    turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), stored_as)
+    nib.save(image.as_reoriented(turn), path)
+    return path, voxels
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SPL", "ASR"])
+def test_a_volumes_mask_keeps_its_geometry(codes, files, tmp_path):
+    path, _ = _volume(tmp_path / "case.nii.gz", nib.orientations.axcodes2ornt(tuple(codes)))
+    table = predict_files(Predictor(files["segmenter"]), find_inputs([path]), tmp_path, overlay=True)
+    assert table.at[0, "error"] == ""
+    source, mask = nib.load(path), nib.load(tmp_path / table.at[0, "mask_file"])
+    assert "".join(nib.aff2axcodes(mask.affine)) == codes and mask.shape == source.shape
+    assert np.array_equal(mask.affine, source.affine)
+    for field in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x", "xyzt_units"):
+        assert np.array_equal(mask.header[field], source.header[field]), field
+    values = np.asarray(mask.dataobj)
+    assert mask.get_data_dtype() == np.uint8 and set(np.unique(values)) == {0, 1}
+    assert table.at[0, "foreground"] == values.sum()
+    assert table.at[0, "milliliters"] == pytest.approx(values.sum() * 0.6 * 0.7 * 3.5 / 1000, rel=1e-4)
+
+
+def test_a_volume_is_segmented_alike_however_it_is_stored(files, tmp_path):
+    predictor, found = Predictor(files["segmenter"]), {}
+    for codes in ("RAS", "SPL"):
+        path, voxels = _volume(tmp_path / f"{codes}.nii.gz", nib.orientations.axcodes2ornt(tuple(codes)))
+        table = predict_files(predictor, find_inputs([path]), tmp_path)
+        found[codes] = np.asarray(nib.as_closest_canonical(nib.load(tmp_path / table.at[0, "mask_file"])).dataobj)
+    assert np.array_equal(found["RAS"], found["SPL"])
+    # By hand: slices upwards, rows from the front, columns from the patient's right; RAS counts to the right and to the front.
+    slices = volume_slices(voxels[::-1, ::-1].T)
+    expected = np.zeros(voxels.shape, np.uint8)
+    for part in slices:
+        logits = predictor.run(squashed(Image.fromarray(part.image), SIDE)[None])[0]
+        chance = Image.fromarray(predictor.probability(logits)[0].astype(np.float32)).resize((20, 24), Image.Resampling.BILINEAR)
+        expected[:, :, part.index] = (np.array(chance) > 0.5).T[::-1, ::-1]
+    assert np.array_equal(found["RAS"], expected)
+    assert 0.1 < expected.mean() < 0.9 and not found["RAS"][:, :, [0, -1]].any(), "the outer slices have no two neighbours"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"no volume"), "not a readable NIfTI file"),
+        (lambda path: nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 2), np.int16), np.eye(4)), path), "has 4 dimensions"),
+        (
+            lambda path: nib.save(nib.Nifti1Image(np.zeros((8, 8, 2), np.int16), np.diag([1, 1, 3, 1])), path),
+            "has 2 slices, expected at least 3",
+        ),
+        (lambda path: nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.diag([1, 1, 3, 1])), path), "no contrast"),
+        (lambda path: nib.save(nib.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.diag([1, 1, 3, 1])), path), "NaN or infinite"),
+    ],
+)
+def test_volumes_that_cannot_be_used_have_a_row_that_says_so(make, message, files, tmp_path, capsys):
+    make(tmp_path / "bad.nii")
+    good = _picture(tmp_path, "good.png")
+    assert main([str(files["segmenter"]), str(tmp_path / "bad.nii"), str(good), "--out", str(tmp_path / "out")]) == 1
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("name")
+    assert message in table.at["bad", "error"] and str(tmp_path / "bad.nii") in table.at["bad", "error"]
+    assert table.at["good", "error"] == "" and table.at["bad", "mask_file"] == ""
+    assert message in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_used_do_not_stop_the_others(files, tmp_path, capsys):
+    folder = tmp_path / "in"
+    _picture(folder, "b/good.jpg")
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(folder.joinpath("b") / "deep.png")
+    (folder / "a.png").write_bytes(_picture(tmp_path, "whole.png").read_bytes()[:200])
+    _volume(folder / "c.nii.gz", nib.orientations.axcodes2ornt("RAS"))
+    assert main([str(files["classifier"]), str(folder), "--out", str(tmp_path / "out"), "--batch-size", "2"]) == 1
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("name")
+    assert list(table.index) == ["a", "b/deep", "b/good", "c"]
+    assert "damaged or cut short" in table.at["a", "error"] or "not a readable image" in table.at["a", "error"]
+    assert "pixel mode I;16, expected 8 bits a channel" in table.at["b/deep", "error"]
+    assert "a volume, but the model for camelyon17 reads images" in table.at["c", "error"]
+    assert table.at["b/good", "error"] == "" and table.at["b/good", "predicted"] in ("no_metastasis", "metastasis")
+    assert "1 of 4 files predicted" in capsys.readouterr().out
+
+
+def test_inputs_are_found_and_named(tmp_path):
+    for name in ("in/b.PNG", "in/x/a.jpeg", "in/.hidden.png", "in/.cache/a.png"):
+        _picture(tmp_path, name)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    assert [name for _, name in find_inputs([tmp_path / "in"])] == ["b", "x/a"]
+    with pytest.raises(ModelError, match="their outputs would both be called b"):
+        find_inputs([tmp_path / "in", tmp_path / "in" / "b.PNG"])
+    with pytest.raises(ModelError, match="no such file or folder"):
+        find_inputs([tmp_path / "gone"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no image in it, expected files ending in \.bmp"):
+        find_inputs([tmp_path / "empty"])
+
+
+def test_the_cutoff_of_patients_names_patients(files, tmp_path):
+    file = _changed(files["classifier"], tmp_path / "p.onnx", unit="patient", cutoff=0.0)
+    for name in ("in/P1/0.png", "in/P1/1.png", "in/P2/0.png"):
+        _picture(tmp_path, name, seed=len(name) + ord(name[4]) + ord(name[6]))
+    assert main([str(file), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    images = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    people = pd.read_csv(tmp_path / "out" / "patients.csv")
+    assert images["predicted"].isna().all()
+    assert list(people["images"]) == [2, 1] and list(people["predicted"]) == ["metastasis"] * 2
+    assert people.at[0, "probability"] == pytest.approx(images["probability"][:2].mean())
+
+
+def test_overlays_show_evidence_where_it_is():
+    image = Image.new("RGB", (30, 30), (120, 120, 120))
+    picture = evidence_overlay(image, np.array([[2.0, 0, 0], [0, 0, 0], [0, 0, -2.0]])).astype(int)
+    (_, green, blue), other = picture[2, 2], picture[-3, -3]
+    assert blue > green and other[0] > other[2], "purple speaks for class 1, orange against it"
+    assert np.ptp(picture[15, 15]) == 0, "no colour without evidence"
+    assert np.array_equal(evidence_overlay(image, np.zeros((3, 3))), np.array(image)), "nor where there is none at all"
+    chance = np.zeros((30, 30), np.float32)
+    chance[:15] = 1
+    picture = probability_overlay(image, chance).astype(int)
+    assert np.ptp(picture[20, 20]) == 0 and np.ptp(picture[5, 5]) > 50
+
+
+def test_models_that_do_not_fit_are_refused(files, students, tmp_path):
+    with pytest.raises(ModelError, match=r"is a model for task camelyon17, asked for nuclei"):
+        Predictor(files["classifier"], task="nuclei")
+    with pytest.raises(ModelError, match="no such file"):
+        Predictor(tmp_path / "gone.onnx")
+    (tmp_path / "garbage.onnx").write_bytes(b"garbage")
+    with pytest.raises(ModelError, match=r"garbage.onnx: not a readable ONNX model"):
+        Predictor(tmp_path / "garbage.onnx")
+    foreign = onnx.load(files["classifier"])
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(ModelError, match=r"foreign.onnx: an ONNX model, but none of python -m vfmgl_lib.export"):
+        Predictor(tmp_path / "foreign.onnx")
+    for changes, message in (
+        ({"format": FORMAT + 1}, f"have format {FORMAT + 1}, this library reads {FORMAT}"),
+        ({"preprocessing": PREPROCESSING | {"scale": "0 to 255 stays"}}, "was trained on images prepared otherwise"),
+        ({"image_size": 64}, r"its input is \['batch', 3, 32, 32\], its metadata say \['batch', 3, 64, 64\]"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            Predictor(_changed(files["classifier"], tmp_path / "changed.onnx", **changes))
+    with pytest.raises(ModelError, match="its metadata lack cutoff"):
+        values = json.loads(_about(students["classifier"]).to_json())
+        Description.from_json(json.dumps({k: v for k, v in values.items() if k != "cutoff"}), "m.onnx")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Description.from_json("{", "m.onnx")
+
+
+def test_arrays_of_another_size_or_type_are_refused(files):
+    predictor = Predictor(files["classifier"])
+    for wrong in (np.zeros((1, 31, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8), np.zeros((1, 32, 32, 3), np.float32)):
+        with pytest.raises(ValueError, match=r"images must be \(B, 32, 32, 3\) uint8, got"):
+            predictor.run(wrong)
+
+
+def test_what_is_there_is_not_overwritten(files, tmp_path, capsys):
+    picture = _picture(tmp_path, "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert main([str(files["classifier"]), str(picture), "--out", str(tmp_path / "out")]) == 2
+    assert "not empty" in capsys.readouterr().err and [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert main([str(files["classifier"]), str(picture), "--out", str(tmp_path / "x"), "--task", "nuclei"]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_description_survives_its_text(students):
+    about = replace(_about(students["classifier"]), cutoff=0.123456789012345, teacher="vit · 16")
+    assert Description.from_json(about.to_json(), "m") == about

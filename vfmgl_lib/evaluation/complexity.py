@@ -1,0 +1,199 @@
+"""How light a model is: parameters and multiply-accumulates, counted; latency and memory, measured in a process of its own.
+
+A MAC is one multiplication with one addition; a FLOP is either of them, so FLOPs = 2 MACs. `torch.utils.flop_counter` counts the FLOPs
+of convolutions and matrix products; normalisation, activation and pooling are left out. The paper's "GFLOPs" (1.82 for the ResNet18,
+21.96 for the ViT-B/14) are MACs; those of the ViT are what is left without the two products inside attention (23.16 − 1.22).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vfmgl_lib.config import FootprintSettings, StudySettings
+from vfmgl_lib.models.students import STUDENTS
+from vfmgl_lib.models.teachers import TeacherSource
+
+# The two products inside attention, as operators of its plain and its fused forms.
+ATTENTION = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
+PATCH = 14  # of DINOv2's ViTs, the paper's teacher
+
+
+def count(model: nn.Module, image_size: int) -> dict[str, int]:
+    """Counts for one image, on a copy without content: nothing is computed.
+
+    Args:
+        model: takes (B, 3, S, S).
+        image_size: S, pixels.
+    Returns: parameters; macs; attention_macs, those of them inside attention; flops, 2 MACs; bytes of the weights and statistics.
+    """
+    empty = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        empty(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    operators = counter.get_flop_counts().get("Global", {})
+    attention = sum(flops for operator, flops in operators.items() if str(operator).startswith(ATTENTION))
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": counter.get_total_flops() // 2,
+        "attention_macs": attention // 2,
+        "flops": counter.get_total_flops(),
+        "bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
+    }
+
+
+def student_shape(settings: StudySettings) -> nn.Module:
+    """A student of these settings without content."""
+    with torch.device("meta"):
+        return STUDENTS[settings.student.name](2, settings.student.width, "none")
+
+
+def teacher_shape(source: str) -> nn.Module:
+    """The network of a timm teacher without content; its source must name the model.
+
+    Raises: ValueError: a source that is a file alone.
+    """
+    name = TeacherSource.parse(source).name
+    if not name:
+        raise ValueError(f"teacher {source}: a file alone does not say its architecture before it is read; write NAME=FILE")
+    with torch.device("meta"):
+        arguments = {"dynamic_img_size": True} if name.startswith("vit_") else {}
+        return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+
+
+def counted(settings: StudySettings, what: str) -> pd.DataFrame:
+    """Teacher and student of these settings, counted: model, network, image_size, and the columns of `count`.
+
+    Args:
+        what: which settings these are, e.g. "paper": the column `settings`.
+    """
+    name = TeacherSource.parse(settings.teacher.source).name
+    student = settings.student
+    teacher_size = settings.teacher.image_size or settings.teacher.grid * _patch(name)
+    rows = [
+        {"model": "teacher", "network": name, "image_size": teacher_size, **count(teacher_shape(settings.teacher.source), teacher_size)},
+        {
+            "model": "student",
+            "network": f"{student.name}, width {student.width}",
+            "image_size": settings.data.image_size,
+            **count(student_shape(settings), settings.data.image_size),
+        },
+    ]
+    return pd.DataFrame(rows).assign(settings=what)
+
+
+def _patch(name: str) -> int:
+    """Pixels along a token of a ViT; a CNN's grid has strides of 16."""
+    found = [part.removeprefix("patch") for part in name.split(".")[0].split("_") if part.startswith("patch")]
+    return int(found[0]) if found else 16
+
+
+def ratios(counts: pd.DataFrame) -> pd.DataFrame:
+    """Teacher, student and how many times smaller the student is: quantity, teacher, student, ratio."""
+    pair = counts.set_index("model")
+    rows = [
+        {"quantity": name, "teacher": pair.at["teacher", name], "student": pair.at["student", name]}
+        for name in ("parameters", "macs", "flops", "bytes")
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(ratio=table["teacher"] / table["student"])
+
+
+def beside_paper(counts: pd.DataFrame, footprints: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Paper | measured | difference of the lightweight claims.
+
+    Args:
+        counts: of the paper's settings, from `counted`.
+        footprints: from `measured`; the student's memory is that of the exported model, one image at a time.
+        paper: data_manifests/paper_results.csv.
+    Returns: quantity, paper, measured, difference, relative, remark; paper is NaN where it says nothing of this student (it gives the
+        ResNet18's numbers only).
+    """
+    printed = paper[paper["task"] == "lightweight"].set_index(["method", "metric"])["value"].astype(float)
+    vfm, small = "VFM (DINOv2 ViT-B/14)", "VFMGL (ResNet18)"
+    pair = counts.set_index("model")
+    teacher, student = pair.loc["teacher"], pair.loc["student"]
+    inside = teacher["attention_macs"]
+    peak = footprints.query("model == 'student, exported' and batch == 1 and device == 'cpu'")["peak_bytes"].iloc[0]
+    known = 1.0 if student["network"].startswith("resnet18") else float("nan")
+    rows = [
+        ("teacher: parameters", printed[vfm, "parameters"], teacher["parameters"], ""),
+        ("teacher: MACs", printed[vfm, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
+        ("teacher: MACs without those", printed[vfm, "flops"], teacher["macs"] - inside, "what the paper's number matches"),
+        ("student: parameters", known * printed[small, "parameters"], student["parameters"], ""),
+        ("student: MACs", known * printed[small, "flops"], student["macs"], "the paper calls them FLOPs"),
+        ("teacher : student, parameters", known * 8, teacher["parameters"] / student["parameters"], 'paper: "approximately 1:8"'),
+        ("teacher : student, MACs", known * 12, teacher["macs"] / student["macs"], 'paper: "a factor of 1:12"'),
+        ("student: peak memory, bytes", printed["VFMGL", "memory_bytes_upper"], peak, 'paper: "less than 500 MiB"; whole process'),
+    ]
+    table = pd.DataFrame(rows, columns=["quantity", "paper", "measured", "remark"])
+    table["difference"] = table["measured"] - table["paper"]
+    table["relative"] = table["difference"] / table["paper"]
+    return table[["quantity", "paper", "measured", "difference", "relative", "remark"]]
+
+
+def measured(
+    settings: StudySettings, exported: Path, device: str = "cpu", footprint_settings: FootprintSettings | None = None
+) -> pd.DataFrame:
+    """Teacher and student under torch, and the student exported, at the sizes of these settings; with a GPU, the first two there too.
+
+    Args:
+        settings: whose networks and sizes, e.g. the paper's.
+        exported: the student as ONNX.
+        footprint_settings: how much is measured; None: as `settings` says.
+    Returns: as `footprint`.
+    """
+    how = footprint_settings or settings.footprint
+    name = TeacherSource.parse(settings.teacher.source).name
+    size, student = settings.data.image_size, settings.student
+    teachers = {"teacher": {"teacher": name, "image_size": settings.teacher.image_size or settings.teacher.grid * _patch(name)}}
+    students = {"student": {"student": student.name, "width": student.width, "image_size": size}}
+    tables = []
+    for place in dict.fromkeys(("cpu", device)):
+        tables.append(footprint(teachers, batches=how.teacher_batches, device=place, seconds=how.seconds))
+        tables.append(footprint(students, batches=how.student_batches, device=place, seconds=how.seconds))
+    onnx = {"student, exported": {"onnx": str(exported)}}
+    tables.append(footprint(onnx, batches=how.student_batches, seconds=how.seconds))
+    return pd.concat(tables, ignore_index=True)
+
+
+def footprint(
+    models: dict[str, dict], *, batches: Sequence[int] = (1, 32), device: str = "cpu", threads: int | None = None, seconds: float = 5.0
+) -> pd.DataFrame:
+    """Latency and peak memory, each model and batch size in a fresh process, so that none pays for what another left.
+
+    Args:
+        models: name -> what to load, see `evaluation.process_footprint`.
+        batches: images at once.
+        device: "cpu" or "cuda".
+        threads: None: as this process has.
+        seconds: how long each is repeated; a run that takes longer is made once, without warming up.
+    Returns: model, runtime, device, threads, batch, runs, p50_ms, p95_ms (NaN of fewer than five runs), images_per_second,
+        peak_bytes (the whole process at its highest), added_bytes (above what the process had before the model was loaded), gpu_bytes
+        (highest allocated; NaN on a CPU).
+    Raises: RuntimeError: a process that failed; the message holds its last line.
+    """
+    threads = threads or torch.get_num_threads()
+    rows = []
+    for name, spec in models.items():
+        for batch in batches:
+            order = spec | {"batch": batch, "device": device, "threads": threads, "seconds": seconds}
+            command = [sys.executable, "-m", "vfmgl_lib.evaluation.process_footprint"]
+            root = str(Path(__file__).resolve().parents[2])
+            done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, cwd=root)
+            if done.returncode:
+                raise RuntimeError(f"measuring {name} at batch {batch} failed: {done.stderr.strip().splitlines()[-1]}")
+            rows.append({"model": name, "device": device, "threads": threads, "batch": batch, **json.loads(done.stdout.splitlines()[-1])})
+    table = pd.DataFrame(rows)
+    table["images_per_second"] = table["batch"] * 1000 / table["p50_ms"]
+    order = ["model", "runtime", "device", "threads", "batch", "runs", "p50_ms", "p95_ms", "images_per_second"]
+    return table[[*order, "peak_bytes", "added_bytes", "gpu_bytes"]]

@@ -1,0 +1,91 @@
+"""One model's latency and peak memory in this very process: started by `evaluation.complexity.footprint`, JSON in, JSON out.
+
+The order names one of
+
+    {"onnx": FILE}                                    an exported model under onnxruntime; torch is not imported
+    {"student": NAME, "width": W, "image_size": S}    a student under torch, weights as at its start: they change neither time nor memory
+    {"teacher": NAME, "image_size": S}                a timm model under torch
+
+with batch, device, threads and seconds. The first run warms up and is not counted, unless it alone takes longer than that time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+ENOUGH = 5  # calls; of fewer the 95th percentile would be the slowest under another name
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    run, before, runtime, gpu = (_onnx if "onnx" in order else _torch)(order)
+    first = _milliseconds(run)
+    times = [first] if first > 1000 * order["seconds"] else []
+    while sum(times) < 1000 * order["seconds"]:
+        times.append(_milliseconds(run))
+    low, high = np.percentile(times, (50, 95))
+    high = high if len(times) >= ENOUGH else float("nan")
+    peak = _status("VmHWM")
+    result = {"runtime": runtime, "runs": len(times), "p50_ms": low, "p95_ms": high}
+    sys.stdout.write(json.dumps(result | {"peak_bytes": peak, "added_bytes": peak - before, "gpu_bytes": gpu()}) + "\n")
+
+
+def _milliseconds(run: Callable) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _onnx(order: dict) -> tuple[Callable, int, str, Callable]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = order["threads"]
+    before = _status("VmRSS")
+    session = onnxruntime.InferenceSession(order["onnx"], options, providers=["CPUExecutionProvider"])
+    shape = [order["batch"], *session.get_inputs()[0].shape[1:]]
+    images = np.random.default_rng(0).random(shape, np.float32)
+    return lambda: session.run(None, {"image": images}), before, f"onnxruntime {onnxruntime.__version__}", lambda: float("nan")
+
+
+def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
+    import torch
+
+    from vfmgl_lib.models.students import STUDENTS
+
+    torch.set_num_threads(order["threads"])
+    device = torch.device(order["device"])
+    if "teacher" in order:
+        import timm
+
+        before = _status("VmRSS")
+        arguments = {"dynamic_img_size": True} if order["teacher"].startswith("vit_") else {}
+        model = timm.create_model(order["teacher"], pretrained=False, num_classes=0, **arguments)
+    else:
+        before = _status("VmRSS")
+        model = STUDENTS[order["student"]](2, order["width"], "none")
+    model = model.to(device).eval()
+    images = torch.rand(order["batch"], 3, order["image_size"], order["image_size"], device=device)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run, before, f"torch {torch.__version__}", lambda: torch.cuda.max_memory_allocated() if device.type == "cuda" else float("nan")
+
+
+def _status(name: str) -> int:
+    """Bytes, from /proc/self/status. Not getrusage: its maximum begins with that of the process that started this one."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    main()
