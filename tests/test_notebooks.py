@@ -4,18 +4,21 @@ import ast
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from vfmgl_lib.batch.runner import run_batch
 from vfmgl_lib.batch.settings import read_settings
+from vfmgl_lib.comparators.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", "device": "str", "seed": "int", "runs": "str"}
+EXTRA = {"05_comparison": {"processes": "int"}, "06_generalization": {"margin": "float"}}  # whose default run_all.sh leaves alone
 SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
 LONGEST_CELL, LONGEST_FUNCTION = 25, 5
-FIRST = [*NAMES[:4], "08_lightweight"]  # all of them use the one study
+FIRST = [*NAMES[:4], "07_interpretability", "08_lightweight"]  # all of them use the one study
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=NAMES)
@@ -49,7 +52,7 @@ def test_committed_without_outputs(notebook):
         assert cell.outputs == [] and cell.execution_count is None, cell["id"]
 
 
-def test_one_parameters_cell_of_annotated_literals(notebook):
+def test_one_parameters_cell_of_annotated_literals(notebook, request):
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     found = {}
@@ -57,7 +60,7 @@ def test_one_parameters_cell_of_annotated_literals(notebook):
         assert isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Constant), line
         assert line.partition("  # ")[2].strip(), f"no text beside {line}"
         found[statement.target.id] = ast.unparse(statement.annotation)
-    assert found == PARAMETERS
+    assert found == PARAMETERS | EXTRA.get(request.node.callspec.id, {})
 
 
 def test_anatomy(notebook):
@@ -85,12 +88,7 @@ def test_checks_assert_something(notebook):
     assert sum(isinstance(node, ast.Assert) for cell in checks for node in ast.walk(parsed(cell))) >= 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "names"),
-    [("endometrial", FIRST), ("nuclei", FIRST), ("camelyon17", [NAMES[0], NAMES[3]]), ("prostate", [NAMES[0], NAMES[3]])],
-)
-def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
+def run_notebooks(task: str, names: list[str], runs: Path) -> None:
     settings = read_settings(
         profile=str(ROOT / "tests" / "smallest.yaml"),
         tasks=[task],
@@ -98,18 +96,61 @@ def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
         teacher="",
         device="cpu",
         seed=0,
-        runs=str(tmp_path),
+        runs=str(runs),
         only=[name[:2] for name in names],
         here=ROOT,
     )
     done = run_batch(ROOT / "notebooks", settings, progress=False)
     assert [(run.notebook, run.status, run.traceback) for run in done] == [(name, "ok", "") for name in names]
-    figures = tmp_path / "smallest" / task / "figures"
+
+
+def figures_of(folder: Path) -> set[str]:
+    """Names of a notebook's figures, each with its PDF and its numbers."""
+    drawn = {path.stem for path in folder.glob("*.png")}
+    for stem in drawn:
+        assert (folder / f"{stem}.pdf").stat().st_size > 1000
+        assert (folder / f"{stem}.csv").stat().st_size > 0
+    return drawn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("endometrial", FIRST),
+        ("nuclei", FIRST),
+        ("camelyon17", [NAMES[0], NAMES[3]]),
+        ("prostate", [NAMES[0], NAMES[3]]),
+    ],
+)
+def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
+    run_notebooks(task, names, tmp_path)
     for name in names:
-        drawn = {path.stem for path in (figures / name).glob("*.png")}
-        assert len(drawn) >= 4, f"{name} saved {sorted(drawn)}"
-        for stem in drawn:
-            assert (figures / name / f"{stem}.pdf").stat().st_size > 1000
-            assert (figures / name / f"{stem}.csv").stat().st_size > 0
+        assert len(figures_of(tmp_path / "smallest" / task / "figures" / name)) >= 4, name
     # 03 trains the study that 04 draws; a second one would mean that the two ask for different things.
     assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["endometrial", "nuclei"])
+def test_comparison_generalization_and_the_papers_numbers(task: str, tmp_path: Path):
+    names = ["05_comparison", "06_generalization", "09_paper_vs_measured"]
+    run_notebooks(task, names, tmp_path)
+    folder = tmp_path / "smallest" / task
+    compared, generalized, beside = (folder / "figures" / name for name in names)
+    main, other = ("auc", "accuracy") if task == "endometrial" else ("dice", "assd")
+    assert figures_of(compared) >= {f"{main}_at_both_budgets", f"{other}_at_both_budgets", "radar", "roc", "decision_curves", "overlays"}
+    outside = {"external"} if task == "endometrial" else set()
+    assert figures_of(generalized) >= {"cross_centers", "divisions", "ablation_matrices"} | outside
+    assert figures_of(beside) == {"states", "paper_and_measured"}
+    # Every method once on the data's own division, which 06 loads, and VFMGL on two others.
+    assert sorted(path.name.split("-")[0] for path in (folder / "studies").iterdir()) == sorted([*METHODS, "vfmgl", "vfmgl"])
+    results = pd.read_csv(compared / "results.csv", keep_default_na=False)
+    assert set(results["method"]) == set(METHODS) and set(results["budget"]) == {"rounds", "updates"}
+    for budget in ("rounds", "updates"):
+        tex = (compared / f"statistics_at_matched_{budget}.tex").read_text()
+        assert all(method.title in tex for method in METHODS.values())
+    rows = pd.read_csv(beside / "all_rows.csv")
+    printed = pd.read_csv(ROOT / "data_manifests" / "paper_results.csv")
+    assert len(rows) == len(printed)
+    assert rows.loc[rows["task"] == task, "measured"].notna().sum() >= 5

@@ -18,8 +18,11 @@ from safetensors.torch import load_file
 
 from vfmgl_lib import study as study_module
 from vfmgl_lib.checkpoint import CheckpointError
+from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.study import open_workspace, run_study, trivial_baseline
 
 SMALL = {
@@ -66,12 +69,71 @@ def test_tables_hold_what_they_should(finished):
     assert set(study.metrics[study.metrics["model_center"] == "shared"]["test_center"]) == set(workspace.manifest.centers)
     assert study.stages["pair_weight"].between(0, 6).all() and len(study.stages) > 0
     assert study.rounds.groupby(["round", "center", "stage"]).size().eq(1).all()
-    for table in ("predictions", "metrics", "rounds", "steps", "stages"):
+    for table in ("predictions", "metrics", "rounds", "steps", "stages", "mean_features"):
         assert getattr(study, table)["teacher"].str.contains("RANDOM").all(), "every output names the teacher"
     config, environment = (json.loads((study.folder / f"{name}.json").read_text()) for name in ("config", "environment"))
     assert config["settings"]["federation"]["rounds"] == 3
     assert {row["setting"] for row in config["deviations_from_paper"]} >= {"teacher.source", "federation.rounds", "data.image_size"}
     assert environment[0]["manifest_sha256"] == workspace.manifest.sha256 and environment[0]["packages"]["torch"]
+
+
+def test_a_method_of_one_update_a_batch_is_reported_at_matched_rounds_and_at_matched_updates(runs):
+    workspace = _workspace(runs, "nuclei", federation__rounds=1)
+    study = workspace.run("fedavg")
+    assert study.report_rounds == {"rounds": 1, "updates": 3} and study.last_round == 3
+    assert workspace.run("vfmgl").report_rounds == {"rounds": 1, "updates": 1}
+    assert set(study.metrics["round"]) == {0, 1, 2, 3} and set(study.predictions["round"]) == {0, 1, 3}
+    centers = workspace.manifest.training_centers
+    for number in (1, 3):
+        rows = study.predictions[study.predictions["round"] == number]
+        tested = rows[rows["split"] == "test"]
+        pairs = {(a, b) for a, b in zip(tested["model_center"], tested["test_center"], strict=True)}
+        assert pairs == {(a, b) for a in (*centers, "shared") for b in workspace.manifest.centers}
+        own = tested[tested["model_center"] == tested["test_center"]]
+        assert all((study.folder / name).is_file() for name in own["mask_file"])
+        # A centre's model is the shared one, which it has adopted.
+        for center in centers:
+            mine, shared = (tested[(tested["model_center"] == m) & (tested["test_center"] == center)] for m in (center, "shared"))
+            assert mine["tp"].tolist() == shared["tp"].tolist()
+    assert set(study.predictions["split_id"]) == {"own"}
+    assert (study.folder / "rounds" / "001" / "shared.safetensors").is_file()
+
+
+def test_mean_features_are_those_under_the_shared_model(runs):
+    study = _workspace(runs, "endometrial", federation__rounds=1).run("fedavg")
+    table = study.mean_features
+    assert set(zip(table["round"], table["model"], strict=True)) == {(1, "shared"), (3, "shared")}
+    training = study.manifest.training_centers
+    rows = table[table["round"] == 3].set_index("center")
+    assert rows["split"].to_dict() == {center: "train" if center in training else "test" for center in study.manifest.centers}
+    assert "test" in set(rows["split"]), "external centres, too"
+    student = study_module._new_student(study.settings).eval()
+    student.load_state_dict(load_file(study.folder / "rounds" / "003" / "shared.safetensors"))
+    for center, row in rows.iterrows():
+        data = ImageDataset(study.manifest, study.manifest.select(center, row["split"]), study.settings.data.image_size)
+        with torch.no_grad():
+            features = torch.cat([student.net.global_pool(student.encode(data[i]["image"][None])[-1]) for i in range(len(data))])
+        assert row["n"] == len(data) and features.shape[1] == sum(name[1:].isdigit() for name in rows.columns if name[0] == "f")
+        np.testing.assert_allclose(row[[f"f{i}" for i in range(features.shape[1])]].astype(float), features.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_method_without_a_shared_model_has_none_in_its_tables(runs):
+    study = _workspace(runs, "endometrial", federation__rounds=1).run("frozen_probe")
+    assert study.mean_features.empty and "shared" not in set(study.metrics["model_center"])
+    assert not list(study.folder.rglob("shared.safetensors")) and study.last_round == 1
+    sizes = [file.stat().st_size for file in study.folder.rglob("*.student.safetensors")]
+    assert sizes and max(sizes) < 4000, "the frozen teacher is in no checkpoint"
+
+
+def test_a_fifth_of_the_training_patients_validates_where_a_method_needs_it(runs):
+    workspace = _workspace(runs, "endometrial", federation__rounds=1)
+    assert "val" not in set(workspace.manifest.table["split"])
+    study = workspace.run("metafed")
+    table = study.manifest.table
+    assert set(table.loc[table["split"] == "val", "center"]) == set(workspace.manifest.training_centers)
+    before = workspace.manifest.table
+    assert set(table.loc[table["split"] == "test", "id"]) == set(before.loc[before["split"] == "test", "id"])
+    assert "val" not in set(workspace.run("fedavg").manifest.table["split"])
 
 
 def test_metrics_follow_from_the_predictions(finished):
@@ -126,36 +188,45 @@ KILLED = """
     import os, signal, sys
     from vfmgl_lib.federation.client import Client
     from tests_study import _workspace
-    one_round, calls = Client._stage_two, []
-    def dies(self, *arguments):
-        calls.append(1)
-        if len(calls) == 2:  # in round 2, the first centre done, the second half done
+    sent_state = Client.sent_state
+    def dies(self):
+        calls[self.center] = calls.get(self.center, 0) + 1
+        if len(calls) == 2 and set(calls.values()) == {int(sys.argv[4])}:  # the round's first centre done, the second before it sends
             os.kill(os.getpid(), signal.SIGKILL)
-        return one_round(self, *arguments)
-    Client._stage_two = dies
-    _workspace(sys.argv[1], sys.argv[2]).run()
+        return sent_state(self)
+    calls = {}
+    Client.sent_state = dies
+    _workspace(sys.argv[1], sys.argv[2]).run(sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("task", ["nuclei", "endometrial"])
-def test_killed_in_round_two_and_started_again_ends_bit_identical(task, runs, tmp_path, request):
-    undisturbed = _workspace(runs, task).run()
+@pytest.mark.parametrize(
+    ("task", "method", "number"),
+    [
+        ("nuclei", "vfmgl", 2),
+        ("endometrial", "harmofl", 2),
+        ("nuclei", "metafed", 5),
+    ],
+)
+def test_killed_in_a_round_and_started_again_ends_bit_identical(task, method, number, runs, tmp_path):
+    undisturbed = _workspace(runs, task).run(method)
     (tmp_path / "tests_study.py").write_text(Path(__file__).read_text())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "runs"), task]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "runs"), task, method, str(number)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     folder = next((tmp_path / "runs" / "smoke" / task / "studies").iterdir())
     assert folder.name == undisturbed.folder.name
-    assert sorted(p.name for p in (folder / "rounds").iterdir()) == ["000", "001"] and not (folder / "complete.json").exists()
+    whole = [f"{done:03d}" for done in range(number)]
+    assert sorted(p.name for p in (folder / "rounds").iterdir()) == whole and not (folder / "complete.json").exists()
     threads = torch.get_num_threads()
-    resumed = _workspace(tmp_path / "runs", task).run()
+    resumed = _workspace(tmp_path / "runs", task).run(method)
     assert torch.get_num_threads() == threads
     one, other = _content(undisturbed.folder), _content(resumed.folder)
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
     starts = json.loads((resumed.folder / "environment.json").read_text())
-    assert [start["after_round"] for start in starts] == [0, 1]
+    assert [start["after_round"] for start in starts] == [0, number - 1]
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path, monkeypatch):
@@ -178,6 +249,26 @@ def test_checkpoints_of_both_stages_are_there_and_old_ones_pruned(finished):
     assert not list((study.folder / "rounds" / "001").glob("*.state.safetensors"))
     one, two = (load_file(study.folder / "rounds" / "003" / f"{center}.{part}.safetensors") for part in ("stage_one", "student"))
     assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
+def test_students_come_back_from_their_checkpoints(finished):
+    """The model read is the one whose predictions the tables hold, at both stages."""
+    workspace, study = finished
+    center, settings = workspace.manifest.training_centers[0], workspace.settings
+    data = ImageDataset(workspace.manifest, workspace.manifest.select(center, "test"), settings.data.image_size)
+    shown = "tp" if settings.is_segmentation else "probability"
+    for stage in ("I", "II", "shared"):
+        model = "shared" if stage == "shared" else center
+        rows = study.predictions.query("round == 3 and stage == @stage and model_center == @model and test_center == @center")
+        again = predict(study.student(model, stage), data, batch_size=32, device=torch.device("cpu"))
+        expected = rows.set_index("id")[shown].loc[again["id"]]
+        np.testing.assert_allclose(again[shown], expected[rows.set_index("id")["split"].loc[again["id"]] == "test"], rtol=1e-5)
+    with pytest.raises(ValueError, match=rf"model '{center}' has no stage 'II' in round 1; there is {center}: I; "):
+        study.student(center, "II", 1)
+    with pytest.raises(ValueError, match="model 'Z' has no stage 'I' in round 3"):
+        study.student("Z", "I")
+    with pytest.raises(ValueError, match="in round 9; there is no model"):
+        study.student(center, "I", 9)
 
 
 def test_a_study_that_another_process_runs_is_refused(tmp_path):
@@ -203,8 +294,16 @@ def test_a_center_with_one_class_warns_and_has_nan_metrics_with_the_reason(tmp_p
         for empty in sorted(folder.rglob("*"), reverse=True):
             empty.rmdir()
         folder.rmdir()
-    one_class = _workspace(tmp_path / "second", "endometrial", data=workspace.manifest.root, federation__rounds=1)
+    one_class = _workspace(
+        tmp_path / "second", "endometrial", data=workspace.manifest.root, federation__rounds=1, federation__match_updates=False
+    )
     assert any("A" in warning and "class" in warning for warning in one_class.warnings)
+    for method in METHODS.keys() - {"hgkt", "hgkt_kd"}:
+        study = one_class.run(method)
+        assert study.metrics["round"].max() == study.last_round, method
+    probe = one_class.run("frozen_probe").predictions
+    fitted = probe[(probe["model_center"] == "A") & (probe["round"] == 1)]
+    assert len(fitted) and np.allclose(fitted["probability"], 1), "the one class's frequency"
     metrics = one_class.run("local").metrics
     auc = metrics[(metrics["model_center"] == "A") & (metrics["test_center"] == "A") & (metrics["metric"] == "auc")]
     assert auc["value"].isna().all() and auc["reason"].str.contains("only one class").all() and len(auc)
@@ -219,7 +318,7 @@ def test_a_center_with_one_class_warns_and_has_nan_metrics_with_the_reason(tmp_p
         ({"teacher__image_size": 50}, ValueError, "teacher.image_size 50: .* multiple of 16"),
         ({"federation__rounds": 0}, ConfigError, "federation.rounds: .*greater than or equal to 1, got 0"),
         ({"optimizer__lrate": 1}, ConfigError, "optimizer.lrate"),
-        ({"profile": "tiny"}, ConfigError, "profile tiny: .*paper, quick, smoke"),
+        ({"profile": "tiny"}, ConfigError, "profile tiny: .*paper, quick, results, smoke"),
         ({"task": "liver"}, ConfigError, "task 'liver' is not in profile smoke"),
         ({"device": "tpu"}, ConfigError, "device"),
         ({"seed": -1}, ConfigError, "seed: .*got -1"),

@@ -158,7 +158,8 @@ def test_channels_last_changes_the_memory_and_nothing_else(kind):
         other.step(images.contiguous(memory_format=torch.channels_last), target, stacks)
     assert any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in other.model.student.parameters())
     for name, tensor in _state(plain).items():
-        torch.testing.assert_close(_state(other)[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        # layer4's one pixel leaves batch normalisation three values, which amplifies rounding: 2e-11 with two threads, 1e-11 with one
+        torch.testing.assert_close(_state(other)[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_state_round_trip_continues_bitwise():

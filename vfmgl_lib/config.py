@@ -159,6 +159,13 @@ class ComparisonSettings(Settings):
     splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
 
 
+class InterpretationSettings(Settings):
+    """What notebook 07 asks of trained models; none of it is part of a study."""
+
+    features: int = Field(ge=2, description="features that mRMR selects of each local model; 256 in the paper")
+    top: int = Field(ge=2, description="adaptive, and common, features of each centre in a heatmap")
+
+
 class FootprintSettings(Settings):
     """What notebook 08 measures, at the paper's sizes; none of it is part of a study."""
 
@@ -196,6 +203,7 @@ class StudySettings(Settings):
     compute: ComputeSettings
     comparators: ComparatorSettings
     comparison: ComparisonSettings
+    interpretation: InterpretationSettings
     footprint: FootprintSettings
 
     @model_validator(mode="after")
@@ -220,7 +228,8 @@ class StudySettings(Settings):
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
         processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings).
         """
-        without = {"profile": True, "phantoms": True, "teacher": True, "comparison": True, "footprint": True, "data": {"workers"}}
+        aside = ("profile", "phantoms", "teacher", "comparison", "interpretation", "footprint")
+        without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
         # Logit distillation fits the frozen probe as its teacher.
         used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)

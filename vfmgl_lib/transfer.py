@@ -235,22 +235,18 @@ class HGKT:
         logits, _ = functional_call(self.model, (dict(zip(names, leaves, strict=True)), buffers), (outer[0], None, None))
         outer_loss = self.task_loss(logits, outer[1])
         adjoint = torch.autograd.grad(outer_loss, leaves, materialize_grads=True)
-        momentum_adjoint: list[Tensor] = []
+        momentum_adjoint = [torch.zeros_like(a) for a in adjoint]
         derivatives = [torch.zeros_like(weight) for weight in weights]
         while trajectory:
             leaves, gradients, reached = trajectory.pop()
-            if momentum_adjoint:
-                torch._foreach_mul_(momentum_adjoint, settings.momentum)
-                torch._foreach_add_(momentum_adjoint, adjoint, alpha=-self.lr)
-            else:
-                momentum_adjoint = list(torch._foreach_mul(adjoint, -self.lr))
+            # V = mu V' - lr A' and A' + wd V are an update by SGD too, of A' with itself as the gradient.
+            self._sgd_step(adjoint, adjoint, momentum_adjoint, lr=-settings.weight_decay, weight_decay=0.0, dampening=1 + self.lr)
             wanted = [*leaves, *weights] if trajectory else weights
             directions = [momentum_adjoint[index] for index in reached]
             products = torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
             torch._foreach_add_(derivatives, products[-len(weights) :])
             if trajectory:
                 adjoint = torch._foreach_add(adjoint, products[: len(leaves)])
-                torch._foreach_add_(adjoint, momentum_adjoint, alpha=settings.weight_decay)
         return outer_loss.detach(), derivatives
 
     def unrolled_outer_loss(
@@ -300,20 +296,12 @@ class HGKT:
                 if f"meta_momentum.{name}" in state:
                     self.meta_optimizer.state[parameter]["momentum_buffer"] = state[f"meta_momentum.{name}"].to(parameter).clone()
 
-    def _sgd_step(self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> None:
+    def _sgd_step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], momenta: list[Tensor], **changes: float) -> None:
         """One step of the transfer optimiser (torch.optim.SGD's dynamics) in place, in one pass over the memory."""
         gradients = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(gradients, parameters, strict=True)]
+        options = {"lr": self.lr, "weight_decay": self.settings.weight_decay, "dampening": 0.0} | changes
         torch._fused_sgd_(
-            parameters,
-            gradients,
-            momenta,
-            weight_decay=self.settings.weight_decay,
-            momentum=self.settings.momentum,
-            lr=self.lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
+            parameters, gradients, momenta, momentum=self.settings.momentum, nesterov=False, maximize=False, is_first_step=False, **options
         )
 
     def _sgd(self, parameters: State, gradients: State, momenta: State) -> tuple[State, State]:

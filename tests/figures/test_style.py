@@ -5,7 +5,19 @@ import pytest
 from matplotlib import rcParams
 from PIL import Image
 
-from vfmgl_lib.figures.style import DOUBLE, FILE_DPI, NAME_LENGTH, center_style, footnote, names, new_figure, save_figure, save_table
+from vfmgl_lib.figures.style import (
+    DOUBLE,
+    FILE_DPI,
+    NAME_LENGTH,
+    center_style,
+    columns_for,
+    footnote,
+    names,
+    new_figure,
+    nothing,
+    save_figure,
+    save_table,
+)
 
 
 def test_a_centre_keeps_its_colour_when_drawn_alone():
@@ -88,3 +100,14 @@ def test_footnotes_add_up():
     footnote(figure, "")
     footnote(figure, "costs 5 $")
     assert figure.get_supxlabel() == "first\ncosts 5 \\$"
+    footnote(figure, names(["$1"])["$1"])
+    assert figure.get_supxlabel().endswith("\n\\$1")
+
+
+def test_panels_fill_their_rows():
+    assert [columns_for(count) for count in range(1, 10)] == [1, 2, 3, 4, 3, 3, 4, 4, 4]
+
+
+def test_a_figure_with_nothing_to_show_says_why():
+    figure = nothing("No external centre costs 5 dollars.")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["No external centre costs 5 dollars."] and not figure.axes[0].axison

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from vfmgl_lib.interpretation import mrmr, pymrmr_orders
+from vfmgl_lib.interpretation import mrmr, pymrmr_orders, shortfall
 
 module = importlib.import_module("vfmgl_lib.interpretation.mrmr")  # the package's own `mrmr` is the function
 
@@ -159,3 +159,16 @@ def test_pymrmr_failures_stay_outside(monkeypatch, capfd):
     with pytest.raises(RuntimeError, match=r"exit status 1 .*no such package"):
         mrmr(GOOD, [0, 1, 0], 1, engine="pymrmr")
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("scheme", ["MIQ", "MID"])
+def test_both_engines_choose_the_best_at_every_step_and_a_wrong_order_does_not(scheme):
+    features, labels = table(np.random.default_rng(8), 120, 12, levels=3)
+    features = np.concatenate([features, features[:, ::-1]], axis=1)  # every feature twice: ties at every step
+    for engine in ("fast", "pymrmr"):
+        order = mrmr(features, labels, 8, scheme, engine)
+        assert np.abs(shortfall(features, labels, order, scheme)).max() < 1e-6, engine
+    assert shortfall(features, labels, order[[1, 0, *range(2, 8)]], scheme)[0] > 1e-3
+    swapped = order.copy()
+    swapped[[4, 7]] = swapped[[7, 4]]
+    assert shortfall(features, labels, swapped, scheme).max() > 1e-4

@@ -90,6 +90,28 @@ def test_batch_normalisation_in_eval_mode_or_without_weights_is_torchs_own():
             assert "_BatchNorm" not in type(F.batch_norm(x, torch.zeros(3), ones, **arguments).grad_fn).__name__
 
 
+@pytest.mark.parametrize("arguments", [{"kernel_size": 2}, {"kernel_size": (3, 2), "stride": 2, "padding": 1, "ceil_mode": True}])
+def test_max_pooling_equals_torchs_own(arguments):
+    generator = torch.Generator().manual_seed(0)
+    x, direction = (torch.randn(2, 3, 8, 6, generator=generator, dtype=torch.float64).relu() for _ in range(2))  # zeros: ties
+    x.requires_grad_()
+
+    def everything():
+        y = F.max_pool2d(x, **arguments)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return y, first, *torch.autograd.grad(first, x, direction)
+
+    expected = everything()
+    with twice_differentiable_layers():
+        result = everything()
+        assert "_MaxPool" in type(F.max_pool2d(x, **arguments).grad_fn).__name__
+        assert "_MaxPool" not in type(F.max_pool2d(x[0], **arguments).grad_fn).__name__
+        values, indices = F.max_pool2d(x, **arguments, return_indices=True)
+    assert torch.equal(values, expected[0]) and not indices.is_floating_point()
+    for one, other in zip(result, expected, strict=True):
+        assert one.is_contiguous() and torch.equal(one, other)
+
+
 def test_derivatives_by_a_factor_of_the_loss_need_the_upstream_path_alone():
     """`upstream_only`, the mode of HGKT's first virtual step, gives the same derivative by the factor, and none by the parameters."""
     generator = torch.Generator().manual_seed(0)

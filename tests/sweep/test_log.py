@@ -25,10 +25,16 @@ def test_what_is_done_has_metrics_and_what_is_left_is_named(small, tmp_path):
     studies, metrics = read(log, "studies.csv"), read(log, "metrics.csv")
     assert studies[["method", "state", "rounds_done"]].to_numpy().tolist() == [["fedavg", "done", "2"], ["vfmgl", "left", "0"]]
     assert studies["study"][0] == done.study.folder.name and studies["threads"][0].isdecimal()
-    assert set(metrics["study"]) == {done.study.folder.name} and set(metrics["split"]) == {"test"}
+    assert set(metrics["method"]) == {"fedavg"} and set(metrics["budget"]) == {"both"}
+    known = done.study.metrics.query("round == 2 and split == 'test' and metric == 'dice' and model_center == 'SiteA'")
+    wanted = {row.test_center: row.value for row in known.itertuples()}
+    found = metrics[(metrics["model_center"] == "SiteA") & (metrics["metric"] == "dice")]
+    assert {row.test_center: float(row.value) for row in found.itertuples()} == pytest.approx(wanted, rel=1e-4)
     own = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA")]
     other = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteB")]
     assert {"dice", "sensitivity"} <= set(own["metric"]) and set(other["metric"]) == {"dice"}
+    assert {"low", "high", "interval", "reason"} <= set(metrics.columns) and {"assd", "hd95"} <= set(own["metric"])
+    assert set(metrics[metrics["model_center"] == "all"]["test_center"]) == {"all"}
     assert not {"id", "patient", "mask_file", "probability"} & set(metrics.columns)
 
 
@@ -54,9 +60,19 @@ def test_a_study_with_a_changed_setting_of_its_own_replaces_the_old_one(small, t
     write_log(tmp_path / "log", plan(changed, ["fedprox", "local"], [0]))
     assert read(tmp_path / "log", "studies.csv")["state"].tolist() == ["left", "done"]
     assert set(read(tmp_path / "log", "metrics.csv")["method"]) == {"local"}, "numbers of the old value are gone"
-    jobs = swept(changed, ["fedprox", "local"])
-    write_log(tmp_path / "log", jobs)
-    assert set(read(tmp_path / "log", "metrics.csv")["study"]) == {job.study.folder.name for job in jobs}
+    write_log(tmp_path / "log", swept(changed, ["fedprox", "local"]))
+    assert set(read(tmp_path / "log", "metrics.csv")["method"]) == {"fedprox", "local"}
+    assert read(tmp_path / "log", "studies.csv")["state"].tolist() == ["done", "done"]
+
+
+def test_both_budgets_have_rows_of_their_own_where_they_differ(small, tmp_path):
+    (job,) = swept(small(federation__match_updates=True), ["fedavg"])
+    write_log(tmp_path / "log", [job])
+    metrics = read(tmp_path / "log", "metrics.csv")
+    shared = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA") & (metrics["metric"] == "specificity")]
+    table = job.study.metrics.query("split == 'test' and metric == 'specificity' and model_center == 'SiteA' and test_center == 'SiteA'")
+    wanted = {"rounds": table[table["round"] == 2]["value"].item(), "updates": table[table["round"] == 6]["value"].item()}
+    assert dict(zip(shared["budget"], shared["value"].astype(float), strict=True)) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_other_settings_are_not_mixed_in(small, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -79,20 +80,29 @@ def test_what_follows_a_study_may_fail_too(small):
         sweep(small(), ["local"], finished=lambda job: {}["auc"])
 
 
-def test_what_another_process_runs_is_left_to_it_and_then_loaded(small):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_another_process_runs_is_left_to_it_and_then_taken(small, monkeypatch, tmp_path, processes):
     workspace = small()
     first, _ = plan(workspace, ["local", "fedavg"], [0])
     first.study.folder.mkdir(parents=True)
+    started, seen = [], []
+
+    def submit(job, running):
+        started.append(job.name)
+        job.workspace.run(job.method, progress=False)
+        return SimpleNamespace(done=lambda: True, job_id="0", paths=SimpleNamespace(folder=tmp_path))
+
+    monkeypatch.setattr(module, "_local", lambda *arguments: submit)
     with open(first.study.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        seen = []
 
         def finished(job):
             seen.append(job.name)
             fcntl.flock(lock, fcntl.LOCK_UN)  # the other process ends without having completed it
 
-        sweep(workspace, ["local", "fedavg"], finished=finished)
+        sweep(workspace, ["local", "fedavg"], processes=processes, finished=finished)
     assert seen == ["fedavg seed 0", "local seed 0"]
+    assert started == seen * (processes > 1), "no process is started for a study that another one holds"
 
 
 def test_interrupted_in_this_process_goes_on(small, content, monkeypatch):

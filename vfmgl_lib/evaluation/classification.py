@@ -10,6 +10,8 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from vfmgl_lib.evaluation.metric import Metric
 
+AT_CUTOFF = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
+
 
 def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
     """The probability at which sensitivity + specificity - 1 is highest on the training set; NaN if only one class is there.
@@ -25,7 +27,7 @@ def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
 
 
 def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: float | None) -> list[Metric]:
-    """AUC, and accuracy, sensitivity and specificity at the cutoff (probability >= cutoff is positive).
+    """AUC, and at the cutoff (probability >= cutoff is positive) accuracy, sensitivity, specificity, PPV and NPV.
 
     Args:
         probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
@@ -44,12 +46,14 @@ def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: f
         reason = f"no cutoff: {'the model has no training set of its own' if cutoff is None else 'the training set has only one class'}"
         return [
             *metrics,
-            *(Metric(name, math.nan, len(label), reason) for name in ("accuracy", "sensitivity", "specificity")),
+            *(Metric(name, math.nan, len(label), reason) for name in AT_CUTOFF),
         ]
     tn, fp, fn, tp = confusion_matrix(label, probability >= cutoff, labels=[0, 1]).ravel().tolist()
     metrics.append(Metric.share("accuracy", tp + tn, len(label), "no samples"))
     metrics.append(Metric.share("sensitivity", tp, tp + fn, "no positive sample"))
     metrics.append(Metric.share("specificity", tn, tn + fp, "no negative sample"))
+    metrics.append(Metric.share("ppv", tp, tp + fp, "no sample called positive"))
+    metrics.append(Metric.share("npv", tn, tn + fn, "no sample called negative"))
     return metrics
 
 

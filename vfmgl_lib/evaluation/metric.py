@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A named value over n samples; `reason` says why a value is NaN."""
+    """A named value over n samples, a share with its counts; `reason` says why a value is NaN."""
 
     name: str
     value: float
     n: int
     reason: str = ""
+    numerator: float = math.nan
+    denominator: float = math.nan
 
     @classmethod
     def share(cls, name: str, part: int, whole: int, reason: str) -> Metric:
         """part / whole, NaN with `reason` where whole is 0."""
-        return cls(name, part / whole, whole) if whole else cls(name, math.nan, 0, reason)
+        return cls(name, part / whole if whole else math.nan, whole, "" if whole else reason, part, whole)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, center_style, grid, journal, names, new_figure, panel_grid, whole_numbers
+from vfmgl_lib.figures.style import MM, MUTED, center_style, grid, journal, names, new_figure, nothing, panel_grid, whole_numbers
 
 LIMIT = "#333333"  # the threshold: no centre has this colour
 TINY = 1e-12  # a divergence of 0 or, by rounding, just under it has no place on a logarithmic axis
@@ -38,7 +38,7 @@ def divergence_over_threshold(batches: pd.DataFrame, keep_ratio: float, all_cent
         keep_ratio: kappa, dimensionless.
     """
     if batches.empty:
-        return _nothing("Stage II starts in round 2: with one round there is nothing to keep or drop.")
+        return nothing("Stage II starts in round 2: with one round there is nothing to keep or drop.")
     centers = sorted(batches["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure, axes = panel_grid(len(centers), panel=50 * MM, extra=14 * MM, sharex=True, sharey=True)
@@ -79,7 +79,7 @@ def kept_share(rounds: pd.DataFrame, all_centers: Sequence[str] | None = None) -
     """
     table = rounds[rounds["stage"] == "II"]
     if table.empty:
-        return _nothing("Stage II starts in round 2: with one round there is nothing to keep or drop.")
+        return nothing("Stage II starts in round 2: with one round there is nothing to keep or drop.")
     centers = sorted(table["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure = new_figure(120 * MM, 56 * MM)
@@ -129,12 +129,3 @@ def what_happened(batches: pd.DataFrame) -> str:
     if not dropped:
         return f"No batch was dropped: this run does not exercise DDBL's selection. {median}"
     return f"{dropped} of {len(batches)} batches were dropped. {median}"
-
-
-def _nothing(text: str) -> Figure:
-    """An empty figure that says why it is empty."""
-    figure = new_figure(DOUBLE, 24 * MM)
-    axis = figure.subplots()
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, transform=axis.transAxes)
-    return figure

@@ -33,9 +33,15 @@ TITLES = {
     "accuracy": "accuracy",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "dice": "Dice (foreground)",
     "dice_mean_of_classes": "Dice (mean of background and foreground)",
+    "iou": "IoU",
+    "assd": "ASSD",
+    "hd95": "HD95",
 }
+LENGTHS = ("mm", "px")  # units of distances, whose means are over images
 MODELS = ("trivial", "untrained", "first round", "last round")
 MODEL_STYLE = {
     "trivial": {"marker": "|", "color": "#333333", "markersize": 17, "markeredgewidth": 1.5},
@@ -105,18 +111,21 @@ def verdict(table: pd.DataFrame) -> str:
 
 
 def axis_label(metric: str, table: pd.DataFrame) -> str:
-    """The metric with what it is computed over, e.g. "AUC per patient".
+    """The metric with what it is computed over, e.g. "AUC per patient", or with its unit, e.g. "HD95 (mm)".
 
     Args:
-        table: unit ("patient" or "image"), the same in all rows.
+        table: unit ("patient" or "image"; of a distance "mm" or "px"), the same in all rows.
     """
-    return f"{TITLES.get(metric, metric)} per {'/'.join(sorted(table['unit'].unique()))}"
+    unit = "/".join(sorted(table["unit"].unique()))
+    return f"{TITLES.get(metric, metric)} ({unit})" if unit in LENGTHS else f"{TITLES.get(metric, metric)} per {unit}"
 
 
-def _test_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
+def set_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
     """How many images or patients each centre's test set has; `table`: center, unit, n of test sets only."""
     sizes = table.groupby("center")["n"].max()
-    return f"{table['unit'].iloc[0].capitalize()}s in the test sets: {', '.join(f'{printed[c]} {int(n)}' for c, n in sizes.items())}."
+    unit = table["unit"].iloc[0]
+    what = "Image" if unit in LENGTHS else unit.capitalize()
+    return f"{what}s in the test sets: {', '.join(f'{printed[c]} {int(n)}' for c, n in sizes.items())}."
 
 
 def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metric: str, obstacle: str = "") -> pd.DataFrame:
@@ -186,7 +195,7 @@ def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     axes[0].set_ylim(-0.03, 1.03)
     share_legend(figure, axes[0])
     if "test" in splits:
-        footnote(figure, _test_sizes(table[table["split"] == "test"], printed))
+        footnote(figure, set_sizes(table[table["split"] == "test"], printed))
     footnote(figure, _missing(table, printed, ["split"]))
     return figure
 
@@ -227,7 +236,7 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
         axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     grid(axis, "x")
     share_legend(figure, axis)
-    footnote(figure, _test_sizes(table, printed))
+    footnote(figure, set_sizes(table, printed))
     footnote(figure, _missing(table, printed, ["model"]))
     return figure
 
@@ -264,7 +273,7 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     chance = " (0.5: chance)" if metric == "auc" else ""
     figure.colorbar(picture, ax=axis, shrink=0.9, label=axis_label(metric, table) + chance)
     tested = table.rename(columns={"test_center": "center"})
-    footnote(figure, _test_sizes(tested, printed))
+    footnote(figure, set_sizes(tested, printed))
     footnote(figure, _missing(tested, printed, []))
     return figure
 

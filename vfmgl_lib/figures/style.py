@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 SEQUENTIAL = "viridis"  # perceptually uniform
 DIVERGING = "PuOr"  # orange below the middle, purple above: told apart by colour-blind eyes, too
 ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
+
+REFERENCE = "vfmgl"  # drawn last, thicker, in a colour that no other method comes near
+# Method -> colour, line and marker: ten colours alone are not told apart by everybody, nor in grey print. The reference has the only heavy
+# solid line; what is compared with it is dark or light in turn, in four kinds of dashes.
+_SOLID, _DASHED, _DOTTED, _MIXED, _LONG = "solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.3, 1.1, 1.3)), (0, (8, 1.8))
+METHOD_STYLE = {
+    "local": ("#8C8C8C", _DOTTED, "p"),
+    "fedavg": ("#0072B2", _SOLID, "o"),
+    "fedprox": ("#56B4E9", _DASHED, "s"),
+    "harmofl": ("#117733", _MIXED, "^"),
+    "metafed": ("#DD8FBF", _SOLID, "v"),
+    "frozen_probe": ("#000000", _DOTTED, "P"),
+    "logit_kd": ("#E69F00", _MIXED, "X"),
+    "hgkt": ("#332288", _DASHED, "<"),
+    "hgkt_kd": ("#8C5A2B", _LONG, ">"),
+    "vfmgl": ("#C1121F", _SOLID, "D"),
+}
 
 # Tried in this order, glyph by glyph; what is not installed is left out, because matplotlib warns at every text otherwise.
 FONTS = ("Arial", "Liberation Sans", "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei")
@@ -101,6 +119,11 @@ def panel_grid(
     return figure, axes[:count]
 
 
+def columns_for(count: int) -> int:
+    """How many of `count` panels stand side by side: no row is much shorter than the others."""
+    return count if count <= 4 else math.ceil(count / 2) if count <= 8 else 4
+
+
 def names(centers: Iterable[str]) -> dict[str, str]:
     """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics."""
     printed: dict[str, str] = {}
@@ -127,6 +150,23 @@ def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = Non
     return {c: {"color": COLORS[order[c] % len(COLORS)], "marker": MARKERS[order[c] % len(MARKERS)]} for c in sorted(set(centers))}
 
 
+def method_style(methods: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Method -> colour, line style, marker, width and drawing order as keywords of `Axes.plot`, in the order of `METHOD_STYLE`.
+
+    Raises: ValueError: a method without a style; the message lists those that have one.
+    """
+    methods = set(methods)
+    unknown = sorted(methods - set(METHOD_STYLE))
+    if unknown:
+        raise ValueError(f"methods {unknown} have no style, known are {', '.join(METHOD_STYLE)}")
+    styles = {}
+    for place, (method, (color, line, marker)) in enumerate(METHOD_STYLE.items()):
+        if method in methods:
+            width, layer = (1.9, 4) if method == REFERENCE else (1.0, 2 + place / 100)
+            styles[method] = {"color": color, "linestyle": line, "marker": marker, "linewidth": width, "zorder": layer}
+    return styles
+
+
 def whole_numbers(axis: Axes) -> None:
     """Ticks of the x axis at whole numbers only: rounds have no halves."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
@@ -144,6 +184,21 @@ def share_legend(figure: Figure, axis: Axes, columns: int = 8) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), handletextpad=0.4, columnspacing=1.4)
 
 
+def say(axis: Axes, text: str, width: int = 26) -> None:
+    """Words in the middle of a panel that has nothing else to show, at most `width` characters a line."""
+    lines = textwrap.fill(text, width)
+    axis.text(0.5, 0.5, lines, ha="center", va="center", color=MUTED, transform=axis.transAxes, linespacing=1.4)
+
+
+def nothing(text: str) -> Figure:
+    """An empty figure that says why it is empty."""
+    figure = new_figure(DOUBLE, 24 * MM)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    say(axis, text, 110)
+    return figure
+
+
 def text_on(cmap: matplotlib.colors.Colormap, share: float) -> str:
     """Black or white, whichever is read better on `cmap(share)`, share in [0, 1]."""
     red, green, blue, _ = cmap(float(np.clip(share, 0, 1)))
@@ -154,7 +209,8 @@ def footnote(figure: Figure, text: str) -> None:
     """Adds a paragraph in small print under the panels."""
     if not text:
         return
-    wrapped = textwrap.fill(text.replace("$", r"\$"), int(figure.get_figwidth() / MM * 0.92))
+    # Names of centres come here with their dollar signs escaped.
+    wrapped = textwrap.fill(re.sub(r"(?<!\\)\$", r"\\$", text), int(figure.get_figwidth() / MM * 0.92))
     text = "\n".join(filter(None, [figure.get_supxlabel(), wrapped]))
     figure.supxlabel(text, x=0.01, ha="left", fontsize=5.5, color=MUTED, linespacing=1.3)
 

@@ -4,6 +4,6 @@
 stages, `correlation` finds adaptive and common features, `mrmr` selects features. Everything reads checkpoints; nothing trains.
 """
 
-from vfmgl_lib.interpretation.mrmr import MIQ_OFFSET, mrmr, pymrmr_orders
+from vfmgl_lib.interpretation.mrmr import MIQ_OFFSET, mrmr, pymrmr_orders, shortfall
 
-__all__ = ["MIQ_OFFSET", "mrmr", "pymrmr_orders"]
+__all__ = ["MIQ_OFFSET", "mrmr", "pymrmr_orders", "shortfall"]

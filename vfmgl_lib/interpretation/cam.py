@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -225,7 +226,8 @@ def localisation_summary(cases: pd.DataFrame, seed: int) -> pd.DataFrame:
         seed: of the bootstrap.
     Returns: per model and centre, and per model over all centres ("all"): model, center, images, patients, undefined (maps without energy),
         inside, area (means over patients), gain = inside − area with low and high, gain_over_place = inside − elsewhere with place_low
-        and place_high, verdict ("above chance" | "not above chance" | "undefined").
+        and place_high, verdict: "above chance" where both intervals lie above 0, else "not above chance"; "undefined" where
+        an interval cannot be had.
     """
     rows = []
     for model, part in cases.groupby("model", sort=False):
@@ -287,23 +289,41 @@ def randomised(student: Student, seed: int, parts: Sequence[str] | None = None) 
     return model.eval()
 
 
-def cascade(student: Student, data: ImageDataset, seed: int, layer: str = "", *, device: torch.device | str = "cpu") -> pd.DataFrame:
+def cascade(
+    student: Student, data: ImageDataset, seed: int, layer: str = "", *, draws: int = 3, device: torch.device | str = "cpu"
+) -> pd.DataFrame:
     """Adebayo's cascading randomisation: from the head down to the first stage, more and more weights are drawn anew.
 
     A map that shows what was learnt changes; one that shows edges of the image stays.
 
     Args:
         data: the samples whose maps are compared.  layer: as in `activation_maps`.
-    Returns: step, randomised (what is drawn anew at this step, in addition), id, patient, center, correlation: Spearman's rank
+        draws: sets of random weights; each draws its cascade from weights of its own.
+    Returns: step, randomised (what is drawn anew at this step, in addition), draw, id, patient, center, correlation: Spearman's rank
         correlation of the map with that of the trained model, over its places with sign; NaN where one of the two is constant.
     """
     trained = activation_maps(student, data, layer, device=device)
     parts, rows = [HEAD, *reversed(list(student.stages))], []
-    for step in range(1, len(parts) + 1):
-        changed = activation_maps(randomised(student, seed, parts[:step]), data, layer, device=device)
+    for step, draw in product(range(1, len(parts) + 1), range(draws)):
+        changed = activation_maps(randomised(student, seed + draw, parts[:step]), data, layer, device=device)
         for sample, before, after in zip(trained.itertuples(), trained["map"], changed["map"], strict=True):
-            rows.append((step, parts[step - 1], sample.id, sample.patient, sample.center, rank_correlation(before, after)))
-    return pd.DataFrame(rows, columns=["step", "randomised", "id", "patient", "center", "correlation"])
+            rows.append((step, parts[step - 1], draw, sample.id, sample.patient, sample.center, rank_correlation(before, after)))
+    return pd.DataFrame(rows, columns=["step", "randomised", "draw", "id", "patient", "center", "correlation"])
+
+
+def cascade_summary(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """How alike the maps still are at each step: the mean over patients of all centres with a 95 % interval by bootstrap over patients.
+
+    Args:
+        table: from `cascade`, of one or more centres.
+    Returns: step, randomised, correlation, low, high, patients, undefined (constant maps, left out).
+    """
+    rows = []
+    for (step, part), group in table.groupby(["step", "randomised"], sort=True):
+        means = group.dropna(subset="correlation").groupby(["center", "patient"])["correlation"].mean()
+        interval = bootstrap_mean(means.to_numpy(), means.index.get_level_values("center").to_numpy(), seed)
+        rows.append((step, part, means.mean(), *interval, len(means), int(group["correlation"].isna().sum())))
+    return pd.DataFrame(rows, columns=["step", "randomised", "correlation", "low", "high", "patients", "undefined"])
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

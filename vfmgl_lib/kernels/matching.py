@@ -58,23 +58,18 @@ class TeacherTerms:
     Attributes:
         form: "gram" or "direct" (`matching_form`).
         operand: teacher maps; Gram form: (B, M*C_t, L) on the smaller of the two grids, direct form: (M*C_t, B*H*W) at the student's size.
-        square: (B, M*C_t) mean_hw up(T)^2.
-        mean: (B, M*C_t) mean_hw up(T).
-        blocks: M.  size: (H, W) of the student stage.  grid: g.
+        shape: (B, M, C_t).  size: (H, W) of the student stage.  grid: g.
+        square: (B, M*C_t) mean_hw up(T)^2; None in direct form, which does not use it.
+        mean: (B, M*C_t) mean_hw up(T); the same.
     """
 
     form: str
     operand: Tensor
-    square: Tensor
-    mean: Tensor
-    blocks: int
+    shape: tuple[int, int, int]
     size: tuple[int, int]
     grid: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(B, M, C_t)."""
-        return self.square.shape[0], self.blocks, self.square.shape[1] // self.blocks
+    square: Tensor | None = None
+    mean: Tensor | None = None
 
 
 def matching_form(grid: int, size: tuple[int, int], student_channels: int) -> str:
@@ -100,19 +95,21 @@ def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: in
     if teacher.dim() != 5 or teacher.shape[-1] != teacher.shape[-2]:
         raise ValueError(f"teacher must be (B, M, C_t, g, g), got {tuple(teacher.shape)}")
     teacher, size = teacher.detach(), (int(size[0]), int(size[1]))
-    grid, blocks = teacher.shape[-1], teacher.shape[1]
+    grid, pixels, maps = teacher.shape[-1], size[0] * size[1], teacher.flatten(1, 2)  # (B, M*C_t, g, g)
+    known = tuple(teacher.shape[:3]), size, grid
     form = matching_form(grid, size, student_channels)
-    if form == "gram" and grid**2 < size[0] * size[1]:
-        maps = teacher.flatten(1, 2)  # (B, M*C_t, g, g)
-        rows, columns = (_interpolation(side, grid, maps.dtype, maps.device) for side in size)
+    rows, columns = (_interpolation(side, grid, maps.dtype, maps.device) for side in size)
+    if form == "gram" and grid**2 < pixels:
         # <up T, up T> = <T, (A_h^T A_h) T (A_w^T A_w)>: the squared map is summed without being built.
         smoothed = (rows.mT @ rows) @ maps @ (columns.mT @ columns)
-        square = (maps * smoothed).sum((-2, -1)) / (size[0] * size[1])
-        mean = torch.einsum("bchw,h,w->bc", maps, rows.mean(0), columns.mean(0))
-    else:
-        maps = _upsample(teacher, size).flatten(1, 2)
-        square, mean = maps.square().mean((-2, -1)), maps.mean((-2, -1))
-    return TeacherTerms(form, maps.flatten(2) if form == "gram" else _stacked(maps), square, mean, blocks, size, grid)
+        square = smoothed.mul_(maps).sum((-2, -1)) / pixels
+        maps = maps.flatten(2)
+        return TeacherTerms(form, maps, *known, square, maps @ torch.outer(rows.mean(0), columns.mean(0)).flatten())
+    # Products with the matrices are quicker than torch's interpolation, and its float32 coordinates would be off by up to 5e-6.
+    maps = rows @ maps @ columns.mT
+    if form == "direct":
+        return TeacherTerms(form, _stacked(maps), *known)
+    return TeacherTerms(form, maps.flatten(2), *known, maps.square().mean((-2, -1)), maps.mean((-2, -1)))
 
 
 def pair_matching(

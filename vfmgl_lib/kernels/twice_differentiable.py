@@ -15,6 +15,8 @@ with a = m(g), b = m(g xh), c = m(h_x), d = m(h_x xh), e = m(g h_x) its double b
     d/dgamma = n r (e - ac - bd)
 
 four passes over the maps where torch's own, written in elementary operations, takes about thirty.
+
+Max pooling is torch's own on a copy in channels_last order: on a CPU its kernel is three times as fast there, the copies included.
 The references are torch's own layers; tests compare values, gradients and second derivatives.
 """
 
@@ -34,7 +36,7 @@ Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]  # strid
 
 class twice_differentiable_layers(TorchFunctionMode):
     """Within the block 2-D convolutions (numeric padding), transposed ones and affine batch normalisation in train mode have the double
-    backward of this file.
+    backward of this file, and 2-D max pooling its forward.
 
     Only second derivatives are provided: a third raises torch's error.
 
@@ -188,8 +190,31 @@ def _normalization_gradients(upstream: Tensor, x: Tensor, weight: Tensor, mean: 
     return torch.ops.aten.native_batch_norm_backward(upstream, x, weight, None, None, mean, inverse_std, True, eps, [True, True, True])
 
 
+def _max_pool2d(
+    upstream_only: bool, x: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    stride = kernel_size if stride is None else stride
+    if return_indices or x.device.type != "cpu" or x.dim() != 4 or not x.is_contiguous():
+        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _MaxPool.apply(x, *(_pair(size) for size in (kernel_size, stride, padding, dilation)), ceil_mode)
+
+
+class _MaxPool(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *geometry: Any) -> Tensor:
+        y, indices = torch.ops.aten.max_pool2d_with_indices(x.contiguous(memory_format=torch.channels_last), *geometry)
+        ctx.save_for_backward(x, indices.contiguous())
+        ctx.geometry = geometry
+        return y.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        x, indices = ctx.saved_tensors
+        return torch.ops.aten.max_pool2d_with_indices_backward(upstream, x, *ctx.geometry, indices), *[None] * len(ctx.geometry)
+
+
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
-_LAYERS = {F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d, F.batch_norm: _batch_norm}
+_LAYERS = {F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d, F.batch_norm: _batch_norm, F.max_pool2d: _max_pool2d}

@@ -1,8 +1,9 @@
 """The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
 
     <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit
-    <folder>/<data set>/metrics.csv    the test metrics of those that are done: own test sets, pooled and shared model; of the other
-                                       centres' test sets the main metric alone
+    <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
+                                       of the shared model and of other centres' test sets the main metric alone; budget "both" where
+                                       matched rounds and matched updates are the same round
 
 No images, no predictions, no patients. Files are brought up to date whole after every study, so what is there is valid at any time.
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.evaluation.prediction import scoring_unit
+from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_TEACHER, Study, Workspace
 from vfmgl_lib.sweep.jobs import Job, status_table
@@ -66,13 +69,14 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
     """
     check_log(folder, jobs)
     home = folder / dataset_name(jobs[0].workspace)
-    studies = _merged(_read(home / STUDIES), _study_rows(jobs), jobs)
-    before = _read(home / METRICS)
-    known = set(before["study"]) if len(before) else set()
-    unknown = [job for job in jobs if job.study.folder.name not in known]
-    new = [_metric_rows(job) for job in unknown if job.study.complete]
-    metrics = _merged(before, pd.concat(new, ignore_index=True) if new else pd.DataFrame(), unknown)
-    texts = {home / METRICS: _csv(metrics), home / STUDIES: _csv(studies)}
+    before, rows = _read(home / STUDIES), _study_rows(jobs)
+    there = set(before.loc[before["state"] == "done", "study"]) if len(before) else set()
+    new = [job for job in jobs if job.study.folder.name not in there]
+    finished = [_metric_rows(job) for job in new if job.study.complete]
+    texts = {
+        home / METRICS: _csv(_merged(_read(home / METRICS), finished, new)),
+        home / STUDIES: _csv(_merged(before, [rows], jobs)),  # last: what it calls done has its metrics
+    }
     others = sum(file.stat().st_size for file in folder.rglob("*.csv") if file not in texts)
     size = others + sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
@@ -102,27 +106,29 @@ def _last_start(study: Study) -> dict:
 
 def _metric_rows(job: Job) -> pd.DataFrame:
     """The rows of a finished study that the log keeps."""
-    table = results_of(job.study).query("split == 'test'")
-    own = (table["model_center"] == table["test_center"]) | (table["model_center"] == "shared")
-    table = table[(table["metric"] != "cutoff") & (own | table["metric"].isin(MAIN))].assign(study=job.study.folder.name)
-    numbers = table.select_dtypes("float").columns
-    return table.assign(**{name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in numbers}).astype(str)
+    table = results_of(job.study).query("split == 'test' and metric != 'cutoff'")
+    own = table["model_center"] == table["test_center"]
+    table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
+    if len(set(job.study.report_rounds.values())) == 1:
+        table = table[table["budget"] == "rounds"].assign(budget="both")
+    numbers = {name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in table.select_dtypes("float")}
+    return table.assign(**numbers).astype(str)
 
 
 def results_of(study: Study) -> pd.DataFrame:
-    """A study's metrics at its report rounds, with the columns that tell it from others."""
-    table = study.metrics[study.metrics["stage"] != "untrained"]
-    table = table[table["round"].isin(study.report_rounds.values())].drop(columns=["teacher"])
-    split = study.settings.data.split
-    return table.assign(method=study.settings.method, seed=study.settings.seed, split_id=split.name if split else "own")
+    """A study's `evaluation.results.results_table`, for a segmentation with the distances between surfaces."""
+    final, segmentation = study.final_predictions(), study.settings.is_segmentation
+    if segmentation:
+        final = with_distances(final, study.manifest)
+    return results_table(final, unit=scoring_unit(study.manifest.table, segmentation))
 
 
-def _merged(before: pd.DataFrame, rows: pd.DataFrame, jobs: Sequence[Job]) -> pd.DataFrame:
+def _merged(before: pd.DataFrame, rows: Sequence[pd.DataFrame], jobs: Sequence[Job]) -> pd.DataFrame:
     """`before` with the rows of the jobs replaced, sorted by job; text throughout."""
     replaced = {(job.method, str(job.seed), job.split_id) for job in jobs}
     if len(before):
         before = before[[key not in replaced for key in before[IDENTITY].itertuples(index=False, name=None)]]
-    joined = pd.concat([before, rows], ignore_index=True)
+    joined = pd.concat([before, *rows], ignore_index=True)
     return joined.sort_values(IDENTITY, kind="stable") if len(joined) else joined
 
 

@@ -1,0 +1,328 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation import statistics
+from vfmgl_lib.evaluation.classification import youden_cutoff
+from vfmgl_lib.evaluation.results import COLUMNS, compare_methods, final_predictions, per_case, per_image, results_table, with_distances
+from vfmgl_lib.evaluation.segmentation import overlaps, surface_distances
+
+RUN = {"seed": 0, "split_id": "own", "budget": "rounds"}
+
+
+def classified(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=16, images=1, seed=0):
+    """Final predictions: every model on its own training and test set and on the other centre's test set."""
+    generator, rows = np.random.default_rng(seed), []
+    for method in methods:
+        for model in centers:
+            for test, split in [(model, "train"), *((center, "test") for center in centers)]:
+                for patient in range(patients):
+                    label = patient % 2
+                    for image in range(images):
+                        name = f"{test}-{split}-{patient}"
+                        probability = float(np.clip(0.5 + (0.2 if label else -0.2) + generator.normal(scale=0.3), 0, 1))
+                        sample = {"id": f"{name}-{image}", "patient": name, "probability": probability, "label": label}
+                        rows.append({"method": method, **RUN, "model_center": model, "test_center": test, "split": split, **sample})
+    return pd.DataFrame(rows)
+
+
+def segmented(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=5, images=3, seed=0):
+    generator, rows = np.random.default_rng(seed), []
+    for method in methods:
+        for center in centers:
+            for patient in range(patients):
+                for image in range(images):
+                    sample = {"id": f"{center}-{patient}-{image}", "patient": f"{center}-{patient}", "mask_path": ""}
+                    counts = dict(zip(("tp", "fp", "fn", "tn"), generator.integers(1, 50, 4).tolist(), strict=True))
+                    rows.append(
+                        {"method": method, **RUN, "model_center": center, "test_center": center, "split": "test", **sample, **counts}
+                    )
+    return pd.DataFrame(rows)
+
+
+def one(table, **chosen):
+    rows = table.loc[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_final_predictions_are_the_last_stage_at_each_budget_and_the_shared_model():
+    rows = [(r, s, m) for r in (0, 2, 6) for m in ("A", "shared") for s in (("shared",) if m == "shared" else ("I", "II")) if r or s == "I"]
+    predictions = pd.DataFrame(rows, columns=["round", "stage", "model_center"]).assign(method="vfmgl")
+    final = final_predictions(predictions, {"rounds": 2, "updates": 6})
+    assert final[["budget", "round", "stage", "model_center"]].to_numpy().tolist() == [
+        ["rounds", 2, "II", "A"],
+        ["rounds", 2, "shared", "shared"],
+        ["updates", 6, "II", "A"],
+        ["updates", 6, "shared", "shared"],
+    ]
+    assert len(final_predictions(predictions, {"rounds": 2, "updates": 2})) == 4, "one round for both budgets"
+    with pytest.raises(ValueError, match=r"no predictions of round 3 .* \[0, 2, 6\]"):
+        final_predictions(predictions, {"rounds": 3})
+
+
+def test_classification_has_counts_and_the_standard_intervals():
+    final = classified()
+    table = results_table(final, unit="patient")
+    assert list(table.columns) == COLUMNS
+    about = {"method": "vfmgl", "model_center": "A"}
+    mine = final[(final["method"] == "vfmgl") & (final["model_center"] == "A")]
+    train, test = (mine[(mine["test_center"] == c) & (mine["split"] == s)] for c, s in (("A", "train"), ("B", "test")))
+    cutoff = youden_cutoff(train["probability"].to_numpy(), train["label"].to_numpy())
+    assert one(table, **about, metric="cutoff")["value"] == cutoff
+    auc = one(table, **about, test_center="B", metric="auc")
+    assert auc["value"] == pytest.approx(roc_auc_score(test["label"], test["probability"]), abs=1e-9) and auc["interval"] == "DeLong"
+    assert (auc["low"], auc["high"]) == statistics.auc_interval(test["probability"].to_numpy(), test["label"].to_numpy())[:2]
+    tn, fp, fn, tp = confusion_matrix(test["label"], test["probability"] >= cutoff).ravel()
+    counts = {
+        "accuracy": (tp + tn, 16),
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "ppv": (tp, tp + fp),
+        "npv": (tn, tn + fn),
+    }
+    for metric, (part, whole) in counts.items():
+        row = one(table, **about, test_center="B", metric=metric)
+        assert (row["numerator"], row["denominator"], row["value"]) == (part, whole, part / whole)
+        assert (row["low"], row["high"]) == statistics.wilson(part, whole)[:2] and row["interval"] == "Wilson"
+
+
+def test_all_centres_together_add_up_every_own_model_on_its_own_test_set():
+    table = results_table(classified(), unit="patient")
+    for metric in ("accuracy", "sensitivity", "specificity", "ppv", "npv"):
+        own = table[(table["method"] == "vfmgl") & (table["model_center"] == table["test_center"]) & (table["split"] == "test")]
+        own = own[(own["metric"] == metric) & (own["model_center"] != "all")]
+        together = one(table, method="vfmgl", model_center="all", metric=metric)
+        assert (together["numerator"], together["denominator"]) == (own["numerator"].sum(), own["denominator"].sum())
+    assert not ((table["model_center"] == "all") & (table["metric"] == "auc")).any()
+
+
+def test_several_samples_of_a_patient_are_bootstrapped_by_patient():
+    final = classified(images=4)
+    by_image = results_table(final, unit="image", draws=300)
+    auc, accuracy = (one(by_image, method="vfmgl", model_center="A", test_center="A", split="test", metric=m) for m in ("auc", "accuracy"))
+    assert auc["interval"] == accuracy["interval"] == "patient bootstrap" and auc["n"] == 64 and auc["low"] < auc["value"] < auc["high"]
+    part = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "A") & (final["split"] == "test")]
+    names, patient = np.unique(part["patient"], return_inverse=True)
+    values = statistics.bootstrapped_aucs(
+        part["probability"].to_numpy(), part["label"].to_numpy(), patient, statistics.patient_weights(len(names), 0, draws=300)
+    )
+    assert (auc["low"], auc["high"]) == statistics.percentile_interval(values, len(names))[:2]
+    by_patient = results_table(final, unit="patient")
+    row = one(by_patient, method="vfmgl", model_center="A", test_center="A", split="test", metric="auc")
+    means = part.groupby("patient")[["probability", "label"]].mean()
+    assert row["n"] == 16 and row["value"] == pytest.approx(roc_auc_score(means["label"], means["probability"]), abs=1e-9)
+
+
+def test_one_class_nothing_called_positive_and_no_training_set_give_reasons():
+    final = classified()
+    at_b = (final["test_center"] == "B") & (final["split"] == "test")
+    table = results_table(final[~at_b | (final["label"] == 1)], unit="patient")
+    auc, specificity = (one(table, method="vfmgl", model_center="A", test_center="B", metric=m) for m in ("auc", "specificity"))
+    assert math.isnan(auc["value"]) and "only one class: 8 positive" in auc["reason"]
+    assert math.isnan(specificity["value"]) and specificity["reason"] == "no negative sample"
+
+    quiet = final.assign(probability=np.where(final["split"] == "test", 0.0, final["probability"]))
+    ppv = one(results_table(quiet, unit="patient"), method="vfmgl", model_center="A", test_center="A", split="test", metric="ppv")
+    assert math.isnan(ppv["value"]) and ppv["reason"] == "no sample called positive" and ppv["denominator"] == 0
+
+    single = final[(final["split"] == "test") | (final["label"] == 0)]
+    table = results_table(single, unit="patient")
+    row = one(table, method="vfmgl", model_center="A", test_center="A", split="test", metric="accuracy")
+    assert math.isnan(row["value"]) and "training set has only one class" in row["reason"]
+    half = final[(final["split"] == "test") | (final["label"] == 0) | (final["model_center"] == "A")]
+    together = one(results_table(half, unit="patient"), method="vfmgl", model_center="all", metric="accuracy")
+    assert math.isnan(together["value"]) and together["reason"] == "no cutoff at B", "a centre without a cutoff calls nobody"
+    shared = results_table(final[final["split"] == "test"].assign(model_center="shared"), unit="patient")
+    assert set(shared["metric"]) == {"auc", "accuracy", "sensitivity", "specificity", "ppv", "npv"} and "all" not in set(
+        shared["model_center"]
+    )
+    assert "no training set of its own" in shared[shared["metric"] == "npv"]["reason"].iloc[0]
+
+
+def test_a_prediction_that_is_no_probability_is_named():
+    final = classified()
+    final.loc[5, "probability"] = math.nan
+    for function in (results_table, compare_methods):
+        with pytest.raises(ValueError, match=rf"fedavg, model of A, sample {final.loc[5, 'id']}: .* got nan"):
+            function(final, unit="patient")
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "nan"), (-1.0, "-1.0")])
+def test_a_number_of_pixels_that_is_none_is_named(value, said):
+    final = segmented().astype({"fn": float})
+    final.loc[3, "fn"] = value
+    for function in (results_table, compare_methods):
+        with pytest.raises(ValueError, match=rf"sample {final.loc[3, 'id']}: numbers of pixels must be at least 0, got .*{said}"):
+            function(final, unit="image")
+
+
+def test_a_metric_that_one_patient_alone_defines_has_no_interval():
+    final = segmented(methods=("vfmgl",), centers=("A",))
+    empty = final["patient"] != "A-0"
+    final.loc[empty, ["tp", "fn"]] = 0
+    row = one(results_table(final, unit="image", draws=100), model_center="A", metric="sensitivity")
+    assert row["n"] == 3 and row["value"] == overlaps(final[~empty])["sensitivity"].mean()
+    assert math.isnan(row["low"]) and row["reason"] == "no interval: one patient"
+
+
+def test_segmentation_means_and_limits_over_patients():
+    final = segmented()
+    table = results_table(final, unit="image", draws=500)
+    mine = final[(final["method"] == "vfmgl") & (final["test_center"] == "A")]
+    for metric, values in overlaps(mine).items():
+        row = one(table, method="vfmgl", model_center="A", metric=metric)
+        assert row["value"] == pytest.approx(values.mean(), abs=1e-12) and row["n"] == 15 and row["interval"] == "patient bootstrap"
+        patient = mine["patient"].str[-1].astype(int).to_numpy()
+        bootstrapped = statistics.bootstrapped_ratios(values.to_numpy(), np.ones(15), patient, statistics.patient_weights(5, 0, draws=500))
+        assert (row["low"], row["high"]) == statistics.percentile_interval(bootstrapped, 5)[:2]
+    together = one(table, method="vfmgl", model_center="all", metric="dice")
+    assert together["n"] == 30 and together["value"] == pytest.approx(overlaps(final[final["method"] == "vfmgl"])["dice"].mean())
+    cases = per_case(final)
+    first = mine[mine["patient"] == "A-0"]
+    case = cases[(cases["method"] == "vfmgl") & (cases["patient"] == "A-0")].iloc[0]
+    assert case["images"] == 3 and case["dice"] == 2 * first["tp"].sum() / (2 * first["tp"] + first["fp"] + first["fn"]).sum()
+    assert per_image(final)["iou"].to_numpy() == pytest.approx((final["tp"] / (final["tp"] + final["fp"] + final["fn"])).to_numpy())
+
+
+@pytest.fixture
+def kept_masks(tmp_path):
+    """Two images of 8 x 8 pixels with spacing, predicted at 4 x 4; the second prediction is empty."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4, :4] = 255
+    rows = []
+    for name, columns in (("a", slice(0, 3)), ("b", slice(0, 0))):
+        predicted = np.zeros((4, 4), np.uint8)
+        predicted[:2, columns] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        Image.fromarray(predicted).save(tmp_path / f"{name}_predicted.png")
+        path = {"id": name, "path": f"{name}.png", "sha256": "0" * 64, "center": "A", "patient": name, "split": "test"}
+        rows.append(path | {"label": f"{name}.png", "spacing": "0.5,0.25"})
+    final = segmented(methods=("vfmgl",), centers=("A",), patients=2, images=1)
+    final = final.assign(id=["a", "b"], mask_path=[str(tmp_path / f"{name}_predicted.png") for name in "ab"])
+    return final, Manifest(tmp_path, "segmentation", ("background", "foreground"), pd.DataFrame(rows))
+
+
+def test_distances_are_in_mm_of_the_squashed_image(kept_masks):
+    final, manifest = kept_masks
+    measured = with_distances(final, manifest)
+    assert list(measured["distance_unit"]) == ["mm", "mm"] and list(measured["distance_reason"]) == ["", "empty prediction"]
+    # At 4 x 4 a pixel is 1 mm high and 0.5 mm wide; the prediction reaches one column farther: two of its six surface pixels, 0.5 mm.
+    assert measured["assd"].iloc[0] == pytest.approx(2 * 0.5 / (6 + 4)) and math.isnan(measured["hd95"].iloc[1])
+    row = one(results_table(measured, unit="image", draws=100), model_center="A", metric="assd")
+    assert row["unit"] == "mm" and row["n"] == 1 and row["value"] == measured["assd"].iloc[0]
+    in_pixels = with_distances(final, replace(manifest, table=manifest.table.assign(spacing="")))
+    assert in_pixels["assd"].iloc[0] == pytest.approx(0.2) and in_pixels["distance_unit"].iloc[0] == "px"
+    kept_not = with_distances(final.assign(mask_path=""), manifest)
+    assert kept_not["assd"].isna().all() and set(kept_not["distance_reason"]) == {"no mask was kept"}
+
+
+def test_a_mask_that_is_gone_or_of_another_set_is_named(kept_masks):
+    final, manifest = kept_masks
+    with pytest.raises(ValueError, match=r"gone\.png: no such file"):
+        with_distances(final.assign(mask_path="gone.png"), manifest)
+    with pytest.raises(ValueError, match="no image 'c'"):
+        with_distances(final.assign(id="c"), manifest)
+
+
+def test_surface_distances_equal_monai():
+    from monai import metrics  # here: importing it takes seconds
+
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        predicted, mask = (generator.random((17, 23)) > 0.7 for _ in range(2))
+        found = surface_distances(predicted, mask, (0.6, 1.1))
+        batch = [torch.from_numpy(one[None, None].astype(np.float32)) for one in (predicted, mask)]
+        assd = metrics.compute_average_surface_distance(*batch, include_background=True, symmetric=True, spacing=[0.6, 1.1])
+        hd95 = metrics.compute_hausdorff_distance(*batch, include_background=True, percentile=95, spacing=[0.6, 1.1])
+        assert found["assd"] == pytest.approx(assd.item(), rel=1e-6) and found["hd95"] == pytest.approx(hd95.item(), rel=1e-6)
+
+
+def test_surface_distances_equal_all_pairs_of_surface_points():
+    generator = np.random.default_rng(1)
+    predicted, mask = generator.random((2, 12, 15)) > 0.6
+    points = []
+    for one_mask in (predicted, mask):
+        padded = np.pad(one_mask, 1)
+        inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        points.append(np.argwhere(one_mask & ~inside) * (0.6, 1.1))
+    pairs = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
+    there, back = pairs.min(1), pairs.min(0)
+    found = surface_distances(predicted, mask, (0.6, 1.1))
+    assert found["assd"] == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), abs=1e-9)
+    assert found["hd95"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-9)
+
+
+def test_surface_distances_by_hand_and_of_empty_masks():
+    predicted, mask = np.zeros((2, 6, 9), bool)
+    predicted[1, 1], mask[1, 5] = True, True  # two points, four columns apart
+    assert surface_distances(predicted, mask) == {"assd": 4.0, "hd95": 4.0, "reason": ""}
+    assert surface_distances(predicted, mask, (2.0, 0.5))["assd"] == 2.0
+    assert surface_distances(mask, mask)["hd95"] == 0.0
+    empty = np.zeros((6, 9), bool)
+    assert surface_distances(empty, empty)["reason"] == "empty prediction and mask"
+    assert math.isnan(surface_distances(predicted, empty)["assd"]) and surface_distances(predicted, empty)["reason"] == "empty mask"
+    with pytest.raises(ValueError, match=r"\(6, 9\) and mask \(9, 6\)"):
+        surface_distances(predicted, mask.T)
+    assert overlaps(pd.DataFrame([[0, 0, 0, 9], [0, 3, 0, 6]], columns=["tp", "fp", "fn", "tn"]))["iou"].tolist() == [1.0, 0.0]
+
+
+def test_methods_are_compared_in_pairs_with_holm():
+    final = classified(methods=("local", "fedavg", "vfmgl"))
+    table = compare_methods(final, unit="patient")
+    assert set(table["method"]) == {"local", "fedavg"} and len(table) == 4
+    row = one(table, method="fedavg", center="B")
+    own = final[(final["model_center"] == "B") & (final["test_center"] == "B") & (final["split"] == "test")]
+    mine, other = (own[own["method"] == name] for name in ("vfmgl", "fedavg"))
+    expected = statistics.delong_test(mine["probability"].to_numpy(), other["probability"].to_numpy(), mine["label"].to_numpy())
+    assert tuple(row[["difference", "low", "high", "p"]]) == pytest.approx(expected[:4], abs=1e-12) and row["test"] == "paired DeLong"
+    assert table["p_holm"].to_numpy() == pytest.approx(statistics.holm(table["p"]))
+    shuffled = compare_methods(final.sample(frac=1, random_state=1), unit="patient")
+    again = one(shuffled, method="fedavg", center="B")
+    assert again["p"] == pytest.approx(row["p"], abs=1e-12)
+
+
+def test_dice_is_compared_per_image_by_wilcoxon():
+    final = segmented()
+    row = one(compare_methods(final, unit="image"), center="A")
+    values = {name: overlaps(part)["dice"].to_numpy() for name, part in final[final["test_center"] == "A"].groupby("method")}
+    assert row["p"] == statistics.wilcoxon_p(values["vfmgl"], values["fedavg"])[0] and row["n"] == 15
+    assert row["difference"] == pytest.approx((values["vfmgl"] - values["fedavg"]).mean()) and row["low"] < row["difference"] < row["high"]
+    several = compare_methods(final, unit="image", metrics=["dice", "iou"])
+    assert set(several["metric"]) == {"dice", "iou"}
+    with pytest.raises(ValueError, match="metric 'auc' cannot be compared"):
+        compare_methods(final, unit="image", metrics=["auc"])
+
+
+def test_samples_of_one_patient_are_compared_by_the_bootstrap():
+    row = one(compare_methods(classified(images=3), unit="image", draws=200), center="A")
+    assert row["test"] == "paired patient bootstrap" and row["low"] < row["difference"] < row["high"] and 0 < row["p"] <= 1
+
+
+def test_different_test_sets_or_labels_are_refused():
+    final = classified()
+    gone = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["split"] == "test")].index[0]
+    with pytest.raises(ValueError, match=rf"centre A: vfmgl and fedavg .*only one of them has {final.loc[gone, 'id']} \(1 in all\)"):
+        compare_methods(final.drop(index=gone), unit="patient")
+    with pytest.raises(ValueError, match=f"different labels, e.g. of {final.loc[gone, 'id']}"):
+        compare_methods(final.assign(label=final["label"].where(final.index != gone, 1 - final["label"])), unit="patient")
+    with pytest.raises(ValueError, match="reference 'vfmgl' is not among the methods fedavg"):
+        compare_methods(final[final["method"] == "fedavg"], unit="patient")
+    alone = compare_methods(final[final["method"] == "vfmgl"], unit="patient")
+    assert alone.empty and "p_holm" in alone
+
+
+def test_one_class_is_not_tested_and_does_not_count_in_holm():
+    final = classified()
+    at_b = (final["test_center"] == "B") & (final["split"] == "test")
+    table = compare_methods(final[~at_b | (final["label"] == 1)], unit="patient")
+    undefined, defined = one(table, center="B"), one(table, center="A")
+    assert math.isnan(undefined["p"]) and "only one class: 8 positive" in undefined["reason"]
+    assert defined["p_holm"] == defined["p"]

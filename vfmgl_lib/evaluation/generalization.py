@@ -1,0 +1,443 @@
+"""Models away from home: other centres, external centres, subgroups of patients, other divisions of the data, and the ablation.
+
+Tables in, tables out: `results` is a table of `evaluation.results.results_table`, `final` one of `final_predictions`; both may hold
+several methods, seeds and divisions (`split_id`), of which each function takes its own. Nothing here trains or draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.data.patients import same_name
+from vfmgl_lib.evaluation.results import compare_methods, results_table
+from vfmgl_lib.evaluation.similarity import choose_model
+
+MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
+OWN_SPLIT = "own"
+LOWER_IS_BETTER = ("assd", "hd95")
+ABLATION = ("hgkt", "hgkt_kd", "vfmgl")
+STEPS = (("hgkt", "hgkt_kd"), ("hgkt", "vfmgl"), ("hgkt_kd", "vfmgl"))  # panels d, e and f of Fig. 9
+SIGNIFICANT = 0.05
+GROUPS = ("younger", "older", "well_differentiated")
+SUBGROUP_METRICS = ("auc", "accuracy", "sensitivity", "specificity")
+NOT_TESTED = "not tested"
+NO_RANKS = "no rank correlation of fewer than three different models"
+NO_TABLE = "no patients.csv beside the data"
+MODEL = ["method", "split_id", "budget", "model_center", "test_center", "split", "metric"]
+
+
+def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds: a row for each method, division, budget, model, test set and metric.
+
+    Args:
+        results: a results table.
+    Returns: its columns without seed, and with std (over the seeds, n - 1; NaN of one seed) and seeds, how many there are. `low` and
+        `high` are the means of the seeds' limits: how uncertain one run is because its test set is small, not how uncertain the mean is.
+        A value that is undefined for one seed is undefined; numerator and denominator are kept where there is one seed only.
+    """
+    order = results.reset_index(drop=True)
+    found = []
+    for key, group in order.groupby(MODEL, sort=False, dropna=False):
+        row = dict(zip(MODEL, key, strict=True)) | {"unit": group["unit"].iloc[0]}
+        row |= {name: group[name].mean(skipna=False) for name in ("value", "low", "high")}
+        single = len(group) == 1
+        row |= {name: group[name].iloc[0] if single else np.nan for name in ("numerator", "denominator")}
+        row |= {"std": group["value"].std(ddof=1, skipna=False), "seeds": len(group), "n": group["n"].iloc[0]}
+        reasons = [text for text in group["reason"] if text]
+        found.append(row | {"interval": group["interval"].iloc[0], "reason": reasons[0] if reasons else ""})
+    columns = [*MODEL, "unit", "value", "std", "seeds", "low", "high", "interval", "n", "numerator", "denominator", "reason"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def cross_centers(
+    results: pd.DataFrame, metric: str, method: str = "vfmgl", budget: str = "rounds", margin: float = MARGIN
+) -> pd.DataFrame:
+    """Every local model on every centre's test set, and whether it generalises there (paper: Fig. 6).
+
+    A model generalises to a centre if it falls short of the centre's own model by `margin` at most, which is also so where it is better.
+
+    Args:
+        results: see the module; of several seeds the means are taken (`over_seeds`).
+        margin: in units of the metric, at least 0.
+    Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model),
+        generalizes (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined
+        value or of an NA away from home).
+    Raises: ValueError: a negative margin; no such metric, method or budget.
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must be at least 0, got {margin}")
+    rows = _chosen(results, metric, method, budget)
+    rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(["shared", "all"])].copy()
+    home = rows[rows["model_center"] == rows["test_center"]].set_index("test_center")["value"]
+    rows["own"] = rows["test_center"].map(home)
+    short = (rows["value"] - rows["own"]) if metric in LOWER_IS_BETTER else (rows["own"] - rows["value"])
+    away = rows["model_center"] != rows["test_center"]
+    # Values are means of counts: 0.85 - 0.80 exceeds 0.05 by rounding alone.
+    verdict = (short <= margin + 1e-9).astype("boolean")
+    rows["generalizes"] = verdict.mask(short.isna() | ~away)
+    rows["margin"] = margin
+    # A value that is there may have a reason already: why it has no interval.
+    external, defined = ~rows["test_center"].isin(home.index), rows["value"].notna()
+    for where, why in ((external, "an external centre has no model of its own"), (away & ~external, "the centre's own model has no value")):
+        unanswered = where & defined & rows["own"].isna()
+        rows.loc[unanswered, "reason"] = [f"{why}; {text}" if text else why for text in rows.loc[unanswered, "reason"]]
+    columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin"]
+    columns.append("reason")
+    return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
+
+
+def generalization_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """To which centres each model generalises, in words as the paper has it.
+
+    Args:
+        table: from `cross_centers`.
+    Returns: one row a model: model_center, generalizes_to, mutual (centres whose model also generalises here), count, of (centres where
+        the question has an answer), undefined (where it has none: names).
+    """
+    reaching = table[table["generalizes"].fillna(False).astype(bool)]
+    yes = set(reaching[["model_center", "test_center"]].itertuples(index=False, name=None))
+    found = []
+    for model, group in table.groupby("model_center"):
+        away = group[group["test_center"] != model]
+        reached = [center for center in away["test_center"] if (model, center) in yes]
+        unanswered = away[away["generalizes"].isna()]["test_center"]
+        found.append(
+            {
+                "model_center": model,
+                "generalizes_to": ", ".join(reached),
+                "mutual": ", ".join(center for center in reached if (center, model) in yes),
+                "count": len(reached),
+                "of": int(away["generalizes"].notna().sum()),
+                "undefined": ", ".join(unanswered),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, method: str = "vfmgl", budget: str = "rounds") -> pd.DataFrame:
+    """Every local model, and the shared one, at every external centre, beside the similarity by which one of them was chosen.
+
+    The choice is read from `similarity` alone, before the results are looked at (`similarity.choose_model`).
+
+    Args:
+        results: of one seed.
+        similarity: center, model_center, similarity (`similarity.similarity_scores`).
+    Returns: metric, center, model_center, similarity (NaN of the shared model), chosen, best (of the local models), value, low, high,
+        interval, n, unit, reason; no rows where there is no external centre.
+    Raises: ValueError: results of several seeds; no similarity of a model at an external centre, or none at all.
+    """
+    choice = choose_model(similarity)
+    rows = _chosen(results, metric, method, budget)
+    if rows["seeds"].max() > 1:
+        raise ValueError(f"one model can be chosen by one run only, the results have {rows['seeds'].max()} seeds: give those of one")
+    rows = rows[(rows["split"] == "test") & (rows["model_center"] != "all")]
+    trained = set(rows["model_center"]) - {"shared"}
+    rows = rows[~rows["test_center"].isin([*trained, "all"])].rename(columns={"test_center": "center"})
+    rows = rows.merge(similarity[["center", "model_center", "similarity"]], on=["center", "model_center"], how="left")
+    local = rows["model_center"] != "shared"
+    lacking = rows[local & rows["similarity"].isna()]
+    if len(lacking):
+        center, model = lacking.iloc[0][["center", "model_center"]]
+        raise ValueError(f"there is no similarity of external centre {center} to {model}, whose model was tested there")
+    rows["chosen"] = local & (rows["model_center"] == rows["center"].map(choice))
+    rank = rows["value"].where(local) * (-1 if metric in LOWER_IS_BETTER else 1)
+    rows["best"] = rank.eq(rank.groupby(rows["center"]).transform("max"))
+    rows = rows.assign(place=~local).sort_values(["center", "place", "model_center"])
+    columns = [
+        "metric",
+        "center",
+        "model_center",
+        "similarity",
+        "chosen",
+        "best",
+        "value",
+        "low",
+        "high",
+        "interval",
+        "n",
+        "unit",
+        "reason",
+    ]
+    return rows[columns].reset_index(drop=True)
+
+
+def choices(table: pd.DataFrame) -> pd.DataFrame:
+    """What the choice by similarity was worth at each external centre.
+
+    Args:
+        table: from `external`.
+    Returns: center, chosen, value (of the chosen model), mean (of all local ones: a choice by lot), best, best_value, shared (the shared
+        model's value), rank_correlation (Spearman, of similarity and value over the local models; NaN of fewer than 3), models, reason.
+    """
+    found = []
+    for center, group in table.groupby("center"):
+        local, shared = group[group["model_center"] != "shared"], group[group["model_center"] == "shared"]
+        chosen = local[local["chosen"]].iloc[0]
+        defined = local.dropna(subset=["value"])
+        best = local[local["best"]]
+        varied = len(defined) > 2 and defined["value"].nunique() > 1 and defined["similarity"].nunique() > 1
+        found.append(
+            {
+                "center": center,
+                "chosen": chosen["model_center"],
+                "value": chosen["value"],
+                "mean": defined["value"].mean() if len(defined) else np.nan,
+                "best": ", ".join(best["model_center"]),
+                "best_value": best["value"].iloc[0] if len(best) else np.nan,
+                "shared": shared["value"].iloc[0] if len(shared) else np.nan,
+                "rank_correlation": float(spearmanr(defined["similarity"], defined["value"])[0]) if varied else np.nan,
+                "models": len(defined),
+                "reason": chosen["reason"] if pd.isna(chosen["value"]) else "" if varied else NO_RANKS,
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def subgroups(
+    final: pd.DataFrame,
+    patients: pd.DataFrame | None,
+    *,
+    unit: str,
+    chosen: Mapping[str, str] | None = None,
+    method: str = "vfmgl",
+    budget: str = "rounds",
+    age: float | None = None,
+) -> pd.DataFrame:
+    """A method's models on groups of test patients, at cutoffs from the whole training sets (paper: "Robustness, part I"; Discussion).
+
+    Groups: patients up to the mean age of all patients of the table, those above it, and those with a well-differentiated endometrioid
+    carcinoma (grade 1 of type I). Where a group has one class only it has no AUC, and its accuracy stands alone, as in the paper.
+
+    Args:
+        final: final predictions of one seed with their training rows, for the cutoffs; a segmentation's have no subgroups.
+        patients: `data.patients.read_patients`; None: there is no table.
+        unit: "patient" or "image" (`prediction.scoring_unit`).
+        chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
+        age: years that divide the ages; None: the mean of all patients.
+    Returns: group, title, seed, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
+        low, high, interval, n, numerator, denominator, cutoff, unknown (patients whose age or grade is not in the table), reason.
+    """
+    mine = final[(final["method"] == method) & (final["budget"] == budget) & (final["split_id"] == OWN_SPLIT)]
+    mine = mine[(mine["model_center"] == mine["test_center"]) & mine["split"].isin(["train", "test"])]
+    outside = _given(final[(final["method"] == method) & (final["budget"] == budget)], chosen or {})
+    rows = pd.concat([mine, outside], ignore_index=True)
+    if rows.empty:
+        raise ValueError(f"no predictions of {method!r} at matched {budget} on the data's own division")
+    if rows["seed"].nunique() > 1:
+        raise ValueError(f"one model can be chosen by one run only: predictions must be of one seed, got {sorted(rows['seed'].unique())}")
+    homes = {center: center for center in mine["test_center"]} | dict(chosen or {})
+    tested = rows[rows["split"] == "test"]
+    if patients is None or "probability" not in final:
+        why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
+        empty = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
+        return pd.DataFrame(empty).assign(seed=rows["seed"].iloc[0])
+    age = float(patients["age"].mean()) if age is None else age
+    keys = tested["patient"].map(same_name)
+    found = []
+    for group, (title, members, known) in _groups(patients, age).items():
+        inside = rows[(rows["split"] == "train") | rows["patient"].map(same_name).isin(members)]
+        table = results_table(inside, unit=unit)
+        cutoffs = table[table["metric"] == "cutoff"].set_index("test_center")["value"]
+        table = table[(table["split"] == "test") & table["metric"].isin(SUBGROUP_METRICS)].rename(columns={"test_center": "center"})
+        table["cutoff"] = table["center"].map(cutoffs)
+        unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
+        table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
+        table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
+        empty = sorted(set(tested["test_center"]) - set(table["center"]))
+        why = "no test patient of this group" if known else "patients.csv has no grade"
+        table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
+        found.append(table.assign(group=group, title=title))
+    joined = pd.concat(found, ignore_index=True)
+    joined["seed"] = rows["seed"].iloc[0]
+    joined["split"] = np.where(joined["center"].isin(list(chosen or {})), "external", "test")
+    joined["model_center"] = joined["center"].map(homes).fillna("all")
+    return joined[list(_absent("", "", {}, ""))]
+
+
+def robustness(
+    results: pd.DataFrame, metric: str, method: str = "vfmgl", budget: str = "rounds", split_ids: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Every centre's own model over several divisions of the data (paper: "Robustness, part II").
+
+    Args:
+        results: see the module; of several seeds of a division the means are taken.
+        split_ids: the divisions; None: all but the data's own or, where that is the only one, it.
+    Returns: one row a centre and division: center, split_id, metric, unit, value, low, high, n, then for the centre mean, std (n - 1),
+        splits (how many have a value) and reason (why a value or the SD is missing).
+    Raises: ValueError: no such metric, method or budget, or a division that the results do not have.
+    """
+    rows = _chosen(results, metric, method, budget, split_id=None)
+    rows = rows[(rows["split"] == "test") & (rows["model_center"] == rows["test_center"]) & (rows["model_center"] != "all")]
+    there = list(dict.fromkeys(rows["split_id"]))
+    wanted = list(split_ids) if split_ids is not None else ([name for name in there if name != OWN_SPLIT] or there)
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        raise ValueError(f"the results have no division {', '.join(lacking)}, they have {', '.join(there) or 'none'}")
+    rows = rows[rows["split_id"].isin(wanted)].rename(columns={"test_center": "center"})
+    by_center = rows.groupby("center")["value"]
+    rows = rows.assign(mean=by_center.transform("mean"), splits=by_center.transform("count"))
+    rows["std"] = by_center.transform(lambda values: values.std(ddof=1))
+    single = (rows["splits"] < 2) & rows["value"].notna()
+    rows.loc[single, "reason"] = "no spread of one division"
+    columns = ["center", "split_id", "metric", "unit", "value", "low", "high", "n", "mean", "std", "splits", "reason"]
+    return rows.sort_values(["center", "split_id"])[columns].reset_index(drop=True)
+
+
+def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: pd.DataFrame | None = None) -> pd.DataFrame:
+    """HGKT, HGKT+KD and HGKT+KD+DDBL at every pair of model and test centre, and what each step changes (paper: Fig. 9).
+
+    The three matrices are `value_before` and `value_after`, the paper's panels d, e and f are `difference` of the three steps.
+
+    Args:
+        results: see the module; of several seeds the means are taken. A method that is not in it has no steps.
+        tests: from `cell_tests`; None: no test.
+    Returns: metric, step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference
+        (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test,
+        test_reason.
+    Raises: ValueError: fewer than two of the three methods, or no such metric or budget.
+    """
+    there = [name for name in ABLATION if (results["method"] == name).any()]
+    if len(there) < 2:
+        raise ValueError(f"an ablation compares at least two of {', '.join(ABLATION)}, the results have {', '.join(there) or 'none'}")
+    key = ["model_center", "test_center"]
+    matrices = {}
+    for method in there:
+        rows = _chosen(results, metric, method, budget)
+        rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(["shared", "all"])]
+        matrices[method] = rows[[*key, "value", "seeds", "n", "unit", "reason"]]
+    found = []
+    for before, after in STEPS:
+        if before in matrices and after in matrices:
+            both = matrices[before].merge(matrices[after], on=key, suffixes=("_before", "_after"))
+            defined = both["value_before"].notna() & both["value_after"].notna()
+            both["reason"] = both["reason_after"].where(both["value_after"].isna(), both["reason_before"]).mask(defined, "")
+            both = both.rename(columns={"seeds_after": "seeds", "n_after": "n", "unit_after": "unit"})
+            found.append(both.assign(step=f"{METHODS[before].title} → {METHODS[after].title}", before=before, after=after))
+    table = pd.concat(found, ignore_index=True)
+    table["difference"] = table["value_after"] - table["value_before"]
+    gain = -table["difference"] if metric in LOWER_IS_BETTER else table["difference"]
+    table["improved"] = (gain > 0).astype("boolean").mask(gain.isna())
+    columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
+    table = table.assign(metric=metric)[[*columns, "reason"]]
+    if tests is None:
+        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason=NOT_TESTED)
+    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
+
+
+def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "rounds") -> pd.DataFrame:
+    """A paired test of every step of the ablation at every pair of model and test centre (`results.compare_methods`).
+
+    Holm's correction is over the pairs of a step.
+
+    Args:
+        final: final predictions of one seed.
+    Returns: before, after, model_center, test_center, low, high (of the difference), p, p_holm, test, test_reason.
+    Raises: ValueError: predictions of several seeds.
+    """
+    rows = final[final["method"].isin(ABLATION) & (final["split_id"] == OWN_SPLIT) & (final["budget"] == budget)]
+    if rows["seed"].nunique() > 1:
+        raise ValueError(f"a paired test takes predictions of one seed, got {sorted(rows['seed'].unique())}")
+    rows = rows[(rows["split"] == "test") & (rows["model_center"] != "shared")]
+    pairs = rows[["model_center", "test_center"]].drop_duplicates().reset_index(drop=True)
+    # One "centre" a pair: to `compare_methods` every model is then at home.
+    names = {pair: f"{place}" for place, pair in enumerate(pairs.itertuples(index=False, name=None))}
+    place = [names[pair] for pair in rows[["model_center", "test_center"]].itertuples(index=False, name=None)]
+    rows = rows.assign(model_center=place, test_center=place)
+    found = []
+    for before, after in STEPS:
+        both = rows[rows["method"].isin([before, after])]
+        if both["method"].nunique() == 2:
+            found.append(compare_methods(both, after, unit=unit, metrics=[metric]).assign(before=before, after=after))
+    table = pd.concat(found, ignore_index=True)
+    table = table.rename(columns={"reason": "test_reason"}).join(pairs, on=table["center"].astype(int))
+    return table[["before", "after", "model_center", "test_center", "low", "high", "p", "p_holm", "test", "test_reason"]]
+
+
+def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """How many of the results each step improves, and by how much on average.
+
+    Args:
+        table: from `ablation`.
+    Returns: step, before, after, mean_change (over all defined pairs), mean_change_home, mean_change_away, improved, of (defined pairs),
+        share, significantly_better, significantly_worse (p by Holm below 0.05; NA without tests), undefined.
+    """
+    found = []
+    for (step, before, after), group in table.groupby(["step", "before", "after"], sort=False):
+        defined = group.dropna(subset=["difference"])
+        home = defined["model_center"] == defined["test_center"]
+        improved = defined["improved"].astype(bool)
+        clear = defined["p_holm"] < SIGNIFICANT
+        tested = bool((group["test_reason"] != NOT_TESTED).any())
+        found.append(
+            {
+                "step": step,
+                "before": before,
+                "after": after,
+                "mean_change": defined["difference"].mean(),
+                "mean_change_home": defined["difference"][home].mean(),
+                "mean_change_away": defined["difference"][~home].mean(),
+                "improved": int(improved.sum()),
+                "of": len(defined),
+                "share": improved.mean() if len(defined) else np.nan,
+                "significantly_better": int((clear & improved).sum()) if tested else pd.NA,
+                "significantly_worse": int((clear & ~improved).sum()) if tested else pd.NA,
+                "undefined": len(group) - len(defined),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _chosen(results: pd.DataFrame, metric: str, method: str, budget: str, split_id: str | None = OWN_SPLIT) -> pd.DataFrame:
+    """Rows of one metric, method and budget over the seeds; `split_id` None: of all divisions."""
+    rows = results
+    for column, value in (("metric", metric), ("method", method), ("budget", budget), ("split_id", split_id)):
+        if value is not None:
+            kept = rows[rows[column] == value]
+            if kept.empty:
+                there = ", ".join(map(str, dict.fromkeys(rows[column]))) or "no rows"
+                raise ValueError(f"the results have no {column} {value!r}, they have {there}")
+            rows = kept
+    return over_seeds(rows)
+
+
+def _given(final: pd.DataFrame, chosen: Mapping[str, str]) -> pd.DataFrame:
+    """External centres' test rows and the training rows of the model that each is given, renamed as if the model were its own."""
+    parts = []
+    for center, model in chosen.items():
+        rows = final[(final["model_center"] == model) & (final["split_id"] == OWN_SPLIT)]
+        tested = rows[(rows["test_center"] == center) & (rows["split"] == "test")]
+        trained = rows[(rows["test_center"] == model) & (rows["split"] == "train")]
+        if tested.empty:
+            raise ValueError(f"external centre {center}: the model of {model} has no predictions there")
+        parts.append(pd.concat([tested, trained]).assign(model_center=center, test_center=center))
+    return pd.concat(parts, ignore_index=True) if parts else final.iloc[:0]
+
+
+def _groups(patients: pd.DataFrame, age: float) -> dict[str, tuple[str, set[str], set[str]]]:
+    """group -> its title, the names of its patients, and of those of whom the table says whether they belong to it."""
+    names = patients["patient"].map(same_name)
+    aged = patients["age"].notna()
+    groups = {
+        "younger": (f"age ≤ {age:.1f}", set(names[patients["age"] <= age]), set(names[aged])),
+        "older": (f"age > {age:.1f}", set(names[patients["age"] > age]), set(names[aged])),
+    }
+    grade = patients["grade"].fillna("") if "grade" in patients else pd.Series("", patients.index)
+    # Type II is not endometrioid, whatever its grade.
+    known = (grade != "") | (patients["histology"] == "II")
+    well = (grade == "1") & (patients["histology"] == "I")
+    title = "well-differentiated (grade 1 of type I)"
+    return groups | {"well_differentiated": (title, set(names[well]), set(names[known]) if (grade != "").any() else set())}
+
+
+def _absent(group: str, center: str, homes: Mapping[str, str], reason: str) -> dict:
+    """A row of `subgroups` without a value; its keys are the columns of the table."""
+    about = {"group": group, "title": group.replace("_", "-"), "seed": pd.NA, "center": center, "split": "test"}
+    about |= {"model_center": homes.get(center, ""), "metric": "accuracy"}
+    nothing = dict.fromkeys(("value", "low", "high"), np.nan) | {"interval": "", "n": 0}
+    nothing |= dict.fromkeys(("numerator", "denominator", "cutoff"), np.nan)
+    return about | nothing | {"unknown": 0, "reason": reason}

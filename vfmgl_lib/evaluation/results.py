@@ -1,0 +1,384 @@
+"""From predictions to result tables: every metric with its count and interval, and paired comparisons of the methods.
+
+Everything here reads predictions (and mask files, for distances); nothing trains, so that it can be done again at any time. Cutoffs come
+from the same model's predictions on its own training set.
+
+Intervals: where a patient counts once, DeLong for an AUC and Wilson for a share; where several samples of one patient count, and for every
+mean over images, percentiles of a bootstrap over patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from vfmgl_lib.data.images import decode_mask
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation import statistics
+from vfmgl_lib.evaluation.classification import AT_CUTOFF, by_patient, classification_metrics
+from vfmgl_lib.evaluation.metric import Metric
+from vfmgl_lib.evaluation.prediction import training_cutoff
+from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
+from vfmgl_lib.evaluation.statistics import DRAWS, NO_INTERVAL, Interval
+
+STAGES = ("untrained", "I", "II", "shared")  # a later stage is what the method uses
+RUN = ["method", "seed", "split_id", "budget"]
+MODEL = [*RUN, "model_center"]
+COLUMNS = [*MODEL, "test_center", "split", "metric", "unit", "value", "low", "high", "interval", "n", "numerator", "denominator", "reason"]
+ALL = "all"
+BOOTSTRAP = "patient bootstrap"
+
+
+def final_predictions(predictions: pd.DataFrame, report_rounds: Mapping[str, int]) -> pd.DataFrame:
+    """The predictions of the reported models: each model after its last stage, at the round of each budget.
+
+    Args:
+        predictions: a study's table.
+        report_rounds: budget ("rounds", "updates") -> round (`Study.report_rounds`).
+    Returns: the rows with a column `budget`; where two budgets are the same round, its rows are there for both.
+    Raises: ValueError: a round without predictions.
+    """
+    parts = []
+    for budget, number in report_rounds.items():
+        rows = predictions[predictions["round"] == number]
+        if rows.empty:
+            raise ValueError(f"no predictions of round {number} (matched {budget}), there are rounds {sorted(set(predictions['round']))}")
+        place = rows["stage"].map({stage: position for position, stage in enumerate(STAGES)})
+        last = place.groupby(rows["model_center"]).transform("max")
+        parts.append(rows[place == last].assign(budget=budget))
+    return pd.concat(parts, ignore_index=True)
+
+
+def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = False) -> pd.DataFrame:
+    """ASSD and HD95 of every prediction whose mask was kept, as further columns.
+
+    They are taken at the size of the predicted mask, in mm where every image of the manifest has a spacing (scaled with the image), else
+    in pixels of that size.
+
+    Args:
+        final: final predictions of a segmentation, with `mask_path` (absolute, "" where no mask was kept).
+    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason.
+    Raises: ValueError: a prediction without a mask in the manifest, or a file that is not there; names it.
+    """
+
+    truth = manifest.table.set_index("id")
+    unit = "mm" if (manifest.table["spacing"] != "").all() else "px"
+    measured: dict[str, dict[str, float | str]] = {}
+    masks: dict[tuple[str, tuple[int, int]], tuple[np.ndarray, tuple[int, int]]] = {}
+    wanted = final.loc[final["mask_path"] != "", ["id", "mask_path"]].drop_duplicates("mask_path")
+    for identity, path in tqdm(wanted.itertuples(index=False, name=None), total=len(wanted), desc="distances", disable=not progress):
+        if identity not in truth.index:
+            raise ValueError(f"prediction {path}: the manifest of {manifest.root} has no image {identity!r}")
+        predicted = _predicted_mask(path)
+        key = identity, predicted.shape
+        if key not in masks:
+            masks[key] = true_mask(manifest, truth.at[identity, "label"], predicted.shape)
+        mask, original = masks[key]
+        spacing = (1.0, 1.0)
+        if unit == "mm":
+            given = (float(part) for part in truth.at[identity, "spacing"].split(","))
+            spacing = tuple(mm * size / side for mm, size, side in zip(given, original, predicted.shape, strict=True))
+        measured[path] = surface_distances(predicted, mask, spacing)
+    columns = {name: [measured[path][name] if path in measured else math.nan for path in final["mask_path"]] for name in DISTANCES}
+    reasons = [measured[path]["reason"] if path in measured else "no mask was kept" for path in final["mask_path"]]
+    return final.assign(**columns, distance_unit=unit, distance_reason=reasons)
+
+
+def _predicted_mask(path: str) -> np.ndarray:
+    if not Path(path).is_file():
+        raise ValueError(f"predicted mask {path}: no such file; was the study's folder moved or emptied?")
+    return decode_mask(Path(path), path) > 0
+
+
+def true_mask(manifest: Manifest, label: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A mask of the manifest, squashed as the student sees it: (H, W) boolean, and the (rows, columns) it has on disk."""
+    pixels = decode_mask(manifest.root / label, str(manifest.root / label))
+    squashed = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.NEAREST)
+    return np.asarray(squashed) > 0, pixels.shape
+
+
+def per_image(final: pd.DataFrame) -> pd.DataFrame:
+    """Every prediction of a segmentation with its metrics of overlap (and its distances, if `with_distances` put them in)."""
+    return pd.concat([final.drop(columns=["dice"], errors="ignore"), overlaps(final)], axis=1)
+
+
+def per_case(final: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of overlap of each patient's images together (of a volume's slices): counts summed, then one value a patient and model."""
+    key = [*MODEL, "test_center", "split", "patient"]
+    counts = final.groupby(key, sort=False)[COUNTS].sum().reset_index()
+    images = final.groupby(key, sort=False).size().reset_index(name="images")
+    return pd.concat([counts.merge(images, on=key), overlaps(counts)], axis=1)
+
+
+def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Every metric of every model on every set, with interval, and the counts of all centres together.
+
+    Args:
+        final: final predictions; of one or several methods, seeds and divisions.
+        unit: "patient" (mean probability of a patient's images is scored) or "image"; a segmentation: "image".
+        draws, seed: of the bootstrap.
+    Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
+        value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
+        interval is NaN). A metric "cutoff" is the model's cutoff. model_center and test_center "all": every centre's own model on its own
+        test set, counted together (no AUC: scores of different models are not on one scale).
+    Raises: ValueError: `check_predictions`.
+    """
+    check_predictions(final)
+    rows: list[dict] = []
+    for run, of_run in final.groupby(RUN, sort=False):
+        about = dict(zip(RUN, run, strict=True))
+        homes: dict[str, pd.DataFrame] = {}
+        without: list[str] = []
+        for model, of_model in of_run.groupby("model_center", sort=False):
+            cutoff = _cutoff(of_model, model, unit)
+            if cutoff is not None and "probability" in final:
+                reason = "" if math.isfinite(cutoff) else "the training set has only one class"
+                found = Found(Metric("cutoff", cutoff, 0, reason), unit, NO_INTERVAL, "")
+                rows.append(_row(found, about, model, model, "train"))
+            for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
+                units = _units(part, unit, cutoff)
+                rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff, draws, seed)]
+                if model == test and split == "test":
+                    homes[model] = units
+                    without += [model] if cutoff is None or math.isnan(cutoff) else []
+        if homes:
+            pooled = pd.concat(homes.values(), ignore_index=True)
+            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, without, draws, seed)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+class Found(NamedTuple):
+    metric: Metric
+    unit: str
+    interval: Interval
+    how: str
+
+
+def check_predictions(final: pd.DataFrame) -> None:
+    """Raises: ValueError: a probability that is NaN or outside [0, 1], a number of pixels that is NaN or negative; names the sample."""
+    if "probability" in final:
+        wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
+    else:
+        wrong, columns, right = ~final[COUNTS].ge(0).all(axis=1), COUNTS, "numbers of pixels must be at least 0"
+    if wrong.any():
+        row = final[wrong].iloc[0]
+        raise ValueError(
+            f"method {row['method']}, model of {row['model_center']}, sample {row['id']}: "
+            f"{right}, got {', '.join(str(row[name]) for name in columns)}"
+        )
+
+
+def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> float | None:
+    """Youden's cutoff on the model's own training set; None: it has none here."""
+    own = of_model[(of_model["test_center"] == model) & (of_model["split"] == "train")]
+    return training_cutoff(own, unit) if len(own) else None
+
+
+def _units(part: pd.DataFrame, unit: str, cutoff: float | None) -> pd.DataFrame:
+    """One row for each thing that is counted: a patient or an image, with its patient."""
+    if "probability" not in part:
+        return part
+    scores = by_patient(part) if unit == "patient" else part[["patient", "probability", "label"]]
+    called = scores["probability"] >= (math.nan if cutoff is None else cutoff)
+    return scores.assign(called=called, label=scores["label"].astype(int))
+
+
+def _row(found: Found, about: dict, model: str, test: str, split: str) -> dict:
+    metric = found.metric
+    return {
+        **about,
+        **{"model_center": model, "test_center": test, "split": split, "metric": metric.name, "unit": found.unit, "value": metric.value},
+        **{"low": found.interval.low, "high": found.interval.high, "interval": found.how, "n": metric.n},
+        **{"numerator": metric.numerator, "denominator": metric.denominator, "reason": metric.reason or found.interval.reason},
+    }
+
+
+def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None, draws: int, seed: int) -> Iterator[Found]:
+    if "probability" not in units:
+        yield from _means(units, draws, seed)
+        return
+    score, label = units["probability"].to_numpy(), units["label"].to_numpy()
+    sampled = _sampled(units, draws, seed)
+    for metric in classification_metrics(score, label, cutoff):
+        if math.isnan(metric.value):
+            yield Found(metric, unit, NO_INTERVAL, "")
+        elif metric.name != "auc":
+            yield _share(metric, units, unit, sampled)
+        elif sampled is None:
+            yield _found(metric, unit, statistics.auc_interval(score, label), "DeLong")
+        else:
+            values = statistics.bootstrapped_aucs(score, label, *sampled)
+            yield _found(metric, unit, statistics.percentile_interval(values, sampled[1].shape[1]), BOOTSTRAP)
+
+
+def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, seed: int) -> Iterator[Found]:
+    """Counts of all centres' own models together; undefined where one of them has no cutoff (`without`) and so calls nobody."""
+    if "probability" not in units:
+        yield from _means(units, draws, seed)
+        return
+    sampled = _sampled(units, draws, seed)
+    for name in AT_CUTOFF:
+        part, whole = _counted(units, name)
+        metric = Metric.share(name, int(part.sum()), int(whole.sum()), f"no sample counts for {name}")
+        if without:
+            metric = Metric(name, math.nan, len(units), f"no cutoff at {', '.join(without)}")
+        yield Found(metric, unit, NO_INTERVAL, "") if math.isnan(metric.value) else _share(metric, units, unit, sampled)
+
+
+def _share(metric: Metric, units: pd.DataFrame, unit: str, sampled: tuple[np.ndarray, np.ndarray] | None) -> Found:
+    if sampled is None:
+        return _found(metric, unit, statistics.wilson(int(metric.numerator), int(metric.denominator)), "Wilson")
+    values = statistics.bootstrapped_ratios(*_counted(units, metric.name), *sampled)
+    return _found(metric, unit, statistics.percentile_interval(values, sampled[1].shape[1]), BOOTSTRAP)
+
+
+def _counted(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) whether a row counts in the numerator and in the denominator of a share."""
+    positive, called = units["label"].to_numpy() == 1, units["called"].to_numpy()
+    whole = {"accuracy": np.ones(len(units), bool), "sensitivity": positive, "specificity": ~positive, "ppv": called, "npv": ~called}[name]
+    return whole & (positive == called), whole
+
+
+def _means(images: pd.DataFrame, draws: int, seed: int) -> Iterator[Found]:
+    """Means over the images that define a metric, with bootstrapped limits."""
+    values = overlaps(images)
+    measured = [name for name in DISTANCES if name in images]
+    patient, weights = _drawn(images, draws, seed)
+    for name in (*OVERLAPS, *measured):
+        value = (values if name in values else images)[name].to_numpy(dtype=float)
+        defined = np.isfinite(value)
+        unit = images["distance_unit"].iloc[0] if name in DISTANCES else "image"
+        if not defined.any():
+            reason = images["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
+            yield Found(Metric(name, math.nan, 0, reason), unit, NO_INTERVAL, "")
+            continue
+        bootstrapped = statistics.bootstrapped_ratios(np.where(defined, value, 0), defined, patient, weights)
+        metric = Metric(name, float(value[defined].mean()), int(defined.sum()))
+        yield _found(metric, unit, statistics.percentile_interval(bootstrapped, len(np.unique(patient[defined]))), BOOTSTRAP)
+
+
+def _found(metric: Metric, unit: str, interval: Interval, how: str) -> Found:
+    return Found(metric, unit, interval, how if math.isfinite(interval.low) else "")
+
+
+def _sampled(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the bootstrap needs; None where every patient counts once, so that rows are independent."""
+    return _drawn(units, draws, seed) if units["patient"].duplicated().any() else None
+
+
+def _drawn(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    patient, names = pd.factorize(units["patient"], sort=True)
+    return patient, statistics.patient_weights(len(names), seed, draws=draws)
+
+
+def compare_methods(
+    final: pd.DataFrame, reference: str = "vfmgl", *, unit: str, metrics: Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0
+) -> pd.DataFrame:
+    """Paired comparison of every method with the reference: each centre's own models on its own test set.
+
+    AUC: DeLong's paired test; where several samples of one patient count, a paired bootstrap over patients. Metrics of overlap: Wilcoxon's
+    signed-rank test over the images (which takes them as independent, as the paper does), the interval of the mean difference by the
+    bootstrap over patients. Holm's correction over all centres and methods of one metric, budget, seed and division.
+
+    Args:
+        final: final predictions.
+        unit: as for `results_table`.
+        metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
+    Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method), low, high, p, p_holm, test, n,
+        reason.
+    Raises: ValueError: the reference is not there; two methods with different test sets (names samples); a prediction that is NaN.
+    """
+    check_predictions(final)
+    if reference not in set(final["method"]):
+        raise ValueError(f"the reference {reference!r} is not among the methods {', '.join(dict.fromkeys(final['method']))}")
+    wanted = metrics or (["auc"] if "probability" in final else ["dice"])
+    own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
+    found = []
+    for (run_seed, split_id, budget, center), rows in own.groupby(["seed", "split_id", "budget", "test_center"], sort=False):
+        sides = dict(tuple(rows.groupby("method", sort=False)))
+        for method in [name for name in sides if name != reference and reference in sides]:
+            pair = _paired(sides[reference], sides[method], reference, method, center)
+            for metric in wanted:
+                about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
+                found.append({**about, "reference": reference, **_compared(pair, metric, unit, draws, seed)})
+    columns = ["seed", "split_id", "budget", "center", "metric", "method", "reference", "difference", "low", "high", "p"]
+    table = pd.DataFrame(found, columns=[*columns, "test", "n", "reason"])
+    family = table.groupby(["seed", "split_id", "budget", "metric"], sort=False)["p"]
+    table.insert(len(columns), "p_holm", family.transform(statistics.holm) if len(table) else [])
+    return table
+
+
+def _paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, center: str) -> pd.DataFrame:
+    """Both methods' rows of each sample side by side.
+
+    Raises: ValueError: samples that only one of them has, or labels that differ.
+    """
+    alone = sorted(set(first["id"]) ^ set(second["id"]))
+    if alone:
+        raise ValueError(
+            f"centre {center}: {one} and {other} were tested on different samples and cannot be compared; "
+            f"only one of them has {', '.join(alone[:3])} ({len(alone)} in all)"
+        )
+    pair = first.merge(second, on="id", suffixes=("", "_other"), validate="one_to_one")
+    if "probability" not in pair:
+        return pair
+    differing = pair["label"] != pair["label_other"]
+    if differing.any():
+        raise ValueError(
+            f"centre {center}: {one} and {other} were tested with different labels, e.g. of {pair.loc[differing, 'id'].iloc[0]}"
+        )
+    return pair
+
+
+def _compared(pair: pd.DataFrame, metric: str, unit: str, draws: int, seed: int) -> dict:
+    possible = OVERLAPS if "tp" in pair else ("auc",)
+    if metric not in possible:
+        raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
+    if metric == "auc":
+        return _compared_aucs(pair, unit, draws, seed)
+    mine = overlaps(pair)[metric]
+    other = overlaps(pair[[f"{name}_other" for name in COUNTS]].set_axis(COUNTS, axis=1))[metric]
+    both = (mine.notna() & other.notna()).to_numpy()
+    mine, other, known = mine[both], other[both], pair[both]
+    p, reason = statistics.wilcoxon_p(mine.to_numpy(), other.to_numpy())
+    if not len(known):
+        return {"difference": math.nan, "low": math.nan, "high": math.nan, "p": p, "test": "", "n": 0, "reason": reason}
+    patient, weights = _drawn(known, draws, seed)
+    difference = (mine - other).to_numpy()
+    interval = statistics.percentile_interval(
+        statistics.bootstrapped_ratios(difference, np.ones(len(known)), patient, weights), weights.shape[1]
+    )
+    return {
+        **{"difference": float(difference.mean()), "low": interval.low, "high": interval.high, "p": p},
+        **{"test": "paired Wilcoxon" if math.isfinite(p) else "", "n": len(known), "reason": reason or interval.reason},
+    }
+
+
+def _compared_aucs(pair: pd.DataFrame, unit: str, draws: int, seed: int) -> dict:
+    if unit == "patient":
+        pair = pair.groupby("patient", sort=True)[["probability", "probability_other", "label"]].mean().reset_index()
+    label = pair["label"].to_numpy(dtype=int)
+    scores = [pair[name].to_numpy() for name in ("probability", "probability_other")]
+    nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "test": "", "n": len(label)}
+    if len(np.unique(label)) < 2:
+        return nothing | {"reason": f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"}
+    sampled = _sampled(pair, draws, seed)
+    if sampled is None:
+        found = statistics.delong_test(*scores, label)
+        test = "paired DeLong" if math.isfinite(found.p) else ""
+        return {**nothing, **found._asdict(), "test": test}
+    differences = np.subtract(*(statistics.bootstrapped_aucs(score, label, *sampled) for score in scores))
+    interval = statistics.percentile_interval(differences, sampled[1].shape[1])
+    aucs = [statistics.delong(score, label)[0][0] for score in scores]
+    defined = math.isfinite(interval.low)
+    return nothing | {
+        **{"difference": float(aucs[0] - aucs[1]), "low": interval.low, "high": interval.high, "reason": interval.reason},
+        **{"p": statistics.bootstrap_p(differences) if defined else math.nan, "test": "paired patient bootstrap" if defined else ""},
+    }
