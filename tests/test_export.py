@@ -14,7 +14,6 @@ from PIL import Image
 from vfmgl_lib import export
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.export import TOLERANCE, ExportError, export_model, main, onnx_model
-from vfmgl_lib.model_card import _performance
 from vfmgl_lib.predict import KEY, Predictor, find_inputs, predict_files
 from vfmgl_lib.study import load_study, open_workspace
 
@@ -181,25 +180,21 @@ def test_the_card_says_what_has_to_be_said(exported, studies):
     assert "external: test only" in exported["endometrial"].files["card"].read_text()
 
 
-def test_the_card_has_the_intervals_of_a_results_table(studies):
-    study = studies["nuclei"]
+@pytest.mark.parametrize(("task", "metric"), [("endometrial", "auc"), ("nuclei", "dice")])
+def test_the_card_has_this_very_models_numbers_with_intervals(task, metric, studies):
+    study = studies[task]
     center = study.manifest.training_centers[0]
-    row = {"method": "local", "seed": 0, "split_id": "own", "budget": "rounds", "model_center": center, "test_center": center}
-    row |= {
-        "split": "test",
-        "metric": "dice",
-        "value": 0.5,
-        "low": 0.25,
-        "high": 0.75,
-        "interval": "patient bootstrap",
-        "n": 3,
-        "reason": "",
-    }
-    results = pd.DataFrame([row, row | {"model_center": "B", "value": 0.9}, row | {"split": "train", "value": 0.8}])
-    about = export._describe(study, study.student(center, "I"), center, "I", study.last_round)
-    chosen = export._card_results(study, about, results)
-    assert list(chosen["value"]) == [0.5]
-    assert any("0.250 to 0.750 (patient bootstrap)" in line for line in _performance(center, chosen))
+    last = export._describe(study, study.student(center, "I"), center, "I", study.last_round)
+    found = export._card_results(study, last).set_index(["test_center", "metric"]).loc[(center, metric)]
+    own = study.metrics.query("model_center == test_center and split == 'test' and stage == 'I'")
+    own = own[(own["test_center"] == center) & (own["metric"] == metric)].set_index("round")["value"]
+    assert found["value"] == pytest.approx(own[study.last_round], nan_ok=True)
+    assert (found["low"] <= found["value"] <= found["high"] and found["interval"]) or found["reason"]
+    if task == "nuclei":
+        first = export._describe(study, study.student(center, "I", 1), center, "I", 1)
+        earlier = export._card_results(study, first).set_index(["test_center", "metric"]).loc[(center, metric)]
+        assert own[1] != own[study.last_round], "two rounds of one value would not tell them apart"
+        assert earlier["value"] == pytest.approx(own[1]), "not the last round's"
 
 
 @pytest.mark.parametrize("break_it", ["other weights", "not finite"])

@@ -41,6 +41,7 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.preprocessing import squashed
 from vfmgl_lib.evaluation.complexity import count
 from vfmgl_lib.evaluation.prediction import metrics_of, scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.results import results_table
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
 from vfmgl_lib.files import new_folder, sha256, write_bytes, write_text
 from vfmgl_lib.model_card import model_card
@@ -93,7 +94,6 @@ def export_model(
     round_number: int | None = None,
     int8: bool = False,
     torchscript: bool = False,
-    results: pd.DataFrame | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Exports one model of a study, checks it on real images, and writes its card.
@@ -104,7 +104,6 @@ def export_model(
         stage: "I", "II" or "shared"; "": the model's last one.
         round_number: None: the study's last one.
         int8, torchscript: write these as well.
-        results: a table of `evaluation.results.results_table`, for the card's intervals; None: the study's metrics, without intervals.
         overwrite: a folder that is there gives way once the new one is complete.
     Returns: what was written.
     Raises: ExportError: differences above `TOLERANCE`, values that are not finite, no test images, a folder that is not empty.
@@ -138,7 +137,7 @@ def export_model(
         sizes = [{"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files.values()]
         counts = count(student, study.settings.data.image_size)
         files["card"] = part / f"{name}.md"
-        card = model_card(study, about, pd.DataFrame(sizes), check, int8_table, counts, _card_results(study, about, results))
+        card = model_card(study, about, pd.DataFrame(sizes), check, int8_table, counts, _card_results(study, about))
         write_text(files["card"], card)
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
@@ -465,16 +464,20 @@ def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd
     return pd.concat([about, counts.assign(dice=dice(counts["tp"], counts["fp"], counts["fn"]))], axis=1)
 
 
-def _card_results(study: Study, about: Description, results: pd.DataFrame | None) -> pd.DataFrame:
-    """The model's rows on test sets: test_center, metric, value, low, high, interval, n, reason."""
-    model = about.study["model_center"]
+def _card_results(study: Study, about: Description) -> pd.DataFrame:
+    """This very model's rows on test sets: test_center, metric, value, low, high, interval, n, reason.
+
+    With intervals, from the predictions that the study kept of this stage and round; of another round, its metrics without intervals.
+    """
+    made, table = about.study, study.predictions
     columns = ["test_center", "metric", "value", "low", "high", "interval", "n", "reason"]
-    if results is not None:
-        chosen = results[(results["model_center"] == model) & (results["split"] == "test") & (results["method"] == study.settings.method)]
-        chosen = chosen[(chosen["seed"] == study.settings.seed) & (chosen["split_id"] == about.study["split_id"])]
-        return chosen.drop_duplicates(["test_center", "metric"], keep="last")[columns]
-    rows = study.metrics[(study.metrics["model_center"] == model) & (study.metrics["split"] == "test")]
-    rows = rows[(rows["round"] == about.study["round"]) & (rows["stage"] == about.study["stage"])]
+    of_model = (table["model_center"] == made["model_center"]) & (table["stage"] == made["stage"]) & (table["round"] == made["round"])
+    kept = table[of_model].assign(budget="rounds")
+    if len(kept):
+        results = results_table(kept, unit=about.unit)
+        return results[(results["split"] == "test") & (results["test_center"] != "all") & (results["metric"] != "cutoff")][columns]
+    rows = study.metrics[(study.metrics["model_center"] == made["model_center"]) & (study.metrics["split"] == "test")]
+    rows = rows[(rows["round"] == made["round"]) & (rows["stage"] == made["stage"])]
     return rows.assign(low=np.nan, high=np.nan, interval="")[columns]
 
 
@@ -488,7 +491,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", default="", choices=("", "I", "II", "shared"), help="default: the model's last one")
     parser.add_argument("--round", type=int, metavar="N", help="default: the study's last one")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the study's images, where they have moved")
-    parser.add_argument("--results", type=Path, metavar="CSV", help="a results table with intervals, for the card")
     parser.add_argument("--int8", action="store_true", help="write an int8 model too, and what it costs")
     parser.add_argument("--torchscript", action="store_true", help="write TorchScript too")
     given = parser.parse_args(arguments)
@@ -501,7 +503,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             round_number=given.round,
             int8=given.int8,
             torchscript=given.torchscript,
-            results=pd.read_csv(given.results, keep_default_na=False, na_values={"value": [""]}) if given.results else None,
         )
     except (ExportError, ConfigError, ManifestError, CheckpointError, ImageError, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")

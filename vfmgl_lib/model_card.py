@@ -99,7 +99,7 @@ def _performance(center: str, results: pd.DataFrame) -> list[str]:
         value = f"{row.value:.3f}" if pd.notna(row.value) else f"undefined: {row.reason}"
         interval = f"{row.low:.3f} to {row.high:.3f} ({row.interval})" if pd.notna(row.low) else "–"
         rows.append([f"{row.test_center}{' (own)' if row.test_center == center else ''}", row.metric, value, interval, f"{row.n:.0f}"])
-    note = "95 % intervals." if results["low"].notna().any() else "Without intervals: export with a results table to have them."
+    note = "95 % intervals." if results["low"].notna().any() else "Without intervals: the study kept no predictions of this round."
     return [
         "## Performance",
         "",
