@@ -531,11 +531,13 @@ def _describe(study: Study, teacher: Teacher | None) -> None:
 
 
 def _commit() -> str:
-    """The checkout's commit, with "+" if files differ from it; "" outside a checkout."""
+    """The checkout's commit, with "+" if files other than the log of results differ from it; "" outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)results"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit + "+" * bool(changed)
