@@ -44,6 +44,7 @@ from vfmgl_lib.data.manifest import Manifest, read_manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
 from vfmgl_lib.federation.client import Client, training_batches
 from vfmgl_lib.federation.rounds import run_rounds
@@ -114,8 +115,6 @@ class Study:
 
     def final_predictions(self) -> pd.DataFrame:
         """The rows of the reported models, with `budget` and, for a segmentation, `mask_path`, the mask files' absolute places."""
-        from vfmgl_lib.evaluation.results import final_predictions
-
         final = final_predictions(self.predictions, self.report_rounds)
         if "mask_file" in final:
             place = self.folder.resolve()

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.figures import comparison
+from vfmgl_lib.figures import comparison, roc, statistics_tables
 from vfmgl_lib.figures.style import METHOD_STYLE, REFERENCE, method_style
 
 FOUR, TWO = ["A", "B", "C", "D"], ["University hospital of the north", "Łódź $1"]
@@ -65,21 +65,21 @@ def test_methods_are_ordered_and_missing_ones_named():
 
 def test_roc_points_are_those_of_the_patients(make_predictions):
     final = make_predictions(FOUR, THREE)
-    points = comparison.roc_points(final, unit="patient")
+    points = roc.roc_points(final, unit="patient")
     rows = final[(final["method"] == "hgkt") & (final["model_center"] == "B")]
     scores = by_patient(rows)
     expected = roc_curve(scores["label"], scores["probability"])
     curve = points[(points["method"] == "hgkt") & (points["center"] == "B")]
     assert np.array_equal(curve["false_positive_rate"], expected[0]) and np.array_equal(curve["true_positive_rate"], expected[1])
     assert set(curve["n"]) == {20} and set(curve["positives"]) == {7} and set(curve["seeds"]) == {1}
-    by_image = comparison.roc_points(final, unit="image")
+    by_image = roc.roc_points(final, unit="image")
     assert set(by_image["n"]) == {40} and set(by_image["positives"]) == {14}
-    assert comparison.roc_points(final.assign(budget="updates"), unit="image").empty
+    assert roc.roc_points(final.assign(budget="updates"), unit="image").empty
 
 
 def test_the_area_under_the_mean_curve_is_the_mean_area(make_predictions):
     final = make_predictions(["A"], ["fedavg"], seeds=3)
-    points = comparison.roc_points(final, unit="image")
+    points = roc.roc_points(final, unit="image")
     areas = [roc_auc_score(rows["label"], rows["probability"]) for _, rows in final.groupby("seed")]
     assert len(set(areas)) == 3 and set(points["seeds"]) == {3}
     assert np.trapezoid(points["true_positive_rate"], points["false_positive_rate"]) == pytest.approx(np.mean(areas), abs=1e-12)
@@ -87,8 +87,8 @@ def test_the_area_under_the_mean_curve_is_the_mean_area(make_predictions):
 
 
 def test_roc_curves_show_every_method_with_its_area(make_predictions, make_results, collisions):
-    points, results = comparison.roc_points(make_predictions(FOUR), unit="patient"), make_results(FOUR)
-    figure = comparison.roc_curves(points, results)
+    points, results = roc.roc_points(make_predictions(FOUR), unit="patient"), make_results(FOUR)
+    figure = roc.roc_curves(points, results)
     axes, tables = panels(figure), [axis for axis in figure.axes if not axis.axison]
     assert [axis.get_title(loc="left") for axis in axes] == [f"centre {center}" for center in FOUR]
     assert [len(axis.lines) for axis in axes] == [11] * 4 and [len(axis.lines) for axis in tables] == [10] * 4
@@ -102,11 +102,11 @@ def test_roc_curves_show_every_method_with_its_area(make_predictions, make_resul
 
 
 def test_roc_curve_of_one_class_says_why_there_is_none(make_predictions, make_results, collisions):
-    points = comparison.roc_points(make_predictions(TWO, THREE, one_class=TWO[1]), unit="patient")
+    points = roc.roc_points(make_predictions(TWO, THREE, one_class=TWO[1]), unit="patient")
     missing = points[points["center"] == TWO[1]]
     assert len(missing) == 3 and missing["true_positive_rate"].isna().all()
     assert set(missing["reason"]) == {"only one class: 0 positive, 20 negative"}
-    figure = comparison.roc_curves(points, make_results(TWO, THREE, one_class=TWO[1]), [*THREE, "harmofl"])
+    figure = roc.roc_curves(points, make_results(TWO, THREE, one_class=TWO[1]), [*THREE, "harmofl"])
     first, second = panels(figure)
     assert len(first.lines) == 4 and not second.lines
     assert second.texts[0].get_text().replace("\n", " ") == "no curve: only one class: 0 positive, 20 negative"
@@ -116,16 +116,16 @@ def test_roc_curve_of_one_class_says_why_there_is_none(make_predictions, make_re
 
 def test_external_curves_have_a_line_a_model_and_mark_the_chosen_one(make_predictions, make_results, collisions):
     final, results = make_predictions(FOUR, THREE, external=["E", "F"]), make_results(FOUR, THREE, external=["E", "F"])
-    points = comparison.roc_points(final, unit="patient", external=True)
+    points = roc.roc_points(final, unit="patient", external=True)
     assert set(points["center"]) == {"E", "F"}
-    figure = comparison.external_roc_curves(points, results, chosen={"E": "B", "F": "C"})
+    figure = roc.external_roc_curves(points, results, chosen={"E": "B", "F": "C"})
     for axis, table, chosen in zip(panels(figure), [axis for axis in figure.axes if not axis.axison], "BC", strict=True):
         assert len(axis.lines) == 5
         heavy = [text.get_text() for text in table.texts if text.get_weight() == "bold"]
         assert heavy[0] == f"★ {chosen}" and len(heavy) == 2
     assert not collisions(figure)
-    none = comparison.roc_points(make_predictions(FOUR, THREE), unit="patient", external=True)
-    assert "no external centre" in comparison.external_roc_curves(none, results).axes[0].texts[0].get_text()
+    none = roc.roc_points(make_predictions(FOUR, THREE), unit="patient", external=True)
+    assert "no external centre" in roc.external_roc_curves(none, results).axes[0].texts[0].get_text()
 
 
 @pytest.mark.parametrize("centers", [TWO, FOUR, [f"Site{c}" for c in "ABCDEF"]])
@@ -232,33 +232,33 @@ def test_both_budgets_of_an_undefined_value_and_a_missing_interval(make_results,
 
 
 def test_the_best_of_a_centre_is_the_highest_or_of_a_distance_the_lowest(make_results):
-    table = comparison.statistics_table(make_results(["A", "B"], metrics=SEGMENTATION))
+    table = statistics_tables.statistics_table(make_results(["A", "B"], metrics=SEGMENTATION))
     assert table["metric"].tolist()[:7] == list(SEGMENTATION) and table["method"].iloc[0] == "local"
     for (_, metric), rows in table.groupby(["center", "metric"]):
         best = rows["value"].min() if metric in ("assd", "hd95") else rows["value"].max()
         assert rows.loc[rows["best"], "value"].tolist() == [best]
     equal = make_results(["A", "B"], THREE).assign(value=0.5)
-    assert not comparison.statistics_table(equal)["best"].any()
+    assert not statistics_tables.statistics_table(equal)["best"].any()
     tied = equal.assign(value=np.where(equal["method"] == "hgkt", 0.4, 0.5))
-    assert comparison.statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
+    assert statistics_tables.statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
 
 
 def test_statistics_have_the_tests_of_one_seed(make_results, make_tests):
     results, tests = make_results(["A", "B"], THREE, seeds=2), make_tests(["A", "B"], THREE)
-    table = comparison.statistics_table(results, tests)
+    table = statistics_tables.statistics_table(results, tests)
     auc = table[(table["metric"] == "auc") & (table["center"] == "A")].set_index("method")
     assert auc["p_holm"].tolist()[:2] == pytest.approx([0.9, 0.09]) and np.isnan(auc.loc["vfmgl", "p_holm"])
     assert table["p_holm"].notna().sum() == 4
-    assert "p: paired DeLong against VFMGL, corrected by Holm, of seed 0 alone." in comparison.table_note(table)
+    assert "p: paired DeLong against VFMGL, corrected by Holm, of seed 0 alone." in statistics_tables.table_note(table)
     with pytest.raises(ValueError, match=r"several seeds cannot be put into one, got seeds 0, 1: give"):
-        comparison.statistics_table(results, pd.concat([tests, tests.assign(seed=1)]))
+        statistics_tables.statistics_table(results, pd.concat([tests, tests.assign(seed=1)]))
 
 
 def test_statistics_are_written_escaped(make_results, make_tests, tmp_path):
     centers = ["A & B_50%", "Łódź $1 <b>x</b>"]
     results = make_results(centers, THREE, one_class=centers[1])
-    table = comparison.statistics_table(results, make_tests(centers, THREE, one_class=centers[1]))
-    comparison.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
+    table = statistics_tables.statistics_table(results, make_tests(centers, THREE, one_class=centers[1]))
+    statistics_tables.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["statistics.csv", "statistics.html", "statistics.tex"]
     page, tex = ((tmp_path / f"statistics.{kind}").read_text(encoding="utf-8") for kind in ("html", "tex"))
     assert (
@@ -277,5 +277,5 @@ def test_statistics_are_written_escaped(make_results, make_tests, tmp_path):
     read = pd.read_csv(tmp_path / "statistics.csv")
     assert len(read) == len(table) and set(read["source"]) == {"Teacher: <pocket> & 50 %"}
     first = page
-    comparison.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
+    statistics_tables.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
     assert (tmp_path / "statistics.html").read_text(encoding="utf-8") == first

@@ -1,4 +1,4 @@
-"""VFMGL beside the other methods: ROC and decision curves, radar charts, intervals at both budgets, statistics as tables.
+"""VFMGL beside the other methods: decision curves, radar charts, intervals at both budgets.
 
 `results`, `tests`, `dca` and `final` are tables of `evaluation.results`; of several seeds the means are drawn. The values of a method are
 those of the model that a centre uses after the last round: its own or, of FedAvg, FedProx and HarmoFL, the shared one that it took over.
@@ -6,21 +6,16 @@ those of the model that a centre uses after the last round: its own or, of FedAv
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pandas.io.formats.style import Styler
-from sklearn.metrics import roc_curve
 
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE
 from vfmgl_lib.evaluation.generalization import LOWER_IS_BETTER, OWN_SPLIT, over_seeds
 from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, set_sizes
@@ -31,7 +26,6 @@ from vfmgl_lib.figures.style import (
     MUTED,
     REFERENCE,
     SINGLE,
-    center_style,
     columns_for,
     footnote,
     grid,
@@ -39,24 +33,18 @@ from vfmgl_lib.figures.style import (
     method_style,
     names,
     new_figure,
-    nothing,
     panel_grid,
-    save_table,
     say,
     share_legend,
 )
-from vfmgl_lib.files import write_text
 
 BUDGETS = {"rounds": "as many rounds as VFMGL", "updates": "as many updates of the student as VFMGL"}
 CLASSIFICATION = ("auc", "accuracy", "sensitivity", "specificity", "ppv", "npv")
 SEGMENTATION = ("dice", "iou", "ppv", "sensitivity", "specificity")
-DISTANCES = ("assd", "hd95")
 PAPER_METHODS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "vfmgl")  # the paper's five and Virchow: six polygons are read
 SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes"}
 POOLED = "all"
-LINE = 3.1 * MM  # height of a line of the tables under the ROC curves, inches
 AVERAGED = "Curves of several seeds are averaged vertically; their AUCs and the limits of their intervals are means."
-LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
 
 
 def in_order(there: Iterable[str], methods: Sequence[str] | None = None) -> tuple[list[str], str]:
@@ -111,8 +99,7 @@ def at_home(results: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str
     Returns: columns of `over_seeds`, with `center` for the test centre; the pooled rows have the centre "all".
     Raises: ValueError: a metric that the results do not have at this budget.
     """
-    rows = results[(results["budget"] == budget) & (results["split_id"] == OWN_SPLIT) & (results["split"] == "test")]
-    rows = rows[rows["model_center"] == rows["test_center"]]
+    rows = results[(results["budget"] == budget) & _home_tests(results)]
     lacking = [metric for metric in metrics if not (rows["metric"] == metric).any()]
     if lacking:
         has = ", ".join(dict.fromkeys(rows["metric"])) or "none"
@@ -121,177 +108,10 @@ def at_home(results: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str
     return over_seeds(rows).rename(columns={"test_center": "center"})
 
 
-def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", external: bool = False) -> pd.DataFrame:
-    """ROC curves of the models on their own centres' test sets or, `external`, of all models on external centres'.
-
-    Args:
-        final: final predictions of a classification.
-        unit: "patient" (the mean probability of a patient's images is scored) or "image".
-    Returns: method, model_center, center, false_positive_rate, true_positive_rate (both in [0, 1]), n, positives, seeds, reason. A test
-        set of one class has one row without rates, and the reason. Curves of several seeds are averaged vertically (Fawcett 2006,
-        algorithm 3), at every false positive rate that one of them has.
-    """
-    rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
-    trained = set(rows["model_center"]) - {"shared"}
-    rows = rows[~rows["test_center"].isin(trained)] if external else rows[rows["model_center"] == rows["test_center"]]
-    found = []
-    for (method, model, center), group in rows.groupby(["method", "model_center", "test_center"]):
-        scores = [by_patient(part) if unit == "patient" else part for _, part in group.groupby("seed")]
-        labels = scores[0]["label"].astype(int)
-        positives, n = int(labels.sum()), len(labels)
-        about = {"method": method, "model_center": model, "center": center, "n": n, "positives": positives, "seeds": len(scores)}
-        if positives in (0, n):
-            reason = f"only one class: {positives} positive, {n - positives} negative"
-            rates, reached = np.array([np.nan]), np.array([np.nan])
-        else:
-            reason = ""
-            rates, reached = _mean_curve([roc_curve(part["label"].astype(int), part["probability"])[:2] for part in scores])
-        found.append(pd.DataFrame({"false_positive_rate": rates, "true_positive_rate": reached}).assign(**about, reason=reason))
-    columns = ["method", "model_center", "center", "false_positive_rate", "true_positive_rate", "n", "positives", "seeds", "reason"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
-
-
-def _mean_curve(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean true positive rate at every false positive rate of the curves; one curve stays as it is."""
-    if len(curves) == 1:
-        return curves[0]
-    rates = np.unique(np.concatenate([rate for rate, _ in curves]))
-    # Where a curve rises steeply it has two values: the lower one ends what lies left of it, the upper one begins what lies right.
-    upper = np.mean([np.interp(rates, rate, hit) for rate, hit in curves], axis=0)
-    lower = np.mean([np.interp(-rates[::-1], -rate[::-1], hit[::-1])[::-1] for rate, hit in curves], axis=0)
-    return np.repeat(rates, 2), np.column_stack([lower, upper]).ravel()
-
-
-@journal
-def roc_curves(points: pd.DataFrame, results: pd.DataFrame, methods: Sequence[str] | None = None, budget: str = "rounds") -> Figure:
-    """ROC curve of every method on every centre's test set, its AUC with 95 % interval below (paper: Fig. 2A).
-
-    Args:
-        points: from `roc_points`.
-        results: a results table, for the AUCs.
-        methods: those drawn; None: all there are. The paper's figure has five.
-        budget: of the results.
-    """
-    drawn, absent = in_order(points["method"], methods)
-    auc = at_home(results, ["auc"], drawn, budget)
-    titles = {method: METHODS[method].title for method in drawn}
-    styles = {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
-    figure = _roc_figure(points[points["method"].isin(drawn)], auc, "method", titles, styles)
-    footnote(figure, f"{_auc_note(auc)} Compared after {BUDGETS[budget]}. {absent}")
-    return figure
-
-
-@journal
-def external_roc_curves(
-    points: pd.DataFrame,
-    results: pd.DataFrame,
-    *,
-    method: str = REFERENCE,
-    chosen: Mapping[str, str] | None = None,
-    budget: str = "rounds",
-    all_centers: Sequence[str] | None = None,
-) -> Figure:
-    """ROC curve of every centre's model on every external centre (paper: Supp. Figs. 1 and 13).
-
-    Args:
-        points: from `roc_points(external=True)`; no rows: a figure that says so.
-        results: a results table, for the AUCs.
-        chosen: external centre -> training centre whose model was chosen by similarity; drawn heavier and starred.
-        all_centers: training centres, which the colours go by.
-    """
-    points = points[points["method"] == method]
-    if points.empty:
-        return nothing(f"There is no external centre with predictions of {METHODS[method].title}.")
-    rows = results[(results["budget"] == budget) & (results["split_id"] == OWN_SPLIT) & (results["split"] == "test")]
-    rows = rows[(rows["metric"] == "auc") & (rows["method"] == method) & rows["test_center"].isin(points["center"])]
-    auc = over_seeds(rows).rename(columns={"test_center": "center"})
-    models = sorted(set(points["model_center"]) - {"shared"})
-    styles = {
-        model: {"color": style["color"], "linestyle": line, "linewidth": 1.0}
-        for (model, style), line in zip(center_style(models, all_centers).items(), _lines(len(models)), strict=True)
-    }
-    titles = names(models)
-    if (points["model_center"] == "shared").any():
-        titles["shared"], styles["shared"] = "shared model", {"color": MUTED, "linestyle": (0, (1.2, 1.2)), "linewidth": 1.0}
-    figure = _roc_figure(points, auc, "model_center", titles, styles, chosen or {}, kind="external centre")
-    star = " ★ and heavy line: chosen by similarity of features, before labels were read." if chosen else ""
-    footnote(figure, f"A line is the model of a centre ({METHODS[method].title}). {_auc_note(auc)}{star}")
-    return figure
-
-
-def _lines(count: int) -> list[object]:
-    """Line styles in turn, so that neighbouring colours differ in grey print, too."""
-    return [("solid", (0, (4, 1.6)), (0, (4, 1.3, 1.1, 1.3)), (0, (8, 1.8)))[place % 4] for place in range(count)]
-
-
-def _auc_note(auc: pd.DataFrame) -> str:
-    kinds = ", ".join(sorted({kind for kind in auc["interval"] if kind}))
-    seeds = f" {AVERAGED}" if auc["seeds"].max() > 1 else ""
-    return f"AUC with 95 % interval ({kinds})." + seeds if kinds else f"AUC.{seeds}"
-
-
-def _roc_figure(
-    points: pd.DataFrame,
-    auc: pd.DataFrame,
-    key: str,
-    titles: Mapping[str, str],
-    styles: Mapping[str, dict],
-    chosen: Mapping[str, str] | None = None,
-    kind: str = "centre",
-) -> Figure:
-    """A panel a centre with the curves, and below it a table of AUCs which is the legend as well."""
-    centers = sorted(points["center"].unique())
-    printed, chosen = names(centers), chosen or {}
-    columns = columns_for(len(centers))
-    width = {1: 66 * MM, 2: 124 * MM}.get(columns, DOUBLE)
-    rows = math.ceil(len(centers) / columns)
-    square, table = width / columns - 7 * MM, LINE * (len(titles) + 0.5)
-    figure = new_figure(width, rows * (square + table + 6 * MM) + 8 * MM)
-    cells = figure.add_gridspec(2 * rows, columns, height_ratios=[square, table] * rows)
-    for place, center in enumerate(centers):
-        line, column = divmod(place, columns)
-        axis, below = figure.add_subplot(cells[2 * line, column]), figure.add_subplot(cells[2 * line + 1, column])
-        here = points[points["center"] == center]
-        _unit_square(axis, f"{kind} {printed[center]}", "sensitivity" if column == 0 else "")
-        below.set_axis_off()
-        if here["false_positive_rate"].isna().all():
-            say(axis, f"no curve: {here['reason'].iloc[0]}")
-            continue
-        axis.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
-        axis.text(0.98, 0.03, _positives(here), ha="right", va="bottom", fontsize=6, color=MUTED, transform=axis.transAxes)
-        drawn = {name: title for name, title in titles.items() if (here[key] == name).any()}
-        heavy = {name: styles[name] | ({"linewidth": 1.9, "zorder": 4} if chosen.get(center) == name else {}) for name in drawn}
-        for name in drawn:
-            curve = here[here[key] == name]
-            axis.plot(curve["false_positive_rate"], curve["true_positive_rate"], **heavy[name])
-        marked = {name: f"★ {title}" if chosen.get(center) == name else title for name, title in drawn.items()}
-        _auc_table(below, auc[auc["center"] == center].set_index(key), marked, heavy, len(titles), small=columns > 3)
-    return figure
-
-
-def _unit_square(axis: Axes, title: str, ylabel: str) -> None:
-    axis.set(title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="1 − specificity", ylabel=ylabel)
-    axis.set_box_aspect(1)
-    axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-
-
-def _positives(rows: pd.DataFrame) -> str:
+def class_counts(rows: pd.DataFrame) -> str:
     """ "7 of 20 positive" """
-    n, positives = rows[["n", "positives"]].iloc[0].astype(int)
-    return f"{positives} of {n}\npositive"
-
-
-def _auc_table(axis: Axes, auc: pd.DataFrame, titles: Mapping[str, str], styles: Mapping[str, dict], lines: int, *, small: bool) -> None:
-    """Line, name, AUC (low–high), a row each; `axis` is `lines` rows high. The lines stand left of the axis, under the scale's numbers."""
-    axis.set(xlim=(0, 1), ylim=(lines - 0.3, -0.7))
-    size = 5.2 if small else 5.8
-    for place, (name, title) in enumerate(titles.items()):
-        axis.plot([-0.15, -0.03], [place, place], clip_on=False, **styles[name])
-        weight = "bold" if styles[name]["linewidth"] > 1.5 else "normal"
-        axis.text(0, place, title, va="center", fontsize=size, weight=weight)
-        text = with_interval(auc.loc[name], 2) if name in auc.index else "not in the results"
-        axis.text(1, place, text, va="center", ha="right", fontsize=size, weight=weight)
+    n, positive = rows[["n", "positives"]].iloc[0].astype(int)
+    return f"{positive} of {n}\npositive"
 
 
 def with_interval(row: Mapping, decimals: int) -> str:
@@ -334,7 +154,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
             say(axis, f"no decision to weigh: only one class, {positives} of {n} positive")
             axis.set_yticks([])
             continue
-        axis.text(0.98, 0.97, _positives(here), ha="right", va="top", fontsize=6, color=MUTED, transform=axis.transAxes)
+        axis.text(0.98, 0.97, class_counts(here), ha="right", va="top", fontsize=6, color=MUTED, transform=axis.transAxes)
         for method, style in styles.items():
             line = here[here["method"] == method]
             title = METHODS[method].title if method in METHODS else method
@@ -369,7 +189,7 @@ def radar(
     Raises: ValueError: fewer than three metrics, or a distance among them.
     """
     metrics = list(metrics or (SEGMENTATION if (results["metric"] == "dice").any() else CLASSIFICATION))
-    if len(metrics) < 3 or set(metrics) & set(DISTANCES):
+    if len(metrics) < 3 or set(metrics) & set(LOWER_IS_BETTER):
         raise ValueError(f"a radar chart takes at least three metrics of which more is better, got {', '.join(metrics)}")
     drawn, absent = in_order(results["method"], methods)
     table = at_home(results, metrics, drawn, budget)
@@ -523,134 +343,3 @@ def _interval(axis: Axes, point: pd.Series, height: float, style: Mapping, *, fi
     axis.plot(runs, [height] * len(runs), "|", color=color, markersize=4, markeredgewidth=0.7, zorder=3)
     face = color if filled else "white"
     axis.plot(point["value"], height, style["marker"], color=color, markerfacecolor=face, markersize=4, markeredgewidth=0.8, zorder=4)
-
-
-def statistics_table(
-    results: pd.DataFrame,
-    tests: pd.DataFrame | None = None,
-    metrics: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    budget: str = "rounds",
-) -> pd.DataFrame:
-    """Every method's metrics at every centre with interval, which is the best of the centre, and the test against the reference.
-
-    Args:
-        results: a results table.
-        tests: from `results.compare_methods`, of one seed; None: no tests.
-        metrics: None: those of a classification or a segmentation that the results have.
-    Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n, best,
-        p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
-    Raises: ValueError: tests of several seeds.
-    """
-    there = set(results["metric"])
-    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *DISTANCES) if "dice" in there else CLASSIFICATION
-    metrics = list(metrics or (metric for metric in known if metric in there))
-    drawn, _ = in_order(results["method"], methods)
-    table = at_home(results, metrics, drawn, budget)
-    sign = np.where(table["metric"].isin(LOWER_IS_BETTER), -1, 1)
-    group = [table["center"], table["metric"]]
-    score = (table["value"] * sign).rename("score")
-    highest, lowest = score.groupby(group).transform("max"), score.groupby(group).transform("min")
-    # Equal shares may differ in the last bit, where they are means over seeds. Where all are equal, none is the best.
-    table["best"] = (score >= highest - 1e-12) & (highest > lowest + 1e-12)
-    key = ["center", "method", "metric"]
-    if tests is not None:
-        tests = tests[(tests["budget"] == budget) & (tests["split_id"] == OWN_SPLIT)]
-        if tests["seed"].nunique() > 1:
-            seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
-            raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
-        table = table.merge(tests[[*key, "seed", "p", "p_holm", "test", "reference"]], on=key, how="left")
-        table = table.rename(columns={"seed": "tested_seed"})
-    else:
-        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
-    table[["test", "reference"]] = table[["test", "reference"]].fillna("")
-    table["title"] = [METHODS[method].title for method in table["method"]]
-    places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
-    order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
-    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n"]
-    return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
-
-
-def table_note(table: pd.DataFrame, note: str = "") -> str:
-    """What stands under the printed table: intervals, marks, tests, and what is not defined, as plain text.
-
-    Args:
-        table: from `statistics_table`.
-        note: first words, e.g. data, teacher and budget.
-    """
-    kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
-    sentences = [
-        f"{note.rstrip('.')}." if note else "",
-        f"Value (95 % interval: {kinds})." if kinds else "",
-        "Bold: the best of the centre.",
-    ]
-    if table["seeds"].max() > 1:
-        sentences.append(f"Means over {table['seeds'].max()} seeds, also of the limits.")
-    tested = table[table["test"] != ""]
-    if len(tested):
-        one = f", of seed {int(tested['tested_seed'].iloc[0])} alone" if table["seeds"].max() > 1 else ""
-        against = ", ".join(METHODS[name].title for name in dict.fromkeys(tested["reference"]))
-        sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm{one}.")
-    printed = {center: "all centres" if center == POOLED else center for center in table["center"]}
-    return " ".join(filter(None, [*sentences, undefined(table, printed)]))
-
-
-def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> Styler:
-    """The table as it is printed: centres and methods as rows, metrics as columns, the best of a centre in bold.
-
-    Args:
-        table: from `statistics_table`.
-        note: see `table_note`.
-        escape: "html" or "latex": names of centres are the user's and may hold anything.
-    """
-    cells, marks = {}, {}
-    sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
-    for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
-        place = ("all centres" if center == POOLED else center, title)
-        unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
-        name = SHORT.get(metric, metric) + unit
-        cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
-        cells[place][name] = with_interval(row, 2 if unit else 3)
-        marks[place, name] = row["best"]
-        if (table.loc[table["metric"] == metric, "test"] != "").any():
-            cells[place][f"p ({name})"] = _p_value(row)
-    shown = pd.DataFrame.from_dict(cells, orient="index").fillna("–")
-    shown.index = pd.MultiIndex.from_tuples(cells, names=["centre", "method"])
-    bold = pd.DataFrame("", shown.index, shown.columns)
-    for (place, name), best in marks.items():
-        bold.loc[place, name] = "font-weight: bold;" if best else ""
-    text = table_note(table, note)
-    styler = Styler(shown, uuid="statistics", cell_ids=False, caption=html.escape(text) if escape == "html" else text.translate(LATEX))
-    styler = styler.format(escape=escape).apply(lambda _: bold, axis=None)
-    for axis in ("index", "columns"):
-        styler = styler.format_index(escape=escape, axis=axis)
-    left = {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 85%; max-width: 70em;"}
-    cell = {"selector": "th, td", "props": "padding: 0.15em 0.7em; text-align: left; vertical-align: top; white-space: nowrap;"}
-    rule = {"selector": "tbody tr:has(th.level0) > *", "props": "border-top: 1px solid #999999;"}
-    return styler.set_table_styles([left, cell, rule]).set_table_attributes('style="border-collapse: collapse"')
-
-
-def _p_value(row: pd.Series) -> str:
-    if row["method"] == row["reference"] or pd.isna(row["p_holm"]):
-        return "–"
-    return "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
-
-
-def write_statistics(table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> Styler:
-    """Writes name.html, name.tex (packages booktabs and multirow) and name.csv, each whole or not at all.
-
-    Args:
-        table: from `statistics_table`.
-        note: first words under the table, and the CSV's column `source`.
-    Returns: the table for the screen, so that a cell can end with this call.
-    """
-    folder = Path(folder)
-    shown = styled_table(table, note)
-    write_text(folder / f"{name}.html", shown.to_html(doctype_html=True))
-    tex = styled_table(table, note, escape="latex")
-    tex.table_styles, tex.table_attributes = [], None  # those of the screen
-    columns = "ll" + "l" * tex.data.shape[1]
-    text = tex.to_latex(column_format=columns, hrules=True, clines="skip-last;index", multirow_align="t", convert_css=True)
-    write_text(folder / f"{name}.tex", "% needs \\usepackage{booktabs, multirow}\n" + text)
-    save_table(table, folder, name, note)
-    return shown

@@ -1,0 +1,162 @@
+"""The comparison as tables for print: every metric with its interval, the best of a centre, p values; as HTML, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.evaluation.generalization import LOWER_IS_BETTER, OWN_SPLIT
+from vfmgl_lib.figures.comparison import (
+    CLASSIFICATION,
+    POOLED,
+    SEGMENTATION,
+    SHORT,
+    at_home,
+    in_order,
+    undefined,
+    with_interval,
+)
+from vfmgl_lib.figures.rounds import LENGTHS
+from vfmgl_lib.figures.style import (
+    save_table,
+)
+from vfmgl_lib.files import write_text
+
+LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
+
+
+def statistics_table(
+    results: pd.DataFrame,
+    tests: pd.DataFrame | None = None,
+    metrics: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    budget: str = "rounds",
+) -> pd.DataFrame:
+    """Every method's metrics at every centre with interval, which is the best of the centre, and the test against the reference.
+
+    Args:
+        results: a results table.
+        tests: from `results.compare_methods`, of one seed; None: no tests.
+        metrics: None: those of a classification or a segmentation that the results have.
+    Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n, best,
+        p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
+    Raises: ValueError: tests of several seeds.
+    """
+    there = set(results["metric"])
+    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER) if "dice" in there else CLASSIFICATION
+    metrics = list(metrics or (metric for metric in known if metric in there))
+    drawn, _ = in_order(results["method"], methods)
+    table = at_home(results, metrics, drawn, budget)
+    sign = np.where(table["metric"].isin(LOWER_IS_BETTER), -1, 1)
+    group = [table["center"], table["metric"]]
+    score = (table["value"] * sign).rename("score")
+    highest, lowest = score.groupby(group).transform("max"), score.groupby(group).transform("min")
+    # Equal shares may differ in the last bit, where they are means over seeds. Where all are equal, none is the best.
+    table["best"] = (score >= highest - 1e-12) & (highest > lowest + 1e-12)
+    key = ["center", "method", "metric"]
+    if tests is not None:
+        tests = tests[(tests["budget"] == budget) & (tests["split_id"] == OWN_SPLIT)]
+        if tests["seed"].nunique() > 1:
+            seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
+            raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
+        table = table.merge(tests[[*key, "seed", "p", "p_holm", "test", "reference"]], on=key, how="left")
+        table = table.rename(columns={"seed": "tested_seed"})
+    else:
+        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
+    table[["test", "reference"]] = table[["test", "reference"]].fillna("")
+    table["title"] = [METHODS[method].title for method in table["method"]]
+    places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
+    order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
+    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n"]
+    return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
+
+
+def table_note(table: pd.DataFrame, note: str = "") -> str:
+    """What stands under the printed table: intervals, marks, tests, and what is not defined, as plain text.
+
+    Args:
+        table: from `statistics_table`.
+        note: first words, e.g. data, teacher and budget.
+    """
+    kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
+    sentences = [
+        f"{note.rstrip('.')}." if note else "",
+        f"Value (95 % interval: {kinds})." if kinds else "",
+        "Bold: the best of the centre.",
+    ]
+    if table["seeds"].max() > 1:
+        sentences.append(f"Means over {table['seeds'].max()} seeds, also of the limits.")
+    tested = table[table["test"] != ""]
+    if len(tested):
+        one = f", of seed {int(tested['tested_seed'].iloc[0])} alone" if table["seeds"].max() > 1 else ""
+        against = ", ".join(METHODS[name].title for name in dict.fromkeys(tested["reference"]))
+        sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm{one}.")
+    printed = {center: "all centres" if center == POOLED else center for center in table["center"]}
+    return " ".join(filter(None, [*sentences, undefined(table, printed)]))
+
+
+def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> Styler:
+    """The table as it is printed: centres and methods as rows, metrics as columns, the best of a centre in bold.
+
+    Args:
+        table: from `statistics_table`.
+        note: see `table_note`.
+        escape: "html" or "latex": names of centres are the user's and may hold anything.
+    """
+    cells, marks = {}, {}
+    sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
+    for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
+        place = ("all centres" if center == POOLED else center, title)
+        unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
+        name = SHORT.get(metric, metric) + unit
+        cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
+        cells[place][name] = with_interval(row, 2 if unit else 3)
+        marks[place, name] = row["best"]
+        if (table.loc[table["metric"] == metric, "test"] != "").any():
+            cells[place][f"p ({name})"] = _p_value(row)
+    shown = pd.DataFrame.from_dict(cells, orient="index").fillna("–")
+    shown.index = pd.MultiIndex.from_tuples(cells, names=["centre", "method"])
+    bold = pd.DataFrame("", shown.index, shown.columns)
+    for (place, name), best in marks.items():
+        bold.loc[place, name] = "font-weight: bold;" if best else ""
+    text = table_note(table, note)
+    styler = Styler(shown, uuid="statistics", cell_ids=False, caption=html.escape(text) if escape == "html" else text.translate(LATEX))
+    styler = styler.format(escape=escape).apply(lambda _: bold, axis=None)
+    for axis in ("index", "columns"):
+        styler = styler.format_index(escape=escape, axis=axis)
+    left = {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 85%; max-width: 70em;"}
+    cell = {"selector": "th, td", "props": "padding: 0.15em 0.7em; text-align: left; vertical-align: top; white-space: nowrap;"}
+    rule = {"selector": "tbody tr:has(th.level0) > *", "props": "border-top: 1px solid #999999;"}
+    return styler.set_table_styles([left, cell, rule]).set_table_attributes('style="border-collapse: collapse"')
+
+
+def _p_value(row: pd.Series) -> str:
+    if row["method"] == row["reference"] or pd.isna(row["p_holm"]):
+        return "–"
+    return "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
+
+
+def write_statistics(table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> Styler:
+    """Writes name.html, name.tex (packages booktabs and multirow) and name.csv, each whole or not at all.
+
+    Args:
+        table: from `statistics_table`.
+        note: first words under the table, and the CSV's column `source`.
+    Returns: the table for the screen, so that a cell can end with this call.
+    """
+    folder = Path(folder)
+    shown = styled_table(table, note)
+    write_text(folder / f"{name}.html", shown.to_html(doctype_html=True))
+    tex = styled_table(table, note, escape="latex")
+    tex.table_styles, tex.table_attributes = [], None  # those of the screen
+    columns = "ll" + "l" * tex.data.shape[1]
+    text = tex.to_latex(column_format=columns, hrules=True, clines="skip-last;index", multirow_align="t", convert_css=True)
+    write_text(folder / f"{name}.tex", "% needs \\usepackage{booktabs, multirow}\n" + text)
+    save_table(table, folder, name, note)
+    return shown
