@@ -13,7 +13,10 @@ from PIL import Image
 
 from vfmgl_lib import export
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.export import TOLERANCE, ExportError, export_model, main, onnx_model
+from vfmgl_lib.export import checks, export_model
+from vfmgl_lib.export.__main__ import main
+from vfmgl_lib.export.checks import TOLERANCE, ExportError
+from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.predict import KEY, Predictor, find_inputs, predict_files
 from vfmgl_lib.study import load_study, open_workspace
 
@@ -87,8 +90,8 @@ def test_masks_of_one_value_are_not_called_a_proof(studies, exported, tmp_path):
     shutil.copytree(study.folder, folder)
     for name in _own_rows(study, "test")["mask_file"]:
         Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / name)
-    row = export.compare_with_study(Predictor(exported["nuclei"].files["onnx"]), load_study(folder)).iloc[0]
-    assert row["quantity"] == export.ONE_VALUE and row["difference"] > row["tolerance"], "and it is refused all the same"
+    row = checks.compare_with_study(Predictor(exported["nuclei"].files["onnx"]), load_study(folder)).iloc[0]
+    assert row["quantity"] == checks.ONE_VALUE and row["difference"] > row["tolerance"], "and it is refused all the same"
 
 
 @pytest.mark.parametrize("task", SAMPLES)
@@ -140,7 +143,7 @@ def test_int8_is_smaller_and_its_cost_is_measured(task, exported, studies):
     small, full = Predictor(done.files["int8"]), Predictor(done.files["onnx"])
     assert small.description.precision == "int8" and done.files["int8"].stat().st_size < done.files["onnx"].stat().st_size
     # Real images: noise lies outside the range that int8 was calibrated on.
-    pixels = export._pixels(study, study.manifest.select(study.manifest.training_centers[0], "test"))
+    pixels = checks._pixels(study, study.manifest.select(study.manifest.training_centers[0], "test"))
     before, after = full.run(pixels)[0], small.run(pixels)[0]
     assert 0 < np.abs(after - before).mean() < 0.05 * np.ptp(before), "another arithmetic, the same model"
     table = done.int8.set_index(["split", "metric"])
@@ -154,10 +157,10 @@ def test_int8_is_smaller_and_its_cost_is_measured(task, exported, studies):
 
 
 def test_int8_is_calibrated_on_training_images(studies, exported, monkeypatch):
-    seen, pixels = [], export._pixels
-    monkeypatch.setattr(export, "_pixels", lambda study, table: seen.append(set(table["split"])) or pixels(study, table))
-    done = exported["nuclei"]
-    export.int8_model(done.files["onnx"], studies["nuclei"], "SiteA", Predictor(done.files["onnx"]).description)
+    seen, pixels = [], checks._pixels
+    monkeypatch.setattr(checks, "_pixels", lambda study, table: seen.append(set(table["split"])) or pixels(study, table))
+    exported["nuclei"]
+    checks.calibration_images(studies["nuclei"], "SiteA")
     assert seen == [{"train"}]
 
 

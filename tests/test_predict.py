@@ -16,7 +16,7 @@ from PIL import Image
 
 from vfmgl_lib import __version__
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
-from vfmgl_lib.export import onnx_model
+from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.predict import (
     FORMAT,
