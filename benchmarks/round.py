@@ -25,8 +25,8 @@ from vfmgl_lib.federation.strategies import Averaging, Update, average
 from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
-from vfmgl_lib.study import open_workspace
 from vfmgl_lib.transfer import critical_stages
+from vfmgl_lib.workspace import open_workspace
 
 TARGET = 0.02  # driver's share
 

@@ -18,7 +18,8 @@ from vfmgl_lib.export.__main__ import main
 from vfmgl_lib.export.checks import TOLERANCE, ExportError
 from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.predict import KEY, Predictor, find_inputs, predict_files
-from vfmgl_lib.study import load_study, open_workspace
+from vfmgl_lib.study import load_study
+from vfmgl_lib.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = ROOT / "tests" / "smallest.yaml"

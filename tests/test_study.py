@@ -23,7 +23,8 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.study import open_workspace, run_study, trivial_baseline
+from vfmgl_lib.study import run_study, trivial_baseline
+from vfmgl_lib.workspace import open_workspace
 
 SMALL = {
     "teacher": "random:vit_tiny_patch16_224",

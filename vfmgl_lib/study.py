@@ -1,4 +1,4 @@
-"""The one entry the notebooks use: run or load a study, a folder of tables and checkpoints.
+"""Run or load a study: a folder of tables and checkpoints.
 
 A study's folder:
 
@@ -20,7 +20,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,13 +36,11 @@ from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import client_class, new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
-from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
+from vfmgl_lib.config import ConfigError, StudySettings, checked_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import resplit, subset, with_validation
+from vfmgl_lib.data.layouts import with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest, write_manifest
-from vfmgl_lib.data.phantoms import write_phantoms
-from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, metric_rows
@@ -178,109 +176,6 @@ class Study:
         return table
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`.
-
-    Attributes:
-        manifest: the samples that take part: `prepared` after what the settings say of split, validation set and subset.
-        prepared: the whole set as it was prepared.
-    """
-
-    settings: StudySettings
-    manifest: Manifest
-    folder: Path
-    warnings: tuple[str, ...]
-    on_phantoms: bool
-    prepared: Manifest
-
-    def describe(self) -> pd.Series:
-        """What a run is made of, in words: for the top of a notebook."""
-        settings = self.settings
-        doubts = ["PHANTOM images"] * self.on_phantoms + ["a teacher with RANDOM weights"] * settings.teacher.source.startswith("random:")
-        proves = "this run shows that the code works, nothing about the paper's claims"
-        lines = {"read this first": f"{' and '.join(doubts)}: {proves}"} if doubts else {}
-        lines |= {
-            "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
-            "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
-            "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
-            "teacher": f"{settings.teacher.source}, {settings.teacher.grid} tokens a side",
-            "software": f"vfmgl_lib {__version__}, torch {torch.__version__}",
-            "device": f"{settings.device}, {torch.get_num_threads()} threads",
-            "results": str(self.folder),
-        }
-        return pd.Series(lines, name="this run")
-
-    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True) -> Study:
-        """Runs or loads the study of one method, on all centres or on some."""
-        chosen = tuple(centers) if centers is not None else None
-        return run_study(
-            self.settings.model_copy(update={"method": method, "centers": chosen}),
-            self.manifest,
-            self.folder / "studies",
-            progress,
-            teacher_cache=self.folder.parents[1] / "teacher_cache",
-        )
-
-    def study(self, method: str) -> Study:
-        """What `run` of a method on all centres would go on with; it may be complete, begun or not there at all."""
-        return _find_study(self.settings.model_copy(update={"method": method, "centers": None}), self.manifest, self.folder / "studies")[0]
-
-    def variant(self, *, seed: int | None = None, split: tuple[float, int] | None = None) -> Workspace:
-        """The same images with another study seed, another division of the patients, or both.
-
-        Args:
-            seed: of students, batches, and the choice of validation set and subset where the settings ask for these; None: as here.
-            split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
-        Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
-        """
-        values = self.settings.model_dump()
-        values |= {} if seed is None else {"seed": seed}
-        values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
-        settings = checked_settings(values)
-        return replace(self, settings=settings, manifest=_taking_part(self.prepared, settings))
-
-
-def open_workspace(
-    task: str,
-    profile: str | Path = "smoke",
-    *,
-    data: str | Path = "",
-    teacher: str = "",
-    device: str = "cpu",
-    seed: int = 0,
-    runs: str | Path = "runs",
-    **overrides: object,
-) -> Workspace:
-    """Settings and data of a task.
-
-    Args:
-        task, profile: see `config.load_settings`; `overrides` too.
-        data: a prepared set, or images in one of the forms that `data.sources` reads, which are then prepared below `runs` once; "": the
-            embedded phantoms, written below `runs` once.
-        teacher: NAME, FILE, NAME=FILE or random:NAME instead of the profile's; "": the profile's.
-        device: "cpu" or "cuda".
-        runs: the folder of all results.
-    Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch sees no GPU here; use cpu")
-    if teacher:
-        overrides["teacher__source"] = teacher
-    settings = load_settings(task, profile, device=device, seed=seed, **overrides)
-    runs = Path(runs)
-    folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
-    root = Path(data) if data else _phantoms(settings, runs / "phantoms")
-    prepared = _prepared(settings.data.layout, root, runs / "prepared")
-    manifest = _taking_part(prepared.manifest, settings)
-    if len(manifest.classes) != 2:
-        raise ConfigError(
-            f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
-
-
 def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
     """Runs a study, goes on with an interrupted one, or loads a complete one.
 
@@ -294,7 +189,7 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
         StudyRunningError: another process is running this very study.
     """
-    study, teacher = _find_study(settings, manifest, folder)
+    study, teacher = find_study(settings, manifest, folder)
     study.folder.mkdir(parents=True, exist_ok=True)
     with _only_process(study.folder):
         if study.complete:
@@ -318,7 +213,7 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def _find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:
+def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:
     """The study of these settings and data below `folder`, whatever is there of it, and its teacher."""
     if settings.method not in METHODS:
         raise ConfigError(f"method {settings.method!r}: must be one of {', '.join(METHODS)}")
@@ -333,18 +228,6 @@ def _find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tu
     description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
     return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
-
-
-def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
-    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
-    manifest, data = prepared, settings.data
-    if data.split:
-        manifest = resplit(manifest, data.split.train, data.split.seed)
-    if data.validation_share:
-        manifest = with_validation(manifest, data.validation_share, settings.seed)
-    if data.per_center:
-        manifest = subset(manifest, data.per_center, settings.seed)
-    return manifest
 
 
 def load_study(folder: Path, data: Path | None = None) -> Study:
@@ -418,7 +301,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, cache: Feature
 
 def _datasets(study: Study, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
     """split -> data set of one centre; what the teacher sees also carries the teacher's own resize: a classifier on it sees every split."""
-    sets, on_teacher = {}, study.settings.method == "frozen_probe"
+    sets, on_teacher = {}, STRATEGIES[study.settings.method].embeds
     for split in ("train", "val", "test"):
         table = study.manifest.select(center, split)
         if len(table):
@@ -449,29 +332,6 @@ def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Pat
     limit = int(settings.teacher.cache_gib * GIB)
     arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"})
     return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device), arithmetic)
-
-
-def _prepared(layout: str, root: Path, folder: Path) -> Prepared:
-    """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names."""
-    if is_prepared(root):
-        return read_prepared(root, layout)
-    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    return prepare(layout, root, folder / f"{layout}-{root.resolve().name}-{place}")
-
-
-def _phantoms(settings: StudySettings, folder: Path) -> Path:
-    phantoms = settings.phantoms
-    sizes = "-".join(f"{split}{count}" for split, count in phantoms.samples.items())
-    name = f"{settings.data.layout}-{phantoms.centers}x-{sizes}-{phantoms.image_size}px-h{phantoms.heterogeneity:g}-seed{settings.seed}"
-    return write_phantoms(
-        folder / name,
-        settings.data.layout,
-        centers=phantoms.centers,
-        samples=dict(phantoms.samples),
-        image_size=phantoms.image_size,
-        heterogeneity=phantoms.heterogeneity,
-        seed=settings.seed,
-    )
 
 
 def _data_identity(manifest: Manifest) -> str:
@@ -579,7 +439,7 @@ def _prune(study: Study, number: int) -> None:
         return
     keep = old in (1, *study.report_rounds.values())
     for file in _round_folder(study.folder, old).glob("*.safetensors"):
-        if not keep or file.name.endswith((".state.safetensors", "ring.safetensors")):
+        if not keep or file.name.endswith(".state.safetensors"):
             file.unlink()
 
 

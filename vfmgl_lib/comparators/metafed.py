@@ -62,7 +62,7 @@ class Ring(Server):
         initial: the state that all students start from; every update must have its names and shapes.
     """
 
-    checkpoint = "ring"
+    checkpoint = "ring.state"  # for resuming only, as the centres' own state
 
     def __init__(self, settings: StudySettings, centers: list[str], initial: State):
         self.settings, self.centers = settings, list(centers)

@@ -26,6 +26,7 @@ class Strategy:
         distillation: stage II exists: distillation from the shared model, critical stages frozen.
         deduction: stage II skips batches of high heterogeneity (DDBL).
         teacher: the frozen foundation model is used.
+        embeds: the model itself reads the teacher's features, so that every split needs the teacher's own resize.
         sends: the local model leaves the centre after a round.
         adopts: the shared model overwrites the local one; otherwise it only teaches.
     """
@@ -34,6 +35,7 @@ class Strategy:
     distillation: bool = False
     deduction: bool = False
     teacher: bool = False
+    embeds: bool = False
     sends: bool = False
     adopts: bool = False
 
@@ -44,7 +46,7 @@ STRATEGIES = {
     "fedprox": Strategy(sends=True, adopts=True),
     "harmofl": Strategy(sends=True, adopts=True),
     "metafed": Strategy(sends=True),
-    "frozen_probe": Strategy(teacher=True),
+    "frozen_probe": Strategy(teacher=True, embeds=True),
     "logit_kd": Strategy(teacher=True),
     "hgkt": Strategy(transfer=True, teacher=True, sends=True),
     "hgkt_kd": Strategy(transfer=True, distillation=True, teacher=True, sends=True),

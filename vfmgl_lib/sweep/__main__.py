@@ -14,10 +14,10 @@ from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resol
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.study import open_workspace
 from vfmgl_lib.sweep.jobs import Split, plan, status_table
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import SweepError, run_sweep
+from vfmgl_lib.workspace import open_workspace
 
 EXAMPLES = """
 examples:

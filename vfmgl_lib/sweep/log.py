@@ -21,8 +21,9 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
-from vfmgl_lib.study import NO_TEACHER, Study, Workspace
+from vfmgl_lib.study import NO_TEACHER, Study
 from vfmgl_lib.sweep.jobs import Job, status_table
+from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS = "studies.csv", "metrics.csv"
 IDENTITY = ["method", "seed", "split_id"]

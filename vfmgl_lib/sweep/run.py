@@ -25,8 +25,9 @@ from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.study import Study, StudyRunningError, Workspace
+from vfmgl_lib.study import Study, StudyRunningError
 from vfmgl_lib.sweep.jobs import Job, Split, plan, status_table
+from vfmgl_lib.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Executor = Literal["local", "slurm"]

@@ -24,7 +24,7 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import FORMATS, is_prepared, prepare, read_prepared, verify
 from vfmgl_lib.data.sources import prostate as reader
 from vfmgl_lib.data.sources.cases import Findings
-from vfmgl_lib.study import open_workspace
+from vfmgl_lib.workspace import open_workspace
 
 
 def beside(name):

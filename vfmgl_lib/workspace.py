@@ -1,0 +1,157 @@
+"""A task's settings and data, from which its studies are run: what a notebook opens first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from vfmgl_lib import __version__
+from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
+from vfmgl_lib.data.layouts import resplit, subset, with_validation
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.phantoms import write_phantoms
+from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
+from vfmgl_lib.study import Study, find_study, run_study
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One task's settings and data, and the folder its studies and figures go to: `runs/<profile>/<task>[-<data folder>]`.
+
+    Attributes:
+        manifest: the samples that take part: `prepared` after what the settings say of split, validation set and subset.
+        prepared: the whole set as it was prepared.
+    """
+
+    settings: StudySettings
+    manifest: Manifest
+    folder: Path
+    warnings: tuple[str, ...]
+    on_phantoms: bool
+    prepared: Manifest
+
+    def describe(self) -> pd.Series:
+        """What a run is made of, in words: for the top of a notebook."""
+        settings = self.settings
+        doubts = ["PHANTOM images"] * self.on_phantoms + ["a teacher with RANDOM weights"] * settings.teacher.source.startswith("random:")
+        proves = "this run shows that the code works, nothing about the paper's claims"
+        lines = {"read this first": f"{' and '.join(doubts)}: {proves}"} if doubts else {}
+        lines |= {
+            "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
+            "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
+            "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
+            "teacher": f"{settings.teacher.source}, {settings.teacher.grid} tokens a side",
+            "software": f"vfmgl_lib {__version__}, torch {torch.__version__}",
+            "device": f"{settings.device}, {torch.get_num_threads()} threads",
+            "results": str(self.folder),
+        }
+        return pd.Series(lines, name="this run")
+
+    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True) -> Study:
+        """Runs or loads the study of one method, on all centres or on some."""
+        chosen = tuple(centers) if centers is not None else None
+        return run_study(
+            self.settings.model_copy(update={"method": method, "centers": chosen}),
+            self.manifest,
+            self.folder / "studies",
+            progress,
+            teacher_cache=self.folder.parents[1] / "teacher_cache",
+        )
+
+    def study(self, method: str) -> Study:
+        """What `run` of a method on all centres would go on with; it may be complete, begun or not there at all."""
+        return find_study(self.settings.model_copy(update={"method": method, "centers": None}), self.manifest, self.folder / "studies")[0]
+
+    def variant(self, *, seed: int | None = None, split: tuple[float, int] | None = None) -> Workspace:
+        """The same images with another study seed, another division of the patients, or both.
+
+        Args:
+            seed: of students, batches, and the choice of validation set and subset where the settings ask for these; None: as here.
+            split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
+        Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
+        """
+        values = self.settings.model_dump()
+        values |= {} if seed is None else {"seed": seed}
+        values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
+        settings = checked_settings(values)
+        return replace(self, settings=settings, manifest=_taking_part(self.prepared, settings))
+
+
+def open_workspace(
+    task: str,
+    profile: str | Path = "smoke",
+    *,
+    data: str | Path = "",
+    teacher: str = "",
+    device: str = "cpu",
+    seed: int = 0,
+    runs: str | Path = "runs",
+    **overrides: object,
+) -> Workspace:
+    """Settings and data of a task.
+
+    Args:
+        task, profile: see `config.load_settings`; `overrides` too.
+        data: a prepared set, or images in one of the forms that `data.sources` reads, which are then prepared below `runs` once; "": the
+            embedded phantoms, written below `runs` once.
+        teacher: NAME, FILE, NAME=FILE or random:NAME instead of the profile's; "": the profile's.
+        device: "cpu" or "cuda".
+        runs: the folder of all results.
+    Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch sees no GPU here; use cpu")
+    if teacher:
+        overrides["teacher__source"] = teacher
+    settings = load_settings(task, profile, device=device, seed=seed, **overrides)
+    runs = Path(runs)
+    folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
+    root = Path(data) if data else _phantoms(settings, runs / "phantoms")
+    prepared = _prepared(settings.data.layout, root, runs / "prepared")
+    manifest = _taking_part(prepared.manifest, settings)
+    if len(manifest.classes) != 2:
+        raise ConfigError(
+            f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
+
+
+def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
+    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    manifest, data = prepared, settings.data
+    if data.split:
+        manifest = resplit(manifest, data.split.train, data.split.seed)
+    if data.validation_share:
+        manifest = with_validation(manifest, data.validation_share, settings.seed)
+    if data.per_center:
+        manifest = subset(manifest, data.per_center, settings.seed)
+    return manifest
+
+
+def _prepared(layout: str, root: Path, folder: Path) -> Prepared:
+    """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names."""
+    if is_prepared(root):
+        return read_prepared(root, layout)
+    place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
+    return prepare(layout, root, folder / f"{layout}-{root.resolve().name}-{place}")
+
+
+def _phantoms(settings: StudySettings, folder: Path) -> Path:
+    phantoms = settings.phantoms
+    sizes = "-".join(f"{split}{count}" for split, count in phantoms.samples.items())
+    name = f"{settings.data.layout}-{phantoms.centers}x-{sizes}-{phantoms.image_size}px-h{phantoms.heterogeneity:g}-seed{settings.seed}"
+    return write_phantoms(
+        folder / name,
+        settings.data.layout,
+        centers=phantoms.centers,
+        samples=dict(phantoms.samples),
+        image_size=phantoms.image_size,
+        heterogeneity=phantoms.heterogeneity,
+        seed=settings.seed,
+    )
