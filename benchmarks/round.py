@@ -60,8 +60,8 @@ def main() -> None:
 
         def through_driver() -> None:
             _restore(*driven, starts[0])
-            for done in run_rounds(*driven, 2, start=1):
-                results["driver"] = [*(update.state for update in done.updates), done.shared]
+            (done,) = run_rounds(*driven, 2, start=1)
+            results["driver"] = [*(client.student.state_dict() for client in driven[0]), done.shared]
 
         def through_loops() -> None:
             _restore(*bare, starts[1])

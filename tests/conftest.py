@@ -62,9 +62,26 @@ def federation(phantoms, teacher):
             )
             for center in manifest.training_centers
         ]
-        return clients, new_server(settings, list(manifest.training_centers), clients[0].student.state_dict())
+        return clients, new_server(settings, list(manifest.training_centers), student())
 
     return build
+
+
+@pytest.fixture
+def received(monkeypatch):
+    """server -> the list that the updates which it takes are added to."""
+
+    def record(server):
+        updates, receive = [], server.receive
+
+        def recording(update):
+            receive(update)
+            updates.append(update)
+
+        monkeypatch.setattr(server, "receive", recording)
+        return updates
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,25 @@ class FederationSettings(Settings):
     )
 
 
+class ExchangeSettings(Settings):
+    """How an update is written before it leaves a centre; the same in one process and over a network."""
+
+    number_format: Literal["float32", "float16", "float16_change"] = Field(
+        description="float16 halves the traffic; float16_change sends the difference from the model received, where there is one"
+    )
+    share_counts: bool = Field(description="false: numbers of samples and losses stay at the centre; needs uniform weights")
+    clip: float = Field(ge=0, description="longest change of the model received that a centre sends, L2 norm; 0: any")
+    noise: float = Field(ge=0, description="SD of the noise on every value sent, in units of clip (vfmgl_lib.federation.privacy)")
+
+
+class FaultSettings(Settings):
+    """When a round goes on without a centre. None of it changes a number of a round in which nothing goes wrong."""
+
+    quorum: float = Field(gt=0, le=1, description="share of the centres that a round needs")
+    deadline: float = Field(gt=0, description="seconds from the start of a round until a centre that has not answered is left out")
+    largest_norm: float = Field(gt=1, description="an update's norm, as a multiple of the shared model's, above which it is refused")
+
+
 class FedProxSettings(Settings):
     mu: float = Field(ge=0, description="weight of half the squared distance to the shared model")
 
@@ -182,6 +201,9 @@ class ComputeSettings(Settings):
     compile_teacher: bool = Field(description="torch.compile for the teacher; some minutes at the start")
 
 
+PLAIN_EXCHANGE = ExchangeSettings(number_format="float32", share_counts=True, clip=0, noise=0)
+
+
 class StudySettings(Settings):
     """Everything that a study's numbers depend on, but for the data themselves (their manifest's hash) and the library's version."""
 
@@ -200,6 +222,8 @@ class StudySettings(Settings):
     transfer: TransferSettings
     deduction: DeductionSettings
     federation: FederationSettings
+    exchange: ExchangeSettings
+    faults: FaultSettings
     compute: ComputeSettings
     comparators: ComparatorSettings
     comparison: ComparisonSettings
@@ -214,6 +238,10 @@ class StudySettings(Settings):
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
                 "a classification has resnet18 with cross_entropy, a segmentation unet with dice"
             )
+        if not self.exchange.share_counts and self.federation.weights != "uniform":
+            raise ValueError("exchange.share_counts false: without the numbers of samples federation.weights must be uniform")
+        if self.exchange.noise and not self.exchange.clip:
+            raise ValueError("exchange.noise: noise protects nothing without exchange.clip, which bounds what one centre can change")
         if self.student.name == "unet" and self.data.image_size % 16:
             raise ValueError(f"data.image_size {self.data.image_size}: the UNet needs a multiple of 16")
         return self
@@ -226,13 +254,15 @@ class StudySettings(Settings):
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
-        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings).
+        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings, a plain exchange).
         """
-        aside = ("profile", "phantoms", "teacher", "comparison", "interpretation", "footprint")
+        aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
         # Logit distillation fits the frozen probe as its teacher.
         used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)
+        if self.exchange == PLAIN_EXCHANGE:
+            del values["exchange"]
         values["comparators"] = {name: part for name, part in values["comparators"].items() if name in used}
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 

@@ -3,7 +3,7 @@
 A study's folder:
 
     config.json  environment.json  manifest.csv
-    predictions.csv  metrics.csv  rounds.csv  steps.csv  stages.csv  mean_features.csv
+    predictions.csv  metrics.csv  rounds.csv  steps.csv  stages.csv  mean_features.csv  faults.csv  traffic.csv
                      tidy tables over all rounds, written when the study is complete
     rounds/NNN/      one folder a round, which appears whole or not at all: its part of each table, predicted masks and checkpoints
 
@@ -53,7 +53,8 @@ from vfmgl_lib.models.teachers import Teacher, load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 log = logging.getLogger(__name__)
-TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features")
+TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
+ENGINES = ("process", "flower")
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
 COMPLETE = "complete.json"
 NO_TEACHER = "none (the method uses no teacher)"
@@ -110,6 +111,16 @@ class Study:
     def mean_features(self) -> pd.DataFrame:
         """Mean features under the shared model at the report rounds; without rows for a method that has no shared model."""
         return self._table("mean_features")
+
+    @cached_property
+    def faults(self) -> pd.DataFrame:
+        """Who did not take part in which round, and why; without rows where all did."""
+        return self._table("faults")
+
+    @cached_property
+    def traffic(self) -> pd.DataFrame:
+        """Bytes of tensors to and from each centre in each round; without rows where nothing travelled."""
+        return self._table("traffic")
 
     def final_predictions(self) -> pd.DataFrame:
         """The rows of the reported models, with `budget` and, for a segmentation, `mask_path`, the mask files' absolute places."""
@@ -176,7 +187,14 @@ class Study:
         return table
 
 
-def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progress: bool = True, teacher_cache: Path | None = None) -> Study:
+def run_study(
+    settings: StudySettings,
+    manifest: Manifest,
+    folder: Path,
+    progress: bool = True,
+    teacher_cache: Path | None = None,
+    engine: str = "process",
+) -> Study:
     """Runs a study, goes on with an interrupted one, or loads a complete one.
 
     Args:
@@ -185,6 +203,8 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         folder: where studies lie; this one's folder is made in it.
         progress: show a bar over all batches, with the time left.
         teacher_cache: folder of teacher features that all studies share, up to `teacher.cache_gib`; None: no cache. It changes no number.
+        engine: "process": all centres in this one; "flower": every centre in a process of its own, which reaches its own images alone
+            (`federation.local`). It changes no number either.
     Returns: the complete study.
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
         StudyRunningError: another process is running this very study.
@@ -195,7 +215,7 @@ def run_study(settings: StudySettings, manifest: Manifest, folder: Path, progres
         if study.complete:
             log.info("loaded the complete study %s", study.folder.name)
         else:
-            _train(study, teacher, progress, _feature_cache(settings, teacher, teacher_cache))
+            _train(study, teacher, progress, teacher_cache, engine)
     return study
 
 
@@ -224,7 +244,7 @@ def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tup
         manifest = replace(manifest, table=manifest.table[manifest.table["center"].isin(settings.centers)])
     if METHODS[settings.method].needs_validation:
         manifest = with_validation(manifest, VALIDATION_SHARE, settings.seed)
-    teacher = _teacher(settings)
+    teacher = study_teacher(settings)
     description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
     return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
@@ -262,18 +282,17 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def _train(study: Study, teacher: Teacher | None, progress: bool, cache: FeatureCache | None) -> None:
+def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache: Path | None, engine: str) -> None:
     """All rounds that are missing, then the study's tables."""
     settings, folder = study.settings, study.folder
     device = torch.device(settings.device)
-    _describe(study, teacher)
-    datasets = {center: _datasets(study, center, teacher) for center in study.manifest.centers}
-    build, centers = client_class(settings.method), study.manifest.training_centers
-    clients = [
-        build(center, settings, _new_student(settings), teacher, datasets[center]["train"], device, cache, datasets[center].get("val"))
-        for center in centers
-    ]
-    server = new_server(settings, list(centers), clients[0].student.state_dict())
+    if engine not in ENGINES:
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    _describe(study, teacher, engine)
+    datasets = {center: center_datasets(settings, study.manifest, center, teacher) for center in study.manifest.centers}
+    centers, cache = study.manifest.training_centers, feature_cache(settings, teacher, teacher_cache)
+    clients = [new_client(settings, center, datasets[center], teacher, cache) for center in centers]
+    server = new_server(settings, list(centers), new_student(settings))
     unit = scoring_unit(study.manifest.table, settings.is_segmentation)
     evaluation = RoundEvaluation(settings, datasets, unit, device)
 
@@ -288,35 +307,52 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, cache: Feature
     total = sum(client.batch_count(number) for client in clients for number in range(start + 1, study.last_round + 1))
     title = f"{settings.task} {settings.method} seed {settings.seed}"
     with tqdm(total=total, desc=title, unit="batch", disable=not progress, mininterval=1.0) as bar:
-        for done in run_rounds(clients, server, study.last_round, start=start, progress=bar.update):
+        if engine == "flower":
+            from vfmgl_lib.federation.local import run_rounds_apart  # here: flwr takes seconds to import
+
+            rounds = run_rounds_apart(study, clients, server, start=start, progress=bar.update, teacher_cache=teacher_cache)
+        else:
+            rounds = run_rounds(clients, server, study.last_round, start=start, quorum=settings.faults.quorum, progress=bar.update)
+        for done in rounds:
             bar.set_postfix_str(f"round {done.number}/{study.last_round}")
             with new_folder(_round_folder(folder, done.number)) as part:
                 _checkpoint(clients, server, part)
                 shared = clients[0].frozen_copy(done.shared) if done.shared is not None else None
-                evaluation.round(done.number, clients, shared, part).write(part)
+                tables = evaluation.round(done.number, clients, shared, part)
+                tables.tables |= {"faults": [vars(fault) for fault in done.faults], "traffic": done.traffic}
+                tables.write(part)
             _prune(study, done.number)
     _join_tables(study)
     write_json(folder / COMPLETE, {"rounds": study.last_round})
 
 
-def _datasets(study: Study, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
+def center_datasets(settings: StudySettings, manifest: Manifest, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
     """split -> data set of one centre; what the teacher sees also carries the teacher's own resize: a classifier on it sees every split."""
-    sets, on_teacher = {}, STRATEGIES[study.settings.method].embeds
+    sets, on_teacher = {}, STRATEGIES[settings.method].embeds
     for split in ("train", "val", "test"):
-        table = study.manifest.select(center, split)
+        table = manifest.select(center, split)
         if len(table):
             teacher_size = teacher.image_size if teacher and (split == "train" or on_teacher) else None
-            sets[split] = ImageDataset(study.manifest, table, study.settings.data.image_size, teacher_size)
+            sets[split] = ImageDataset(manifest, table, settings.data.image_size, teacher_size)
     return sets
 
 
-def _new_student(settings: StudySettings) -> Student:
+def new_client(
+    settings: StudySettings, center: str, sets: dict[str, ImageDataset], teacher: Teacher | None, cache: FeatureCache | None
+) -> Client:
+    """A centre's client in its initial state, on the sets of `center_datasets`."""
+    build = client_class(settings.method)
+    return build(center, settings, new_student(settings), teacher, sets["train"], torch.device(settings.device), cache, sets.get("val"))
+
+
+def new_student(settings: StudySettings) -> Student:
     """A student with the study's initial weights: the same for every centre and method of a seed."""
     with torch_seed(seed_sequence(settings.seed, "student")):
         return STUDENTS[settings.student.name](2, settings.student.width, settings.student.weights)
 
 
-def _teacher(settings: StudySettings) -> Teacher | None:
+def study_teacher(settings: StudySettings) -> Teacher | None:
+    """The frozen teacher on its device; None for a method without one."""
     if not STRATEGIES[settings.method].teacher:
         return None
     chosen = settings.teacher
@@ -326,7 +362,8 @@ def _teacher(settings: StudySettings) -> Teacher | None:
     return teacher.compiled() if settings.compute.compile_teacher else teacher
 
 
-def _feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
+def feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
+    """The teacher's features on disk, below `folder`; None where there is no teacher or no cache is wanted."""
     if teacher is None or folder is None or not settings.teacher.cache_gib:
         return None
     limit = int(settings.teacher.cache_gib * GIB)
@@ -362,7 +399,7 @@ def _only_process(folder: Path) -> Iterator[None]:
         yield
 
 
-def _describe(study: Study, teacher: Teacher | None) -> None:
+def _describe(study: Study, teacher: Teacher | None, engine: str) -> None:
     """config.json, manifest.csv and environment.json (one entry per start of the study)."""
     folder, settings = study.folder, study.settings
     deviations = settings.deviations().to_dict("records")
@@ -377,6 +414,7 @@ def _describe(study: Study, teacher: Teacher | None) -> None:
             "commit": _commit(),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
+            "engine": engine,
             "device": f"{settings.device}: {device}",
             "threads": torch.get_num_threads(),
             "manifest_sha256": study.manifest.sha256,

@@ -285,6 +285,7 @@ class HGKT:
 
     def load_state_dict(self, state: State) -> None:
         """Takes back what `state_dict` gave; every tensor must be there (KeyError names the one that is not)."""
+        self.meta_optimizer.state.clear()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if not name.startswith("student."):

@@ -52,8 +52,8 @@ class Workspace:
         }
         return pd.Series(lines, name="this run")
 
-    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True) -> Study:
-        """Runs or loads the study of one method, on all centres or on some."""
+    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True, engine: str = "process") -> Study:
+        """Runs or loads the study of one method, on all centres or on some; `engine` as in `study.run_study`."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),
@@ -61,6 +61,7 @@ class Workspace:
             self.folder / "studies",
             progress,
             teacher_cache=self.folder.parents[1] / "teacher_cache",
+            engine=engine,
         )
 
     def study(self, method: str) -> Study:

@@ -101,11 +101,12 @@ def test_without_perturbation_it_is_a_step_of_the_normalised_student(federation)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_amplitudes_are_averaged_as_the_declared_aggregate_and_adopted(federation):
+def test_amplitudes_are_averaged_as_the_declared_aggregate_and_adopted(federation, received):
     clients, server = federation("nuclei", "harmofl", comparators__harmofl__block=0.1)
     assert block_side(clients[0].settings) == 7  # 2 floor(0.1 * 32) + 1
-    (done,) = run_rounds(clients, server, 1)
-    sent = [update.aggregates[AMPLITUDE] for update in done.updates]
-    assert not torch.equal(*sent) and all(AMPLITUDE not in update.state for update in done.updates)
+    updates = received(server)
+    list(run_rounds(clients, server, 1))
+    sent = [update.aggregates[AMPLITUDE] for update in updates]
+    assert not torch.equal(*sent) and all(AMPLITUDE not in update.state for update in updates)
     for client in clients:
         torch.testing.assert_close(client.student.amplitude, (sent[0] + sent[1]) / 2)

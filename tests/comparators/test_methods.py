@@ -62,15 +62,15 @@ def test_every_method_starts_from_equal_student_weights(federation):
     ("task", "method"),
     [("nuclei", method) for method in ORDER] + [("endometrial", method) for method in ("fedavg", "metafed", "frozen_probe", "logit_kd")],
 )
-def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identical(federation, method, task):
+def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identical(federation, received, method, task):
     # At the threshold 0 MetaFed's flags are on from the first score above 0, so that they are part of what is resumed.
     few = {"optimizer__lr": 0.005, "federation__rounds": 2, "comparators__metafed__threshold": 0.0}
     clients, server = federation(task, method, **few)
     last = min(4, max(report_rounds(clients[0].settings).values()))
     declared = harmofl.declared_aggregates(clients[0].settings) if method == "harmofl" else {}
-    resumed = None
+    resumed, updates = None, received(server)
     for done in run_rounds(clients, server, last):
-        for client, update in zip(clients, done.updates, strict=True):
+        for client, update in zip(clients, updates, strict=True):
             assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
             own = client.student.state_dict() if STRATEGIES[method].sends else {}
             assert {name: tuple(t.shape) for name, t in update.aggregates.items()} == declared
@@ -81,6 +81,7 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
             assert math.isfinite(update.metrics["task_loss"])
             for row in client.log.rounds:
                 assert row["batches"] > 0 and row["samples"] == len(client.data)
+        updates.clear()
         if done.shared is not None and STRATEGIES[method].adopts:
             assert all(_equal(client.student.state_dict(), done.shared) for client in clients)
         if done.number == min(3, last):  # after MetaFed's first common round
@@ -116,12 +117,13 @@ def test_a_declared_aggregate_has_its_declared_size(federation):
         server.receive(Update("A", state, 1, {}))
 
 
-def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_without_momenta(federation):
+def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_without_momenta(federation, received):
     clients, server = federation("nuclei", "fedavg")
     clients[1].data.table = clients[1].data.table.iloc[:3]  # 4 and 3 samples
-    (done,) = run_rounds(clients, server, 1)
-    one, other = (update.state for update in done.updates)
-    assert [update.samples for update in done.updates] == [4, 3]
+    updates = received(server)
+    list(run_rounds(clients, server, 1))
+    one, other = (update.state for update in updates)
+    assert [update.samples for update in updates] == [4, 3]
     for name in ("head.weight", "bottleneck.1.running_mean", "bottleneck.1.running_var"):
         by_hand = (4 * one[name].double() + 3 * other[name].double()) / 7
         assert not torch.equal(one[name], other[name])
@@ -133,17 +135,18 @@ def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_wit
     assert not _equal(clients[0].student.state_dict(), before)
 
 
-def test_a_method_without_federation_gets_no_message(federation):
+def test_a_method_without_federation_gets_no_message(federation, received):
     for method in ("local", "logit_kd", "frozen_probe"):
         clients, server = federation("nuclei", method)
         assert type(server) is Server and server.message("SiteA", 2) is None
+        updates = received(server)
         (done,) = run_rounds(clients, server, 1)
-        assert done.shared is None and all(update.state == {} for update in done.updates)
+        assert done.shared is None and updates and all(update.state == {} for update in updates)
 
 
 def test_the_initial_state_is_sent_only_where_it_is_adopted(federation):
     for method, sent in (("fedavg", True), ("fedprox", True), ("harmofl", True), ("vfmgl", False), ("hgkt", False)):
         clients, server = federation("nuclei", method)
         assert (server.message("SiteA", 1) is not None) == sent and server.message("SiteA", 2) is not None
-        again = new_server(clients[0].settings, ["SiteA", "SiteB"], clients[0].student.state_dict())
+        again = new_server(clients[0].settings, ["SiteA", "SiteB"], clients[0].student)
         assert again.weights == ("uniform" if method == "harmofl" else "samples")

@@ -10,7 +10,8 @@ from vfmgl_lib.comparators.logit_kd import LogitKDClient
 from vfmgl_lib.comparators.metafed import MetaFedClient, Ring
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server, State
+from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server
+from vfmgl_lib.models.students import Student
 
 # A method that is not here has the plain client: its switches say all (`federation.strategies`).
 CLIENTS: dict[str, type[Client]] = {
@@ -27,19 +28,20 @@ def client_class(method: str) -> type[Client]:
     return CLIENTS.get(method, Client)
 
 
-def new_server(settings: StudySettings, centers: list[str], initial: State) -> Server:
+def new_server(settings: StudySettings, centers: list[str], student: Student) -> Server:
     """The server of the study's method.
 
     Args:
         centers: the training centres, sorted.
-        initial: the state that every client's student starts from.
+        student: in the state that every client's student starts from.
     """
-    strategy = STRATEGIES[settings.method]
+    initial = (harmofl.normalised(student, settings) if settings.method == "harmofl" else student).state_dict()
+    strategy, limit = STRATEGIES[settings.method], settings.faults.largest_norm
     if settings.method == "metafed":
         return Ring(settings, centers, initial)
     if not strategy.sends:
         return Server()
     if settings.method == "harmofl":
         declared = harmofl.declared_aggregates(settings)
-        return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared)
-    return Averaging(initial, settings.federation.weights, sends_initial=strategy.adopts)
+        return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared, largest_norm=limit)
+    return Averaging(initial, settings.federation.weights, sends_initial=strategy.adopts, largest_norm=limit)

@@ -84,13 +84,18 @@ class AmplitudeNormalised(Student):
         return self.student.stages
 
 
+def normalised(student: Student, settings: StudySettings) -> AmplitudeNormalised:
+    """A student behind the study's amplitude normalisation, which has seen no batch yet."""
+    return AmplitudeNormalised(student, block_side(settings), settings.comparators.harmofl.amplitude_momentum)
+
+
 class HarmoFLClient(Client):
     """Local training with amplitude normalisation and weight perturbation."""
 
     student: AmplitudeNormalised
 
     def local_model(self, student: Student) -> Student:
-        return AmplitudeNormalised(student, block_side(self.settings), self.settings.comparators.harmofl.amplitude_momentum)
+        return normalised(student, self.settings)
 
     def task_step(self, images: Tensor, target: Tensor, batch: dict) -> Tensor:
         # Normalised once: the running amplitude, too, moves once a batch.

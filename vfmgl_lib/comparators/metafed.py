@@ -28,7 +28,7 @@ from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.data.loading import ImageDataset, load_batches
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import Server, State, Update, check_tensors
+from vfmgl_lib.federation.strategies import Server, State, Update, check_update
 from vfmgl_lib.models.students import Student
 
 BETTER_THAN_CHANCE = 0.5  # a teacher that is no better than the student and below this teaches nothing
@@ -59,14 +59,15 @@ class Ring(Server):
     Args:
         settings: the study's.
         centers: in the ring's order.
-        initial: the state that all students start from; every update must have its names and shapes.
+        initial: the state that all students start from; every update must have its names, shapes and types.
     """
 
     checkpoint = "ring.state"  # for resuming only, as the centres' own state
+    sequential = True
 
     def __init__(self, settings: StudySettings, centers: list[str], initial: State):
         self.settings, self.centers = settings, list(centers)
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in initial.items()}
+        self.initial = initial
         self.models: dict[str, State] = {}
 
     def order(self, centers: list[str], round_number: int) -> list[str]:
@@ -77,11 +78,11 @@ class Ring(Server):
         if stage == "init" or (round_number == init_rounds(self.settings) + 1 and stage == "common" and position == 0):
             return None
         # The last centre trains last, so that until its own turn its model is that of the round before.
-        return self.models[self.centers[-1 if stage == "personalisation" else position - 1]]
+        # A centre whose updates were all refused has no model here: it teaches nothing.
+        return self.models.get(self.centers[-1 if stage == "personalisation" else position - 1])
 
     def receive(self, update: Update) -> None:
-        check_tensors(update, "state", update.state, self.shapes)
-        check_tensors(update, "aggregate", update.aggregates, {})
+        check_update(update, self.initial, {}, self.settings.faults.largest_norm)
         self.models[update.center] = update.state
 
     def state_dict(self) -> State:

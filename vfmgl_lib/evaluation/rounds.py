@@ -67,7 +67,7 @@ class RoundEvaluation:
         for client in sorted(clients, key=lambda client: client.center):
             for name in ("rounds", "steps", "stages"):
                 tables.tables[name] += getattr(client.log, name)
-            stage = client.log.rounds[-1]["stage"]
+            stage = client.last_stage
             cutoff = self._own(tables, client.student, client.center, number, stage, masks)
             if number not in self.reported:
                 continue

@@ -1,1 +1,7 @@
-"""Clients, strategies and rounds: who trains with what, what leaves a centre, and how it becomes the next shared model."""
+"""Clients, strategies and rounds: who trains with what, what leaves a centre, how it becomes the next shared model; in one process or over
+a network, with Flower."""
+
+import os
+
+# Read by flwr when it is imported: nothing is reported, looked up or installed.
+os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}

@@ -19,6 +19,7 @@ from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
+from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.students import Student, set_training_mode
@@ -85,7 +86,10 @@ class Client:
             with torch_seed(seed_sequence(settings.seed, center, "transfer")):
                 self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, settings.optimizer.lr, self.task_loss)
         self.optimizer = self._task_optimizer()
+        own = self.student.state_dict()
+        self.initial_state: State = {name: tensor.detach().cpu().clone() for name, tensor in own.items()} if settings.exchange.clip else {}
         self.stage_one_state: State = {}
+        self.last_stage = "I"
         self.log = RoundLog()
 
     def batches(self, round_number: int, stage: str, epoch: int = 0) -> list[list[int]]:
@@ -101,16 +105,18 @@ class Client:
             progress: told the number of batches done.
         Raises: FloatingPointError: if the task loss is not finite; names centre, round, step and what to lower.
         """
-        self.log = RoundLog()
+        self.log, self.last_stage = RoundLog(), "I"
         self.begin_round(round_number, received)
         task_loss, frozen = self._stage_one(round_number, progress)
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         kept_share = float("nan")
         if self.strategy.distillation and received is not None and round_number > 1:
             kept_share = self._stage_two(round_number, received, task_loss, frozen, progress)
+            self.last_stage = "II"
         self.end_round(round_number)
         state, aggregates = self.sent_state()
-        return Update(self.center, state, len(self.data), {"task_loss": task_loss, "kept_share": kept_share}, aggregates)
+        update = Update(self.center, state, len(self.data), {"task_loss": task_loss, "kept_share": kept_share}, aggregates)
+        return outgoing(update, self.initial_state if received is None else received, received, self.settings.exchange)
 
     def local_model(self, student: Student) -> Student:
         """The model that this method trains, made of the student that all methods start from."""
@@ -165,6 +171,7 @@ class Client:
         self.stage_one_state = dict(stage_one)
         if self.hgkt:
             self.hgkt.load_state_dict({name.removeprefix("hgkt."): t for name, t in state.items() if name.startswith("hgkt.")})
+        self.optimizer = self._task_optimizer()
         optimizer = self.optimizer.state_dict()
         for name, tensor in state.items():
             if name.startswith("optimizer."):

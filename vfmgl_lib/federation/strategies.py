@@ -8,7 +8,7 @@ driver (`federation.rounds`) goes through `order`, asks for each centre's `messa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -76,13 +76,18 @@ class Update:
 DECLARED_METRICS = ("task_loss", "kept_share")
 
 
+class UpdateError(ValueError):
+    """An update that the server refuses; the message names centre and tensor, what came and what was expected."""
+
+
 class Server:
     """What every server does; by itself that of a method without federation: nothing is sent to a centre, no model may come from one."""
 
     checkpoint: str | None = None  # name of the server's part of a round's checkpoint; none: it has no state
+    sequential = False  # a centre's message depends on the updates before it in the same round
 
     def order(self, centers: list[str], round_number: int) -> list[str]:
-        """The centres of a round in the order in which they train."""
+        """The centres of a round in the order in which their updates are received."""
         return centers
 
     def message(self, center: str, round_number: int) -> State | None:
@@ -92,13 +97,12 @@ class Server:
     def receive(self, update: Update) -> None:
         """Takes what a centre sends after it has trained.
 
-        Raises: ValueError: for a tensor that the method does not declare; names centre and tensor.
+        Raises: UpdateError: for what the method does not declare; nothing of the update is taken then.
         """
-        check_tensors(update, "state", update.state, {})
-        check_tensors(update, "aggregate", update.aggregates, {})
+        check_update(update, {}, {})
 
     def finish_round(self) -> State | None:
-        """The shared model after the round; None: the method has none."""
+        """The shared model after the round, made of the updates received in it; None: the method has none."""
         return None
 
     def state_dict(self) -> State:
@@ -110,13 +114,14 @@ class Server:
 
 
 class Averaging(Server):
-    """The server of FedAvg's kind: the next shared model is the weighted mean of the updates.
+    """The server of FedAvg's kind: the next shared model is the weighted mean of the updates. It holds one update at a time.
 
     Args:
         initial: the state that all students start from.
-        weights: see `average`.
+        weights: see `WeightedMean`.
         sends_initial: centres receive the initial state in round 1, too; otherwise nothing, since it teaches nothing.
         aggregates: name -> shape of what a method declares beside the model: averaged with the same weights, part of the shared state.
+        largest_norm: an update is refused if its norm is more than so many times the shared model's.
     """
 
     checkpoint = "shared"
@@ -128,23 +133,24 @@ class Averaging(Server):
         *,
         sends_initial: bool = False,
         aggregates: Mapping[str, tuple[int, ...]] | None = None,
+        largest_norm: float = math.inf,
     ):
         self.state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
         self.weights, self.sends_initial, self.aggregates = weights, sends_initial, dict(aggregates or {})
-        self._updates: list[Update] = []
+        self.largest_norm = largest_norm
+        self._mean = WeightedMean(weights)
 
     def message(self, center: str, round_number: int) -> State | None:
         return self.state if round_number > 1 or self.sends_initial else None
 
     def receive(self, update: Update) -> None:
-        check_tensors(update, "aggregate", update.aggregates, self.aggregates)
-        own = {name: tuple(tensor.shape) for name, tensor in self.state.items() if name not in self.aggregates}
-        check_tensors(update, "state", update.state, own)
-        self._updates.append(update)
+        model = {name: tensor for name, tensor in self.state.items() if name not in self.aggregates}
+        check_update(update, model, self.aggregates, self.largest_norm)
+        self._mean.add(update)
 
     def finish_round(self) -> State:
-        self.state = average(self._updates, self.weights)
-        self._updates = []
+        self.state = self._mean.state()
+        self._mean = WeightedMean(self.weights)
         return self.state
 
     def state_dict(self) -> State:
@@ -152,52 +158,115 @@ class Averaging(Server):
 
     def load_state_dict(self, state: State) -> None:
         self.state = dict(state)
+        self._mean = WeightedMean(self.weights)
 
 
-def average(updates: list[Update], weights: str = "samples") -> State:
-    """The next shared model: sum_k a_k theta_k over parameters, BN statistics and declared aggregates.
+class WeightedMean:
+    """The next shared model, sum_k a_k theta_k over parameters, BN statistics and declared aggregates, from updates added one by one.
+
+    It holds one model in float64, however many centres there are. The sum runs in the order in which updates are added.
 
     Args:
-        updates: one per centre; the sum runs in the order of the centres' names, so the result does not depend on the list's order.
         weights: "samples" (a_k = n_k / sum n) or "uniform" (1/K, the released code).
-    Returns: a state of the students' own types; integer buffers (BN's counter) hold the weighted mean, rounded.
-    Raises: ValueError: for no updates, two from one centre, unequal names or shapes, values that are not finite; names centre and tensor.
     """
-    updates = sorted(updates, key=lambda update: update.center)
-    centers = [update.center for update in updates]
-    if not updates or len(set(centers)) < len(centers):
-        raise ValueError(f"one update per centre is needed, got {centers}")
-    if weights not in ("samples", "uniform"):
-        raise ValueError(f"federation.weights must be samples or uniform, got {weights!r}")
-    states = [{**update.state, **update.aggregates} for update in updates]
-    first = states[0]
-    for center, state in zip(centers, states, strict=True):
-        if state.keys() != first.keys():
-            raise ValueError(f"update of centre {center}: tensors {sorted(state.keys() ^ first.keys())[:3]} are missing or additional")
+
+    def __init__(self, weights: str = "samples"):
+        if weights not in ("samples", "uniform"):
+            raise ValueError(f"federation.weights must be samples or uniform, got {weights!r}")
+        self.weights, self.centers, self._total = weights, list[str](), 0
+        self._sums: State = {}
+        self._first: State = {}  # names, shapes and types alone
+
+    def add(self, update: Update) -> None:
+        """Adds a centre's update.
+
+        Raises: UpdateError: a second one of a centre, unequal names or shapes, values that are not finite; names centre and tensor.
+        """
+        if update.center in self.centers:
+            raise UpdateError(f"update of centre {update.center}: one update per centre is needed, got a second one")
+        state = update.state | update.aggregates
+        if self._first:
+            check_tensors(update, "tensor", state, self._first)
+        check_finite(update)
+        share = update.samples if self.weights == "samples" else 1
+        if share <= 0:
+            raise UpdateError(f"update of centre {update.center}: the number of samples must be positive, got {share}")
+        self._first = self._first or {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
         for name, tensor in state.items():
-            if tensor.shape != first[name].shape:
-                raise ValueError(f"update of centre {center}: {name} must be {tuple(first[name].shape)}, got {tuple(tensor.shape)}")
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError(f"update of centre {center}: {name} holds values that are not finite")
-    shares = [update.samples if weights == "samples" else 1 for update in updates]
-    if min(shares) <= 0:
-        raise ValueError(f"sample counts must be positive, got {dict(zip(centers, shares, strict=True))}")
-    total = math.fsum(shares)
-    shared: State = {}
-    for name, tensor in first.items():
-        mean = torch.zeros_like(tensor, dtype=torch.float64)
-        for share, state in zip(shares, states, strict=True):
-            mean += share / total * state[name].double()
-        shared[name] = mean.to(tensor.dtype) if tensor.is_floating_point() else mean.round().to(tensor.dtype)
-    return shared
+            part = tensor.double() * share
+            self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
+        self._total += share
+        self.centers.append(update.center)
+
+    def state(self) -> State:
+        """The mean in the students' own types; integer buffers (BN's counter) hold the weighted mean, rounded.
+
+        Raises: ValueError: if no update was added.
+        """
+        if not self.centers:
+            raise ValueError("one update per centre is needed, got none")
+        shared: State = {}
+        for name, total in self._sums.items():
+            mean, kind = total / self._total, self._first[name].dtype
+            shared[name] = mean.to(kind) if kind.is_floating_point else mean.round().to(kind)
+        return shared
 
 
-def check_tensors(update: Update, kind: str, sent: State, declared: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what is not of the names and shapes that a method declares.
+def average(updates: Iterable[Update], weights: str = "samples") -> State:
+    """The `WeightedMean` of updates, summed in the order of the centres' names: the result does not depend on their own order."""
+    mean = WeightedMean(weights)
+    for update in sorted(updates, key=lambda update: update.center):
+        mean.add(update)
+    return mean.state()
 
-    Raises: ValueError: naming centre, tensor, what was declared and what came.
+
+def check_update(update: Update, model: State, aggregates: Mapping[str, tuple[int, ...]], largest_norm: float = math.inf) -> None:
+    """Refuses an update that is not what a method declares.
+
+    Args:
+        model: the state that the update's must equal in names, shapes and types.
+        aggregates: name -> shape of the declared aggregates.
+        largest_norm: of the update's floating-point tensors together, as a multiple of the model's (taken as 1 if it is less).
+    Raises: UpdateError: naming centre and tensor, what was declared and what came.
+    """
+    check_tensors(update, "state", update.state, model)
+    check_tensors(update, "aggregate", update.aggregates, {name: torch.empty(shape) for name, shape in aggregates.items()})
+    unknown = sorted(set(update.metrics) - set(DECLARED_METRICS))
+    if unknown:
+        raise UpdateError(f"update of centre {update.center}: metrics {unknown} are not declared; declared are {DECLARED_METRICS}")
+    check_finite(update)
+    norm, own = _norm(update.state), max(_norm(model), 1.0)
+    if norm > largest_norm * own:
+        raise UpdateError(
+            f"update of centre {update.center}: its norm is {norm:.3g}, over faults.largest_norm ({largest_norm:g}) times the "
+            f"shared model's {own:.3g}"
+        )
+
+
+def check_tensors(update: Update, kind: str, sent: State, declared: State) -> None:
+    """Refuses what is not of the declared names, shapes and types.
+
+    Raises: UpdateError: naming centre and tensor, what was declared and what came.
     """
     for name in sorted(sent.keys() | declared.keys()):
-        found, expected = tuple(sent[name].shape) if name in sent else "nothing", declared.get(name, "nothing: it is not declared")
-        if found != expected:
-            raise ValueError(f"update of centre {update.center}: {kind} {name} must be {expected}, got {found}")
+        found, expected = (state[name] if name in state else None for state in (sent, declared))
+        if found is None or expected is None or found.shape != expected.shape:
+            must = tuple(expected.shape) if expected is not None else "nothing: it is not declared"
+            got = tuple(found.shape) if found is not None else "nothing"
+            raise UpdateError(f"update of centre {update.center}: {kind} {name} must be {must}, got {got}")
+        if found.dtype != expected.dtype:
+            raise UpdateError(f"update of centre {update.center}: {kind} {name} must be {expected.dtype}, got {found.dtype}")
+
+
+def check_finite(update: Update) -> None:
+    """Refuses NaN and infinities.
+
+    Raises: UpdateError: naming centre and tensor.
+    """
+    for name, tensor in (update.state | update.aggregates).items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UpdateError(f"update of centre {update.center}: {name} holds values that are not finite")
+
+
+def _norm(state: State) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values() if tensor.is_floating_point()))

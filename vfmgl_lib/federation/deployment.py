@@ -1,0 +1,342 @@
+"""A server's and a site's folder, what they need, and how they run: the ground of `python -m vfmgl_lib.federation`.
+
+server/   server.yaml (host, port)  study.json  ca.pem  server.pem  server.key  centers/CENTRE.pub  state/rounds/NNN/
+site/     site.yaml (see `SiteSettings`)  study.json  ca.pem  key  state/
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import logging
+import os
+import shutil
+import socket
+import ssl
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.comparators.clients import new_server
+from vfmgl_lib.comparators.methods import report_rounds
+from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
+from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
+from vfmgl_lib.federation import credentials, sandbox
+from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
+from vfmgl_lib.federation.site import Site
+from vfmgl_lib.federation.superlink import superlink
+from vfmgl_lib.federation.supernode import serve
+from vfmgl_lib.files import new_folder, write_json, write_text
+from vfmgl_lib.study import center_datasets, feature_cache, new_client, new_student, study_teacher
+
+log = logging.getLogger(__name__)
+ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
+FLOWER = "1.41.0"
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class ServerSettings(BaseModel):
+    """server.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    host: str = Field(min_length=1, description="address to listen on; 0.0.0.0: every one")
+    port: int = Field(ge=1, le=65535)
+    wait: float = Field(gt=0, description="seconds to wait for the centres before the first round")
+
+
+class SiteSettings(BaseModel):
+    """site.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    center: str = Field(min_length=1, description="this centre's name, as the coordinator has it")
+    superlink: str = Field(pattern=r"^.+:\d+$", description="the server's address, host:port")
+    data: Path = Field(description="folder with this centre's images and manifest.csv, as `python -m vfmgl_lib.data prepare` makes it")
+    patience: float = Field(default=86400, gt=0, description="seconds without a connection after which this site gives up")
+    threads: int = Field(default=0, ge=0, description="of the CPU; 0: as many as torch chooses")
+    sandbox: bool = Field(default=True, description="the process reaches no files but its own (Linux 5.13 or newer)")
+    teacher_cache: str = Field(default="", description="folder for the teacher's features; empty: none")
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    folder: Path
+    settings: ServerSettings
+    study: StudySettings
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    folder: Path
+    settings: SiteSettings
+    study: StudySettings
+
+    @property
+    def data(self) -> Path:
+        return self.folder / self.settings.data
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check."""
+
+    good: bool
+    text: str
+
+
+def init(folder: Path, task: str, profile: str, method: str, seed: int, host: str, port: int, teacher: str) -> None:
+    """Writes the server's folder and the one that every centre gets a copy of.
+
+    Raises: ConfigError: unknown task, profile or method. FileExistsError: there is a federation in this folder already.
+    """
+    overrides = {"teacher__source": teacher} if teacher else {}
+    settings = load_settings(task, profile, method=method, seed=seed, **overrides)
+    new_server(settings, ["A", "B"], new_student(settings))  # a method or a student that does not exist is refused here
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: is not empty; give a new folder, keys are never overwritten")
+    server, site = folder / "server", folder / "site"
+    credentials.write_certificates(server, [host, "127.0.0.1", "localhost"])
+    (server / "centers").mkdir()
+    for part in (server, site):
+        write_json(part / "study.json", settings.model_dump(mode="json"))
+    write_text(
+        server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: 86400\n"
+    )
+    shutil.copyfile(server / credentials.CA, site / credentials.CA)
+    write_text(site / "site.yaml", SITE_TEMPLATE.format(address=f"{host}:{port}"))
+
+
+SITE_TEMPLATE = """\
+# What this centre has to fill in. Nothing in this file leaves the centre.
+center: CENTRE                # the name that the coordinator uses for this centre
+superlink: {address}          # where the server is
+data: data                    # folder with this centre's images and manifest.csv (python -m vfmgl_lib.data prepare)
+patience: 86400               # seconds without a connection after which this site gives up
+sandbox: true                 # the process reaches no files but its own
+teacher_cache: teacher_cache  # the teacher's features, computed once
+"""
+
+
+def read_server(folder: Path) -> ServerFolder:
+    """Raises: ConfigError: a file that is missing or wrong; names it and what would have been right."""
+    return ServerFolder(folder, _read(ServerSettings, folder / "server.yaml"), _study(folder))
+
+
+def read_site(folder: Path) -> SiteFolder:
+    """Raises: ConfigError: a file that is missing or wrong; names it and what would have been right."""
+    return SiteFolder(folder, _read(SiteSettings, folder / "site.yaml"), _study(folder))
+
+
+def run_server(given: ServerFolder) -> None:
+    """Serves all rounds that are missing; every round is kept when it is finished, so that a server that ended goes on after it.
+
+    Raises: FederationError, QuorumError: what stopped it, and what to do.
+    """
+    settings, folder = given.study, given.folder
+    keys = _public_keys(folder)
+    last_round = max(report_rounds(settings).values())
+    server = new_server(settings, sorted(keys), new_student(settings))
+    rounds = folder / "state" / "rounds"
+    start = max((int(path.name) for path in rounds.glob("[0-9]*")), default=0)
+    if start and server.checkpoint:
+        server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
+        log.info("going on after round %d", start)
+    with superlink(folder, given.settings.host, given.settings.port, keys) as (grid, nodes):
+        log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
+        for fault in meet(grid, nodes, settings.key(), given.settings.wait):
+            log.warning("centre %s: %s", fault.center, fault.detail)
+        exchange, faults = settings.exchange, settings.faults
+        shared = server.state_dict() if server.checkpoint == "shared" else None
+        for done in network_rounds(grid, nodes, server, last_round, exchange=exchange, faults=faults, start=start):
+            shared = done.shared
+            with new_folder(rounds / f"{done.number:03d}") as part:
+                save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})
+                _write_rows(part / "faults.csv", ["round", "center", "kind", "detail"], [vars(fault) for fault in done.faults])
+                _write_rows(part / "traffic.csv", ["round", "center", "received", "sent"], done.traffic)
+            log.info("round %d of %d: %s took part", done.number, last_round, ", ".join(done.centers))
+        finish(grid, nodes, shared, deadline=60)
+
+
+def run_site(given: SiteFolder) -> None:
+    """Answers the server until the study is finished.
+
+    Raises: ConfigError, ManifestError: settings or data that cannot be used. ConnectionError: no server for too long.
+    """
+    settings, study = given.settings, given.study
+    manifest = _own_data(given)
+    temporary = given.folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(temporary.resolve())
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.sandbox:
+        sandbox.restrict(_readable(given), _writable(given))
+    teacher = study_teacher(study)
+    sets = center_datasets(study, manifest, settings.center, teacher)
+    cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None)
+    client = new_client(study, settings.center, sets, teacher, cache)
+    site = Site(client, given.folder / "state", Site.study_key(study, manifest))
+    serve(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
+
+
+def check_server(folder: Path) -> list[Finding]:
+    """Everything that a server needs, and whether it is there."""
+    findings = _common(folder)
+    findings += [
+        _finding(f"{name} is there", lambda name=name: (folder / name).read_bytes()) for name in (credentials.CA, credentials.CERTIFICATE)
+    ]
+    findings.append(_finding("the certificate is valid", lambda: _valid(folder / credentials.CERTIFICATE)))
+    findings.append(_finding("server.key is private", lambda: _private(folder / credentials.KEY)))
+    findings.append(_finding("two or more centres have sent a public key", lambda: _enough(_public_keys(folder))))
+    findings.append(_finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))))
+    return findings
+
+
+def check_site(folder: Path) -> list[Finding]:
+    """Everything that a site needs, and whether it is there."""
+    findings = _common(folder)
+    findings.append(_finding("site.yaml can be read", lambda: _read(SiteSettings, folder / "site.yaml")))
+    findings.append(_finding("key is this centre's private key", lambda: credentials.read_private_key(folder / "key")))
+    findings.append(_finding("ca.pem is valid", lambda: _valid(folder / credentials.CA)))
+    if findings[-3].good and all(finding.good for finding in findings[:2]):
+        given = read_site(folder)
+        findings.append(_finding(f"{given.data} holds the images of {given.settings.center}", lambda: _own_data(given, files=True)))
+        findings.append(_finding("the teacher can be loaded", lambda: study_teacher(given.study)))
+        findings.append(_finding(f"{given.settings.superlink} answers with the coordinator's certificate", lambda: _reach(given)))
+        if given.settings.sandbox:
+            findings.append(_finding("the process can be kept to its own files", _has_landlock))
+    return findings
+
+
+def _common(folder: Path) -> list[Finding]:
+    return [
+        _finding("study.json is for this version of the library", lambda: _study(folder)),
+        _finding(f"Flower {FLOWER} is installed", _has_flower),
+        _finding(f"{folder} can be written and has {ROOM // 2**30} GiB of room", lambda: _room(folder)),
+    ]
+
+
+def _finding(text: str, look) -> Finding:
+    try:
+        look()
+    except (ValueError, OSError, RuntimeError) as error:
+        return Finding(False, f"{text}: no. {error}")
+    return Finding(True, text)
+
+
+def _read(kind: type[Settings], file: Path) -> Settings:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return kind(**values)
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
+        raise ConfigError(f"{file}: " + "; ".join(problems)) from error
+
+
+def _study(folder: Path) -> StudySettings:
+    file = folder / "study.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; the coordinator's `init` makes it") from error
+    return checked_settings(values)
+
+
+def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
+    """This centre's rows of the manifest in its data folder; with `files`, every file is checked."""
+    manifest = read_manifest(given.data / "manifest.csv", given.data)
+    if given.settings.center not in manifest.centers:
+        raise ManifestError(f"{given.data}: has no centre {given.settings.center!r}, it has {', '.join(manifest.centers)}")
+    table = manifest.table[manifest.table["center"] == given.settings.center]
+    own = Manifest(given.data, manifest.task_kind, manifest.classes, table, manifest.split_unit)
+    if files:
+        check_manifest(own)
+    return own
+
+
+def _public_keys(folder: Path) -> dict:
+    return {file.stem: credentials.read_public_key(file) for file in sorted((folder / "centers").glob("*.pub"))}
+
+
+def _readable(given: SiteFolder) -> list[Path]:
+    """Software, the system's own files, this centre's data and weights; no home, no other centre's folder."""
+    library, source = Path(__file__).resolve().parents[1], given.study.teacher.source
+    weights = Path(source.rpartition("=")[2])
+    places = [sys.prefix, sys.base_prefix, sys.exec_prefix, library, library.parent / "notebooks" / "profiles", given.data, given.folder]
+    places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
+    places += [os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), *([weights] if weights.is_file() else [])]
+    if given.study.student.weights not in ("none", "hub"):
+        places.append(given.study.student.weights)
+    return [Path(place).resolve() for place in places]
+
+
+def _writable(given: SiteFolder) -> list[Path]:
+    cache = [given.folder / given.settings.teacher_cache] if given.settings.teacher_cache else []
+    for place in (given.folder / "state", *cache):
+        place.mkdir(parents=True, exist_ok=True)
+    return [Path(place).resolve() for place in (given.folder / "state", given.folder / "tmp", *cache, "/dev/shm", "/dev/null")]
+
+
+def _has_flower() -> None:
+    if version("flwr") != FLOWER:
+        raise ValueError(f"found {version('flwr')}; all sites and the server need {FLOWER}")
+
+
+def _room(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        raise OSError(f"{free / 2**30:.1f} GiB are free")
+
+
+def _valid(file: Path) -> None:
+    end = credentials.certificate_end(file)
+    if end < datetime.datetime.now(datetime.UTC):
+        raise ValueError(f"{file} ended on {end:%Y-%m-%d}; the coordinator makes new ones with `init`")
+
+
+def _private(file: Path) -> None:
+    if file.stat().st_mode & 0o077:
+        raise ValueError(f"others can read it; chmod 600 {file}")
+
+
+def _enough(keys: dict) -> None:
+    if len(keys) < 2:
+        raise ValueError(f"found {len(keys)}; they belong into centers/CENTRE.pub")
+
+
+def _free(settings: ServerSettings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((settings.host, settings.port))
+
+
+def _reach(given: SiteFolder) -> None:
+    host, _, port = given.settings.superlink.rpartition(":")
+    context = ssl.create_default_context(cafile=str(given.folder / credentials.CA))
+    with socket.create_connection((host, int(port)), timeout=10) as plain, context.wrap_socket(plain, server_hostname=host):
+        pass
+
+
+def _has_landlock() -> None:
+    if not sandbox.landlock_version():
+        raise OSError("this kernel has no Landlock; set sandbox: false and keep the process to its files by other means (deploy/README.md)")
+
+
+def _write_rows(file: Path, columns: list[str], rows: list[dict]) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,286 @@
+"""VFMGL over Flower's Message API: what a message and its answer hold, a centre's ClientApp, and the server's rounds over a Grid.
+
+    type          to a centre                       from it
+    query         nothing                           its name, its study's key, versions
+    train         round, shared model (or none)     model, number of samples, declared metrics and aggregates; or the kind of its failure
+    query.finish  shared model of the last round    nothing
+
+An answer never holds the text of an error: it could name files and patients. The site's own log has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vfmgl_lib import __version__
+from vfmgl_lib.config import ExchangeSettings, FaultSettings
+from vfmgl_lib.federation.exchange import incoming
+from vfmgl_lib.federation.rounds import Fault, Round, close_round
+from vfmgl_lib.federation.site import Site
+from vfmgl_lib.federation.strategies import Server, State, Update, UpdateError
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+log = logging.getLogger(__name__)
+MODEL, AGGREGATES, METRICS, ABOUT = "model", "aggregates", "metrics", "about"
+FILE = "safetensors"
+FINISH = "query.finish"
+POLL = 0.3  # seconds between two looks for an answer
+
+
+class FederationError(RuntimeError):
+    """A federation that cannot go on; the message says which centre, and what to do."""
+
+
+def pack(state: State) -> ArrayRecord:
+    """Tensors as one safetensors file in one of Flower's arrays: one object on the wire instead of hundreds, and no pickle."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return ArrayRecord({FILE: Array(np.frombuffer(safetensors.torch.save(plain), np.uint8))})
+
+
+def unpack(record: ArrayRecord, where: str) -> State:
+    """What `pack` wrote.
+
+    Raises: UpdateError: anything else; names `where` it came from.
+    """
+    try:
+        if set(record) != {FILE}:
+            raise ValueError(f"arrays {sorted(record)}, expected {FILE}")
+        return safetensors.torch.load(record[FILE].numpy().tobytes())
+    except (SafetensorError, TypeError, ValueError, OSError, EOFError) as error:
+        raise UpdateError(f"update of {where}: not a safetensors file: {error}") from error
+
+
+def client_app(site: Site) -> ClientApp:
+    """The centre as Flower's ClientApp."""
+    app = ClientApp()
+
+    @app.query()
+    def about(message: Message, context: Context) -> Message:
+        return Message(RecordDict({ABOUT: ConfigRecord(identity(site))}), reply_to=message)
+
+    @app.query("finish")
+    def finish(message: Message, context: Context) -> Message:
+        if MODEL in message.content:
+            site.finish(unpack(message.content[MODEL], "the server"))
+        return Message(RecordDict(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        number = int(message.content[ABOUT]["round"])
+        try:
+            received = unpack(message.content[MODEL], "the server") if MODEL in message.content else None
+            content = update_records(site.train(number, received))
+        except Exception as error:  # whatever it is: the site stays, and the server hears its kind alone
+            log.exception("round %d: this centre does not take part", number)
+            content = RecordDict({ABOUT: ConfigRecord({"failed": type(error).__name__})})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def identity(site: Site) -> dict[str, str]:
+    """What a centre says of itself before the first round."""
+    return {"center": site.client.center, "study": site.client.settings.key(), "vfmgl_lib": __version__, "torch": torch.__version__}
+
+
+def update_records(update: Update) -> RecordDict:
+    """Everything that leaves a centre after a round."""
+    about: dict = {"center": update.center, "samples": update.samples}
+    return RecordDict(
+        {
+            MODEL: pack(update.state),
+            AGGREGATES: pack(update.aggregates),
+            METRICS: MetricRecord(update.metrics),
+            ABOUT: ConfigRecord(about),
+        }
+    )
+
+
+def read_update(content: RecordDict, center: str) -> Update:
+    """The update of a centre.
+
+    Raises: UpdateError: content that is not an update, or another centre's.
+    """
+    if set(content) != {MODEL, AGGREGATES, METRICS, ABOUT} or set(content[ABOUT]) != {"center", "samples"}:
+        raise UpdateError(f"update of centre {center}: holds {sorted(content)}, expected {MODEL}, {AGGREGATES}, {METRICS}, {ABOUT}")
+    about = content[ABOUT]
+    if about["center"] != center:
+        raise UpdateError(f"update of centre {center}: says that it is centre {about['center']!r}")
+    if not isinstance(about["samples"], int):
+        raise UpdateError(f"update of centre {center}: the number of samples must be a whole number, got {about['samples']!r}")
+    state, aggregates = (unpack(content[part], f"centre {center}") for part in (MODEL, AGGREGATES))
+    return Update(center, state, about["samples"], {name: float(v) for name, v in content[METRICS].items()}, aggregates)
+
+
+def network_rounds(
+    grid: Grid,
+    nodes: Mapping[str, int],
+    server: Server,
+    rounds: int,
+    *,
+    exchange: ExchangeSettings,
+    faults: FaultSettings,
+    start: int = 0,
+    arrived: Callable[[str, int], object] = lambda center, number: None,
+    waiting: Callable[[], object] = lambda: None,
+) -> Iterator[Round]:
+    """`federation.rounds.run_rounds` with centres that are elsewhere: yields every round when it is finished.
+
+    All centres train at the same time, but for a server that needs one after the other. Answers are fetched in the server's order and one
+    at a time, so that the sum is the same to the bit as in one process and the server holds one update, however many centres there are.
+    A centre that was away is asked again when it is back, until the round's deadline.
+
+    Args:
+        nodes: centre -> Flower's node id.
+        arrived: told the centre whose answer is there, and the round.
+        waiting: called while nothing is there yet.
+    Raises: QuorumError: too few centres took part.
+    """
+    for number in range(start + 1, rounds + 1):
+        done = Round(number, [], None)
+        deadline = time.monotonic() + faults.deadline
+        order = server.order(sorted(nodes), number)
+        for group in [[center] for center in order] if server.sequential else [order]:
+            messages = {center: server.message(center, number) for center in group}
+            asked = _Asked(grid, nodes, deadline, waiting)
+            for center in group:
+                asked.send(center, partial(train_records, number, messages[center]), "train", str(number))
+            for center in group:
+                answer = asked.answer(center)
+                done.faults += _take(server, answer, center, messages[center], exchange, done)
+                arrived(center, number)
+                del answer
+        close_round(done, server, len(nodes), faults.quorum)
+        yield done
+
+
+def train_records(number: int, message: State | None) -> RecordDict:
+    """What a centre receives before it trains."""
+    content = RecordDict({ABOUT: ConfigRecord({"round": number})})
+    if message is not None:
+        content[MODEL] = pack(message)
+    return content
+
+
+def meet(grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, waiting: Callable[[], object] = lambda: None) -> list[Fault]:
+    """Asks every centre who it is, before the first round; returns those that are not there yet.
+
+    Raises: FederationError: a centre under another's name, with another study or another version of the library.
+    """
+    asked, missing = _Asked(grid, nodes, time.monotonic() + deadline, waiting), []
+    for center in nodes:
+        asked.send(center, RecordDict, "query", "0")
+    for center in nodes:
+        answer = asked.answer(center)
+        if answer is None or answer.has_error():
+            missing.append(Fault(0, center, "silent", "no answer before the first round"))
+            continue
+        expected = {"center": center, "study": study, "vfmgl_lib": __version__}
+        found = dict(answer.content[ABOUT]) if ABOUT in answer.content else {}
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise FederationError(
+                    f"centre {center}: its {name} must be {value}, it says {found.get(name)!r}; give it this study's settings and version"
+                )
+    return missing
+
+
+def finish(grid: Grid, nodes: Mapping[str, int], shared: State | None, deadline: float) -> None:
+    """Gives every centre the shared model of the last round, where there is one, and waits until all have gone."""
+    asked = _Asked(grid, nodes, time.monotonic() + deadline, lambda: None)
+    for center in nodes:
+        asked.send(center, lambda: RecordDict({MODEL: pack(shared)} if shared is not None else {}), FINISH, "end")
+    while asked.active() and time.monotonic() < asked.deadline:
+        time.sleep(POLL)
+
+
+class _Asked:
+    """Questions to several centres; one that went away is asked again when it has come back."""
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], deadline: float, waiting: Callable[[], object]):
+        self.grid, self.nodes, self.deadline, self.waiting = grid, nodes, deadline, waiting
+        self.questions: dict[str, Callable[[], Message]] = {}
+        self.sent: dict[str, tuple[str, str]] = {}  # centre -> id of the latest message, activation of the node when it was sent
+
+    def send(self, center: str, content: Callable[[], RecordDict], kind: str, group: str) -> None:
+        def question() -> Message:
+            left = max(self.deadline - time.monotonic(), 1.0)
+            return Message(content(), self.nodes[center], kind, ttl=left + 60, group_id=group)
+
+        self.questions[center] = question
+        self._ask(center)
+
+    def answer(self, center: str) -> Message | None:
+        """The centre's answer, or None after the deadline."""
+        while time.monotonic() < self.deadline:
+            self.waiting()
+            # Not `center` alone: the others, too, are asked again as soon as they are back.
+            active = self.active()
+            for waiting, (_, activation) in list(self.sent.items()):
+                if active.get(waiting, activation) != activation:
+                    log.info("centre %s is back: asked again", waiting)
+                    self._ask(waiting)
+            identifier, _ = self.sent[center]
+            found = list(self.grid.pull_messages([identifier])) if identifier else []
+            if found and not found[0].has_error():
+                del self.sent[center]
+                return found[0]
+            if found:
+                # Flower's own errors: the node is away, or an object was lost on the way.
+                log.info("centre %s: %s", center, found[0].error.reason)
+                time.sleep(POLL)
+                self._ask(center)
+            elif not identifier:
+                self._ask(center)
+            time.sleep(POLL)
+        self.sent.pop(center, None)
+        return None
+
+    def _ask(self, center: str) -> None:
+        active = self.active()
+        identifiers = list(self.grid.push_messages([self.questions[center]()])) if center in active else []
+        self.sent[center] = (identifiers[0] if identifiers else "", active.get(center, ""))
+
+    def active(self) -> dict[str, str]:
+        """centre -> when its node was last activated, of the nodes that are there now."""
+        by_node = {info.node_id: info.last_activated_at for info in self.grid.get_nodes()}
+        return {center: by_node[node] for center, node in self.nodes.items() if node in by_node}
+
+
+def _take(
+    server: Server, answer: Message | None, center: str, message: State | None, exchange: ExchangeSettings, done: Round
+) -> list[Fault]:
+    """Hands an answer to the server; returns the fault if there is none or it is not taken."""
+    if answer is None:
+        return [Fault(done.number, center, "silent", "no answer before the deadline")]
+    about = answer.content.get(ABOUT, {})
+    if "failed" in about:
+        return [Fault(done.number, center, "failed", f"{about['failed']}; the centre's log says more")]
+    try:
+        update = read_update(answer.content, center)
+        done.traffic.append(
+            {"round": done.number, "center": center, "received": _size(message or {}), "sent": _size(update.state | update.aggregates)}
+        )
+        server.receive(incoming(update, message, exchange))
+    except UpdateError as error:
+        return [Fault(done.number, center, "refused", str(error))]
+    done.centers.append(center)
+    return []
+
+
+def _size(state: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -1,0 +1,143 @@
+"""A centre of a networked federation: its client with a memory on disk, so that it survives its own end and the server's.
+
+A site's folder:
+
+    rounds/NNN/   student, stage I's student, the client's state, the update that left, the round's log; whole or not there
+    shared/       the shared model of the last round, where the method has one
+
+A round that is asked for again with the same message (the server did not get the answer, or was restarted) is answered from disk: nothing
+is trained twice, nothing counted twice. Asked with another message it is trained anew from the state before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.federation.client import Client, RoundLog
+from vfmgl_lib.federation.strategies import State, Update
+from vfmgl_lib.files import new_folder, write_json, write_text
+
+log = logging.getLogger(__name__)
+KEPT_ROUNDS = 3
+
+
+class Site:
+    """A client that trains the rounds it is asked for.
+
+    Args:
+        client: in its initial state.
+        folder: the site's own; what is there is gone on with.
+        key: of the study's settings and this centre's data; a folder of another study is refused.
+    Raises: ValueError: a folder that holds the rounds of another study.
+    """
+
+    def __init__(self, client: Client, folder: Path, key: str):
+        self.client, self.folder, self.key = client, folder, key
+        self._ready = 0  # the client is in the state after this round; -1: in an unknown one
+        mark = folder / "study.json"
+        if mark.is_file():
+            found = json.loads(mark.read_text(encoding="utf-8"))["key"]
+            if found != key:
+                raise ValueError(f"{folder}: holds the rounds of study {found}, this one is {key}; choose another folder")
+        if not self._round(0).is_dir():
+            with new_folder(self._round(0)) as part:
+                save_client(client, part)
+            write_json(mark, {"key": key})
+
+    @staticmethod
+    def study_key(settings: StudySettings, manifest: Manifest) -> str:
+        """Names a study at a centre: its settings and the centre's own data."""
+        return settings.key(manifest.sha256)
+
+    def train(self, number: int, received: State | None) -> Update:
+        """The update of a round: trained now, or from disk where this very message was answered before.
+
+        Raises: ValueError: a round before those that are kept. What `Client.run_round` raises; the state before the round is kept.
+        """
+        message = message_hash(received)
+        stored = self._round(number)
+        if self._answered(number) == message:
+            log.info("round %d was trained before: answered from disk", number)
+            return self._stored_update(number)
+        self._go_to(number - 1)
+        self._ready = -1
+        update = self.client.run_round(number, received)
+        for later in self._kept():
+            if later >= number:
+                shutil.rmtree(self._round(later))
+        with new_folder(stored) as part:
+            sent = {"update": update.state, "aggregates": update.aggregates}
+            save_client(self.client, part, sent)
+            write_json(part / "about.json", {"message": message, "samples": update.samples, "metrics": update.metrics})
+        self._ready = number
+        for old in self._kept():
+            if 0 < old <= number - KEPT_ROUNDS:
+                shutil.rmtree(self._round(old))
+        return update
+
+    def finish(self, shared: State) -> None:
+        """Keeps the shared model of the last round."""
+        with new_folder(self.folder / "shared") as part:
+            save_tensors(part, {"shared": shared})
+
+    def _go_to(self, number: int) -> None:
+        """The client into the state after a round, or after the last one before it in which this site took part."""
+        rounds_kept = self._kept()
+        last = max(kept for kept in rounds_kept if kept <= number)
+        if last == 0 and number > 0 and any(kept > number for kept in rounds_kept):
+            raise ValueError(f"{self.folder}: round {number + 1} was asked for, but the state before it is not kept any more")
+        if self._ready != last:
+            load_client(self.client, self._round(last))
+            self._ready = last
+
+    def _answered(self, number: int) -> str:
+        """Names the message that a round on disk was trained with; "": there is no such round."""
+        about = self._round(number) / "about.json"
+        return json.loads(about.read_text(encoding="utf-8"))["message"] if about.is_file() else ""
+
+    def _kept(self) -> list[int]:
+        return sorted(int(path.name) for path in (self.folder / "rounds").iterdir() if path.name.isdigit())
+
+    def _stored_update(self, number: int) -> Update:
+        folder = self._round(number)
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        state, aggregates = (load_tensors(folder, name) for name in ("update", "aggregates"))
+        return Update(self.client.center, state, about["samples"], about["metrics"], aggregates)
+
+    def _round(self, number: int) -> Path:
+        return self.folder / "rounds" / f"{number:03d}"
+
+
+def save_client(client: Client, folder: Path, more: dict[str, State] | None = None) -> None:
+    """Everything that the client's next round depends on, and its log of the round."""
+    states = {"student": client.student.state_dict(), "stage_one": client.stage_one_state, "state": client.state_dict()}
+    save_tensors(folder, states | (more or {}))
+    # As text, not by `write_json`, which sorts: the order of a row's names is the order of a table's columns.
+    write_text(folder / "log.json", json.dumps({"last_stage": client.last_stage, **vars(client.log)}))
+
+
+def load_client(client: Client, folder: Path) -> None:
+    """Takes back what `save_client` wrote."""
+    state, student, stage_one = (load_tensors(folder, name) for name in ("state", "student", "stage_one"))
+    client.load_state_dict(state, student, stage_one)
+    written = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    client.last_stage = written.pop("last_stage")
+    client.log = RoundLog(**written)
+
+
+def message_hash(received: State | None) -> str:
+    """Names the content of a message, tensor by tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((received or {}).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,159 @@
+"""Flower's SuperLink with TLS and node authentication, for one study: what centres connect to.
+
+Flower's own command serves three APIs on one port: for nodes, for apps, and for control, and in the free edition whoever reaches the port
+may use the last: start a run (whose code the nodes execute), read logs, add nodes. Here control is not served at all. Nodes are entered and
+the run is started in this very process, and what belongs to apps needs a token that never leaves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
+from flwr.server.superlink.linkstate import LinkState
+from flwr.serverapp import Grid
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.main import create_app
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vfmgl_lib.federation import credentials
+
+log = logging.getLogger(__name__)
+NODES, APPS = "/v1/fleet/", "/v1/runtime/"
+LOOPBACK = ("127.0.0.1", "::1")
+HEARTBEAT = 30.0  # seconds a node may be silent before it counts as away
+
+
+@contextmanager
+def superlink(
+    folder: Path, host: str, port: int, centers: Mapping[str, ec.EllipticCurvePublicKey]
+) -> Iterator[tuple[Grid, dict[str, int]]]:
+    """Serves until the block ends.
+
+    Args:
+        folder: with the certificates (`credentials.write_certificates`); state.db in it keeps the nodes over a restart.
+        host, port: where to listen.
+        centers: the public keys of those that may connect.
+    Yields: the grid of a new run, and centre -> node id.
+    Raises: OSError: the port is taken. ValueError: two centres with one key.
+    """
+    _check_keys(centers)
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it has a handler of its own that writes a line a request
+    app = create_app(_lifespan(folder, host, port), SuperLinkLifespan)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            _guarded(app),
+            host=host,
+            port=port,
+            ssl_certfile=str(folder / credentials.CERTIFICATE),
+            ssl_keyfile=str(folder / credentials.KEY),
+            log_config=None,
+            access_log=False,
+        )
+    )
+    state = app.state.linkstate_factory.state()
+    thread = threading.Thread(target=server.run, name="superlink", daemon=True)
+    thread.start()
+    while thread.is_alive() and not server.started:
+        time.sleep(0.02)
+    if not server.started:
+        raise OSError(f"{host}:{port}: the SuperLink cannot listen there; is the port taken?")
+    try:
+        nodes = {center: _node(state, center, public_key_to_bytes(key)) for center, key in centers.items()}
+        with _run(state, folder, port) as grid:
+            yield grid, nodes
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+
+@contextmanager
+def _run(state: LinkState, folder: Path, port: int) -> Iterator[Grid]:
+    """A run of Flower's for as long as the block lasts, and the grid that speaks for it."""
+    run_id = state.create_run("vfmgl/study", "1", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
+    (run,) = state.get_run_info(run_ids=[run_id])
+    # Flower keeps in a global who writes a message.
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, run.primary_task_id, SUPERLINK_NODE_ID
+    token = state.claim_task(run.primary_task_id)
+    state.activate_task(run.primary_task_id)
+    beat = HeartbeatSender(lambda: state.acknowledge_task_heartbeat(run.primary_task_id))
+    beat.start()
+    grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=(folder / credentials.CA).read_bytes(), token=token)
+    grid.set_run(run)
+    try:
+        yield grid
+    finally:
+        beat.stop()
+        state.finish_task(run.primary_task_id, SubStatus.COMPLETED, "")
+        grid.close()
+
+
+def _guarded(app: ASGIApp) -> ASGIApp:
+    """The app as nodes may use it; what is for apps answers this machine alone, all else is not there."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path, client = scope["path"], (scope.get("client") or ("",))[0]
+            if not (path.startswith(NODES) or (path.startswith(APPS) and client in LOOPBACK)):
+                await PlainTextResponse("not here", status_code=404)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return guard
+
+
+def _node(state: LinkState, center: str, key: bytes) -> int:
+    known = state.get_node_id_by_public_key(key)
+    return known if known is not None else state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT, name=center)
+
+
+def _check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+    seen: dict[bytes, str] = {}
+    for center, key in centers.items():
+        other = seen.setdefault(public_key_to_bytes(key), center)
+        if other != center:
+            raise ValueError(f"centres {other} and {center} have the same public key; every centre needs a key of its own")
+
+
+def _lifespan(folder: Path, host: str, port: int) -> SuperLinkLifespanConfig:
+    names = (credentials.CA, credentials.CERTIFICATE, credentials.KEY)
+    return SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host=host,
+        port=port,
+        insecure=False,
+        certificates=tuple((folder / name).read_bytes() for name in names),
+        superexec_auth_secret=secrets.token_bytes(32),  # for those who would fetch tasks: nobody
+        authn_plugin=NoOpControlAuthnPlugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=str(folder / credentials.CA),
+        ssl_certfile=str(folder / credentials.CERTIFICATE),
+        ssl_keyfile=str(folder / credentials.KEY),
+        database=str(folder / "state.db"),
+        isolation="process",
+        runtime_dependency_install=False,
+    )

@@ -1,0 +1,142 @@
+"""A centre's side of the connection: Flower's SuperNode, without the part that executes what the server sends.
+
+Flower's own command fetches an app from the server and runs it. Here the same authenticated connection carries messages to the ClientApp of
+the installed library, and nothing else is fetched. Nothing listens: a centre only calls out, to one address and port.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from vfmgl_lib.federation.credentials import read_private_key
+from vfmgl_lib.federation.flower import FINISH
+
+log = logging.getLogger(__name__)
+POLL = 0.3  # seconds between two looks for a message
+HEARTBEAT = 10.0  # seconds between two signs of life
+AWAY = 30.0  # seconds without one after which the server counts this centre as away
+RECONNECT = 2.0  # seconds from one attempt to connect to the next
+
+
+def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: float) -> None:
+    """Answers the server's messages until it says that the study is finished. A connection that is lost is taken up again.
+
+    Args:
+        app: the centre (`federation.flower.client_app`).
+        address: the server's, host:port.
+        certificate: of the CA, PEM.
+        key: the centre's private key.
+        patience: seconds without a connection after which this centre gives up.
+    Raises: ConnectionError: no connection for so long. ValueError: a key that cannot be used.
+    """
+    private = read_private_key(key)
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
+    public = public_key_to_bytes(private.public_key())
+    last = time.monotonic()
+    with FleetHttpClient.from_server_address(address, False, str(certificate), interceptors) as client:
+        while True:
+            try:
+                with _activated(client, public) as node:
+                    log.info("connected to %s", address)
+                    while True:
+                        response = client.PullMessages(PullMessagesRequest(node=node))
+                        last = time.monotonic()
+                        if not response.messages_list:
+                            time.sleep(POLL)
+                        elif _answer(app, client, node, response) == FINISH:
+                            return
+                        last = time.monotonic()
+            except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
+                if time.monotonic() - last > patience:
+                    raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error)}") from error
+                log.warning("%s: %s; trying again", address, _reason(error))
+                time.sleep(RECONNECT)
+
+
+def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullMessagesResponse) -> str:
+    """Fetches one message, lets the app answer it, and sends the answer; returns the message's type."""
+    (tree,), run_id = response.message_object_trees, response.messages_list[0].metadata.run_id
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, run_id),
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id),
+        return_type=Message,
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id  # Flower's content does not hold its own id
+    # Flower keeps in a global who writes a message.
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 0, node.node_id
+    started = time.monotonic()
+    context = Context(run_id=run_id, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
+    reply = app(message, context)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    with no_object_id_recompute():
+        pushed = client.PushMessages(
+            PushMessagesRequest(
+                node=node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[time.monotonic() - started],
+            )
+        )
+        push = make_push_object_fn_protobuf(client.PushObject, node, run_id, pushed.session_id)
+        push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(pushed.objects_to_push))
+    return message.metadata.message_type
+
+
+@contextmanager
+def _activated(client: FleetHttpClient, public: bytes) -> Iterator[Node]:
+    """The node that the server knows by this key, with signs of life while the block lasts: training can take hours."""
+    node = Node(node_id=client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=AWAY)).node_id)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT):
+            try:
+                client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=AWAY))
+            except httpx.HTTPError as error:
+                log.info("no sign of life possible: %s", _reason(error))
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        stop.set()
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+        except httpx.HTTPError as error:
+            log.info("could not say goodbye: %s", _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            return "the server does not know this centre's key"
+        return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
+    return str(error) or type(error).__name__
