@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(given)
     except (ConfigError, ManifestError, ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 1
 
 
@@ -58,14 +58,14 @@ def _run(given: argparse.Namespace) -> int:
     if given.command == "init":
         folder = given.folder
         init(folder, given.task, given.profile, given.method, given.seed, given.host, given.port, given.teacher)
-        print(f"{folder / 'server'}: keep it; put the centres' public keys into {folder / 'server' / 'centers'}/CENTRE.pub")
-        print(f"{folder / 'site'}: hand a copy of it to every centre")
+        sys.stdout.write(f"{folder / 'server'}: keep it; the centres' public keys go into {folder / 'server' / 'centers'}/CENTRE.pub\n")
+        sys.stdout.write(f"{folder / 'site'}: hand a copy of it to every centre\n")
     elif given.command == "key":
         credentials.write_key_pair(given.file)
-        print(f"{given.file}: keep it and show it to nobody\n{given.file}.pub: send it to the coordinator")
+        sys.stdout.write(f"{given.file}: keep it and show it to nobody\n{given.file}.pub: send it to the coordinator\n")
     elif given.command == "check":
         findings = check_server(given.folder) if (given.folder / "server.yaml").is_file() else check_site(given.folder)
-        print("\n".join(f"{'ok' if finding.good else 'MISSING'}: {finding.text}" for finding in findings))
+        sys.stdout.write("".join(f"{'ok' if finding.good else 'MISSING'}: {finding.text}\n" for finding in findings))
         return 0 if all(finding.good for finding in findings) else 1
     elif given.command == "server":
         run_server(read_server(given.folder))
