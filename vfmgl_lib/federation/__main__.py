@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return _run(given)
-    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError) as error:
+    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
 

@@ -11,9 +11,11 @@ An answer never holds the text of an error: it could name files and patients. Th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -226,6 +228,7 @@ class _Asked:
 
     def answer(self, center: str) -> Message | None:
         """The centre's answer, or None after the deadline."""
+        fetched: tuple[str, SimpleQueue] | None = None
         while time.monotonic() < self.deadline:
             self.waiting()
             # Not `center` alone: the others, too, are asked again as soon as they are back.
@@ -235,20 +238,42 @@ class _Asked:
                     log.info("centre %s is back: asked again", waiting)
                     self._ask(waiting)
             identifier, _ = self.sent[center]
-            found = list(self.grid.pull_messages([identifier])) if identifier else []
+            if not identifier:
+                time.sleep(POLL)
+                self._ask(center)
+                continue
+            if fetched is None or fetched[0] != identifier:
+                fetched = identifier, self._fetch(identifier)
+            try:
+                found = fetched[1].get(timeout=POLL)
+            except Empty:
+                continue
+            fetched = None
+            if isinstance(found, Exception):
+                raise found
             if found and not found[0].has_error():
                 del self.sent[center]
                 return found[0]
+            time.sleep(POLL)
             if found:
                 # Flower's own errors: the node is away, or an object was lost on the way.
                 log.info("centre %s: %s", center, found[0].error.reason)
-                time.sleep(POLL)
                 self._ask(center)
-            elif not identifier:
-                self._ask(center)
-            time.sleep(POLL)
         self.sent.pop(center, None)
         return None
+
+    def _fetch(self, identifier: str) -> SimpleQueue:
+        """Where what there is of an answer arrives: Flower waits for minutes for the rest of one whose sender was killed, we do not."""
+        arrived: SimpleQueue = SimpleQueue()
+
+        def fetch() -> None:
+            try:
+                arrived.put(list(self.grid.pull_messages([identifier])))
+            except Exception as error:  # raised where the answer is waited for
+                arrived.put(error)
+
+        threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        return arrived
 
     def _ask(self, center: str) -> None:
         active = self.active()

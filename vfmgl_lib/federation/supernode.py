@@ -30,7 +30,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -39,8 +38,8 @@ from vfmgl_lib.federation.flower import FINISH
 
 log = logging.getLogger(__name__)
 POLL = 0.3  # seconds between two looks for a message
-HEARTBEAT = 10.0  # seconds between two signs of life
-AWAY = 30.0  # seconds without one after which the server counts this centre as away
+HEARTBEAT = 4.0  # seconds between two signs of life
+AWAY = 10.0  # promised to the server, which counts this centre as away after twice as long; Flower's least
 RECONNECT = 2.0  # seconds from one attempt to connect to the next
 
 
@@ -59,7 +58,7 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
     interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
     public = public_key_to_bytes(private.public_key())
     last = time.monotonic()
-    with FleetHttpClient.from_server_address(address, False, str(certificate), interceptors) as client:
+    with FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors) as client:
         while True:
             try:
                 with _activated(client, public) as node:
@@ -89,8 +88,6 @@ def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullM
         return_type=Message,
     )
     message.metadata.__dict__["_message_id"] = tree.object_id  # Flower's content does not hold its own id
-    # Flower keeps in a global who writes a message.
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 0, node.node_id
     started = time.monotonic()
     context = Context(run_id=run_id, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     reply = app(message, context)
@@ -136,7 +133,7 @@ def _activated(client: FleetHttpClient, public: bytes) -> Iterator[Node]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
-        if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            return "the server does not know this centre's key"
+        if error.response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.PRECONDITION_FAILED):
+            return "the server does not know this centre's key, or a site with this key is connected"
         return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
     return str(error) or type(error).__name__
