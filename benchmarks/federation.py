@@ -93,7 +93,7 @@ def _serve(centers: int, width: int, rounds: int) -> dict:
         with superlink(folder, "127.0.0.1", port, keys) as (grid, nodes):
             sites.start()
             start, clock = process.memory_info().rss, time.perf_counter()
-            for done in network_rounds(grid, nodes, server, rounds, exchange=settings.exchange, faults=settings.faults):
+            for done in network_rounds(grid, nodes, server, rounds, settings=settings):
                 assert len(done.centers) == centers
                 seconds.append(time.perf_counter() - clock)
                 memory.append(process.memory_info().rss)

@@ -42,7 +42,7 @@ class Wire:
         settings = self.clients[0].settings
         with superlink(self.folder, "127.0.0.1", self.port, self.keys) as (grid, nodes):
             self.connect()
-            done = list(network_rounds(grid, nodes, server, rounds, exchange=settings.exchange, faults=settings.faults))
+            done = list(network_rounds(grid, nodes, server, rounds, settings=settings))
             finish(grid, nodes, done[-1].shared, deadline=20)
         for thread in self.threads:
             thread.join(timeout=20)

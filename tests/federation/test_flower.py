@@ -119,7 +119,7 @@ def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")
     clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
-    reply = client_app(site)(_message(flower.train_records(1, None), "train"), None)
+    reply = client_app(site)(_message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
     assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
 
 
