@@ -37,7 +37,7 @@ from vfmgl_lib.federation.credentials import read_private_key
 from vfmgl_lib.federation.flower import FINISH
 
 log = logging.getLogger(__name__)
-POLL = 0.3  # seconds between two looks for a message
+POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one
 HEARTBEAT = 4.0  # seconds between two signs of life
 AWAY = 10.0  # promised to the server, which counts this centre as away after twice as long; Flower's least
 RECONNECT = 2.0  # seconds from one attempt to connect to the next
@@ -63,14 +63,17 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
             try:
                 with _activated(client, public) as node:
                     log.info("connected to %s", address)
+                    pause = POLL
                     while True:
                         response = client.PullMessages(PullMessagesRequest(node=node))
                         last = time.monotonic()
                         if not response.messages_list:
-                            time.sleep(POLL)
-                        elif _answer(app, client, node, response) == FINISH:
+                            time.sleep(pause)
+                            pause = min(1.5 * pause, LONGEST_POLL)
+                            continue
+                        if _answer(app, client, node, response) == FINISH:
                             return
-                        last = time.monotonic()
+                        last, pause = time.monotonic(), POLL
             except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
                 if time.monotonic() - last > patience:
                     raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error)}") from error
