@@ -53,7 +53,7 @@ def superlink(
     Yields: the grid of a new run, and centre -> node id.
     Raises: OSError: the port is taken. ValueError: two centres with one key.
     """
-    _check_keys(centers)
+    check_keys(centers)
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it has a handler of its own that writes a line a request
     app = create_app(_lifespan(folder, host, port), SuperLinkLifespan)
     server = uvicorn.Server(
@@ -123,7 +123,8 @@ def _node(state: LinkState, center: str, key: bytes) -> int:
     return known if known is not None else state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT, name=center)
 
 
-def _check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+def check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+    """Raises: ValueError: two centres with one key."""
     seen: dict[bytes, str] = {}
     for center, key in centers.items():
         other = seen.setdefault(public_key_to_bytes(key), center)
