@@ -33,6 +33,7 @@ from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
+from vfmgl_lib.data.sources import is_prepared, read_prepared
 from vfmgl_lib.federation import credentials, sandbox
 from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
@@ -174,6 +175,7 @@ def run_server(given: ServerFolder) -> None:
                 _write_rows(part / "traffic.csv", ["round", "center", "received", "sent"], done.traffic)
             log.info("round %d of %d: %s took part", done.number, last_round, ", ".join(done.centers))
         finish(grid, nodes, shared, deadline=60)
+        log.info("finished: %d rounds, in %s", last_round, rounds)
 
 
 def run_site(given: SiteFolder) -> None:
@@ -189,13 +191,14 @@ def run_site(given: SiteFolder) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.sandbox:
-        sandbox.restrict(_readable(given), _writable(given))
+        sandbox.restrict([*_readable(given), manifest.root.resolve()], _writable(given))
     teacher = study_teacher(study)
     sets = center_datasets(study, manifest, settings.center, teacher)
     cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None)
     client = new_client(study, settings.center, sets, teacher, cache)
     site = Site(client, given.folder / "state", Site.study_key(study, manifest))
     serve(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
+    log.info("finished: the models are in %s", site.folder)
 
 
 def check_server(folder: Path) -> list[Finding]:
@@ -314,7 +317,10 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
     settings, study = given.settings, given.study
     if not (given.data / "manifest.csv").is_file():
         raise ManifestError(f"{given.data}: has no manifest.csv; `python -m vfmgl_lib.data prepare` makes it, deploy/README.md says how")
-    manifest = read_manifest(given.data / "manifest.csv", given.data)
+    if is_prepared(given.data):
+        manifest = read_prepared(given.data, study.data.layout).manifest  # images that needed no conversion stay where they were prepared
+    else:
+        manifest = read_manifest(given.data / "manifest.csv", given.data)
     if settings.center not in manifest.centers:
         raise ManifestError(f"{given.data}: has no centre {settings.center!r}, it has {', '.join(manifest.centers)}")
     if (manifest.task_kind == "segmentation") != study.is_segmentation:
