@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import report_rounds
+from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.sources import is_prepared, read_prepared
@@ -109,9 +109,11 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     if not HOST.fullmatch(host):
         raise ConfigError(f"host {host!r}: give the server's name or IPv4 address alone, as in federation.example.org")
     _checked(ServerSettings, {"host": "0.0.0.0", "port": port, "wait": WAIT}, "init")
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
     overrides = {"teacher__source": teacher} if teacher else {}
     settings = load_settings(task, profile, method=method, seed=seed, **overrides)
-    new_server(settings, ["A", "B"], new_student(settings))  # a method or a student that does not exist is refused here
+    new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: is not empty; give a new folder, keys are never overwritten")
     server, site = folder / "server", folder / "site"
