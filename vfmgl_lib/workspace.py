@@ -15,6 +15,7 @@ from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
+from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.study import Study, find_study, run_study, taking_part
 
 
@@ -93,7 +94,7 @@ def open_workspace(
     runs: str | Path = "runs",
     **overrides: object,
 ) -> Workspace:
-    """Settings and data of a task.
+    """Settings and data of a task. From then on, tables shown by `DataFrame.style` escape what they hold (`figures.escaping`).
 
     Args:
         task, profile: see `config.load_settings`; `overrides` too.
@@ -104,6 +105,7 @@ def open_workspace(
         runs: the folder of all results.
     Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
     """
+    escape_tables()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: torch sees no GPU here; use cpu")
     if teacher:
