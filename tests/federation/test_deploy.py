@@ -2,10 +2,12 @@
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,14 @@ def test_the_guide_s_epsilons_are_computed():
     for noise, *values in rows:
         for value, rounds in zip(values, (1, 20, 100), strict=True):
             assert float(value) == pytest.approx(epsilon(float(noise), rounds), rel=0.05), (noise, rounds)
+
+
+def test_what_a_command_writes_is_its_users_alone(tmp_path):
+    command = "init fed --task nuclei --profile smoke --host localhost".split()
+    environment = os.environ | {"PYTHONPATH": str(DEPLOY.parent)}
+    subprocess.run([sys.executable, "-m", "vfmgl_lib.federation", *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    written = list((tmp_path / "fed").rglob("*"))
+    assert len(written) > 8 and not any(path.stat().st_mode & 0o077 for path in written)
 
 
 def test_why_there_is_no_secure_aggregation():

@@ -106,4 +106,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # keys, models, logs: for this user alone
     sys.exit(main())
