@@ -10,8 +10,10 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
+from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.sources import prepare
 from vfmgl_lib.federation import credentials, deployment
@@ -19,6 +21,9 @@ from vfmgl_lib.federation.__main__ import main
 from vfmgl_lib.federation.deployment import _own_data, check_server, check_site, plain, read_site
 from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.sandbox import landlock_version
+from vfmgl_lib.federation.site import Site
+from vfmgl_lib.federation.superlink import superlink
+from vfmgl_lib.federation.supernode import admitted
 from vfmgl_lib.study import taking_part
 
 PROFILE = "tests/smallest.yaml"
@@ -336,3 +341,31 @@ def test_a_kernel_without_landlock(federation, monkeypatch):
     assert any("this kernel has no Landlock; set sandbox: false" in text for text in missing(check_site(site)))
     fill(site, sandbox=False)
     assert not any("Landlock" in text for text in missing(check_site(site)))
+
+
+def test_who_is_admitted(federation, tmp_path):
+    """Known keys alone; one that was taken out is refused from the next start on, and does not come back."""
+    server, site = federation
+    credentials.write_key_pair(tmp_path / "stranger")
+    keys = {"SiteA": site / "key", "SiteB": tmp_path / "key"}
+    port = free_port()
+
+    def served(*centers: str) -> list[bool]:
+        public = {center: credentials.read_public_key(keys[center].with_name("key.pub")) for center in centers}
+        with superlink(server, "127.0.0.1", port, public):
+            return [admitted(f"127.0.0.1:{port}", site / "ca.pem", key) for key in (*keys.values(), tmp_path / "stranger")]
+
+    assert served("SiteA", "SiteB") == [True, True, False]
+    assert served("SiteA") == [True, False, False]
+    with pytest.raises(ValueError, match="centre SiteB: its key was taken out of this federation before; it needs a new one"):
+        served("SiteA", "SiteB")
+    with pytest.raises(ConnectionError, match="refused"):
+        admitted(f"127.0.0.1:{port}", site / "ca.pem", site / "key")
+
+
+def test_the_last_model_can_be_told_twice(tmp_path):
+    told = Site.__new__(Site)
+    told.folder = tmp_path
+    for value in (1.0, 2.0):
+        told.finish({"weight": torch.full((2,), value)})
+    assert load_tensors(tmp_path / "shared", "shared")["weight"].tolist() == [2.0, 2.0]
