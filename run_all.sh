@@ -22,6 +22,8 @@ Options of a run
   --device cpu|cuda     default: cpu
   --seed N              default: 0
   --only NN[,NN]        these notebooks only, may be repeated: --only 02,04
+  --engine process|flower
+                        how notebook 04 runs its rounds: in one process (default), or over TLS with a process for every centre
   --runs DIR            where results go (default: runs/ in the project)
 
 Environment

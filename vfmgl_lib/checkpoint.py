@@ -19,11 +19,17 @@ class CheckpointError(ValueError):
 
 
 def save_tensors(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
-    """Writes each state as folder/NAME.safetensors, with all hashes in folder/index.json."""
+    """Writes each state as folder/NAME.safetensors, with all hashes in folder/index.json.
+
+    Raises: OSError: a file that cannot be written; names it.
+    """
     index = {}
     for name, state in tensors.items():
         file = folder / f"{name}.safetensors"
-        safetensors.torch.save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, file)
+        try:
+            safetensors.torch.save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, file)
+        except SafetensorError as error:
+            raise OSError(f"checkpoint {file}: cannot be written: {error}") from error
         index[name] = sha256(file)
     write_json(folder / INDEX, index)
 

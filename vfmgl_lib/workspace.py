@@ -58,7 +58,7 @@ class Workspace:
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),
             self.manifest,
-            self.folder / "studies",
+            self.folder / ("studies" if engine == "process" else f"studies_{engine}"),  # apart, so that the two can be compared
             progress,
             teacher_cache=self.folder.parents[1] / "teacher_cache",
             engine=engine,

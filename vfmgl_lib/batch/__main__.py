@@ -25,6 +25,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="study seed, default: 0")
     parser.add_argument("--only", action="append", default=[], metavar="NN[,NN]", help="these notebooks only")
+    parser.add_argument(
+        "--engine", default="process", choices=("process", "flower"), help="how notebook 04 runs its rounds; default: process"
+    )
     parser.add_argument("--runs", metavar="DIR", help="where results go, default: runs/ in the project")
     return parser
 

@@ -78,7 +78,7 @@ def run_batch(notebooks: Path, settings: BatchSettings, progress: bool = True) -
     """
     chosen = find_notebooks(notebooks, settings.only)
     for notebook in chosen:
-        check_parameters(notebook, settings.parameters(settings.tasks[0]))
+        check_parameters(notebook, settings.parameters(settings.tasks[0], notebook.stem))
     log = settings.results / "runs.csv"
     folders = {task: folder_name(task, settings.data, read_log(log)) for task in settings.tasks}
     jobs = [(task, notebook) for task in settings.tasks for notebook in chosen]
@@ -102,7 +102,7 @@ def run_one(notebook: Path, task: str, folder: Path, settings: BatchSettings, pr
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.perf_counter()
     with PeakMemory() as memory:
-        failure = execute(notebook, folder / "notebooks" / notebook.name, settings.parameters(task), progress)
+        failure = execute(notebook, folder / "notebooks" / notebook.name, settings.parameters(task, notebook.stem), progress)
     return NotebookRun(
         started=started,
         folder=folder.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 from vfmgl_lib.config import ConfigError, load_settings, task_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
 DEFAULT_TASKS = ("endometrial", "nuclei")  # one classification, one segmentation
 
 
@@ -30,6 +31,7 @@ class BatchSettings:
         seed: the study seed.
         runs: folder of all results.
         only: numbers of the notebooks to run ("04"); empty for all.
+        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.study.run_study`).
     """
 
     profile: str = "smoke"
@@ -40,6 +42,7 @@ class BatchSettings:
     seed: int = 0
     runs: Path = ROOT / "runs"
     only: tuple[str, ...] = ()
+    engine: str = "process"
 
     @property
     def results(self) -> Path:
@@ -50,9 +53,10 @@ class BatchSettings:
         """The teacher a task gets: the one asked for, else the profile's."""
         return self.teacher or load_settings(task, self.profile).teacher.source
 
-    def parameters(self, task: str) -> dict[str, str | int]:
-        """What the notebooks are given for one task."""
-        return {
+    def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
+        """What a notebook, named by its stem, is given for one task."""
+        own = {"engine": self.engine} if notebook.startswith(ENGINE_NOTEBOOK) else {}
+        return own | {
             "task": task,
             "profile": self.profile,
             "data": "" if self.data is None else str(self.data),
@@ -73,6 +77,7 @@ def read_settings(
     seed: int,
     runs: str | None,
     only: Sequence[str],
+    engine: str,
     here: Path,
 ) -> BatchSettings:
     """Checked settings from what was typed; relative paths are meant from `here`.
@@ -92,6 +97,9 @@ def read_settings(
         raise BatchError(str(error)) from error
     if device == "cuda":
         check_cuda()
+    numbers = tuple(number.strip() for text in only for number in text.split(",") if number.strip())
+    if engine != "process" and numbers and ENGINE_NOTEBOOK not in numbers:
+        raise BatchError(f"engine {engine} is for notebook {ENGINE_NOTEBOOK}, which --only leaves out")
     return BatchSettings(
         profile=profile,
         tasks=chosen,
@@ -100,7 +108,8 @@ def read_settings(
         device=device,
         seed=seed,
         runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
-        only=tuple(number.strip() for text in only for number in text.split(",") if number.strip()),
+        only=numbers,
+        engine=engine,
     )
 
 

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
@@ -51,12 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns: 0; 1 after an error or where a check finds something missing; 130 if interrupted."""
     given = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for name in ("httpx", "alembic", "uvicorn"):  # a line a request, a line a table, and what is said here in one's own words
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("flwr").handlers.clear()  # it would write every line a second time
     try:
         return _run(given)
-    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError) as error:
+    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
         sys.stderr.write(f"error: {plain(error)}\n")
         return 1
     except KeyboardInterrupt:

@@ -167,9 +167,8 @@ def run_server(given: ServerFolder) -> None:
         log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
         for fault in meet(grid, nodes, settings.key(), given.settings.wait):
             log.warning("centre %s: %s", fault.center, fault.detail)
-        exchange, faults = settings.exchange, settings.faults
         shared = server.state_dict() if server.checkpoint == "shared" else None
-        for done in network_rounds(grid, nodes, server, last_round, exchange=exchange, faults=faults, start=start):
+        for done in network_rounds(grid, nodes, server, last_round, settings=settings, start=start):
             shared = done.shared
             with new_folder(rounds / f"{done.number:03d}") as part:
                 save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})

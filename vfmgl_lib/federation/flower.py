@@ -1,8 +1,8 @@
 """VFMGL over Flower's Message API: what a message and its answer hold, a centre's ClientApp, and the server's rounds over a Grid.
 
     type          to a centre                       from it
-    query         nothing                           its name, its study's key, versions
-    train         round, shared model (or none)     model, number of samples, declared metrics and aggregates; or the kind of its failure
+    query         nothing                           its name, its study's key, library's version, teacher's hash
+    train         round, study, shared model           model, number of samples, declared metrics and aggregates; or the kind of its failure
     query.finish  shared model of the last round    nothing
 
 An answer never holds the text of an error: it could name files and patients. The site's own log has it.
@@ -11,21 +11,22 @@ An answer never holds the text of an error: it could name files and patients. Th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 from torch import Tensor
 
 from vfmgl_lib import __version__
-from vfmgl_lib.config import ExchangeSettings, FaultSettings
+from vfmgl_lib.config import ExchangeSettings, StudySettings
 from vfmgl_lib.federation.exchange import incoming
 from vfmgl_lib.federation.rounds import Fault, Round, close_round
 from vfmgl_lib.federation.site import Site
@@ -80,8 +81,10 @@ def client_app(site: Site) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        number = int(message.content[ABOUT]["round"])
+        number, study = (message.content[ABOUT][name] for name in ("round", "study"))
         try:
+            if study != site.client.settings.key():
+                raise ValueError(f"the server asks for study {study}, this centre's is {site.client.settings.key()}")
             received = unpack(message.content[MODEL], "the server") if MODEL in message.content else None
             content = update_records(site.train(number, received))
         except Exception as error:  # whatever it is: the site stays, and the server hears its kind alone
@@ -94,7 +97,8 @@ def client_app(site: Site) -> ClientApp:
 
 def identity(site: Site) -> dict[str, str]:
     """What a centre says of itself before the first round."""
-    return {"center": site.client.center, "study": site.client.settings.key(), "vfmgl_lib": __version__, "torch": torch.__version__}
+    teacher = site.client.teacher.identity if site.client.teacher else "none"
+    return {"center": site.client.center, "study": site.client.settings.key(), "vfmgl_lib": __version__, "teacher": teacher}
 
 
 def update_records(update: Update) -> RecordDict:
@@ -132,8 +136,7 @@ def network_rounds(
     server: Server,
     rounds: int,
     *,
-    exchange: ExchangeSettings,
-    faults: FaultSettings,
+    settings: StudySettings,
     start: int = 0,
     arrived: Callable[[str, int], object] = lambda center, number: None,
     waiting: Callable[[], object] = lambda: None,
@@ -152,25 +155,25 @@ def network_rounds(
     """
     for number in range(start + 1, rounds + 1):
         done = Round(number, [], None)
-        deadline = time.monotonic() + faults.deadline
+        deadline = time.monotonic() + settings.faults.deadline
         order = server.order(sorted(nodes), number)
         for group in [[center] for center in order] if server.sequential else [order]:
             messages = {center: server.message(center, number) for center in group}
             asked = _Asked(grid, nodes, deadline, waiting)
             for center in group:
-                asked.send(center, partial(train_records, number, messages[center]), "train", str(number))
+                asked.send(center, partial(train_records, number, messages[center], settings.key()), "train", str(number))
             for center in group:
                 answer = asked.answer(center)
-                done.faults += _take(server, answer, center, messages[center], exchange, done)
+                done.faults += _take(server, answer, center, messages[center], settings.exchange, done)
                 arrived(center, number)
                 del answer
-        close_round(done, server, len(nodes), faults.quorum)
+        close_round(done, server, len(nodes), settings.faults.quorum)
         yield done
 
 
-def train_records(number: int, message: State | None) -> RecordDict:
+def train_records(number: int, message: State | None, study: str) -> RecordDict:
     """What a centre receives before it trains."""
-    content = RecordDict({ABOUT: ConfigRecord({"round": number})})
+    content = RecordDict({ABOUT: ConfigRecord({"round": number, "study": study})})
     if message is not None:
         content[MODEL] = pack(message)
     return content
@@ -179,8 +182,9 @@ def train_records(number: int, message: State | None) -> RecordDict:
 def meet(grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, waiting: Callable[[], object] = lambda: None) -> list[Fault]:
     """Asks every centre who it is, before the first round; returns those that are not there yet.
 
-    Raises: FederationError: a centre under another's name, with another study or another version of the library.
+    Raises: FederationError: a centre under another's name, with another study, version of the library or teacher than the others.
     """
+    teachers: dict[str, str] = {}
     asked, missing = _Asked(grid, nodes, time.monotonic() + deadline, waiting), []
     for center in nodes:
         asked.send(center, RecordDict, "query", "0")
@@ -196,6 +200,9 @@ def meet(grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, wait
                 raise FederationError(
                     f"centre {center}: its {name} must be {value}, it says {found.get(name)!r}; give it this study's settings and version"
                 )
+        teachers[center] = found.get("teacher", "")
+    if len(set(teachers.values())) > 1:
+        raise FederationError(f"the centres' teachers differ, all need the same weights: {teachers}")
     return missing
 
 
@@ -226,6 +233,7 @@ class _Asked:
 
     def answer(self, center: str) -> Message | None:
         """The centre's answer, or None after the deadline."""
+        fetched: tuple[str, SimpleQueue] | None = None
         while time.monotonic() < self.deadline:
             self.waiting()
             # Not `center` alone: the others, too, are asked again as soon as they are back.
@@ -235,20 +243,42 @@ class _Asked:
                     log.info("centre %s is back: asked again", waiting)
                     self._ask(waiting)
             identifier, _ = self.sent[center]
-            found = list(self.grid.pull_messages([identifier])) if identifier else []
+            if not identifier:
+                time.sleep(POLL)
+                self._ask(center)
+                continue
+            if fetched is None or fetched[0] != identifier:
+                fetched = identifier, self._fetch(identifier)
+            try:
+                found = fetched[1].get(timeout=POLL)
+            except Empty:
+                continue
+            fetched = None
+            if isinstance(found, Exception):
+                raise found
             if found and not found[0].has_error():
                 del self.sent[center]
                 return found[0]
+            time.sleep(POLL)
             if found:
                 # Flower's own errors: the node is away, or an object was lost on the way.
                 log.info("centre %s: %s", center, found[0].error.reason)
-                time.sleep(POLL)
                 self._ask(center)
-            elif not identifier:
-                self._ask(center)
-            time.sleep(POLL)
         self.sent.pop(center, None)
         return None
+
+    def _fetch(self, identifier: str) -> SimpleQueue:
+        """Where what there is of an answer arrives: Flower waits for minutes for the rest of one whose sender was killed, we do not."""
+        arrived: SimpleQueue = SimpleQueue()
+
+        def fetch() -> None:
+            try:
+                arrived.put(list(self.grid.pull_messages([identifier])))
+            except Exception as error:  # raised where the answer is waited for
+                arrived.put(error)
+
+        threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        return arrived
 
     def _ask(self, center: str) -> None:
         active = self.active()

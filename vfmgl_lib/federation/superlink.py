@@ -54,7 +54,8 @@ def superlink(
     Raises: OSError: the port is taken. ValueError: two centres with one key, or a key that was taken out before.
     """
     check_keys(centers)
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # it has a handler of its own that writes a line a request
+    for talkative in ("flwr", "alembic", "uvicorn", "httpx"):  # a line a request
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     app = create_app(_lifespan(folder, host, port), SuperLinkLifespan)
     server = uvicorn.Server(
         uvicorn.Config(

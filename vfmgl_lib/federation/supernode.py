@@ -31,7 +31,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -40,8 +39,8 @@ from vfmgl_lib.federation.flower import FINISH
 
 log = logging.getLogger(__name__)
 POLL = 0.3  # seconds between two looks for a message
-HEARTBEAT = 10.0  # seconds between two signs of life
-AWAY = 30.0  # seconds without one after which the server counts this centre as away
+HEARTBEAT = 4.0  # seconds between two signs of life
+AWAY = 10.0  # promised to the server, which counts this centre as away after twice as long; Flower's least
 RECONNECT = 2.0  # seconds from one attempt to connect to the next
 
 
@@ -99,7 +98,7 @@ def admitted(address: str, certificate: Path, key: Path) -> bool:
 def _client(address: str, certificate: Path, key: Path) -> FleetHttpClient:
     private = read_private_key(key)
     interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
-    return FleetHttpClient.from_server_address(address, False, str(certificate), interceptors)
+    return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)
 
 
 def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullMessagesResponse) -> str:
@@ -112,8 +111,6 @@ def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullM
         return_type=Message,
     )
     message.metadata.__dict__["_message_id"] = tree.object_id  # Flower's content does not hold its own id
-    # Flower keeps in a global who writes a message.
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 0, node.node_id
     started = time.monotonic()
     context = Context(run_id=run_id, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
     reply = app(message, context)
@@ -162,7 +159,7 @@ def _reason(error: Exception) -> str:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             return "the server does not accept this centre's signature; do the clocks of both machines agree?"
         if _error_code(error) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-            return "the server does not know this centre's key, or takes it to be connected still, which passes within a minute"
+            return "the server does not know this centre's key, or a site with this key is connected, or was within the last minute"
         return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
     return str(error) or type(error).__name__
 

@@ -1,0 +1,203 @@
+"""A federation over TLS: the same shared model as in one process, what leaves a centre byte for byte, and what an outsider cannot do."""
+
+import json
+import shutil
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+
+from vfmgl_lib.federation import credentials, flower, sandbox
+from vfmgl_lib.federation.flower import client_app, pack, read_update, unpack, update_records
+from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.site import Site
+from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
+from vfmgl_lib.federation.superlink import superlink
+from vfmgl_lib.federation.supernode import serve
+from vfmgl_lib.workspace import open_workspace
+
+SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+
+
+def _equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["vfmgl", "fedavg", "fedprox", "harmofl", "metafed", "local"])
+def test_the_network_changes_no_bit(federation, wire, tmp_path, method):
+    apart, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
+    together, other = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2)
+    done = wire(tmp_path, apart).run(server, 2)
+    expected = list(run_rounds(together, other, 2))
+    assert [round.centers for round in done] == [["SiteA", "SiteB"]] * 2 and not any(round.faults for round in done)
+    for one, round in zip(done, expected, strict=True):
+        assert (one.shared is None) == (round.shared is None)
+    assert _equal(server.state_dict(), other.state_dict())
+    for client, twin in zip(apart, together, strict=True):
+        if client.strategy.adopts:
+            client.adopt(done[-1].shared)
+        assert _equal(client.student.state_dict(), twin.student.state_dict())
+    if done[-1].shared is not None:
+        kept = safetensors.torch.load_file(tmp_path / "site-SiteA" / "shared" / "shared.safetensors")
+        assert _equal(kept, done[-1].shared), "every site has the last shared model"
+
+
+@pytest.mark.parametrize("method", ["vfmgl", "harmofl"])
+def test_every_byte_that_a_centre_sends_is_declared(federation, wire, tmp_path, monkeypatch, method):
+    clients, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
+    sent, send = [], httpx.Client.send
+
+    def recording(self, request, **more):
+        if "/v1/fleet/" in str(request.url):
+            sent.append((request.url.path, request.read(), dict(request.headers)))
+        return send(self, request, **more)
+
+    monkeypatch.setattr(httpx.Client, "send", recording)
+    wire(tmp_path, clients).run(server, 2)
+    objects = [content for path, content, _ in sent if path.endswith("/push-object")]
+    model = {name: tuple(tensor.shape) for name, tensor in server.state.items() if name not in server.aggregates}
+    files = [file for content in objects for file in _safetensors_in(content)]
+    kinds = [{name: tuple(tensor.shape) for name, tensor in file.items()} for file in files]
+    aggregates = dict(server.aggregates)
+    assert kinds.count(model) >= 4, "two centres, two rounds"
+    assert all(kind in (model, aggregates, {}) for kind in kinds), "a tensor left that is not declared"
+    # Nothing large hides beside the tensors: what is left of every message is names, counts and declared metrics.
+    tensors = sum(len(safetensors.torch.save(file)) for file in files)
+    rest = sum(map(len, objects)) - tensors
+    assert rest < 3000 * len(objects), "something else of size left a centre"
+    images = [client.data[0]["image"] for client in clients]
+    for image in images:
+        assert not any(image.numpy().tobytes()[:256] in content for _, content, _ in sent)
+    secrets = [str(client.data.table["path"][0]).encode() for client in clients] + [
+        client.data.table["patient"][0].encode() for client in clients if len(client.data.table["patient"][0]) > 3
+    ]
+    for path, content, headers in sent:
+        for secret in secrets:
+            assert secret not in content and secret not in str(headers).encode(), f"{secret} in {path}"
+
+
+def _safetensors_in(content):
+    """The safetensors files within an object as it was sent."""
+    start = content.find(b"\x93NUMPY")
+    if start < 0:
+        return []
+    length = int.from_bytes(content[start + 8 : start + 10], "little")
+    data = content[start + 10 + length :]
+    header = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + header])
+    end = max([entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"], default=0)
+    return [safetensors.torch.load(data[: 8 + header + end])]
+
+
+def test_a_message_is_read_back_and_nothing_else_is_accepted():
+    state = {"w": torch.randn(3, 2), "n": torch.tensor(4), "half": torch.ones(5, dtype=torch.float16)}
+    update = Update("A", state, 7, {"task_loss": 0.5, "kept_share": float("nan")}, {"amplitude": torch.ones(3, 1, 1)})
+    read = read_update(update_records(update), "A")
+    assert _equal(read.state, state) and _equal(read.aggregates, update.aggregates) and read.samples == 7
+    assert read.metrics.keys() == set(DECLARED_METRICS)
+    with pytest.raises(UpdateError, match="centre B: says that it is centre 'A'"):
+        read_update(update_records(update), "B")
+    content = update_records(update)
+    content["images"] = ArrayRecord({"x": pack(state)["safetensors"]})
+    with pytest.raises(UpdateError, match=r"centre A: holds \['about', 'aggregates', 'images', 'metrics', 'model'\]"):
+        read_update(content, "A")
+    with pytest.raises(UpdateError, match="centre A: holds"):
+        read_update(RecordDict({"about": ConfigRecord({"center": "A"}), "metrics": MetricRecord()}), "A")
+    broken = pack(state)
+    broken["safetensors"].data = broken["safetensors"].data[:200]
+    with pytest.raises(UpdateError, match="update of centre A: not a safetensors file"):
+        unpack(broken, "centre A")
+
+
+def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):
+    clients, _ = federation("nuclei")
+    site = Site(clients[0], tmp_path, "key")
+    clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
+    reply = client_app(site)(_message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
+    assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
+
+
+def _message(content, kind):
+    from flwr.app import Message
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(content, 2, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    return message
+
+
+def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    with superlink(tmp_path, "127.0.0.1", made.port, made.keys) as (_, nodes):
+        base = f"https://{made.address}"
+        with pytest.raises(httpx.ConnectError, match=r"certificate|CERTIFICATE"):
+            httpx.get(base)  # who does not have the CA's certificate does not talk to this server by mistake
+        with pytest.raises((httpx.HTTPError, ssl.SSLError)):
+            httpx.get(f"http://{made.address}")
+        anyone = httpx.Client(verify=False, headers={"content-type": "application/protobuf", "accept": "application/protobuf"})
+        for path in ("/docs", "/openapi.json", "/health", "/v1/control/list-runs", "/v1/control/start-run", "/v1/control/register-node"):
+            assert anyone.post(base + path, content=b"").status_code == 404, path
+        node = Node(node_id=nodes["SiteA"])
+        for path, request in (("activate-node", ActivateNodeRequest(public_key=b"x")), ("pull-messages", PullMessagesRequest(node=node))):
+            assert anyone.post(f"{base}/v1/fleet/{path}", content=request.SerializeToString()).status_code == 401, path
+        for path in ("acquire-task", "pull-messages", "pull-task-input", "get-nodes", "push-messages"):
+            assert anyone.post(f"{base}/v1/runtime/{path}", content=b"").status_code in (401, 403), path
+        # A stranger with a key of his own, and the right key on another's behalf.
+        credentials.write_key_pair(tmp_path / "stranger")
+        with pytest.raises(ConnectionError, match="does not know this centre's key"):
+            serve(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
+
+
+def test_two_centres_with_one_key_are_refused(federation, wire, tmp_path):
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    with (
+        pytest.raises(ValueError, match="SiteA and SiteB have the same public key"),
+        superlink(tmp_path, "127.0.0.1", made.port, dict.fromkeys(made.keys, made.keys["SiteA"])),
+    ):
+        pass
+
+
+def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federation, wire, tmp_path):
+    for change, message in (("center", "its center must be SiteA, it says 'SiteB'"), ("seed", "its study must be")):
+        clients, _ = federation("nuclei")
+        folder = tmp_path / change
+        made = wire(folder, clients)
+        if change == "center":
+            clients[0].center = "SiteB"
+        else:
+            clients[0].settings = clients[0].settings.model_copy(update={"seed": 5})
+        made.clients = clients[:1]
+        shutil.copy(folder / "SiteA", folder / "SiteB.tmp")
+        shutil.move(folder / "SiteB.tmp", folder / clients[0].center)
+        study = clients[1].settings.key()
+        with superlink(folder, "127.0.0.1", made.port, made.keys) as (grid, nodes):
+            made.connect()
+            with pytest.raises(flower.FederationError, match=f"centre SiteA: {message}"):
+                flower.meet(grid, {"SiteA": nodes["SiteA"]}, study, 30)
+
+
+@pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")
+def test_a_federation_of_processes_equals_one_process(tmp_path):
+    """Real processes, TLS, keys, each confined to its own folder."""
+    workspace = open_workspace("nuclei", SMALLEST, runs=tmp_path / "runs")
+    together = workspace.run("vfmgl", progress=False)
+    apart = workspace.run("vfmgl", progress=False, engine="flower")
+    for number in range(1, together.last_round + 1):
+        name = Path("rounds") / f"{number:03d}" / "shared.safetensors"
+        assert (together.folder / name).read_bytes() == (apart.folder / name).read_bytes()
+    for table in ("predictions", "metrics", "steps", "stages", "mean_features"):
+        assert (together.folder / f"{table}.csv").read_text() == (apart.folder / f"{table}.csv").read_text(), table
+    assert set(apart.traffic["center"]) == {"SiteA", "SiteB"} and (apart.traffic["sent"] > 100_000).all() and not len(apart.faults)
+    left = sorted(path.name for path in (apart.folder / "federation").iterdir())
+    assert left == ["logs"], "keys, images and states of the sites are gone"
+    log = (apart.folder / "federation" / "logs" / "SiteA.log").read_text()
+    assert "cannot reach" not in log and "connected" in log
