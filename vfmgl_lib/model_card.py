@@ -41,7 +41,8 @@ def model_card(
         _files(about, files, check, counts),
         _limits(about, made["model_center"]),
     ]
-    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+    text = "\n".join(line for section in sections for line in section).rstrip() + "\n"
+    return text.replace("<", "&lt;")  # Markdown takes HTML as it is, and a centre or a class may have any name
 
 
 def _intended(about: Description) -> list[str]:

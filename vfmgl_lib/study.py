@@ -38,7 +38,7 @@ from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import with_validation
+from vfmgl_lib.data.layouts import resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest, write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
@@ -242,8 +242,7 @@ def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tup
         if unknown or not settings.centers:
             raise ConfigError(f"centers {unknown or '()'}: the data have {', '.join(manifest.centers)}")
         manifest = replace(manifest, table=manifest.table[manifest.table["center"].isin(settings.centers)])
-    if METHODS[settings.method].needs_validation:
-        manifest = with_validation(manifest, VALIDATION_SHARE, settings.seed)
+    manifest = with_needed_validation(manifest, settings)
     teacher = study_teacher(settings)
     description = teacher.description if teacher else NO_TEACHER
     key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
@@ -324,6 +323,24 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
             _prune(study, done.number)
     _join_tables(study)
     write_json(folder / COMPLETE, {"rounds": study.last_round})
+
+
+def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
+    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    manifest, data = prepared, settings.data
+    if data.split:
+        manifest = resplit(manifest, data.split.train, data.split.seed)
+    if data.validation_share:
+        manifest = with_validation(manifest, data.validation_share, settings.seed)
+    if data.per_center:
+        manifest = subset(manifest, data.per_center, settings.seed)
+    return manifest
+
+
+def with_needed_validation(manifest: Manifest, settings: StudySettings) -> Manifest:
+    """The same with a validation set at every centre, for a method that cannot do without."""
+    needed = METHODS[settings.method].needs_validation
+    return with_validation(manifest, VALIDATION_SHARE, settings.seed) if needed else manifest
 
 
 def center_datasets(settings: StudySettings, manifest: Manifest, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:

@@ -12,11 +12,11 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
-from vfmgl_lib.data.layouts import resplit, subset, with_validation
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
-from vfmgl_lib.study import Study, find_study, run_study
+from vfmgl_lib.figures.escaping import escape_tables
+from vfmgl_lib.study import Study, find_study, run_study, taking_part
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Workspace:
         values |= {} if seed is None else {"seed": seed}
         values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
         settings = checked_settings(values)
-        return replace(self, settings=settings, manifest=_taking_part(self.prepared, settings))
+        return replace(self, settings=settings, manifest=taking_part(self.prepared, settings))
 
 
 def open_workspace(
@@ -94,7 +94,7 @@ def open_workspace(
     runs: str | Path = "runs",
     **overrides: object,
 ) -> Workspace:
-    """Settings and data of a task.
+    """Settings and data of a task. From then on, tables shown by `DataFrame.style` escape what they hold (`figures.escaping`).
 
     Args:
         task, profile: see `config.load_settings`; `overrides` too.
@@ -105,6 +105,7 @@ def open_workspace(
         runs: the folder of all results.
     Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
     """
+    escape_tables()
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: torch sees no GPU here; use cpu")
     if teacher:
@@ -114,25 +115,13 @@ def open_workspace(
     folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")
-    manifest = _taking_part(prepared.manifest, settings)
+    manifest = taking_part(prepared.manifest, settings)
     if len(manifest.classes) != 2:
         raise ConfigError(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
-
-
-def _taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
-    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
-    manifest, data = prepared, settings.data
-    if data.split:
-        manifest = resplit(manifest, data.split.train, data.split.seed)
-    if data.validation_share:
-        manifest = with_validation(manifest, data.validation_share, settings.seed)
-    if data.per_center:
-        manifest = subset(manifest, data.per_center, settings.seed)
-    return manifest
 
 
 def _prepared(layout: str, root: Path, folder: Path) -> Prepared:

@@ -221,6 +221,14 @@ def test_path_that_leaves_the_root(manifest, path):
     assert any("stay in it" in problem for problem in problems(changed(manifest, 0, path=path)))
 
 
+@pytest.mark.parametrize("center", ["..", ".", "../B", "/etc", "A/B", "A\0"])
+def test_center_that_is_a_path(manifest, center):
+    """Folders of sites, logs and checkpoints are named after centres."""
+    with pytest.raises(ManifestError, match="expected a name that is no path"):
+        changed(manifest, 0, center=center)
+    assert changed(manifest, 0, center="<A & B>..").centers, "any other name is one"
+
+
 def test_link_that_leaves_the_root(manifest, tmp_path):
     outside = write_image(tmp_path / "outside.png")
     inside = manifest.root / "A/train/0.png"

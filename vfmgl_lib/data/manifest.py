@@ -86,6 +86,10 @@ class Manifest:
         if tuple(self.table.columns) != COLUMNS:
             raise ManifestError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(map(str, self.table.columns))}")
         table = self.table.reset_index(drop=True).astype(dict.fromkeys(COLUMNS, str)).fillna("")
+        # Files and folders are named after centres.
+        paths = [center for center in table["center"].unique() if center in (".", "..") or "/" in center or "\0" in center]
+        if paths:
+            raise ManifestError.listing(self.root, [f"center {center!r}, expected a name that is no path" for center in paths])
         if self.task_kind == "classification":
             wrong_rows = table[_failing(table["label"], _INDEX.fullmatch)].itertuples()
             wrong = [f"{row.path}: label {row.label!r} is not a class index" for row in wrong_rows]

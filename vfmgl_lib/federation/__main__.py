@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
-from vfmgl_lib.federation.deployment import check_server, check_site, init, read_server, read_site, run_server, run_site
+from vfmgl_lib.federation.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
 
 
-def main(arguments: list[str] | None = None) -> int:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vfmgl_lib.federation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -46,14 +46,23 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("folder", type=Path)
         if name == "site":
             command.add_argument("--with-parent", action="store_true", help="end when the process that started this one ends")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns: 0; 1 after an error or where a check finds something missing; 130 if interrupted."""
+    given = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("flwr").handlers.clear()  # it would write every line a second time
     try:
         return _run(given)
     except (ConfigError, ManifestError, ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {plain(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on after the last whole round\n")
+        return 130
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -66,7 +75,7 @@ def _run(given: argparse.Namespace) -> int:
         credentials.write_key_pair(given.file)
         sys.stdout.write(f"{given.file}: keep it and show it to nobody\n{given.file}.pub: send it to the coordinator\n")
     elif given.command == "check":
-        findings = check_server(given.folder) if (given.folder / "server.yaml").is_file() else check_site(given.folder)
+        findings = _check(given.folder)
         sys.stdout.write("".join(f"{'ok' if finding.good else 'MISSING'}: {finding.text}\n" for finding in findings))
         return 0 if all(finding.good for finding in findings) else 1
     elif given.command == "server":
@@ -76,6 +85,14 @@ def _run(given: argparse.Namespace) -> int:
             _end_with_parent()
         run_site(read_site(given.folder))
     return 0
+
+
+def _check(folder: Path) -> list[Finding]:
+    if (folder / "server.yaml").is_file():
+        return check_server(folder)
+    if (folder / "site.yaml").is_file():
+        return check_site(folder)
+    raise ConfigError(f"{folder}: holds neither server.yaml nor site.yaml; give the folder that `init` made, or a site's copy of it")
 
 
 def _end_with_parent() -> None:
@@ -90,4 +107,5 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # keys, models, logs: for this user alone
     sys.exit(main())

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -47,7 +48,12 @@ def write_certificates(folder: Path, hosts: list[str], days: int = DAYS) -> None
 
 
 def write_key_pair(file: Path) -> bytes:
-    """Writes a centre's private key to `file` and the public one beside it as `file`.pub; returns the public one."""
+    """Writes a centre's private key to `file` and the public one beside it as `file`.pub; returns the public one.
+
+    Raises: FileExistsError: there is a key already.
+    """
+    if file.exists():
+        raise FileExistsError(f"{file}: is there already, and a key is never overwritten; move it away to make a new one")
     key = ec.generate_private_key(ec.SECP384R1())
     _write_private(file, key, serialization.PrivateFormat.OpenSSH)
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
@@ -58,8 +64,11 @@ def write_key_pair(file: Path) -> bytes:
 def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:
     """Raises: ValueError: not a public key of a NIST curve in OpenSSH's format; names the file."""
     try:
-        key = serialization.load_ssh_public_key(file.read_bytes())
-    except (ValueError, OSError) as error:
+        content = file.read_bytes()
+        if b"PRIVATE KEY" in content:
+            raise ValueError("it is a private one, which belongs to its centre alone; that centre makes a new pair and sends the .pub file")
+        key = serialization.load_ssh_public_key(content)
+    except (ValueError, OSError, UnsupportedAlgorithm) as error:
         raise ValueError(f"{file}: not a public key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError(f"{file}: must be an elliptic-curve key, as `python -m vfmgl_lib.federation key` makes it")
@@ -71,9 +80,13 @@ def read_private_key(file: Path) -> ec.EllipticCurvePrivateKey:
     try:
         if file.stat().st_mode & 0o077:
             raise ValueError(f"{file}: others can read this private key; chmod 600 {file}")
-        key = serialization.load_ssh_private_key(file.read_bytes(), None)
+        content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from error
+    try:
+        key = serialization.load_ssh_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a passphrase
+        raise ValueError(f"{file}: not a private key without a passphrase: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError(f"{file}: must be an elliptic-curve key, as `python -m vfmgl_lib.federation key` makes it")
     return key

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import ssl
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -27,21 +30,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import report_rounds
+from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
+from vfmgl_lib.data.sources import is_prepared, read_prepared
 from vfmgl_lib.federation import credentials, sandbox
 from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
-from vfmgl_lib.federation.superlink import superlink
-from vfmgl_lib.federation.supernode import serve
+from vfmgl_lib.federation.superlink import check_keys, superlink
+from vfmgl_lib.federation.supernode import admitted, serve
 from vfmgl_lib.files import new_folder, write_json, write_text
-from vfmgl_lib.study import center_datasets, feature_cache, new_client, new_student, study_teacher
+from vfmgl_lib.study import center_datasets, feature_cache, new_client, new_student, study_teacher, taking_part, with_needed_validation
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
 FLOWER = "1.41.0"
-
+WAIT = 86400  # seconds that a server waits for the centres before the first round
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+UNNAMED = "CENTRE"  # what a new site.yaml calls its centre
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -64,6 +70,7 @@ class SiteSettings(BaseModel):
     data: Path = Field(description="folder with this centre's images and manifest.csv, as `python -m vfmgl_lib.data prepare` makes it")
     patience: float = Field(default=86400, gt=0, description="seconds without a connection after which this site gives up")
     threads: int = Field(default=0, ge=0, description="of the CPU; 0: as many as torch chooses")
+    divided: bool = Field(default=False, description="the manifest's splits are the study's; false: the study's settings divide the data")
     sandbox: bool = Field(default=True, description="the process reaches no files but its own (Linux 5.13 or newer)")
     teacher_cache: str = Field(default="", description="folder for the teacher's features; empty: none")
 
@@ -97,11 +104,16 @@ class Finding:
 def init(folder: Path, task: str, profile: str, method: str, seed: int, host: str, port: int, teacher: str) -> None:
     """Writes the server's folder and the one that every centre gets a copy of.
 
-    Raises: ConfigError: unknown task, profile or method. FileExistsError: there is a federation in this folder already.
+    Raises: ConfigError: unknown task, profile or method, a host or port that cannot be. FileExistsError: the folder is not empty.
     """
+    if not HOST.fullmatch(host):
+        raise ConfigError(f"host {host!r}: give the server's name or IPv4 address alone, as in federation.example.org")
+    _checked(ServerSettings, {"host": "0.0.0.0", "port": port, "wait": WAIT}, "init")
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
     overrides = {"teacher__source": teacher} if teacher else {}
     settings = load_settings(task, profile, method=method, seed=seed, **overrides)
-    new_server(settings, ["A", "B"], new_student(settings))  # a method or a student that does not exist is refused here
+    new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: is not empty; give a new folder, keys are never overwritten")
     server, site = folder / "server", folder / "site"
@@ -110,16 +122,16 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     for part in (server, site):
         write_json(part / "study.json", settings.model_dump(mode="json"))
     write_text(
-        server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: 86400\n"
+        server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: {WAIT}\n"
     )
     shutil.copyfile(server / credentials.CA, site / credentials.CA)
-    write_text(site / "site.yaml", SITE_TEMPLATE.format(address=f"{host}:{port}"))
+    write_text(site / "site.yaml", SITE_TEMPLATE.format(unnamed=UNNAMED, address=f"{host}:{port}"))
 
 
 SITE_TEMPLATE = """\
 # What this centre has to fill in. Nothing in this file leaves the centre.
-center: CENTRE                # the name that the coordinator uses for this centre
-superlink: {address}          # where the server is
+center: {unnamed}                # the name that the coordinator uses for this centre
+superlink: {address}  # where the server is
 data: data                    # folder with this centre's images and manifest.csv (python -m vfmgl_lib.data prepare)
 patience: 86400               # seconds without a connection after which this site gives up
 sandbox: true                 # the process reaches no files but its own
@@ -164,6 +176,7 @@ def run_server(given: ServerFolder) -> None:
                 _write_rows(part / "traffic.csv", ["round", "center", "received", "sent"], done.traffic)
             log.info("round %d of %d: %s took part", done.number, last_round, ", ".join(done.centers))
         finish(grid, nodes, shared, deadline=60)
+        log.info("finished: %d rounds, in %s", last_round, rounds)
 
 
 def run_site(given: SiteFolder) -> None:
@@ -179,39 +192,39 @@ def run_site(given: SiteFolder) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.sandbox:
-        sandbox.restrict(_readable(given), _writable(given))
+        sandbox.restrict([*_readable(given), manifest.root.resolve()], _writable(given))
     teacher = study_teacher(study)
     sets = center_datasets(study, manifest, settings.center, teacher)
     cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None)
     client = new_client(study, settings.center, sets, teacher, cache)
     site = Site(client, given.folder / "state", Site.study_key(study, manifest))
     serve(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
+    log.info("finished: the models are in %s", site.folder)
 
 
 def check_server(folder: Path) -> list[Finding]:
     """Everything that a server needs, and whether it is there."""
-    findings = _common(folder)
-    findings += [
-        _finding(f"{name} is there", lambda name=name: (folder / name).read_bytes()) for name in (credentials.CA, credentials.CERTIFICATE)
+    return [
+        *_common(folder),
+        _finding("server.pem and ca.pem are valid", lambda: _certificates(folder)),
+        _finding("server.key is private", lambda: _private(folder / credentials.KEY)),
+        _finding("two or more centres have sent a public key", lambda: _enough(_public_keys(folder))),
+        _finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))),
     ]
-    findings.append(_finding("the certificate is valid", lambda: _valid(folder / credentials.CERTIFICATE)))
-    findings.append(_finding("server.key is private", lambda: _private(folder / credentials.KEY)))
-    findings.append(_finding("two or more centres have sent a public key", lambda: _enough(_public_keys(folder))))
-    findings.append(_finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))))
-    return findings
 
 
 def check_site(folder: Path) -> list[Finding]:
-    """Everything that a site needs, and whether it is there."""
-    findings = _common(folder)
-    findings.append(_finding("site.yaml can be read", lambda: _read(SiteSettings, folder / "site.yaml")))
-    findings.append(_finding("key is this centre's private key", lambda: credentials.read_private_key(folder / "key")))
+    """Everything that a site needs, and whether it is there; what needs site.yaml or study.json is looked at once they can be read."""
+    study, *common = _common(folder)
+    filled = _finding("site.yaml is filled in", lambda: _filled(folder))
+    findings = [study, *common, filled]
+    findings.append(_finding("key is this centre's private key", lambda: _own_key(folder / "key")))
     findings.append(_finding("ca.pem is valid", lambda: _valid(folder / credentials.CA)))
-    if findings[-3].good and all(finding.good for finding in findings[:2]):
+    if study.good and filled.good:
         given = read_site(folder)
         findings.append(_finding(f"{given.data} holds the images of {given.settings.center}", lambda: _own_data(given, files=True)))
-        findings.append(_finding("the teacher can be loaded", lambda: study_teacher(given.study)))
-        findings.append(_finding(f"{given.settings.superlink} answers with the coordinator's certificate", lambda: _reach(given)))
+        findings.append(_finding("the teacher can be loaded", lambda: _has_teacher(given.study)))
+        findings.append(_finding(f"{given.settings.superlink} answers and knows this centre's key", lambda: _reach(given)))
         if given.settings.sandbox:
             findings.append(_finding("the process can be kept to its own files", _has_landlock))
     return findings
@@ -225,23 +238,65 @@ def _common(folder: Path) -> list[Finding]:
     ]
 
 
-def _finding(text: str, look) -> Finding:
+def _finding(text: str, look: Callable[[], object]) -> Finding:
     try:
         look()
     except (ValueError, OSError, RuntimeError) as error:
-        return Finding(False, f"{text}: no. {error}")
+        return Finding(False, f"{text}: no. {plain(error)}")
     return Finding(True, text)
+
+
+def plain(error: Exception) -> str:
+    """An error in plain words: the system's are translated, the library's own are so already."""
+    number = getattr(error, "errno", None)
+    if number is None and type(error) is not TimeoutError:
+        return str(error)
+    for kind, text in SYSTEM_ERRORS.items():
+        if isinstance(error, kind):
+            return text.format(file=error.filename or "a file", reason=getattr(error, "verify_message", ""))
+    return ERROR_NUMBERS.get(number, str(error))
+
+
+# The first that fits counts: narrower kinds come before wider ones.
+SYSTEM_ERRORS = {
+    ssl.SSLCertVerificationError: "ca.pem does not vouch for its certificate ({reason}); ask the coordinator for the newest ca.pem, "
+    "and the network's administrator whether a proxy opens TLS connections",
+    ssl.SSLError: "what answers there does not speak TLS as the server does; are address and port right?",
+    socket.gaierror: "this name is not known here; is it spelt right, and does this machine's DNS know it?",
+    ConnectionRefusedError: "nothing listens there; is the server running, and the port open in its firewall?",
+    ConnectionError: "the connection was broken off; does a firewall or proxy stand between?",
+    TimeoutError: "no answer; a firewall may drop the connection",
+    FileNotFoundError: "{file} is not there",
+    PermissionError: "this user may not open {file}",
+}
+ERROR_NUMBERS = {
+    errno.EADDRINUSE: "the port is taken: by another program, or this server runs already",
+    errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 stands for every one",
+    errno.EHOSTUNREACH: "no way leads there from this network",
+    errno.ENETUNREACH: "no way leads there from this network",
+    errno.EROFS: "it is on a read-only file system",
+    errno.ENOSPC: "the disk is full",
+}
 
 
 def _read(kind: type[Settings], file: Path) -> Settings:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {plain(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must hold lines of the form name: value, got {values!r:.80}")
+    return _checked(kind, values, str(file))
+
+
+def _checked(kind: type[Settings], values: dict, where: str) -> Settings:
+    try:
         return kind(**values)
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"{file}: " + "; ".join(problems)) from error
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: names must be words, got {list(values)!r:.80}") from error
 
 
 def _study(folder: Path) -> StudySettings:
@@ -249,17 +304,35 @@ def _study(folder: Path) -> StudySettings:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}; the coordinator's `init` makes it") from error
+        raise ConfigError(f"{file}: cannot be read: {plain(error)}; the coordinator's `init` makes it") from error
+    if not isinstance(values, dict) or not {"task", "profile"} <= values.keys():
+        raise ConfigError(f"{file}: is not a study's settings; the coordinator's `init` makes it")
     return checked_settings(values)
 
 
 def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
-    """This centre's rows of the manifest in its data folder; with `files`, every file is checked."""
-    manifest = read_manifest(given.data / "manifest.csv", given.data)
-    if given.settings.center not in manifest.centers:
-        raise ManifestError(f"{given.data}: has no centre {given.settings.center!r}, it has {', '.join(manifest.centers)}")
-    table = manifest.table[manifest.table["center"] == given.settings.center]
-    own = Manifest(given.data, manifest.task_kind, manifest.classes, table, manifest.split_unit)
+    """This centre's samples, in the splits that the study's settings ask for; with `files`, every file is checked.
+
+    What a centre's settings choose depends on its own rows alone: the centre has here the samples it would have in a study on one machine.
+    """
+    settings, study = given.settings, given.study
+    if not (given.data / "manifest.csv").is_file():
+        raise ManifestError(f"{given.data}: has no manifest.csv; `python -m vfmgl_lib.data prepare` makes it, deploy/README.md says how")
+    if is_prepared(given.data):
+        manifest = read_prepared(given.data, study.data.layout).manifest  # images that needed no conversion stay where they were prepared
+    else:
+        manifest = read_manifest(given.data / "manifest.csv", given.data)
+    if settings.center not in manifest.centers:
+        raise ManifestError(f"{given.data}: has no centre {settings.center!r}, it has {', '.join(manifest.centers)}")
+    if (manifest.task_kind == "segmentation") != study.is_segmentation:
+        raise ManifestError(f"{given.data}: is prepared for {manifest.task_kind}; the study is of task {study.task}")
+    if len(manifest.classes) != 2:
+        raise ManifestError(f"{given.data}: has the classes {', '.join(manifest.classes)}; a study is of two")
+    own = replace(manifest, table=manifest.table[manifest.table["center"] == settings.center])
+    if not len(own.select(settings.center, "train")):
+        raise ManifestError(f"{given.data}: centre {settings.center!r} has no images to train with")
+    if not settings.divided:
+        own = with_needed_validation(taking_part(own, study), study)
     if files:
         check_manifest(own)
     return own
@@ -301,19 +374,54 @@ def _room(folder: Path) -> None:
 
 
 def _valid(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is not there; the coordinator's `init` makes it")
     end = credentials.certificate_end(file)
     if end < datetime.datetime.now(datetime.UTC):
-        raise ValueError(f"{file} ended on {end:%Y-%m-%d}; the coordinator makes new ones with `init`")
+        raise ValueError(f"{file} ended on {end:%Y-%m-%d}; the coordinator makes new ones (deploy/README.md, Renewing)")
+
+
+def _certificates(folder: Path) -> None:
+    for name in (credentials.CA, credentials.CERTIFICATE):
+        _valid(folder / name)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(folder / credentials.CERTIFICATE, folder / credentials.KEY)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder / credentials.KEY} is not there; the coordinator's `init` makes it") from error
+    except ssl.SSLError as error:
+        raise ValueError(f"{credentials.KEY} does not belong to {credentials.CERTIFICATE}; take both from the same `init`") from error
 
 
 def _private(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is not there; the coordinator's `init` makes it")
     if file.stat().st_mode & 0o077:
         raise ValueError(f"others can read it; chmod 600 {file}")
 
 
+def _own_key(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is not there; `python -m vfmgl_lib.federation key {file}` makes it")
+    credentials.read_private_key(file)
+
+
+def _filled(folder: Path) -> None:
+    if _read(SiteSettings, folder / "site.yaml").center == UNNAMED:
+        raise ValueError(f"{folder / 'site.yaml'}: center is still {UNNAMED}; write the name that the coordinator uses for this centre")
+
+
+def _has_teacher(study: StudySettings) -> None:
+    try:
+        study_teacher(study)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"{study.teacher.source}: {error}") from error
+
+
 def _enough(keys: dict) -> None:
     if len(keys) < 2:
-        raise ValueError(f"found {len(keys)}; they belong into centers/CENTRE.pub")
+        raise ValueError(f"found {len(keys)} ({', '.join(keys) or 'none'}); each belongs into centers/NAME-OF-THE-CENTRE.pub")
+    check_keys(keys)
 
 
 def _free(settings: ServerSettings) -> None:
@@ -325,8 +433,10 @@ def _free(settings: ServerSettings) -> None:
 def _reach(given: SiteFolder) -> None:
     host, _, port = given.settings.superlink.rpartition(":")
     context = ssl.create_default_context(cafile=str(given.folder / credentials.CA))
-    with socket.create_connection((host, int(port)), timeout=10) as plain, context.wrap_socket(plain, server_hostname=host):
+    with socket.create_connection((host, int(port)), timeout=10) as connection, context.wrap_socket(connection, server_hostname=host):
         pass
+    if not admitted(given.settings.superlink, given.folder / credentials.CA, given.folder / "key"):
+        raise ValueError("the server does not know this centre's key; the coordinator puts key.pub into centers/ and starts it again")
 
 
 def _has_landlock() -> None:

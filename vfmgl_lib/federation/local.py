@@ -181,6 +181,7 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
         "data": "data",
         "patience": PATIENCE,
         "threads": torch.get_num_threads(),
+        "divided": True,
         "sandbox": True,
         "teacher_cache": str(teacher_cache.resolve()) if teacher_cache else "",
     }

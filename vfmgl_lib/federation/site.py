@@ -88,6 +88,7 @@ class Site:
         """Keeps the shared model of the last round."""
         with new_folder(self.folder / "shared") as part:
             save_tensors(part, {"shared": shared})
+            shutil.rmtree(self.folder / "shared", ignore_errors=True)  # told twice: the server was started again after the last round
 
     def _go_to(self, number: int) -> None:
         """The client into the state after a round, or after the last one before it in which this site took part."""

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.server.superlink.linkstate import LinkState
 from flwr.serverapp import Grid
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
@@ -51,9 +51,9 @@ def superlink(
         host, port: where to listen.
         centers: the public keys of those that may connect.
     Yields: the grid of a new run, and centre -> node id.
-    Raises: OSError: the port is taken. ValueError: two centres with one key.
+    Raises: OSError: the port is taken. ValueError: two centres with one key, or a key that was taken out before.
     """
-    _check_keys(centers)
+    check_keys(centers)
     for talkative in ("flwr", "alembic", "uvicorn", "httpx"):  # a line a request
         logging.getLogger(talkative).setLevel(logging.WARNING)
     app = create_app(_lifespan(folder, host, port), SuperLinkLifespan)
@@ -69,6 +69,9 @@ def superlink(
         )
     )
     state = app.state.linkstate_factory.state()
+    keys = {center: public_key_to_bytes(key) for center, key in centers.items()}
+    _remove_others(state, set(keys.values()))  # before anybody can connect
+    nodes = {center: _node(state, center, key) for center, key in keys.items()}
     thread = threading.Thread(target=server.run, name="superlink", daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
@@ -76,7 +79,6 @@ def superlink(
     if not server.started:
         raise OSError(f"{host}:{port}: the SuperLink cannot listen there; is the port taken?")
     try:
-        nodes = {center: _node(state, center, public_key_to_bytes(key)) for center, key in centers.items()}
         with _run(state, folder, port) as grid:
             yield grid, nodes
     finally:
@@ -121,10 +123,23 @@ def _guarded(app: ASGIApp) -> ASGIApp:
 
 def _node(state: LinkState, center: str, key: bytes) -> int:
     known = state.get_node_id_by_public_key(key)
-    return known if known is not None else state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT, name=center)
+    if known is not None:
+        return known
+    try:
+        return state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT, name=center)
+    except ValueError as error:
+        raise ValueError(f"centre {center}: its key was taken out of this federation before; it needs a new one") from error
 
 
-def _check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+def _remove_others(state: LinkState, keys: set[bytes]) -> None:
+    """Forgets the nodes of an earlier start whose keys are not to connect any more."""
+    for node in state.get_node_info(statuses=[NodeStatus.REGISTERED, NodeStatus.ONLINE, NodeStatus.OFFLINE]):
+        if node.public_key not in keys:
+            state.delete_node(NOOP_FLWR_AID, node.node_id)
+
+
+def check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
+    """Raises: ValueError: two centres with one key."""
     seen: dict[bytes, str] = {}
     for center, key in centers.items():
         other = seen.setdefault(public_key_to_bytes(key), center)

@@ -21,6 +21,7 @@ from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
@@ -54,11 +55,9 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
         patience: seconds without a connection after which this centre gives up.
     Raises: ConnectionError: no connection for so long. ValueError: a key that cannot be used.
     """
-    private = read_private_key(key)
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
-    public = public_key_to_bytes(private.public_key())
+    public = public_key_to_bytes(read_private_key(key).public_key())
     last = time.monotonic()
-    with FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors) as client:
+    with _client(address, certificate, key) as client:
         while True:
             try:
                 with _activated(client, public) as node:
@@ -79,6 +78,30 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
                     raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error)}") from error
                 log.warning("%s: %s; trying again", address, _reason(error))
                 time.sleep(RECONNECT)
+
+
+def admitted(address: str, certificate: Path, key: Path) -> bool:
+    """Whether the server knows this centre's key; nothing changes there, and a centre that is at work is not disturbed.
+
+    Raises: ConnectionError: no answer, or another one.
+    """
+    public = public_key_to_bytes(read_private_key(key).public_key())
+    try:
+        with _client(address, certificate, key) as client:
+            # Refused in any case: of a known key because of the interval, which is looked at after the key and before anything is done.
+            client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=0))
+        raise ConnectionError(f"{address}: another server than this library's")
+    except httpx.HTTPError as error:
+        code = _error_code(error)
+        if code not in (ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED):
+            raise ConnectionError(_reason(error)) from error
+        return code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL
+
+
+def _client(address: str, certificate: Path, key: Path) -> FleetHttpClient:
+    private = read_private_key(key)
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
+    return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)
 
 
 def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullMessagesResponse) -> str:
@@ -136,7 +159,17 @@ def _activated(client: FleetHttpClient, public: bytes) -> Iterator[Node]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
-        if error.response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.PRECONDITION_FAILED):
-            return "the server does not know this centre's key, or a site with this key is connected"
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            return "the server does not accept this centre's signature; do the clocks of both machines agree?"
+        if _error_code(error) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+            return "the server does not know this centre's key, or a site with this key is connected, or was within the last minute"
         return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
     return str(error) or type(error).__name__
+
+
+def _error_code(error: Exception) -> int:
+    """Flower's number of an error; 0: none."""
+    try:
+        return int(error.response.json()["code"]) if isinstance(error, httpx.HTTPStatusError) else 0
+    except (ValueError, TypeError, KeyError):
+        return 0
