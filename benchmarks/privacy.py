@@ -9,7 +9,7 @@ clipping; a hospital would have to choose it without looking at everybody's chan
 
 The CSV has a row for each method, setting and seed: the mean over centres of each centre's own model and of the shared model on the
 centres' test sets (none where the server refused too many updates), the bytes of one update, and which part of the squared length of the
-changes was in the running statistics of batch normalisation.
+changes was in the running statistics of batch normalisation. `trivial` is the metric of marking every pixel, or of chance.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from measure import commit
 
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.config import StudySettings, checked_settings
+from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.prediction import metrics_of, predict, scoring_unit
 from vfmgl_lib.federation.exchange import epsilon, outgoing
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
 from vfmgl_lib.federation.strategies import Update
 from vfmgl_lib.files import write_text
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.study import center_datasets, new_client, new_student, study_teacher
 from vfmgl_lib.workspace import open_workspace
 
@@ -61,7 +63,7 @@ def main() -> None:
                 for seed in seeds:
                     rows.append(_run(arguments, Path(temporary), method, name, exchange, seed, lengths if name == "float32" else []))
             clip = float(f"{statistics.median(lengths):.3g}")
-            protected = {"clip": {"clip": clip}}
+            protected = {"clip": {"clip": clip}, "clip x 4": {"clip": 4 * clip}}
             protected |= {f"clip, noise {noise:g}": {"clip": clip, "noise": noise, "share_counts": False} for noise in NOISES}
             for name, exchange in protected.items():
                 for seed in seeds:
@@ -106,6 +108,7 @@ def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, ex
         shared = clients[0].frozen_copy(done[-1].shared)
         own = [_metric(settings, manifest, client.student, sets[client.center]["test"]) for client in clients]
         common = [_metric(settings, manifest, shared, sets[client.center]["test"]) for client in clients]
+    trivial = [_marking_everything(settings, sets[client.center]["test"]) for client in clients]
     sent = outgoing(Update("A", initial, 1, {}), initial, initial, settings.exchange).state
     noise = settings.exchange.noise
     row = {
@@ -121,6 +124,7 @@ def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, ex
         "metric": "dice" if settings.is_segmentation else "auc",
         "own_models": statistics.fmean(own),
         "shared_model": statistics.fmean(common),
+        "trivial": statistics.fmean(trivial),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in sent.values()),
         "median_change": statistics.median(lengths),
         "in_statistics": statistics.median(in_statistics),
@@ -131,13 +135,21 @@ def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, ex
     return row
 
 
-def _metric(settings: StudySettings, manifest: Manifest, student: torch.nn.Module, data) -> float:
+def _metric(settings: StudySettings, manifest: Manifest, student: Student, data: ImageDataset) -> float:
     """AUC or Dice on one test set; NaN where the model's outputs are not finite any more."""
     predictions = predict(student, data, batch_size=32, device=torch.device("cpu"))
     if "probability" in predictions and predictions["probability"].isna().any():
         return math.nan
     measured = {m.name: m.value for m in metrics_of(predictions, scoring_unit(manifest.table, settings.is_segmentation), math.nan)}
     return measured["dice" if settings.is_segmentation else "auc"]
+
+
+def _marking_everything(settings: StudySettings, data: ImageDataset) -> float:
+    """Mean Dice over images of a mask that is all foreground; of a classification an AUC of 0.5."""
+    if not settings.is_segmentation:
+        return 0.5
+    shares = [float((data[row]["target"] == 1).float().mean()) for row in range(len(data))]
+    return statistics.fmean(2 * share / (1 + share) for share in shares)
 
 
 if __name__ == "__main__":
