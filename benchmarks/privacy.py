@@ -3,9 +3,10 @@
     python benchmarks/privacy.py [--task nuclei] [--seeds 0,1] [--rounds 6] [--out results/privacy/utility.csv]
 
 Phantoms and students of the smoke profile, uniform weights in all settings, so that they differ in the exchange alone; both methods have
-the same number of rounds. `clip` is the median length of a centre's change over seeds, centres and rounds of the same method without
-clipping; a hospital would have to choose it without looking at everybody's changes. `noise` is in units of clip; epsilon is that of
-(epsilon, 1e-5)-differential privacy of one centre over all rounds (`federation.exchange.epsilon`).
+the same number of rounds. `clip` is the median length of a centre's change over centres and rounds of the same method and seed without
+clipping, "clip x 4" four times that; a hospital would have to choose it without looking at everybody's changes.
+`noise` is in units of clip; epsilon is that of (epsilon, 1e-5)-differential privacy of one centre over all rounds
+(`federation.exchange.epsilon`).
 
 The CSV has a row for each method, setting and seed: the mean over centres of each centre's own model and of the shared model on the
 centres' test sets (none where the server refused too many updates), the bytes of one update, and which part of the squared length of the
@@ -40,8 +41,6 @@ from vfmgl_lib.study import center_datasets, new_client, new_student, study_teac
 from vfmgl_lib.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "utility.csv"
-METHODS = ("fedavg", "vfmgl")
-FORMATS = ("float32", "float16", "float16_change")
 NOISES = (0.001, 0.01, 0.1, 1.0)
 DELTA = 1e-5
 
@@ -50,32 +49,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="nuclei", choices=("camelyon17", "nuclei"))
     parser.add_argument("--seeds", default="0,1", help="study seeds, by commas (default 0,1)")
+    parser.add_argument("--methods", default="fedavg,vfmgl", help="by commas (default fedavg,vfmgl)")
     parser.add_argument("--rounds", type=int, default=6, help="of both methods (default 6)")
-    parser.add_argument("--out", type=Path, default=OUT, help="CSV, written anew (default results/privacy/utility.csv)")
+    parser.add_argument("--out", type=Path, default=OUT, help="CSV (default results/privacy/utility.csv); what it has is not run again")
     arguments = parser.parse_args()
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    rows: list[dict] = []
+    done = pd.read_csv(arguments.out, keep_default_na=False, na_values=[""]).to_dict("records") if arguments.out.is_file() else []
+
+    def run(method: str, seed: int, name: str, exchange: dict) -> dict:
+        for row in done:
+            if (row["task"], row["method"], row["setting"], row["seed"], row["rounds"]) == (
+                arguments.task,
+                method,
+                name,
+                seed,
+                arguments.rounds,
+            ):
+                return row
+        row = _run(arguments, Path(temporary), method, name, exchange, seed) | {"commit": commit()}
+        done.append(row)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.out, pd.DataFrame(done).to_csv(index=False, float_format="%.4g"))
+        return row
+
     with tempfile.TemporaryDirectory() as temporary:
-        for method in METHODS:
-            lengths: list[float] = []
-            plain = {f"{name}": {"number_format": name} for name in FORMATS}
-            for name, exchange in plain.items():
-                for seed in seeds:
-                    rows.append(_run(arguments, Path(temporary), method, name, exchange, seed, lengths if name == "float32" else []))
-            clip = float(f"{statistics.median(lengths):.3g}")
-            protected = {"clip": {"clip": clip}, "clip x 4": {"clip": 4 * clip}}
-            protected |= {f"clip, noise {noise:g}": {"clip": clip, "noise": noise, "share_counts": False} for noise in NOISES}
-            for name, exchange in protected.items():
-                for seed in seeds:
-                    rows.append(_run(arguments, Path(temporary), method, name, exchange, seed, []))
-    table = pd.DataFrame(rows).assign(commit=commit())
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, table.to_csv(index=False, float_format="%.4g"))
+        for method in arguments.methods.split(","):
+            for seed in (int(seed) for seed in arguments.seeds.split(",")):
+                clip = float(f"{run(method, seed, 'float32', {})['median_change']:.3g}")
+                settings = {"float16_change": {"number_format": "float16_change"}, "clip": {"clip": clip}, "clip x 4": {"clip": 4 * clip}}
+                settings |= {f"clip, noise {noise:g}": {"clip": clip, "noise": noise, "share_counts": False} for noise in NOISES}
+                settings["float16"] = {"number_format": "float16"}
+                for name, exchange in settings.items():
+                    run(method, seed, name, exchange)
+    table = pd.DataFrame(done)
     print(table.groupby(["method", "setting"], sort=False)[["epsilon", "own_models", "shared_model", "bytes"]].mean().to_string())
 
 
-def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, exchange: dict, seed: int, lengths: list[float]) -> dict:
-    """One study; the lengths of its updates' changes are added to `lengths`."""
+def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, exchange: dict, seed: int) -> dict:
     started = time.process_time()
     workspace = open_workspace(arguments.task, "smoke", seed=seed, runs=folder)
     values = workspace.settings.model_dump() | {"method": method}
@@ -87,7 +96,7 @@ def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, ex
     clients = [new_client(settings, center, sets[center], teacher, None) for center in manifest.training_centers]
     initial = new_student(settings).state_dict()
     server = new_server(settings, list(manifest.training_centers), new_student(settings))
-    receive, in_statistics = server.receive, list[float]()
+    receive, lengths, in_statistics = server.receive, list[float](), list[float]()
 
     def measured(update: Update) -> None:
         squares = {

@@ -41,7 +41,7 @@ def reconstructions(table: pd.DataFrame) -> Figure:
             axis.set_xlabel(f"image {place + 1}" if view == TRUTH else f"{row['psnr']:.1f} dB, {row['ssim']:.2f}", fontsize=6, labelpad=2)
         label = textwrap.fill(view.replace("$", r"\$"), 24)
         if math.isfinite(rows["epsilon"].iloc[0]):
-            label += f"\n$\\varepsilon$ = {_plain(rows['epsilon'].iloc[0])}"
+            label += f"\nε = {_plain(rows['epsilon'].iloc[0])}"
         line[0].set_ylabel(
             label, rotation=0, ha="right", va="center", labelpad=4, linespacing=1.3, weight="bold" if view == TRUTH else "normal"
         )
@@ -53,5 +53,5 @@ def _plain(value: float) -> str:
     """Two digits, from 10 000 on as a power of ten: 8.8, 770, 2 x 10^6."""
     if value < 1e4:
         return f"{float(f'{value:.2g}'):g}"
-    digits, power = f"{value:.1g}".split("e") if "e" in f"{value:.1g}" else (f"{value:.1g}", "0")
-    return f"${digits} \\times 10^{{{int(power)}}}$"
+    digit, power = f"{value:.0e}".split("e")
+    return f"${digit} \\times 10^{{{int(power)}}}$"
