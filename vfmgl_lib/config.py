@@ -121,9 +121,9 @@ class ExchangeSettings(Settings):
     number_format: Literal["float32", "float16", "float16_change"] = Field(
         description="float16 halves the traffic; float16_change sends the difference from the model received, where there is one"
     )
-    share_counts: bool = Field(description="false: numbers of samples and losses stay at the centre; needs uniform weights")
+    share_counts: bool = Field(description="false: numbers of samples, BN's counters and losses stay at the centre; needs uniform weights")
     clip: float = Field(ge=0, description="longest change of the model received that a centre sends, L2 norm; 0: any")
-    noise: float = Field(ge=0, description="SD of the noise on every value sent, in units of clip (vfmgl_lib.federation.privacy)")
+    noise: float = Field(ge=0, description="SD of the noise on every value sent, in units of clip (vfmgl_lib.federation.exchange)")
 
 
 class FaultSettings(Settings):
@@ -238,10 +238,15 @@ class StudySettings(Settings):
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
                 "a classification has resnet18 with cross_entropy, a segmentation unet with dice"
             )
-        if not self.exchange.share_counts and self.federation.weights != "uniform":
-            raise ValueError("exchange.share_counts false: without the numbers of samples federation.weights must be uniform")
+        # Both, whatever the method: a study of another method is made of these settings without checking them again.
+        weights = {"federation.weights": self.federation.weights, "comparators.harmofl.weights": self.comparators.harmofl.weights}
+        for name, value in weights.items():
+            if not self.exchange.share_counts and value != "uniform":
+                raise ValueError(f"exchange.share_counts false: without the numbers of samples {name} must be uniform, got {value}")
         if self.exchange.noise and not self.exchange.clip:
             raise ValueError("exchange.noise: noise protects nothing without exchange.clip, which bounds what one centre can change")
+        if self.exchange.noise and self.exchange.share_counts:
+            raise ValueError("exchange.noise: counts and losses would leave the centre without noise; set exchange.share_counts to false")
         if self.student.name == "unet" and self.data.image_size % 16:
             raise ValueError(f"data.image_size {self.data.image_size}: the UNet needs a multiple of 16")
         return self

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from vfmgl_lib.config import ExchangeSettings
-from vfmgl_lib.federation.strategies import State, Update
+from vfmgl_lib.federation.strategies import State, Update, UpdateError
 
 SMALLEST_VARIANCE = 1e-5  # of a batch normalisation after noise: a variance cannot be negative
-COUNTER = "num_batches_tracked"
+VARIANCE, COUNTER = "running_var", "num_batches_tracked"
 
 
 def outgoing(update: Update, reference: State, received: State | None, settings: ExchangeSettings) -> Update:
@@ -52,11 +52,12 @@ def incoming(update: Update, sent: State | None, settings: ExchangeSettings) -> 
     Args:
         update: as it arrived.
         sent: the message that it answers.
+    Raises: UpdateError: a tensor of another type than agreed, or that does not fit the one it is a change of; names centre and tensor.
     """
     if settings.number_format == "float32":
         return update
     base = sent if settings.number_format == "float16_change" and sent is not None else {}
-    state = {name: _full(tensor, base.get(name)) for name, tensor in update.state.items()}
+    state = {name: _full(update.center, name, tensor, base.get(name)) for name, tensor in update.state.items()}
     return replace(update, state=state)
 
 
@@ -76,9 +77,11 @@ def _protected(update: Update, reference: State, settings: ExchangeSettings) -> 
     generator = np.random.default_rng()  # the operating system's entropy, see above
     noisy: State = {}
     for name, change in changes.items():
-        noise = torch.from_numpy(generator.normal(0, settings.noise * settings.clip, tuple(change.shape))) if settings.noise else 0.0
-        value = (tensors[name].double() - change + change * scale + noise).to(tensors[name].dtype)
-        noisy[name] = value.clamp(min=SMALLEST_VARIANCE) if name.endswith("running_var") else value
+        value = tensors[name].double() - change + change * scale
+        if settings.noise:
+            value += torch.from_numpy(generator.normal(0, settings.noise * settings.clip, tuple(change.shape)))
+            value = value.clamp(min=SMALLEST_VARIANCE) if name.endswith(VARIANCE) else value
+        noisy[name] = value.to(tensors[name].dtype)
     state = {name: noisy.get(name, tensor) for name, tensor in update.state.items()}
     return replace(update, state=state, aggregates={name: noisy[name] for name in update.aggregates})
 
@@ -86,15 +89,25 @@ def _protected(update: Update, reference: State, settings: ExchangeSettings) -> 
 def _half(center: str, name: str, tensor: Tensor, base: Tensor | None) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    half = (tensor - base if base is not None else tensor).half()
-    if torch.isfinite(tensor).all() and not torch.isfinite(half).all():
+    sent = tensor - base if base is not None else tensor
+    half = sent.half()
+    if torch.isfinite(sent).all() and not torch.isfinite(half).all():
+        what = f"the change of {name}" if base is not None else name
         raise ValueError(
-            f"centre {center}: {name} reaches {tensor.abs().max():.3g}, more than float16 holds; use exchange.number_format float32"
+            f"centre {center}: {what} reaches {sent.abs().max():.3g}, more than float16 holds; use exchange.number_format float32"
         )
     return half
 
 
-def _full(tensor: Tensor, base: Tensor | None) -> Tensor:
+def _full(center: str, name: str, tensor: Tensor, base: Tensor | None) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    return tensor.float() + base if base is not None else tensor.float()
+    if tensor.dtype != torch.float16:
+        raise UpdateError(f"update of centre {center}: {name} must be {torch.float16} on its way, got {tensor.dtype}")
+    if base is None:
+        return tensor.float()
+    # Not left to the sum: it would stretch a smaller tensor to the shape declared, and an unfit one would end the round.
+    if tensor.shape != base.shape:
+        raise UpdateError(f"update of centre {center}: the change of {name} must be {tuple(base.shape)}, got {tuple(tensor.shape)}")
+    full = tensor.float() + base
+    return full.clamp(min=0) if name.endswith(VARIANCE) else full  # a large fall, rounded, can end below zero

@@ -1,0 +1,123 @@
+"""The attack simulates what a centre does, finds what is there to be found, and is out of reach of everything that trains."""
+
+import ast
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vfmgl_lib.config import load_settings
+from vfmgl_lib.evaluation import inversion
+from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+
+LIBRARY = Path(inversion.__file__).parent.parent
+
+
+def small(task, **overrides):
+    size = {"data__image_size": 32, "student__width": 4, "optimizer__batch_size": 2, "optimizer__lr": 0.05}
+    return load_settings(task, "smoke", **size | overrides)
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_nothing_in_the_library_imports_the_attack():
+    found = [path.name for path in LIBRARY.rglob("*.py") if "vfmgl_lib.evaluation.inversion" in imported(path)]
+    assert found == []
+    assert "vfmgl_lib.evaluation.inversion" in imported(Path(__file__)), "the search finds what is there"
+
+
+@pytest.mark.parametrize("task", ["nuclei", "endometrial"])
+def test_the_simulated_epoch_is_the_centres_own(phantoms, task):
+    """On the true images the simulated change is what a client of FedAvg sends, and the batch statistics are those in its update."""
+    settings = inversion.small_task(small(task))
+    manifest = phantoms[task]
+    center = manifest.training_centers[0]
+    data = inversion.ImageDataset(manifest, manifest.select(center, "train"), 32)
+    with torch_seed(seed_sequence(0, "student")):
+        student = inversion.STUDENTS[settings.student.name](2, 4)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    client = Client(center, settings, copy.deepcopy(student), None, data, torch.device("cpu"))
+    update = client.run_round(1, before)
+    model, inputs = copy.deepcopy(student).train(), []
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for name in layers:
+        model.get_submodule(name).register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    parameters = {name: before[name].clone().requires_grad_() for name, _ in model.named_parameters()}
+    order = client.batches(1, "I")
+    assert len(order) > 1, "momentum is tested"
+    images, targets = ([torch.stack([data[row][part] for row in rows]) for rows in order] for part in ("image", "target"))
+    change, seen = inversion._simulated(model, parameters, inputs, images, targets, settings)
+    sent = torch.cat([(update.state[name] - before[name]).flatten() for name in parameters])
+    # Rectifiers and max pooling near their corners make more of a rounding error; without momentum it would be 0.4.
+    assert (change - sent).norm() < 0.02 * sent.norm()
+    keep = inversion.KEPT ** len(order)
+    statistics = [
+        [(update.state[f"{name}.{kind}"] - keep * before[f"{name}.{kind}"]) / (1 - keep) for kind in ("running_mean", "running_var")]
+        for name in layers
+    ]
+    assert inversion._statistics_distance(seen, statistics) < 1e-6
+    assert inversion._statistics_distance(seen[:1], statistics) > 1e-4, "other batches have other statistics"
+
+
+def test_the_attack_comes_closer_to_the_seen_change(phantoms, monkeypatch):
+    """Dummy images that have been optimised change the model more in the seen direction than those of the start, unless there is noise."""
+    cosines: list[float] = []
+    similarity = torch.nn.functional.cosine_similarity
+
+    def recorded(*arguments, **options):
+        value = similarity(*arguments, **options)
+        cosines.append(float(value.detach()))
+        return value
+
+    monkeypatch.setattr(inversion.F, "cosine_similarity", recorded)
+    best = {}
+    for name, noise in {"plain": 0.0, "noise": 1.0}.items():
+        cosines.clear()
+        view = View(name, noise=noise)
+        table = inversion.inversion(small("nuclei"), phantoms["nuclei"], "SiteA", [view], 1, Attack(iterations=25, lr=0.05)).set_index(
+            "view"
+        )
+        assert len(cosines) == 25
+        best[name] = max(cosines) - cosines[0]
+        assert table.loc[name, "cpu_seconds"] > 0
+        assert table.loc[name, "epsilon"] == (pytest.approx(11.597, abs=1e-3) if noise else math.inf)
+    assert best["plain"] > 0.05 > best["noise"]
+
+
+def test_the_table_has_every_view_of_the_same_images(phantoms):
+    views = [View("two", images=2), View("epoch", images=0, number_format="float16_change")]
+    table = inversion.inversion(small("nuclei"), phantoms["nuclei"], "SiteA", views, 3, Attack(iterations=2))
+    assert list(dict.fromkeys(table["view"])) == [TRUE, MEAN, MASK, "two", "epoch"]
+    assert (table.groupby("view", sort=False)["id"].agg(list).map(tuple).nunique()) == 1
+    assert all(image.shape == (32, 32, 3) and 0 <= image.min() and image.max() <= 1 for image in table["image"])
+    by_view = table.set_index("view")
+    assert np.isinf(by_view.loc[TRUE, "psnr"]).all() and np.allclose(by_view.loc[TRUE, "ssim"], 1)
+    image, mean = by_view.loc[TRUE, "image"].iloc[0], by_view.loc[MEAN, "image"].iloc[0]
+    assert by_view.loc[MEAN, "psnr"].iloc[0] == pytest.approx(-10 * math.log10(((image - mean) ** 2).mean()), abs=1e-3)
+    for mask in by_view.loc[MASK, "image"]:
+        assert len(np.unique(mask.reshape(-1, 3), axis=0)) == 2
+
+
+def test_a_classification_has_no_mask_and_is_attacked_alike(phantoms):
+    manifest = phantoms["endometrial"]
+    center = manifest.training_centers[0]
+    table = inversion.inversion(small("endometrial"), manifest, center, [View("epoch", images=0)], 1, Attack(iterations=2))
+    assert list(table["view"]) == [TRUE, MEAN, "epoch"]
+
+
+def test_what_is_attacked_is_small_and_unprotected():
+    task = inversion.small_task(load_settings("prostate", "paper", exchange__number_format="float16"))
+    assert (task.method, task.data.image_size, task.student.width, task.optimizer.batch_size) == ("fedavg", 64, 16, 3)
+    assert task.exchange.number_format == "float32" and task.data.augmentation == "none"

@@ -1,0 +1,81 @@
+"""What leaves a centre, and what a server could see of its images."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vfmgl_lib.config import ExchangeSettings
+from vfmgl_lib.federation.exchange import COUNTER, outgoing
+from vfmgl_lib.federation.strategies import DECLARED_METRICS, State, Update
+from vfmgl_lib.figures.style import DOUBLE, MM, footnote, journal, new_figure
+
+LABEL = 42 * MM  # room for the words at a row, inches
+LINE = 4.5 * MM  # for the numbers under an image
+PER_ROW = 6
+TRUTH = "true images"  # the view that the others are held against
+
+
+def update_contents(state: State, exchange: ExchangeSettings) -> pd.DataFrame:
+    """What one update of a model holds on its way.
+
+    Args:
+        state: a student's, of the study's shape.
+    Returns: kind, tensors, values, bytes (of the tensors alone); a row without tensors counts numbers sent beside them.
+    """
+    sent = outgoing(Update("", state, 0, dict.fromkeys(DECLARED_METRICS, 0.0)), state, state, exchange)
+    norms = {name.removesuffix("running_mean") for name in state if name.endswith("running_mean")}
+    rows = {kind: [0, 0, 0] for kind in ("weights and biases", "batch norm: scale and shift", "batch norm: mean and variance")}
+    rows["batch norm: counters"] = [0, 0, 0]
+    weights, affine, statistics, counters = rows
+    for name, tensor in sent.state.items():
+        layer, _, part = name.rpartition(".")
+        kind = weights if f"{layer}." not in norms else counters if part == COUNTER else statistics if "running" in part else affine
+        rows[kind] = [a + b for a, b in zip(rows[kind], (1, tensor.numel(), tensor.numel() * tensor.element_size()), strict=True)]
+    rows["number of samples"] = [0, int(exchange.share_counts), 0]
+    rows["metrics: " + ", ".join(DECLARED_METRICS)] = [0, len(sent.metrics), 0]
+    return pd.DataFrame([(kind, *numbers) for kind, numbers in rows.items()], columns=["kind", "tensors", "values", "bytes"])
+
+
+@journal
+def reconstructions(table: pd.DataFrame) -> Figure:
+    """The true images and, in a row each, what is known without an update and what an attack made of it.
+
+    Args:
+        table: from `evaluation.inversion.inversion`: view, epsilon, id, image (S, S, 3) in [0, 1], psnr (dB), ssim.
+    Raises: ValueError: no row of the true images.
+    """
+    views, shown = list(dict.fromkeys(table["view"])), list(dict.fromkeys(table["id"]))[:PER_ROW]
+    if TRUTH not in views:
+        raise ValueError(f"views {views}: there is no {TRUTH!r} to hold the others against")
+    cell = min(20 * MM, (DOUBLE - LABEL) / len(shown))
+    figure = new_figure(len(shown) * cell + LABEL, len(views) * (cell + LINE) + 8 * MM, layout="compressed")
+    axes = figure.subplots(len(views), len(shown), squeeze=False)
+    for line, view in zip(axes, views, strict=True):
+        rows = table[table["view"] == view].set_index("id")
+        for place, (axis, identifier) in enumerate(zip(line, shown, strict=True)):
+            row = rows.loc[identifier]
+            axis.imshow(np.clip(row["image"], 0, 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            axis.set_xlabel(f"image {place + 1}" if view == TRUTH else f"{row['psnr']:.1f} dB, {row['ssim']:.2f}", fontsize=6, labelpad=2)
+        label = textwrap.fill(view.replace("$", r"\$"), 24)
+        if math.isfinite(rows["epsilon"].iloc[0]):
+            label += f"\nε = {_plain(rows['epsilon'].iloc[0])}"
+        line[0].set_ylabel(
+            label, rotation=0, ha="right", va="center", labelpad=4, linespacing=1.3, weight="bold" if view == TRUTH else "normal"
+        )
+    footnote(figure, "Under each image: PSNR and SSIM against the true one.")
+    return figure
+
+
+def _plain(value: float) -> str:
+    """Two digits, from 10 000 on as a power of ten: 8.8, 770, 2 x 10^6."""
+    if value < 1e4:
+        return f"{float(f'{value:.2g}'):g}"
+    digit, power = f"{value:.0e}".split("e")
+    return f"${digit} \\times 10^{{{int(power)}}}$"
