@@ -11,10 +11,12 @@ import pandas as pd
 import torch
 
 from vfmgl_lib import __version__
+from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
+from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.study import Study, find_study, run_study, taking_part
 
@@ -46,6 +48,7 @@ class Workspace:
             "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
             "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
             "teacher": f"{settings.teacher.source}, {settings.teacher.grid} tokens a side",
+            "updates": in_words(settings.exchange, max(report_rounds(settings).values())),
             "software": f"vfmgl_lib {__version__}, torch {torch.__version__}",
             "device": f"{settings.device}, {torch.get_num_threads()} threads",
             "results": str(self.folder),

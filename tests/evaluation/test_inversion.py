@@ -18,9 +18,14 @@ from vfmgl_lib.randomness import seed_sequence, torch_seed
 LIBRARY = Path(inversion.__file__).parent.parent
 
 
-def small(task, **overrides):
-    size = {"data__image_size": 32, "student__width": 4, "optimizer__batch_size": 2, "optimizer__lr": 0.05}
-    return load_settings(task, "smoke", **size | overrides)
+def small(task):
+    size = {"student__width": 4, "optimizer__batch_size": 2, "optimizer__lr": 0.05}
+    return load_settings(task, "smoke", **size)
+
+
+@pytest.fixture(autouse=True)
+def _few_pixels(monkeypatch):
+    monkeypatch.setattr(inversion, "SIDE", 32)
 
 
 def imported(path: Path) -> set[str]:
@@ -117,7 +122,15 @@ def test_a_classification_has_no_mask_and_is_attacked_alike(phantoms):
     assert list(table["view"]) == [TRUE, MEAN, "epoch"]
 
 
-def test_what_is_attacked_is_small_and_unprotected():
+def test_a_single_image_suffices_for_a_classification(phantoms, monkeypatch):
+    monkeypatch.undo()
+    manifest = phantoms["endometrial"]
+    table = inversion.inversion(small("endometrial"), manifest, manifest.training_centers[0], [View("one")], 1, Attack(iterations=1))
+    assert table["image"].iloc[-1].shape == (64, 64, 3)
+
+
+def test_what_is_attacked_is_small_and_unprotected(monkeypatch):
+    monkeypatch.undo()
     task = inversion.small_task(load_settings("prostate", "paper", exchange__number_format="float16"))
     assert (task.method, task.data.image_size, task.student.width, task.optimizer.batch_size) == ("fedavg", 64, 16, 3)
     assert task.exchange.number_format == "float32" and task.data.augmentation == "none"

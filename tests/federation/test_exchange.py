@@ -7,7 +7,7 @@ import torch
 
 from vfmgl_lib import config
 from vfmgl_lib.config import ConfigError, ExchangeSettings, load_settings
-from vfmgl_lib.federation.exchange import SMALLEST_VARIANCE, epsilon, incoming, outgoing
+from vfmgl_lib.federation.exchange import SMALLEST_VARIANCE, epsilon, in_words, incoming, outgoing
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
 
@@ -225,6 +225,13 @@ def test_epsilon_by_hand_and_monotone():
     rounds = [epsilon(1.0, number) for number in (1, 2, 10)]
     assert rounds == sorted(set(rounds))
     assert epsilon(1.0, 1, delta=1e-7) > epsilon(1.0, 1, delta=1e-3)
+
+
+def test_protection_in_words():
+    assert in_words(exchange(), 3) == "float32"
+    noisy = exchange(number_format="float16_change", share_counts=False, clip=0.5, noise=4)
+    expected = "float16_change, counts and losses withheld, changes clipped to 0.5, noise 4: epsilon 8.84 after 10 rounds (delta 1e-5)"
+    assert in_words(noisy, 10) == expected
 
 
 def test_withheld_counts_leave_neither_samples_nor_losses_nor_counters():

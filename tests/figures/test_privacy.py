@@ -32,6 +32,7 @@ def test_rows_are_views_and_columns_images(images, collisions, tmp_path):
     assert all(len(axis.images) == 1 for axis in figure.axes)
     labels = [figure.axes[line * shown].get_ylabel() for line in range(5)]
     assert labels[0] == TRUE and labels[2] == "one step", "an infinite epsilon is not printed"
+    assert [figure.axes[line * shown].yaxis.label.get_color() == privacy.MUTED for line in range(5)] == [False, True, False, False, False]
     assert labels[3].endswith("$2 \\times 10^{6}$") and labels[4].endswith("= 7.9")
     assert [axis.get_xlabel() for axis in figure.axes[: shown + 1]] == [*(f"image {i + 1}" for i in range(shown)), "12.3 dB, 0.45"]
     assert collisions(figure) == []

@@ -39,8 +39,10 @@ from vfmgl_lib.federation.strategies import State, Update
 from vfmgl_lib.models.students import STUDENTS, Student
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
-# At most: pixels, width of the student, images of the centre and of a batch. Fewer images and pixels are easier for the server.
-SIDE, WIDTH, IMAGES, BATCH = 64, 16, 16, 4
+# Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.
+SIDE = 64
+# At most: width of the student, images of the centre and of a batch. Fewer images are easier for the server.
+WIDTH, IMAGES, BATCH = 16, 16, 4
 KEPT = 0.9  # of the running statistics of batch normalisation in a step: 1 - the students' momentum
 LAST_SMOOTHNESS = 1 / 30  # share of the smoothness at the end
 LEVELS = 4  # resolutions of a dummy image: side, side / 2, ...
@@ -174,7 +176,7 @@ def small_task(settings: StudySettings) -> StudySettings:
         "method": "fedavg",
         "exchange": PLAIN_EXCHANGE,
         "student": settings.student.model_copy(update={"width": min(settings.student.width, WIDTH), "weights": "none"}),
-        "data": settings.data.model_copy(update={"image_size": min(settings.data.image_size, SIDE), "augmentation": "none", "workers": 0}),
+        "data": settings.data.model_copy(update={"image_size": SIDE, "augmentation": "none", "workers": 0}),
         "optimizer": settings.optimizer.model_copy(update={"batch_size": min(settings.optimizer.batch_size, BATCH)}),
         "federation": settings.federation.model_copy(update={"local_epochs": 1}),
     }

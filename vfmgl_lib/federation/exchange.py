@@ -69,6 +69,15 @@ def epsilon(noise: float, rounds: int, delta: float = 1e-5) -> float:
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
+def in_words(settings: ExchangeSettings, rounds: int) -> str:
+    """Format and protection of the updates, with the epsilon of so many rounds where there is noise."""
+    parts = [settings.number_format] + ["counts and losses withheld"] * (not settings.share_counts)
+    parts += [f"changes clipped to {settings.clip:g}"] * bool(settings.clip)
+    if settings.noise:
+        parts.append(f"noise {settings.noise:g}: epsilon {epsilon(settings.noise, rounds):.3g} after {rounds} rounds (delta 1e-5)")
+    return ", ".join(parts)
+
+
 def _protected(update: Update, reference: State, settings: ExchangeSettings) -> Update:
     tensors = {name: tensor for name, tensor in (update.state | update.aggregates).items() if tensor.is_floating_point()}
     changes = {name: tensor.double() - reference.get(name, torch.zeros_like(tensor)).double() for name, tensor in tensors.items()}

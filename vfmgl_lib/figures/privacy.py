@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vfmgl_lib.config import ExchangeSettings
 from vfmgl_lib.federation.exchange import COUNTER, outgoing
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, State, Update
-from vfmgl_lib.figures.style import DOUBLE, MM, footnote, journal, new_figure
+from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, footnote, journal, new_figure
 
 LABEL = 42 * MM  # room for the words at a row, inches
 LINE = 4.5 * MM  # for the numbers under an image
@@ -46,7 +46,8 @@ def reconstructions(table: pd.DataFrame) -> Figure:
     """The true images and, in a row each, what is known without an update and what an attack made of it.
 
     Args:
-        table: from `evaluation.inversion.inversion`: view, epsilon, id, image (S, S, 3) in [0, 1], psnr (dB), ssim.
+        table: from `evaluation.inversion.inversion`: view, epsilon (NaN: no update was needed), id, image (S, S, 3) in [0, 1],
+            psnr (dB), ssim.
     Raises: ValueError: no row of the true images.
     """
     views, shown = list(dict.fromkeys(table["view"])), list(dict.fromkeys(table["id"]))[:PER_ROW]
@@ -63,13 +64,13 @@ def reconstructions(table: pd.DataFrame) -> Figure:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             axis.set_xlabel(f"image {place + 1}" if view == TRUTH else f"{row['psnr']:.1f} dB, {row['ssim']:.2f}", fontsize=6, labelpad=2)
-        label = textwrap.fill(view.replace("$", r"\$"), 24)
-        if math.isfinite(rows["epsilon"].iloc[0]):
-            label += f"\nε = {_plain(rows['epsilon'].iloc[0])}"
-        line[0].set_ylabel(
-            label, rotation=0, ha="right", va="center", labelpad=4, linespacing=1.3, weight="bold" if view == TRUTH else "normal"
-        )
-    footnote(figure, "Under each image: PSNR and SSIM against the true one.")
+        label, budget = textwrap.fill(view.replace("$", r"\$"), 24), rows["epsilon"].iloc[0]
+        if math.isfinite(budget):
+            label += f"\nε = {_plain(budget)}"
+        style = {"weight": "bold"} if view == TRUTH else {"color": MUTED} if math.isnan(budget) else {}
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, linespacing=1.3, **style)
+    known = "" if table.loc[table["view"] != TRUTH, "epsilon"].notna().all() else " Grey words: known without an update."
+    footnote(figure, f"Under each image: PSNR and SSIM against the true one.{known}")
     return figure
 
 
