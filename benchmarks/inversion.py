@@ -22,6 +22,7 @@ from vfmgl_lib.files import write_text
 from vfmgl_lib.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "inversion.csv"
+SAMPLES = {"nuclei": {"train": 16, "val": 6, "test": 12}, "camelyon17": {"train": 48, "val": 12, "test": 24}}  # a centre
 NOISE = 0.001  # a noise of 1 is a thousand times the change: nothing to be learnt from an attack on it
 VIEWS = (
     View("one step on one image"),
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for task in arguments.tasks.split(","):
             for seed in seeds:
-                workspace = open_workspace(task, "smoke", seed=seed, runs=temporary)
+                workspace = open_workspace(task, "smoke", seed=seed, runs=temporary, phantoms__samples=SAMPLES[task])
                 center, attack = workspace.manifest.training_centers[0], Attack(arguments.iterations, seed=seed)
                 chosen = [(VIEWS, attack)]
                 if not parts:

@@ -41,6 +41,7 @@ from vfmgl_lib.study import center_datasets, new_client, new_student, study_teac
 from vfmgl_lib.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "utility.csv"
+SAMPLES = {"train": 16, "val": 6, "test": 12}  # a centre
 NOISES = (0.001, 0.01, 0.1, 1.0)
 DELTA = 1e-5
 
@@ -86,7 +87,7 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, exchange: dict, seed: int) -> dict:
     started = time.process_time()
-    workspace = open_workspace(arguments.task, "smoke", seed=seed, runs=folder)
+    workspace = open_workspace(arguments.task, "smoke", seed=seed, runs=folder, phantoms__samples=SAMPLES)
     values = workspace.settings.model_dump() | {"method": method}
     values["federation"] |= {"weights": "uniform", "rounds": arguments.rounds}
     values["exchange"] |= exchange
