@@ -11,7 +11,7 @@ import pytest
 
 from vfmgl_lib.batch.__main__ import main
 from vfmgl_lib.batch.runner import KERNEL, check_parameters, find_notebooks, folder_name, run_batch
-from vfmgl_lib.batch.settings import BatchError, BatchSettings, resolve_teacher
+from vfmgl_lib.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
 
 PARAMETERS = """task: str = "nuclei"  # the task
 profile: str = "smoke"  # name or file
@@ -210,3 +210,13 @@ def test_log_of_another_form_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(BatchError, match="has columns"):
         run_batch(folder, BatchSettings(runs=tmp_path / "runs"), progress=False)
     assert log.read_text() == "time,name\n1,2\n"
+
+
+def test_the_engine_is_for_the_notebook_of_the_rounds_alone():
+    settings = BatchSettings(engine="flower")
+    assert settings.parameters("nuclei", "04_federated_rounds")["engine"] == "flower"
+    assert "engine" not in settings.parameters("nuclei", "03_ddbl")
+    with pytest.raises(BatchError, match="engine flower is for notebook 04, which --only leaves out"):
+        read_settings(
+            profile="smoke", tasks=[], data=None, teacher="", device="cpu", seed=0, runs=None, only=["03"], engine="flower", here=Path.cwd()
+        )

@@ -77,7 +77,7 @@ def read_settings(
     seed: int,
     runs: str | None,
     only: Sequence[str],
-    engine: str,
+    engine: str = "process",
     here: Path,
 ) -> BatchSettings:
     """Checked settings from what was typed; relative paths are meant from `here`.
