@@ -156,6 +156,15 @@ def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
             serve(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
 
 
+def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federation, wire, tmp_path):
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    with superlink(tmp_path, "127.0.0.1", made.port, made.keys) as (grid, _):
+        grid._token = "no longer valid"
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            grid.get_nodes()
+
+
 def test_two_centres_with_one_key_are_refused(federation, wire, tmp_path):
     clients, _ = federation("nuclei")
     made = wire(tmp_path, clients)
