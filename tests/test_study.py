@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vfmgl_lib import study as study_module
+from vfmgl_lib.assembly import new_student
 from vfmgl_lib.checkpoint import CheckpointError
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
@@ -108,7 +109,7 @@ def test_mean_features_are_those_under_the_shared_model(runs):
     rows = table[table["round"] == 3].set_index("center")
     assert rows["split"].to_dict() == {center: "train" if center in training else "test" for center in study.manifest.centers}
     assert "test" in set(rows["split"]), "external centres, too"
-    student = study_module.new_student(study.settings).eval()
+    student = new_student(study.settings).eval()
     student.load_state_dict(load_file(study.folder / "rounds" / "003" / "shared.safetensors"))
     for center, row in rows.iterrows():
         data = ImageDataset(study.manifest, study.manifest.select(center, row["split"]), study.settings.data.image_size)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from vfmgl_lib import __version__
+from vfmgl_lib.assembly import taking_part
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest
@@ -18,7 +19,7 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
-from vfmgl_lib.study import Study, find_study, run_study, taking_part
+from vfmgl_lib.study import Study, find_study, run_study
 
 
 @dataclass(frozen=True)

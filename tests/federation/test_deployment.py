@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from vfmgl_lib.assembly import taking_part
 from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.sources import prepare
@@ -24,7 +25,6 @@ from vfmgl_lib.federation.sandbox import landlock_version
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import superlink
 from vfmgl_lib.federation.supernode import admitted
-from vfmgl_lib.study import taking_part
 
 PROFILE = "tests/smallest.yaml"
 

@@ -28,6 +28,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vfmgl_lib.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher, taking_part, with_needed_validation
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds
@@ -40,7 +41,6 @@ from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
 from vfmgl_lib.files import new_folder, write_json, write_text
-from vfmgl_lib.study import center_datasets, feature_cache, new_client, new_student, study_teacher, taking_part, with_needed_validation
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find

@@ -19,10 +19,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vfmgl_lib import __version__
@@ -49,7 +50,7 @@ class FederationError(RuntimeError):
 def pack(state: State) -> ArrayRecord:
     """Tensors as one safetensors file in one of Flower's arrays: one object on the wire instead of hundreds, and no pickle."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return ArrayRecord({FILE: Array(np.frombuffer(safetensors.torch.save(plain), np.uint8))})
+    return ArrayRecord({FILE: Array(np.frombuffer(to_safetensors(plain), np.uint8))})
 
 
 def unpack(record: ArrayRecord, where: str) -> State:
@@ -60,7 +61,7 @@ def unpack(record: ArrayRecord, where: str) -> State:
     try:
         if set(record) != {FILE}:
             raise ValueError(f"arrays {sorted(record)}, expected {FILE}")
-        return safetensors.torch.load(record[FILE].numpy().tobytes())
+        return from_safetensors(record[FILE].numpy().tobytes())
     except (SafetensorError, TypeError, ValueError, OSError, EOFError) as error:
         raise UpdateError(f"update of {where}: not a safetensors file: {error}") from error
 

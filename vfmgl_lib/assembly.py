@@ -1,0 +1,88 @@
+"""What a study is assembled of: the samples that take part, data sets, the teacher and its cache, students, clients.
+
+One place for a study in one process (`study`) and for a site that knows its own centre alone (`federation.deployment`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vfmgl_lib.comparators.clients import client_class
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.feature_cache import GIB, FeatureCache
+from vfmgl_lib.data.layouts import resplit, subset, with_validation
+from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.models.students import STUDENTS, Student
+from vfmgl_lib.models.teachers import Teacher, load_teacher
+from vfmgl_lib.randomness import seed_sequence, torch_seed
+
+VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
+
+
+def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
+    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    manifest, data = prepared, settings.data
+    if data.split:
+        manifest = resplit(manifest, data.split.train, data.split.seed)
+    if data.validation_share:
+        manifest = with_validation(manifest, data.validation_share, settings.seed)
+    if data.per_center:
+        manifest = subset(manifest, data.per_center, settings.seed)
+    return manifest
+
+
+def with_needed_validation(manifest: Manifest, settings: StudySettings) -> Manifest:
+    """The same with a validation set at every centre, for a method that cannot do without."""
+    needed = METHODS[settings.method].needs_validation
+    return with_validation(manifest, VALIDATION_SHARE, settings.seed) if needed else manifest
+
+
+def center_datasets(settings: StudySettings, manifest: Manifest, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
+    """split -> data set of one centre; what the teacher sees also carries the teacher's own resize: a classifier on it sees every split."""
+    sets, on_teacher = {}, STRATEGIES[settings.method].embeds
+    for split in ("train", "val", "test"):
+        table = manifest.select(center, split)
+        if len(table):
+            teacher_size = teacher.image_size if teacher and (split == "train" or on_teacher) else None
+            sets[split] = ImageDataset(manifest, table, settings.data.image_size, teacher_size)
+    return sets
+
+
+def new_client(
+    settings: StudySettings, center: str, sets: dict[str, ImageDataset], teacher: Teacher | None, cache: FeatureCache | None
+) -> Client:
+    """A centre's client in its initial state, on the sets of `center_datasets`."""
+    build = client_class(settings.method)
+    return build(center, settings, new_student(settings), teacher, sets["train"], torch.device(settings.device), cache, sets.get("val"))
+
+
+def new_student(settings: StudySettings) -> Student:
+    """A student with the study's initial weights: the same for every centre and method of a seed."""
+    with torch_seed(seed_sequence(settings.seed, "student")):
+        return STUDENTS[settings.student.name](2, settings.student.width, settings.student.weights)
+
+
+def study_teacher(settings: StudySettings) -> Teacher | None:
+    """The frozen teacher on its device; None for a method without one."""
+    if not STRATEGIES[settings.method].teacher:
+        return None
+    chosen = settings.teacher
+    teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
+    teacher.autocast = settings.compute.autocast
+    teacher = teacher.to(torch.device(settings.device))
+    return teacher.compiled() if settings.compute.compile_teacher else teacher
+
+
+def feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
+    """The teacher's features on disk, below `folder`; None where there is no teacher or no cache is wanted."""
+    if teacher is None or folder is None or not settings.teacher.cache_gib:
+        return None
+    limit = int(settings.teacher.cache_gib * GIB)
+    arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"})
+    return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device), arithmetic)
