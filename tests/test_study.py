@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vfmgl_lib import study as study_module
+from vfmgl_lib import training as training_module
 from vfmgl_lib.assembly import new_student
 from vfmgl_lib.checkpoint import CheckpointError
 from vfmgl_lib.comparators.methods import METHODS
@@ -24,7 +24,8 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.study import run_study, trivial_baseline
+from vfmgl_lib.study import trivial_baseline
+from vfmgl_lib.training import run_study
 from vfmgl_lib.workspace import open_workspace
 
 SMALL = {
@@ -161,7 +162,7 @@ def test_metrics_follow_from_the_predictions(finished):
 
 def test_the_same_call_loads_and_a_changed_setting_trains_anew(finished, monkeypatch):
     workspace, study = finished
-    monkeypatch.setattr(study_module, "_train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(training_module, "_train", lambda *arguments: pytest.fail("trained again"))
     assert workspace.run().folder == study.folder
     pd.testing.assert_frame_equal(workspace.run().metrics, study.metrics)
     changed = workspace.settings.model_copy(update={"seed": 1})
@@ -233,7 +234,7 @@ def test_killed_in_a_round_and_started_again_ends_bit_identical(task, method, nu
 
 def test_a_truncated_checkpoint_is_named(tmp_path, monkeypatch):
     workspace = _workspace(tmp_path, federation__rounds=2)
-    monkeypatch.setattr(study_module, "_join_tables", lambda study: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(training_module, "_join_tables", lambda study: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         workspace.run()
     monkeypatch.undo()

@@ -19,7 +19,8 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
-from vfmgl_lib.study import Study, find_study, run_study
+from vfmgl_lib.study import Study, find_study
+from vfmgl_lib.training import run_study
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Workspace:
         return pd.Series(lines, name="this run")
 
     def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True, engine: str = "process") -> Study:
-        """Runs or loads the study of one method, on all centres or on some; `engine` as in `study.run_study`."""
+        """Runs or loads the study of one method, on all centres or on some; `engine` as in `training.run_study`."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),

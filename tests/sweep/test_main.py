@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vfmgl_lib import study as study_module
+from vfmgl_lib import training as training_module
 from vfmgl_lib.sweep.__main__ import main
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
@@ -53,14 +53,14 @@ def test_the_defaults_are_the_profile_s(call):
 
 
 def test_a_failed_study_is_status_1_and_logged(call, tmp_path, monkeypatch):
-    train = study_module._train
+    train = training_module._train
 
     def fails_for_local(study, *arguments):
         if study.settings.method == "local":
             raise ValueError("no luck")
         train(study, *arguments)
 
-    monkeypatch.setattr(study_module, "_train", fails_for_local)
+    monkeypatch.setattr(training_module, "_train", fails_for_local)
     status, said, complained = call("--methods", "local,fedavg", "--seeds", "0", "--results", tmp_path / "results")
     assert status == 1 and "\n  local seed 0: ValueError: no luck\n" in complained
     assert said.splitlines()[-1] == "2 studies: 1 failed, 1 done"
@@ -76,7 +76,7 @@ def test_an_interrupt_is_status_130(call, monkeypatch, by):
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(study_module, "_train", interrupted)
+    monkeypatch.setattr(training_module, "_train", interrupted)
     status, _, complained = call("--methods", "local", "--seeds", "0")
     assert status == 130 and "interrupted; the same call goes on, finished studies are loaded" in complained
     assert signal.getsignal(signal.SIGTERM) == before

@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch
 
-from vfmgl_lib import study as study_module
+from vfmgl_lib import training as training_module
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.study import is_running
 from vfmgl_lib.sweep import SweepError, plan, run_sweep, sweep_status
 from vfmgl_lib.sweep import run as module
+from vfmgl_lib.training import is_running
 
 
 def sweep(workspace, methods, seeds=(0,), **how):
@@ -50,19 +50,19 @@ def test_any_order_gives_the_same_bits_and_a_second_call_trains_nothing(small, c
     by_name = {study.folder.name: study.folder for study in other}
     for study in one:
         assert content(study.folder) == content(by_name[study.folder.name])
-    monkeypatch.setattr(study_module, "_train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(training_module, "_train", lambda *arguments: pytest.fail("trained again"))
     assert [study.folder for study in sweep(small("one"), ["local", "hgkt"], [0, 1])] == [study.folder for study in one]
 
 
 def test_one_failure_does_not_stop_the_others_and_is_named_at_the_end(small, monkeypatch):
-    workspace, train = small(), study_module._train
+    workspace, train = small(), training_module._train
 
     def fails_for_local(study, *arguments):
         if study.settings.method == "local":
             raise ValueError("no luck")
         train(study, *arguments)
 
-    monkeypatch.setattr(study_module, "_train", fails_for_local)
+    monkeypatch.setattr(training_module, "_train", fails_for_local)
     seen = []
     message = r"1 of the sweep's studies failed, 2 are complete:\n  local seed 0: ValueError: no luck"
     with pytest.raises(SweepError, match=message) as raised:
@@ -107,12 +107,12 @@ def test_what_another_process_runs_is_left_to_it_and_then_taken(small, monkeypat
 
 def test_interrupted_in_this_process_goes_on(small, content, monkeypatch):
     undisturbed = sweep(small("undisturbed"), ["local", "hgkt"])
-    join = study_module._join_tables
-    monkeypatch.setattr(study_module, "_join_tables", lambda study: (_ for _ in ()).throw(KeyboardInterrupt))
+    join = training_module._join_tables
+    monkeypatch.setattr(training_module, "_join_tables", lambda study: (_ for _ in ()).throw(KeyboardInterrupt))
     workspace = small()
     with pytest.raises(KeyboardInterrupt):
         sweep(workspace, ["local", "hgkt"])
-    monkeypatch.setattr(study_module, "_join_tables", join)
+    monkeypatch.setattr(training_module, "_join_tables", join)
     assert sweep_status(workspace, ["local", "hgkt"], [0])["rounds_done"].tolist() == [2, 0]
     for study, other in zip(sweep(workspace, ["local", "hgkt"]), undisturbed, strict=True):
         assert content(study.folder) == content(other.folder)

@@ -31,7 +31,7 @@ class BatchSettings:
         seed: the study seed.
         runs: folder of all results.
         only: numbers of the notebooks to run ("04"); empty for all.
-        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.study.run_study`).
+        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.training.run_study`).
     """
 
     profile: str = "smoke"

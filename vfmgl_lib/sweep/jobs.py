@@ -15,7 +15,8 @@ import pandas as pd
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.files import write_json
-from vfmgl_lib.study import Study, is_running
+from vfmgl_lib.study import Study
+from vfmgl_lib.training import is_running
 from vfmgl_lib.workspace import Workspace
 
 Split = tuple[float, int]  # (training share, seed), as `Workspace.variant` takes it

@@ -25,8 +25,9 @@ from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.study import Study, StudyRunningError
+from vfmgl_lib.study import Study
 from vfmgl_lib.sweep.jobs import Job, Split, plan, status_table
+from vfmgl_lib.training import StudyRunningError
 from vfmgl_lib.workspace import Workspace
 
 log = logging.getLogger(__name__)
