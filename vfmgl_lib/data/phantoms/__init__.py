@@ -5,10 +5,12 @@ that is complete, resumable and never a mixture of two sets.
 
 A generator module offers `VERSION` (raised whenever its files change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
-`render(sample, image_size, heterogeneity, seed) -> one uint8 array, to be a PNG, or a file's bytes for each of sample.paths`.
+`render(sample, image_size, heterogeneity, seed, profile=None) -> one uint8 array, to be a PNG, or a file's bytes for each of
+sample.paths`; what is a centre's own is a frozen dataclass, of which `COMMON` and `CENTERS` are instances, and a `profile` given takes
+the place of the centre's.
 It may offer `extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the
 root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for. A layout without masks, whose classes are a
-matter of a lesion, offers `lesion(sample, image_size, heterogeneity, seed) -> (S, S) bool`.
+matter of a lesion, offers `lesion(sample, image_size, heterogeneity, seed, profile=None) -> (S, S) bool`.
 """
 
 from __future__ import annotations

@@ -152,9 +152,9 @@ def extra_files(planned: list[Sample], heterogeneity: float, seed: int) -> dict[
     return {METADATA: ("\n".join(lines) + "\n").encode()}
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> tuple[np.ndarray]:
+def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None) -> tuple[np.ndarray]:
     """The patch, (image_size, image_size, 3) uint8."""
-    laboratory = blend(COMMON, CENTERS[sample.center], heterogeneity)
+    laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
     patient = stream(seed, LAYOUT, "patient", sample)
     rng = stream(seed, LAYOUT, "patch", sample, sample.image)
     tissue = _Tissue(rng, laboratory, image_size, _side(image_size), sample.label)
@@ -165,10 +165,11 @@ def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> 
     return (_photograph(rng, laboratory, density, tissue.pixel),)
 
 
-def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> np.ndarray:
+def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None) -> np.ndarray:
     """Where the patch's nest of metastasis lies, drawn anew: (image_size, image_size) bool, empty in a normal patch."""
     rng = stream(seed, LAYOUT, "patch", sample, sample.image)
-    tissue = _Tissue(rng, blend(COMMON, CENTERS[sample.center], heterogeneity), image_size, _side(image_size), sample.label)
+    laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
+    tissue = _Tissue(rng, laboratory, image_size, _side(image_size), sample.label)
     return tissue.tumor > 0.5
 
 

@@ -190,18 +190,18 @@ def extra_files(planned: list[Sample], heterogeneity: float, seed: int) -> dict[
     return {RECORDS: "".join(f"{line}\n" for line in lines).encode("utf-8")}
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> tuple[np.ndarray]:
+def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Scanner | None = None) -> tuple[np.ndarray]:
     """The slice as (image_size, image_size) uint8, one grey channel."""
-    scanner = _scanner(sample.center, heterogeneity)
+    scanner = profile or _scanner(sample.center, heterogeneity)
     rng = stream(seed, LAYOUT, "slice", sample, sample.image)
     signal, _ = _draw_slice(stream(seed, LAYOUT, "anatomy", sample), rng, scanner, sample, image_size)
     return (_acquire(signal, stream(seed, LAYOUT, "scan", sample), rng, scanner),)
 
 
-def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> np.ndarray:
+def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Scanner | None = None) -> np.ndarray:
     """Where the slice's tumour lies, drawn anew: (image_size, image_size) bool. Slices of either class have one."""
     rng = stream(seed, LAYOUT, "slice", sample, sample.image)
-    scanner = _scanner(sample.center, heterogeneity)
+    scanner = profile or _scanner(sample.center, heterogeneity)
     return _draw_slice(stream(seed, LAYOUT, "anatomy", sample), rng, scanner, sample, image_size)[1]
 
 

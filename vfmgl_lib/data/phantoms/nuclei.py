@@ -161,9 +161,11 @@ def plan(centers: int, samples: dict[str, int], heterogeneity: float, seed: int)
     return planned
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The tile, (image_size, image_size, 3) uint8, and its mask, (image_size, image_size) uint8, 0 or 255."""
-    laboratory = blend(COMMON, CENTERS[sample.center], heterogeneity)
+    laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
     patient = stream(seed, LAYOUT, "patient", sample)
     rng = stream(seed, LAYOUT, "tile", sample, sample.image)
     side = 110 * math.sqrt(image_size / 256)

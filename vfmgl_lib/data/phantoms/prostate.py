@@ -164,9 +164,9 @@ def plan(centers: int, samples: dict[str, int], heterogeneity: float, seed: int)
     return planned
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int) -> tuple[bytes, bytes]:
+def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Scanner | None = None) -> tuple[bytes, bytes]:
     """The files of volume and mask, each (image_size, image_size, slices): int16 signals, uint8 of 0 and 1."""
-    scanner = blend(COMMON, CENTERS[sample.center], heterogeneity)
+    scanner = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
     rng = stream(seed, LAYOUT, "anatomy", sample)
     body = _draw_body(rng, scanner)
     spacing = max(scanner.slice_spacing, 0.8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -69,4 +69,18 @@ def blend(common: Profile, center: Profile, heterogeneity: float) -> Profile:
             values[field.name] = tuple(a + heterogeneity * (b - a) for a, b in zip(low, high, strict=True))
         else:
             values[field.name] = low + heterogeneity * (high - low)
+    return dataclasses.replace(common, **values)
+
+
+def scattered(common: Profile, centers: Sequence[Profile], rng: np.random.Generator, reach: float = 0.5) -> Profile:
+    """A random profile: every number uniform over the range of `common` and the centres, widened on both sides by `reach` of its length."""
+
+    def draw(values: Sequence[float]) -> float:
+        low, high = min(values), max(values)
+        return float(rng.uniform(low - reach * (high - low), high + reach * (high - low)))
+
+    values = {}
+    for field in dataclasses.fields(common):
+        known = [getattr(profile, field.name) for profile in (common, *centers)]
+        values[field.name] = tuple(map(draw, zip(*known, strict=True))) if isinstance(known[0], tuple) else draw(known)
     return dataclasses.replace(common, **values)
