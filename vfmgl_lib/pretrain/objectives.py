@@ -90,7 +90,7 @@ class Parsing(nn.Module):
         labelled = (batch.label != NO_LABEL).float()
         logit = self.label(mean[count:]).gather(1, batch.layout[:, None])[:, 0]
         classed = F.binary_cross_entropy_with_logits(logit, batch.label.clamp_min(0).float(), reduction="none")
-        return loss + 0.3 * (classed * labelled).sum() / labelled.sum().clamp_min(1)
+        return loss + (classed * labelled).sum() / labelled.sum().clamp_min(1)
 
     def after_step(self, progress: float) -> None:
         """Nothing: there is no second network."""
@@ -151,7 +151,7 @@ class SelfDistillation(nn.Module):
         torch._foreach_lerp_(slow, [p.detach() for p in quick], 1 - momentum)
 
     def _scores(self, tokens: Tensor, head: nn.Module, prototypes: Tensor) -> Tensor:
-        return F.normalize(head(tokens).float(), dim=-1) @ prototypes.T
+        return (F.normalize(head(tokens).float(), dim=-1) @ prototypes.T).float()
 
 
 def crops(images: Tensor, side: int, share: tuple[float, float], random: torch.Generator) -> Tensor:
