@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -164,7 +164,7 @@ def _describe(study: Study, teacher: Teacher | None, engine: str) -> None:
             "vfmgl_lib": __version__,
             "commit": _commit(),
             "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in PACKAGES},
             "engine": engine,
             "device": f"{settings.device}: {device}",
             "threads": torch.get_num_threads(),
@@ -176,6 +176,14 @@ def _describe(study: Study, teacher: Teacher | None, engine: str) -> None:
         }
     )
     write_json(file, starts)
+
+
+def _version(package: str) -> str:
+    """ "" where it is not installed: papermill runs the notebooks, and a study needs none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:

@@ -1,0 +1,92 @@
+"""The table of the pocket teacher: gains are paired, intervals as computed by hand, and a study whose rows are there is not run again."""
+
+import importlib.util
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "pocket_teacher.py"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The script as a module, its studies in threads and made up: the value of seed s and centre c is s + c / 10."""
+    specification = importlib.util.spec_from_file_location("pocket_teacher", FILE)
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "pocket_teacher", module)
+    specification.loader.exec_module(module)
+    module.ran = []
+
+    def made_up(job):
+        module.ran.append(job.key)
+        budgets = ("rounds", "updates") if job.method == "local" else ("both",)
+        about = dict(zip(module.STUDY, job.key, strict=True)) | {"metric": "dice", "seconds": 1.0}
+        about |= {"settings": module.settings_key(job), "weights": job.identity}
+        return [about | {"center": str(c), "budget": budget, "value": job.seed + c / 10} for c in (0, 1) for budget in budgets]
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
+    monkeypatch.setattr(module, "prepare", lambda job: None)
+    monkeypatch.setattr(module, "study_rows", made_up)
+    return module
+
+
+def words(folder, *more):
+    places = ["--out", folder / "out", "--runs", folder / "runs", "--data", folder / "nowhere", "--mobilenet", "no.safetensors"]
+    return [str(word) for word in ("--sets", "nuclei_phantoms,prostate", "--teachers", "none,random,mobilenet", *places, *more)]
+
+
+def test_gain_and_interval_by_hand(tool):
+    tables = {("none", "local", "updates"): [[0.5, 0.6], [0.7, 0.8]], ("none", "local", "rounds"): [[0.4, 0.4], [0.4, 0.4]]}
+    tables |= {("random", "hgkt", "both"): [[0.6, 0.7], [0.9, 1.0]], ("mobilenet", "hgkt", "both"): [[0.8, 0.9], [0.8, 0.9]]}
+    rows = pd.DataFrame(
+        {"set": "nuclei", "images": 20, "metric": "dice", "teacher": teacher, "method": method, "budget": budget}
+        | {"seed": seed, "center": "AB"[place], "value": table[seed][place]}
+        for (teacher, method, budget), table in tables.items()
+        for seed in (0, 1)
+        for place in (0, 1)
+    )
+    found = tool.summary(rows.sample(frac=1, random_state=0)).set_index(["teacher", "quantity"])
+    # Differences 0.1, 0.1 and 0.2, 0.2: both draws of a seed are the first in a quarter of the cases, the second in another quarter.
+    assert found.loc[("random", "gain, matched updates"), ["value", "low", "high"]].tolist() == pytest.approx([0.15, 0.1, 0.2])
+    assert found.loc[("random", "gain, matched rounds"), "value"] == pytest.approx(0.4)
+    # Differences 0.2, 0.2 and -0.1, -0.1.
+    assert found.loc[("mobilenet", "student less random's"), ["value", "low", "high"]].tolist() == pytest.approx([0.05, -0.1, 0.2])
+    assert found.loc[("none", "student, updates"), "value"] == pytest.approx(0.65)
+    assert set(found["seeds"]) == {2} and set(found["centers"]) == {2}
+
+
+def test_one_seed_has_no_interval(tool):
+    assert np.isnan(tool.interval(np.array([[0.1, 0.2, 0.3]]))).all()
+
+
+def test_a_second_call_runs_only_what_is_missing_and_says_what_cannot_be_had(tool, tmp_path, capsys):
+    assert tool.main(words(tmp_path, "--images", "20", "--seeds", "0")) == 0
+    first = list(tool.ran)
+    said = capsys.readouterr().err
+    assert "LEFT OUT: set prostate" in said and "LEFT OUT: teacher mobilenet" in said
+    assert sorted(key[2:4] for key in first) == [("none", "local"), ("random", "frozen_probe"), ("random", "hgkt")]
+    assert tool.main(words(tmp_path, "--images", "20", "--seeds", "0,1", "--processes", "2")) == 0
+    again = tool.ran[len(first) :]
+    assert {key[4] for key in again} == {1} and len(again) == len(first)
+    rows = pd.read_csv(tmp_path / "out" / "rows.csv")
+    assert not rows.duplicated([*tool.STUDY, "center", "budget"]).any() and len(rows) == 2 * (4 + 2 + 2)
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index(["teacher", "quantity"])
+    assert summary.loc[("random", "gain, matched updates"), ["value", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_after_the_time_limit_nothing_begins(tool, tmp_path):
+    assert tool.main(words(tmp_path, "--time-limit", "0")) == 0
+    assert not tool.ran
+
+
+def test_rows_of_other_settings_are_refused(tool, tmp_path):
+    tool.main(words(tmp_path, "--images", "20", "--seeds", "0"))
+    file = tmp_path / "out" / "rows.csv"
+    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    file.write_text(rows.assign(settings="0123456789").to_csv(index=False))
+    with pytest.raises(SystemExit, match="delete those rows or give another --out"):
+        tool.main(words(tmp_path, "--images", "20", "--seeds", "0"))
