@@ -205,6 +205,7 @@ def study_rows(job: Job) -> list[dict]:
     torch.set_num_threads(1)
     started, here = time.process_time(), workspace(job)
     study = here.run(job.method, SETS[job.set].centers, progress=False)
+    seconds = round(time.process_time() - started, 1)
     settings, metrics = study.settings, study.metrics
     metric = "dice" if settings.is_segmentation else "auc"
     own = metrics[(metrics["model_center"] == metrics["test_center"]) & (metrics["split"] == "test") & (metrics["metric"] == metric)]
@@ -225,7 +226,7 @@ def study_rows(job: Job) -> list[dict]:
             "value": float(f"{row.value:.5g}"),
             "n_test": row.n,
             "n_train": trained[row.test_center],
-            "seconds": round(time.process_time() - started, 1),
+            "seconds": seconds,
             "settings": settings_key(job),
             "weights": job.identity,
             "commit": start["commit"][:12] + "+" * start["commit"].endswith("+"),
