@@ -13,11 +13,9 @@ import torch
 
 from vfmgl_lib.checkpoint import CheckpointError
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.pretrain.objectives import OBJECTIVES
 from vfmgl_lib.pretrain.training import PretrainError, Schedule, pretrain
 
 HELP = {
-    "objective": "of " + ", ".join(OBJECTIVES),
     "steps": "of the optimiser",
     "scenes": "drawn for a step",
     "phantoms": "of a step",
@@ -35,9 +33,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that draw the phantoms (default: the cores)")
     for field in fields(Schedule):
-        choices = list(OBJECTIVES) if field.name == "objective" else None
-        kind, name = type(field.default), "--" + field.name.replace("_", "-")
-        parser.add_argument(name, type=kind, default=field.default, choices=choices, help=f"{HELP[field.name]} (default: {field.default})")
+        text = f"{HELP[field.name]} (default: {field.default})"
+        parser.add_argument("--" + field.name.replace("_", "-"), type=type(field.default), default=field.default, help=text)
     return parser
 
 

@@ -23,13 +23,12 @@ from tqdm import tqdm
 from vfmgl_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from vfmgl_lib.files import new_folder, sha256, write_bytes, write_json, write_text
 from vfmgl_lib.pretrain.formulas import Painter
-from vfmgl_lib.pretrain.objectives import OBJECTIVES, SIDES, Batch
+from vfmgl_lib.pretrain.parsing import MEAN, SIDES, STD, Batch, Parsing
 from vfmgl_lib.pretrain.phantom_bank import phantom_bank
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}
-MEAN = STD = (0.5, 0.5, 0.5)
 WEIGHTS, LOG, SETTINGS, CHECKPOINT, BANK = "pocket_vit.safetensors", "log.csv", "settings.json", "checkpoint", "phantoms.safetensors"
 CLIP = 1.0
 
@@ -42,14 +41,13 @@ class PretrainError(ValueError):
 class Schedule:
     """What a run's numbers depend on, beside the device."""
 
-    objective: str = "parsing"
-    steps: int = 20_000
+    steps: int = 1200
     scenes: int = 192  # a step
     phantoms: int = 64  # a step
-    bank: int = 4000  # phantoms of every layout
+    bank: int = 1500  # phantoms of every layout
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup: int = 500
+    warmup: int = 200
     seed: int = 0
 
 
@@ -79,16 +77,14 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
     bank = {name: tensor.to(device) for name, tensor in bank.items()}
 
     with torch_seed(seed_sequence(schedule.seed, "pretraining", "weights")):
-        objective = OBJECTIVES[schedule.objective](new_trunk()).to(device)
-    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    plain = [p for p in trained.values() if p.ndim <= 1]
+        model = Parsing(new_trunk()).to(device)
+    decayed, plain = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98), fused=device.type == "cuda")
-    done, rows = _resume(folder, objective, optimizer)
+    done, rows = _resume(folder, model, optimizer)
     painter = Painter(SIDES[-1], device)
     saved, losses = time.monotonic(), list[Tensor]()
-    with tqdm(total=schedule.steps, initial=done, desc=schedule.objective, unit="step", mininterval=1.0, disable=None) as bar:
+    with tqdm(total=schedule.steps, initial=done, desc="pocket teacher", unit="step", mininterval=1.0, disable=None) as bar:
         for step in range(done, schedule.steps):
             progress = step / schedule.steps
             for group in optimizer.param_groups:
@@ -97,12 +93,11 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
             random = torch.Generator(device).manual_seed(seed)
             batch = next_batch(painter, bank, schedule, seed, random)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = objective(batch, random, progress)
+                loss = model(batch, SIDES[seed % len(SIDES)])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained.values(), CLIP)
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
-            objective.after_step(progress)
             losses.append(loss.detach())
             bar.update()
             last = step + 1 == schedule.steps
@@ -113,10 +108,10 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
                 rows.append((step + 1, mean))
                 losses = []
                 if last or time.monotonic() - saved > save_every:
-                    _save(folder, objective, optimizer, step + 1, rows)
+                    _save(folder, model, optimizer, step + 1, rows)
                     saved = time.monotonic()
     write_text(folder / LOG, _table(rows))
-    return export(objective.slow["trunk"] if schedule.objective == "self_distillation" else objective.trunk, weights)
+    return export(model.trunk, weights)
 
 
 def new_trunk() -> nn.Module:
@@ -142,18 +137,23 @@ def next_batch(painter: Painter, bank: dict[str, Tensor], schedule: Schedule, se
 def export(trunk: nn.Module, file: Path) -> Path:
     """Writes the trunk as float16 safetensors that describe themselves, and their sha256 beside them."""
     state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in trunk.state_dict().items()}
-    metadata = {"architecture": ARCHITECTURE, "model_args": json.dumps(MODEL_ARGS), "mean": json.dumps(MEAN), "std": json.dumps(STD)}
+    metadata = {
+        "architecture": ARCHITECTURE,
+        "model_args": json.dumps(MODEL_ARGS),
+        "mean": json.dumps([MEAN] * 3),
+        "std": json.dumps([STD] * 3),
+    }
     write_bytes(file, safetensors.torch.save(state, metadata))
     write_text(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
     return file
 
 
-def _save(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, step: int, rows: list[tuple[int, float]]) -> None:
+def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rows: list[tuple[int, float]]) -> None:
     moments = {f"{index}.{name}": value for index, entries in optimizer.state_dict()["state"].items() for name, value in entries.items()}
     log = {"step": torch.tensor([row[0] for row in rows]), "loss": torch.tensor([row[1] for row in rows], dtype=torch.float64)}
     # The checkpoint before stays until this one is whole.
     with new_folder(folder / f"{CHECKPOINT}-{step}") as new:
-        save_tensors(new, {"objective": objective.state_dict(), "optimizer": moments, "log": log})
+        save_tensors(new, {"model": model.state_dict(), "optimizer": moments, "log": log})
     for old in _checkpoints(folder)[:-1]:
         for part in old.iterdir():
             part.unlink()
@@ -165,13 +165,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{CHECKPOINT}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _resume(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]]]:
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]]]:
     found = _checkpoints(folder)
     if not found:
         return 0, []
     newest = found[-1]
     try:
-        objective.load_state_dict(load_tensors(newest, "objective"))
+        model.load_state_dict(load_tensors(newest, "model"))
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {newest}: does not fit this version ({str(error)[:200]}); remove it to begin anew") from error
     state = optimizer.state_dict()
