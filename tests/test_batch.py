@@ -134,7 +134,7 @@ def test_notebook_without_parameters_cell(folder: Path):
         (["--task", "nucleii"], "task 'nucleii' is not in profile smoke; it has camelyon17, endometrial, nuclei, prostate"),
         (["--data", "full"], "belongs to one task, got endometrial, nuclei"),
         (["--all-tasks", "--data", "full"], "belongs to one task"),
-        (["--profile", "smok"], "give one of paper, quick, results, smoke"),
+        (["--profile", "smok"], "give one of paper, pocket_teacher, quick, results, smoke"),
         (["--profile", "mine.yaml"], r"mine\.yaml does not exist"),
         (["--profile", "list.yaml"], r"top-level keys must be 'all' and 'tasks', got \[1\]"),
         (["--teacher", "nowhere.safetensors"], r"nowhere\.safetensors cannot be read: No such file"),
@@ -170,8 +170,9 @@ def test_paths_are_made_absolute(folder: Path, tmp_path: Path, monkeypatch):
     absolute = str(tmp_path / "w.safetensors")
     assert resolve_teacher("w.safetensors", tmp_path) == absolute
     assert resolve_teacher("resnet18=w.safetensors", tmp_path) == f"resnet18={absolute}"
-    for name in ("vit_base_patch14_dinov2.lvd142m", "random:vit_tiny_patch16_224"):
+    for name in ("vit_base_patch14_dinov2.lvd142m", "random:vit_tiny_patch16_224", "pocket_vit"):
         assert resolve_teacher(name, tmp_path) == name
+    assert resolve_teacher("resnet18=w.safetensors else pocket_vit", tmp_path) == f"resnet18={absolute} else pocket_vit"
 
 
 def test_data_folders_of_one_name_are_kept_apart(tmp_path: Path):

@@ -19,7 +19,7 @@ from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.students import STUDENTS, Student
-from vfmgl_lib.models.teachers import Teacher, load_teacher
+from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
@@ -66,6 +66,12 @@ def new_student(settings: StudySettings) -> Student:
     """A student with the study's initial weights: the same for every centre and method of a seed."""
     with torch_seed(seed_sequence(settings.seed, "student")):
         return STUDENTS[settings.student.name](2, settings.student.width, settings.student.weights)
+
+
+def with_available_teacher(settings: StudySettings) -> StudySettings:
+    """The settings with one teacher: where they name a second choice, the first that can be had (`models.teachers.first_available`)."""
+    teacher = settings.teacher.model_copy(update={"source": first_available(settings.teacher.source)})
+    return settings.model_copy(update={"teacher": teacher})
 
 
 def study_teacher(settings: StudySettings) -> Teacher | None:

@@ -60,7 +60,7 @@ class PhantomSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    source: str = Field(min_length=1, description="NAME, FILE, NAME=FILE or random:NAME (vfmgl_lib.models.teachers)")
+    source: str = Field(min_length=1, description="as vfmgl_lib.models.teachers names it; a second choice after ' else '")
     grid: int = Field(ge=1, description="tokens along a side; 16 in the paper's FLOP count, 64 in the released code")
     image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
     blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")

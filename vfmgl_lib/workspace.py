@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from vfmgl_lib import __version__
-from vfmgl_lib.assembly import taking_part
+from vfmgl_lib.assembly import taking_part, with_available_teacher
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest
@@ -105,7 +105,8 @@ def open_workspace(
         task, profile: see `config.load_settings`; `overrides` too.
         data: a prepared set, or images in one of the forms that `data.sources` reads, which are then prepared below `runs` once; "": the
             embedded phantoms, written below `runs` once.
-        teacher: NAME, FILE, NAME=FILE or random:NAME instead of the profile's; "": the profile's.
+        teacher: as `models.teachers` names it, instead of the profile's; "": the profile's. Of a first and a second choice ("A else B")
+            the settings hold the one that can be had.
         device: "cpu" or "cuda".
         runs: the folder of all results.
     Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
@@ -115,7 +116,7 @@ def open_workspace(
         raise ConfigError("device cuda: torch sees no GPU here; use cpu")
     if teacher:
         overrides["teacher__source"] = teacher
-    settings = load_settings(task, profile, device=device, seed=seed, **overrides)
+    settings = with_available_teacher(load_settings(task, profile, device=device, seed=seed, **overrides))
     runs = Path(runs)
     folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vfmgl_lib.config import load_settings
@@ -52,9 +53,11 @@ def test_counting_leaves_the_model_alone():
     assert student.training and all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
 
 
-def test_a_teacher_that_is_a_file_is_refused():
-    with pytest.raises(ValueError, match=r"teacher x.safetensors: .*write NAME=FILE"):
-        teacher_shape("x.safetensors")
+def test_a_file_says_what_network_it_is_of(tmp_path):
+    assert count(teacher_shape("pocket_vit"), 64)["parameters"] < 3e6
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"teacher .*x.safetensors: .*write NAME="):
+        teacher_shape(str(tmp_path / "x.safetensors"))
 
 
 def test_ratios_and_the_papers_numbers():

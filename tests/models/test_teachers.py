@@ -2,13 +2,16 @@
 
 import json
 import pickle
+import shutil
+import socket
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from vfmgl_lib.models.teachers import TeacherError, TeacherSource, load_teacher
+from vfmgl_lib.models import teachers
+from vfmgl_lib.models.teachers import POCKET_FILE, TeacherError, TeacherSource, first_available, load_teacher
 
 ARGUMENTS = {"embed_dim": 24, "depth": 6, "num_heads": 2, "img_size": 56}
 NAME = "vit_small_patch14_dinov2"
@@ -42,6 +45,7 @@ def _expected(vit, images, blocks, mean, std):
     ("text", "name", "weights"),
     [
         ("vit_base_patch14_dinov2.lvd142m", "vit_base_patch14_dinov2.lvd142m", "hub"),
+        ("pocket_vit", "", str(POCKET_FILE)),
         ("random:vit_tiny_patch16_224", "vit_tiny_patch16_224", "random"),
         ("some/file.safetensors", "", "some/file.safetensors"),
         ("resnet18=some/file.pth", "resnet18", "some/file.pth"),
@@ -198,3 +202,61 @@ def test_compiled_teacher_gives_the_same_features():
     expected = teacher(images)
     for stack, reference in zip(teacher.compiled()(images), expected, strict=True):
         torch.testing.assert_close(stack, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pocket_teacher_is_small_says_so_and_is_checked(tmp_path, monkeypatch):
+    teacher = load_teacher("pocket_vit", grid=4)
+    assert teacher.stack_shapes == [(4, 160, 4)] and teacher.blocks == (1, 2, 5, 8)
+    assert sum(p.numel() for p in teacher.backbone.parameters()) <= 3e6 and POCKET_FILE.stat().st_size <= 6 * 2**20
+    assert teacher.description == "pocket_vit, pre-trained on drawn images alone, 64 x 64"
+    assert teacher.identity == load_teacher(str(POCKET_FILE), grid=4).identity, "the same by name and by file"
+    damaged = bytearray(POCKET_FILE.read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / POCKET_FILE.name).write_bytes(damaged)
+    shutil.copy(POCKET_FILE.with_suffix(".sha256"), tmp_path)
+    monkeypatch.setattr(teachers, "POCKET_FILE", tmp_path / POCKET_FILE.name)
+    with pytest.raises(TeacherError, match=r"pocket_vit.safetensors is missing or damaged .*restore it with git"):
+        load_teacher("pocket_vit")
+
+
+def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_cached(monkeypatch):
+    both = f"{NAME} else pocket_vit"
+    reach = {"cached": False, "answers": False}
+    monkeypatch.setattr(teachers, "_is_cached", lambda name: reach["cached"])
+    monkeypatch.setattr(teachers, "_hub_answers", lambda: reach["answers"])
+    assert first_available(both) == "pocket_vit" and first_available(NAME) == NAME
+    for what in reach:
+        reach[what] = True
+        assert first_available(both) == NAME
+        reach[what] = False
+    assert first_available("random:resnet18 else pocket_vit") == "random:resnet18"
+
+
+def test_the_hub_is_asked_for_a_moment_only(monkeypatch):
+    def refuse(address, timeout):
+        assert address == ("huggingface.co", 443) and timeout <= 5
+        raise OSError("no route")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert not teachers._hub_answers()
+
+
+def test_what_is_cached_is_known_without_the_hub(monkeypatch):
+    asked = []
+
+    def cached(repository, file):
+        asked.append(repository)
+        return "/cache/model.safetensors" if "dinov2" in repository else None
+
+    monkeypatch.setattr(teachers.huggingface_hub, "try_to_load_from_cache", cached)
+    assert teachers._is_cached("vit_base_patch14_dinov2.lvd142m") and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
+    assert not teachers._is_cached("vit_tiny_patch16_224.augreg_in21k") and not teachers._is_cached("no_such_model")
+
+
+def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(TeacherError, match=r"Either connect once \(they are cached\), or fetch the file elsewhere and give .*=FILE"):
+        load_teacher("vit_base_patch14_dinov2.lvd142m")

@@ -141,8 +141,12 @@ def resolve_teacher(text: str, here: Path) -> str:
 
     Raises: BatchError: if a file is named that is not there, is a folder or cannot be read.
     """
-    from vfmgl_lib.models.teachers import WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
+    from vfmgl_lib.models.teachers import ELSE, POCKET, WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
 
+    if ELSE in text:
+        return ELSE.join(resolve_teacher(one, here) for one in text.split(ELSE))
+    if text == POCKET:
+        return text
     source = TeacherSource.parse(text)
     if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
         raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")

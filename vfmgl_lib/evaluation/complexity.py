@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vfmgl_lib.config import FootprintSettings, StudySettings
 from vfmgl_lib.models.students import STUDENTS
-from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.models.teachers import architecture
 
 # The two products inside attention, as operators of its plain and its fused forms.
 ATTENTION = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
@@ -58,16 +58,19 @@ def student_shape(settings: StudySettings) -> nn.Module:
 
 
 def teacher_shape(source: str) -> nn.Module:
-    """The network of a timm teacher without content; its source must name the model.
+    """The network of a timm teacher without content.
 
-    Raises: ValueError: a source that is a file alone.
+    Raises: TeacherError: a file that does not say what network it is of.
     """
-    name = TeacherSource.parse(source).name
-    if not name:
-        raise ValueError(f"teacher {source}: a file alone does not say its architecture before it is read; write NAME=FILE")
+    name, arguments = _network(source)
     with torch.device("meta"):
-        arguments = {"dynamic_img_size": True} if name.startswith("vit_") else {}
-        return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        return timm.create_model(name, pretrained=False, **arguments)
+
+
+def _network(source: str) -> tuple[str, dict]:
+    """timm's name of a teacher's network and its arguments, as a feature extractor."""
+    name, arguments, _ = architecture(source)
+    return name, {"num_classes": 0} | ({"dynamic_img_size": True} if name.startswith("vit_") else {}) | arguments
 
 
 def counted(settings: StudySettings, what: str) -> pd.DataFrame:
@@ -76,8 +79,7 @@ def counted(settings: StudySettings, what: str) -> pd.DataFrame:
     Args:
         what: which settings these are, e.g. "paper": the column `settings`.
     """
-    name = TeacherSource.parse(settings.teacher.source).name
-    student = settings.student
+    name, student = _network(settings.teacher.source)[0], settings.student
     teacher_size = settings.teacher.image_size or settings.teacher.grid * _patch(name)
     rows = [
         {"model": "teacher", "network": name, "image_size": teacher_size, **count(teacher_shape(settings.teacher.source), teacher_size)},
@@ -153,9 +155,10 @@ def measured(
     Returns: as `footprint`.
     """
     how = footprint_settings or settings.footprint
-    name = TeacherSource.parse(settings.teacher.source).name
+    name, arguments = _network(settings.teacher.source)
     size, student = settings.data.image_size, settings.student
-    teachers = {"teacher": {"teacher": name, "image_size": settings.teacher.image_size or settings.teacher.grid * _patch(name)}}
+    seen = settings.teacher.image_size or settings.teacher.grid * _patch(name)
+    teachers = {"teacher": {"teacher": name, "arguments": arguments, "image_size": seen}}
     students = {"student": {"student": student.name, "width": student.width, "image_size": size}}
     tables = []
     for place in dict.fromkeys(("cpu", device)):

@@ -4,7 +4,7 @@ The order names one of
 
     {"onnx": FILE}                                    an exported model under onnxruntime; torch is not imported
     {"student": NAME, "width": W, "image_size": S}    a student under torch, weights as at its start: they change neither time nor memory
-    {"teacher": NAME, "image_size": S}                a timm model under torch
+    {"teacher": NAME, "arguments": {...}, "image_size": S}    a timm model under torch, with its arguments
 
 with batch, device, threads and seconds. The first run warms up and is not counted, unless it alone takes longer than that time.
 """
@@ -64,8 +64,7 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
         import timm
 
         before = _status("VmRSS")
-        arguments = {"dynamic_img_size": True} if order["teacher"].startswith("vit_") else {}
-        model = timm.create_model(order["teacher"], pretrained=False, num_classes=0, **arguments)
+        model = timm.create_model(order["teacher"], pretrained=False, **order["arguments"])
     else:
         before = _status("VmRSS")
         model = STUDENTS[order["student"]](2, order["width"], "none")

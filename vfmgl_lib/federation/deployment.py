@@ -28,7 +28,16 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vfmgl_lib.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher, taking_part, with_needed_validation
+from vfmgl_lib.assembly import (
+    center_datasets,
+    feature_cache,
+    new_client,
+    new_student,
+    study_teacher,
+    taking_part,
+    with_available_teacher,
+    with_needed_validation,
+)
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds
@@ -112,7 +121,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
     overrides = {"teacher__source": teacher} if teacher else {}
-    settings = load_settings(task, profile, method=method, seed=seed, **overrides)
+    settings = with_available_teacher(load_settings(task, profile, method=method, seed=seed, **overrides))
     new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: is not empty; give a new folder, keys are never overwritten")

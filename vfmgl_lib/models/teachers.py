@@ -2,10 +2,13 @@
 
 A teacher is named by one text:
 
+    pocket_vit      the small ViT that comes with this project (pocket_vit.md), for where nothing can be downloaded
     NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m
     FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
     NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin)
     random:NAME     random weights: proves that code runs, teaches nothing; every output says so
+
+Settings may name a second choice, "A else B": `first_available` says which of them it is.
 """
 
 from __future__ import annotations
@@ -14,25 +17,31 @@ import hashlib
 import json
 import logging
 import pickle
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
-from timm.models import is_model_in_modules
+from timm.models import get_pretrained_cfg, is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from vfmgl_lib.files import sha256
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
 CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that `grid` means about the same for both families
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
+ELSE = " else "
+HUB, PATIENCE = ("huggingface.co", 443), 3.0  # seconds until the hub counts as out of reach
 
 
 class TeacherError(ValueError):
@@ -49,6 +58,8 @@ class TeacherSource:
     @classmethod
     def parse(cls, text: str) -> TeacherSource:
         """Reads NAME, FILE, NAME=FILE or random:NAME (see the module's docstring)."""
+        if text == POCKET:
+            return cls("", str(POCKET_FILE))
         if text.startswith("random:"):
             return cls(text.removeprefix("random:"), "random")
         name, equals, file = text.partition("=")
@@ -141,13 +152,10 @@ def load_teacher(
     Raises: TeacherError: for an unknown name, weights that cannot be read or do not fit, a size that the patch does not divide.
     """
     source = TeacherSource.parse(text)
-    metadata = _metadata(Path(source.weights)) if source.weights.endswith(".safetensors") else {}
-    name = source.name or metadata.get("architecture", "")
-    if not name:
-        raise TeacherError(
-            f"teacher {text}: the file does not name its architecture in its metadata; write NAME={source.weights}, NAME a timm model"
-        )
-    arguments = json.loads(metadata.get("model_args", "{}")) | (model_args or {})
+    if text == POCKET:
+        _check_pocket()
+    name, described_arguments, metadata = architecture(text)
+    arguments = described_arguments | (model_args or {})
     if not timm.is_model(name.split(".")[0]):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise TeacherError(f"teacher {name!r} is not a timm model; similar names: {', '.join(close) or 'none'}")
@@ -174,11 +182,62 @@ def load_teacher(
         backbone, blocks = _feature_levels(full, name, arguments), ()
     teacher = Teacher(backbone, blocks, side, mean, std)
     where = {"hub": "weights from the hub", "random": "RANDOM weights (asked for by name; nothing to transfer)"}
+    where[str(POCKET_FILE)] = "pre-trained on drawn images alone"
     described = where.get(source.weights, f"weights from {Path(source.weights).name}")
-    teacher.description = f"{name}, {described}, {side} x {side}"
+    teacher.description = f"{POCKET if text == POCKET else name}, {described}, {side} x {side}"
     teacher.identity = _identity(teacher, name, blocks)
     log.info("teacher: %s", teacher.description)
     return teacher
+
+
+def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
+    """timm's name of the network, its arguments, and the metadata of a file that describes itself ({} of others).
+
+    Raises: TeacherError: a file that is not there or does not say what network its weights belong to.
+    """
+    source = TeacherSource.parse(text)
+    metadata = _metadata(Path(source.weights)) if source.weights.endswith(".safetensors") else {}
+    name = source.name or metadata.get("architecture", "")
+    if not name:
+        raise TeacherError(
+            f"teacher {text}: the file does not name its architecture in its metadata; write NAME={source.weights}, NAME a timm model"
+        )
+    return name, json.loads(metadata.get("model_args", "{}")), metadata
+
+
+def first_available(text: str) -> str:
+    """Of "A else B" the first whose weights are at hand: not those of the hub where they are neither cached nor the hub within reach.
+
+    The last is taken without looking; a text with one teacher is that teacher.
+    """
+    *wanted, last = text.split(ELSE)
+    for one in wanted:
+        source = TeacherSource.parse(one)
+        if source.weights != "hub" or _is_cached(source.name) or _hub_answers():
+            return one
+        log.warning("teacher %s: neither cached nor the hub within reach; %s takes its place", one, last)
+    return last
+
+
+def _is_cached(name: str) -> bool:
+    known = get_pretrained_cfg(name)
+    repository = known.hf_hub_id if known else None
+    files = ("model.safetensors", "pytorch_model.bin")
+    return bool(repository) and any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)
+
+
+def _hub_answers() -> bool:
+    try:
+        socket.create_connection(HUB, timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def _check_pocket() -> None:
+    expected = POCKET_FILE.with_suffix(".sha256").read_text(encoding="utf-8").split()[0]
+    if not POCKET_FILE.is_file() or sha256(POCKET_FILE) != expected:
+        raise TeacherError(f"teacher {POCKET}: {POCKET_FILE} is missing or damaged (its sha256 must be {expected}); restore it with git")
 
 
 def _create(name: str, arguments: dict, pretrained: bool) -> nn.Module:
@@ -194,8 +253,8 @@ def _create(name: str, arguments: dict, pretrained: bool) -> nn.Module:
                 raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
             raise TeacherError(
                 f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}). "
-                f"Either connect once (they are cached), "
-                f"or fetch the file elsewhere and give {name}=FILE; 'random:{name}' runs without knowledge"
+                f"Either connect once (they are cached), or fetch the file elsewhere and give {name}=FILE; "
+                f"{POCKET} comes with this project, and is no foundation model"
             ) from error
 
 
