@@ -31,6 +31,7 @@ ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}
 WEIGHTS, LOG, SETTINGS, CHECKPOINT, BANK = "pocket_vit.safetensors", "log.csv", "settings.json", "checkpoint", "phantoms.safetensors"
 CLIP = 1.0
+LOOK = 100  # steps between two looks at the loss: a GPU should not wait for it at every step
 
 
 class PretrainError(ValueError):
@@ -101,7 +102,7 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
             losses.append(loss.detach())
             bar.update()
             last = step + 1 == schedule.steps
-            if last or len(losses) == 100:  # asked for now and then: a GPU should not wait for it at every step
+            if last or len(losses) == LOOK:
                 mean = torch.stack(losses).mean().item()
                 if not math.isfinite(mean):
                     raise FloatingPointError(f"the loss is {mean} around step {step + 1}; lower the learning rate (now {schedule.lr:g})")
@@ -143,7 +144,12 @@ def export(trunk: nn.Module, file: Path) -> Path:
         "mean": json.dumps([MEAN] * 3),
         "std": json.dumps([STD] * 3),
     }
-    write_bytes(file, safetensors.torch.save(state, metadata))
+    content = safetensors.torch.save(state, metadata)
+    # safetensors writes its header's entries in any order; sorted, the same weights are the same bytes.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    write_bytes(file, len(header).to_bytes(8, "little") + header + content[end:])
     write_text(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
     return file
 
