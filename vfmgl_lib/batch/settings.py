@@ -26,7 +26,7 @@ class BatchSettings:
         profile: a profile's name or the absolute path of a YAML file.
         tasks: the tasks, each of which goes through all notebooks.
         data: folder of images, None for the embedded phantoms; needs exactly one task.
-        teacher: "" (the profile's), NAME, FILE, NAME=FILE or random:NAME.
+        teacher: "" (the profile's), pocket_vit, NAME, FILE, NAME=FILE or random:NAME.
         device: "cpu" or "cuda".
         seed: the study seed.
         runs: folder of all results.
