@@ -50,8 +50,10 @@ class BatchSettings:
         return self.runs / Path(self.profile).stem
 
     def teacher_of(self, task: str) -> str:
-        """The teacher a task gets: the one asked for, else the profile's."""
-        return self.teacher or load_settings(task, self.profile).teacher.source
+        """The teacher a task gets: the one asked for, else the profile's; of two choices the one that can be had."""
+        from vfmgl_lib.models.teachers import first_available  # here: it imports timm, which takes seconds
+
+        return first_available(self.teacher or load_settings(task, self.profile).teacher.source)
 
     def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
         """What a notebook, named by its stem, is given for one task."""
