@@ -244,7 +244,7 @@ def agreement(student: str, size: int, device: str, direct: bool) -> tuple[dict[
     """Hypergradients by channel and by pair weights, of every form against that of the unrolled graph; a check says how far off.
 
     In float64 on a GPU: there the forms' forward passes are different kernels, whose last bits decide on which side of a kink a ReLU or a
-    maximum falls, and a hypergradient jumps there. How far float32 is from float64 for that reason is a row of the table for either form.
+    maximum falls, and a hypergradient jumps there. How far float32 is from float64 is a row of the table for either form.
     """
     exact = device == "cuda"
     expected, *others = (

@@ -4,7 +4,7 @@
     python benchmarks/overlap.py --shapes 2,2,256,256
 
 GB/s counts what must move: logits and target (int64) once forward; both again and the gradient for the backward pass. On a GPU a time
-holds the launch of every kernel. results.csv also has a Triton form of commit c25d527, which was slower and is no more.
+holds the launch of every kernel. results.csv also has a Triton form of commit b31334d, which was slower and is no more.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from safetensors.torch import save
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.files import write_bytes, write_text
 from vfmgl_lib.models.teachers import TeacherError, load_teacher
+from vfmgl_lib.pretrain.training import ARCHITECTURE, MODEL_ARGS
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.workspace import Workspace, open_workspace
 
@@ -52,8 +53,7 @@ STUDY = ["set", "images", "teacher", "method", "seed"]
 TEACHERS = ("none", "random", "pocket", "mobilenet")
 METHODS = {"none": ("local",), **dict.fromkeys(TEACHERS[1:], ("frozen_probe", "hgkt"))}
 UPDATES = {"local": 1, "hgkt": 2}  # of the student a batch
-ARCHITECTURE = "vit_tiny_patch16_224"
-POCKET = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128, "num_classes": 0}
+POCKET = MODEL_ARGS | {"num_classes": 0}
 DRAWS = 10_000
 
 

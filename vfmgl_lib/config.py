@@ -209,7 +209,7 @@ class StudySettings(Settings):
 
     task: str
     method: str = "vfmgl"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="from 2^31 on they are the pocket teacher's phantoms'")
     device: Literal["cpu", "cuda"] = "cpu"
     profile: str
     centers: tuple[str, ...] | None = Field(default=None, description="only these centres; none: all")

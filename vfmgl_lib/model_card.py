@@ -6,6 +6,7 @@ import pandas as pd
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.manifest import SPLITS
+from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.predict import Description
 from vfmgl_lib.study import Study
 
@@ -28,7 +29,7 @@ def model_card(
         results: test_center, metric, value, low, high, interval, n, reason.
     """
     made = about.study
-    doubts = ["PHANTOM images"] * ("PHANTOM" in about.data) + ["a teacher with RANDOM weights"] * ("RANDOM" in about.teacher)
+    doubts = ["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher)
     warning = [f"> **Not for any use on patients.** Trained with {' and '.join(doubts)}: it shows that the code works, no more.", ""]
     sections = [
         [f"# {about.task}: model of {made['model_center']}", ""],

@@ -19,6 +19,7 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
+from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study import Study, find_study
 from vfmgl_lib.training import run_study
 
@@ -42,7 +43,7 @@ class Workspace:
     def describe(self) -> pd.Series:
         """What a run is made of, in words: for the top of a notebook."""
         settings = self.settings
-        doubts = ["PHANTOM images"] * self.on_phantoms + ["a teacher with RANDOM weights"] * settings.teacher.source.startswith("random:")
+        doubts = ["PHANTOM images"] * self.on_phantoms + doubts_about(settings.teacher.source)
         proves = "this run shows that the code works, nothing about the paper's claims"
         lines = {"read this first": f"{' and '.join(doubts)}: {proves}"} if doubts else {}
         lines |= {

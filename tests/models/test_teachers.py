@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import socket
 
 import pytest
 import timm
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from vfmgl_lib.models import teachers
-from vfmgl_lib.models.teachers import POCKET_FILE, TeacherError, TeacherSource, first_available, load_teacher
+from vfmgl_lib.models.teachers import POCKET_FILE, TeacherError, TeacherSource, doubts_about, first_available, load_teacher
 
 ARGUMENTS = {"embed_dim": 24, "depth": 6, "num_heads": 2, "img_size": 56}
 NAME = "vit_small_patch14_dinov2"
@@ -222,8 +221,8 @@ def test_the_pocket_teacher_is_small_says_so_and_is_checked(tmp_path, monkeypatc
 def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_cached(monkeypatch):
     both = f"{NAME} else pocket_vit"
     reach = {"cached": False, "answers": False}
-    monkeypatch.setattr(teachers, "_is_cached", lambda name: reach["cached"])
-    monkeypatch.setattr(teachers, "_hub_answers", lambda: reach["answers"])
+    monkeypatch.setattr(teachers, "_is_cached", lambda repository: reach["cached"])
+    monkeypatch.setattr(teachers, "_hub_answers", lambda repository: reach["answers"])
     assert first_available(both) == "pocket_vit" and first_available(NAME) == NAME
     for what in reach:
         reach[what] = True
@@ -233,12 +232,14 @@ def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_c
 
 
 def test_the_hub_is_asked_for_a_moment_only(monkeypatch):
-    def refuse(address, timeout):
-        assert address == ("huggingface.co", 443) and timeout <= 5
+    def refuse(url, timeout):
+        assert url.endswith("/timm/a/resolve/main/config.json") and timeout <= 5
         raise OSError("no route")
 
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    assert not teachers._hub_answers()
+    monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", refuse)
+    assert not teachers._hub_answers("timm/a")
+    monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    assert teachers._hub_answers("timm/a")
 
 
 def test_what_is_cached_is_known_without_the_hub(monkeypatch):
@@ -249,8 +250,10 @@ def test_what_is_cached_is_known_without_the_hub(monkeypatch):
         return "/cache/model.safetensors" if "dinov2" in repository else None
 
     monkeypatch.setattr(teachers.huggingface_hub, "try_to_load_from_cache", cached)
-    assert teachers._is_cached("vit_base_patch14_dinov2.lvd142m") and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
-    assert not teachers._is_cached("vit_tiny_patch16_224.augreg_in21k") and not teachers._is_cached("no_such_model")
+    known = teachers._repository("vit_base_patch14_dinov2.lvd142m")
+    assert teachers._is_cached(known) and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
+    assert teachers._is_cached(teachers._repository("hf-hub:some/dinov2")) and asked[-1] == "some/dinov2"
+    assert not teachers._is_cached("timm/other") and not teachers._is_cached(teachers._repository("no_such_model"))
 
 
 def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeypatch):
@@ -260,3 +263,11 @@ def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeyp
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(TeacherError, match=r"Either connect once \(they are cached\), or fetch the file elsewhere and give .*=FILE"):
         load_teacher("vit_base_patch14_dinov2.lvd142m")
+
+
+def test_doubts_are_the_same_of_a_text_and_of_what_is_written_about_its_teacher():
+    for text, word in (("random:vit_tiny_patch16_224", "RANDOM"), ("pocket_vit", "DRAWN")):
+        for known in (text, load_teacher(text, grid=2).description):
+            (doubt,) = doubts_about(known)
+            assert word in doubt
+    assert doubts_about("vit_base_patch14_dinov2.lvd142m") == doubts_about("resnet18, weights from file.pth, 64 x 64") == []

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.data.phantoms import GENERATORS
 from vfmgl_lib.data.phantoms.sampling import scattered
 from vfmgl_lib.models.teachers import load_teacher
@@ -59,7 +60,8 @@ def test_random_centres_go_beyond_the_studies(layout):
         width = max(known) - min(known)
         assert min(values) < min(known) and max(values) > max(known)
         assert min(values) >= min(known) - width / 2 and max(values) <= max(known) + width / 2
-    assert FIRST_SEED > 10**9, "no study has such a seed"
+    with pytest.raises(ConfigError, match="seed"):
+        load_settings(layout, seed=FIRST_SEED)
 
 
 def test_one_that_was_interrupted_ends_with_the_same_bits(folder, tmp_path, monkeypatch):
@@ -67,7 +69,6 @@ def test_one_that_was_interrupted_ends_with_the_same_bits(folder, tmp_path, monk
     other = tmp_path / "other"
     other.mkdir()
     (other / training.BANK).write_bytes((folder / training.BANK).read_bytes())
-    monkeypatch.setattr(training, "LOOK", 2)  # a checkpoint after every second step
     draw, drawn = Painter.draw, []
 
     def interrupted(self, count, seed):
@@ -79,11 +80,11 @@ def test_one_that_was_interrupted_ends_with_the_same_bits(folder, tmp_path, monk
     monkeypatch.setattr(Painter, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pretrain(other, TINY, CPU, processes=1, save_every=0)
-    assert [path.name for path in other.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert [path.name for path in other.glob("checkpoint-*")] == ["checkpoint-5"]
     resumed = []
     monkeypatch.setattr(Painter, "draw", lambda self, count, seed: (resumed.append(seed), draw(self, count, seed))[1])
     again = pretrain(other, TINY, CPU, processes=1, save_every=0)
-    assert len(resumed) == 2 and resumed[0] == drawn[4]
+    assert len(resumed) == 1 and resumed[0] not in drawn
     assert again.read_bytes() == whole.read_bytes()
     assert again.with_suffix(".sha256").read_text() == whole.with_suffix(".sha256").read_text()
     monkeypatch.setattr(Painter, "draw", None)
@@ -107,7 +108,7 @@ def test_other_settings_and_a_damaged_checkpoint_are_named(folder, capsys):
     checkpoint = next(folder.glob("checkpoint-*"))
     (checkpoint / "model.safetensors").write_bytes(b"damaged")
     assert main([*words, "--steps", "1"]) == 1
-    assert "model.safetensors: truncated or altered" in capsys.readouterr().err
+    assert "remove it to begin anew" in capsys.readouterr().err
 
 
 def test_the_loss_sees_every_answer(bank_file):
@@ -136,3 +137,9 @@ def test_the_shipped_weights_know_nuclei():
     weights = torch.linalg.solve(design.T @ design + 10 * torch.eye(161), design.T @ y)
     predicted = torch.cat([x_test, torch.ones(len(x_test), 1)], 1) @ weights
     assert torch.corrcoef(torch.stack([predicted, y_test]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("words", [["--steps", "0"], ["--bank", "0"], ["--warmup", "0"], ["--lr", "0"], ["--seed", "-1"]])
+def test_what_cannot_be_is_named(words, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "run"), *words]) == 1
+    assert f"{words[0][2:]} " in capsys.readouterr().err and not (tmp_path / "run").exists()

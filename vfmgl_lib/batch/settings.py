@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vfmgl_lib.config import ConfigError, load_settings, task_names
@@ -50,10 +51,8 @@ class BatchSettings:
         return self.runs / Path(self.profile).stem
 
     def teacher_of(self, task: str) -> str:
-        """The teacher a task gets: the one asked for, else the profile's; of two choices the one that can be had."""
-        from vfmgl_lib.models.teachers import first_available  # here: it imports timm, which takes seconds
-
-        return first_available(self.teacher or load_settings(task, self.profile).teacher.source)
+        """The teacher a task gets: the one asked for, else the profile's; of two choices the one that could be had when first asked."""
+        return _available(self.teacher or load_settings(task, self.profile).teacher.source)
 
     def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
         """What a notebook, named by its stem, is given for one task."""
@@ -62,7 +61,7 @@ class BatchSettings:
             "task": task,
             "profile": self.profile,
             "data": "" if self.data is None else str(self.data),
-            "teacher": self.teacher,
+            "teacher": self.teacher and self.teacher_of(task),
             "device": self.device,
             "seed": self.seed,
             "runs": str(self.runs),
@@ -136,6 +135,14 @@ def resolve_data(text: str, tasks: Sequence[str], here: Path) -> Path:
     if not any(path.iterdir()):
         raise BatchError(f"data folder {path} is empty")
     return path
+
+
+@cache
+def _available(text: str) -> str:
+    """Asked once: all notebooks of a batch have the same teacher, whatever becomes of the network meanwhile."""
+    from vfmgl_lib.models.teachers import first_available  # here: it imports timm, which takes seconds
+
+    return first_available(text)
 
 
 def resolve_teacher(text: str, here: Path) -> str:

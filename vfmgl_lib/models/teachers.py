@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import pickle
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,14 @@ CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
 ELSE = " else "
-HUB, PATIENCE = ("huggingface.co", 443), 3.0  # seconds until the hub counts as out of reach
+DRAWN = "pre-trained on drawn images alone"
+PATIENCE = 3.0  # seconds until the hub counts as out of reach
+
+
+def doubts_about(teacher: str) -> list[str]:
+    """What must be said first of anything made with this teacher, given by its text or its description; [] of other teachers."""
+    random, drawn = teacher.startswith("random:") or "RANDOM" in teacher, teacher == POCKET or DRAWN in teacher
+    return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
 class TeacherError(ValueError):
@@ -57,7 +63,7 @@ class TeacherSource:
 
     @classmethod
     def parse(cls, text: str) -> TeacherSource:
-        """Reads NAME, FILE, NAME=FILE or random:NAME (see the module's docstring)."""
+        """Reads pocket_vit, NAME, FILE, NAME=FILE or random:NAME (see the module's docstring)."""
         if text == POCKET:
             return cls("", str(POCKET_FILE))
         if text.startswith("random:"):
@@ -182,7 +188,7 @@ def load_teacher(
         backbone, blocks = _feature_levels(full, name, arguments), ()
     teacher = Teacher(backbone, blocks, side, mean, std)
     where = {"hub": "weights from the hub", "random": "RANDOM weights (asked for by name; nothing to transfer)"}
-    where[str(POCKET_FILE)] = "pre-trained on drawn images alone"
+    where[str(POCKET_FILE)] = DRAWN
     described = where.get(source.weights, f"weights from {Path(source.weights).name}")
     teacher.description = f"{POCKET if text == POCKET else name}, {described}, {side} x {side}"
     teacher.identity = _identity(teacher, name, blocks)
@@ -206,36 +212,45 @@ def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
 
 
 def first_available(text: str) -> str:
-    """Of "A else B" the first whose weights are at hand: not those of the hub where they are neither cached nor the hub within reach.
+    """Of "A else B" the first that is not one of the hub's, or whose weights are cached, or can be asked of the hub.
 
     The last is taken without looking; a text with one teacher is that teacher.
     """
     *wanted, last = text.split(ELSE)
     for one in wanted:
         source = TeacherSource.parse(one)
-        if source.weights != "hub" or _is_cached(source.name) or _hub_answers():
+        if source.weights != "hub" or _is_cached(_repository(source.name)) or _hub_answers(_repository(source.name)):
             return one
-        log.warning("teacher %s: neither cached nor the hub within reach; %s takes its place", one, last)
+        log.warning("teacher %s: its weights are not cached and the hub is out of reach; the next choice of %r is looked at", one, text)
     return last
 
 
-def _is_cached(name: str) -> bool:
+def _repository(name: str) -> str:
+    """Of a timm model on the hub; "" for a name that timm does not know."""
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
     known = get_pretrained_cfg(name)
-    repository = known.hf_hub_id if known else None
+    return (known.hf_hub_id if known else None) or ""
+
+
+def _is_cached(repository: str) -> bool:
     files = ("model.safetensors", "pytorch_model.bin")
     return bool(repository) and any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)
 
 
-def _hub_answers() -> bool:
+def _hub_answers(repository: str) -> bool:
+    """As the hub's own client sees it: through a proxy, at a mirror, or not at all in its offline mode."""
     try:
-        socket.create_connection(HUB, timeout=PATIENCE).close()
-    except OSError:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, "config.json"), timeout=PATIENCE)
+    except Exception as error:  # the client's kinds of error change with its version, and none of them is the user's
+        log.debug("the hub does not answer: %r", error)
         return False
     return True
 
 
 def _check_pocket() -> None:
-    expected = POCKET_FILE.with_suffix(".sha256").read_text(encoding="utf-8").split()[0]
+    file = POCKET_FILE.with_suffix(".sha256")
+    expected = file.read_text(encoding="utf-8").split()[0] if file.is_file() else "in the file beside it"
     if not POCKET_FILE.is_file() or sha256(POCKET_FILE) != expected:
         raise TeacherError(f"teacher {POCKET}: {POCKET_FILE} is missing or damaged (its sha256 must be {expected}); restore it with git")
 

@@ -13,7 +13,8 @@ import torch
 
 from vfmgl_lib.checkpoint import CheckpointError
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.pretrain.training import PretrainError, Schedule, pretrain
+from vfmgl_lib.pretrain.phantom_bank import PretrainError
+from vfmgl_lib.pretrain.training import Schedule, pretrain
 
 HELP = {
     "steps": "of the optimiser",
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that torch can use")
-    schedule = Schedule(**{field.name: getattr(given, field.name) for field in fields(Schedule)})
     try:
+        schedule = Schedule(**{field.name: getattr(given, field.name) for field in fields(Schedule)})
         weights = pretrain(given.out, schedule, torch.device(given.device), given.processes)
-    except (PretrainError, CheckpointError, FloatingPointError, ValueError, OSError) as error:
+    except (PretrainError, CheckpointError, FloatingPointError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
     except KeyboardInterrupt:

@@ -35,8 +35,8 @@ class Scenes:
         kinds: (B, S, S) int64, index in KINDS.
         edges: (B, S, S) bool, pixels beside another object or the ground.
         system: (B,) int64, the fractal's iterated function system; -1 without one.
-        spectrum: (B, 3) float32, the ground's texture: exponent of its power law scaled to about [-1, 1], and cos and sin of twice its
-            direction times how directed it is.
+        spectrum: (B, 3) float32, the ground's texture: exponent of its power law scaled to about [-1, 1] (of the third of the textures
+            that have a band instead, a number without meaning), and cos and sin of twice its direction times how directed it is.
     """
 
     images: Tensor
@@ -83,7 +83,7 @@ class Painter:
         return torch.randint(low, high, shape, generator=self.random, device=self.device)
 
     def _textures(self, count: int) -> tuple[Tensor, Tensor]:
-        """(B, TEXTURES, S, S) fields of mean 0 and standard deviation 1, and the first one's (B, 3) spectrum."""
+        """(B, TEXTURES, S, S) fields of mean about 0 and standard deviation about 1, and the first one's (B, 3) spectrum."""
         shape = (count, TEXTURES, 1, 1)
         exponent, angle = self._uniform(*shape, low=0.6, high=3.2), self._uniform(*shape, high=math.pi)
         stretch = torch.exp(self._uniform(*shape, high=1.6) * (self._uniform(*shape) < 0.5))

@@ -65,7 +65,7 @@ class Parsing(nn.Module):
         own = phantoms.reshape(len(mask), cells, cells, -1).gather(-1, batch.layout[:, None, None, None].expand(-1, cells, cells, 1))
         loss = loss + F.binary_cross_entropy_with_logits(own[..., 0], mask)
 
-        # Means over those that have the label; masks instead of indices, so that nothing waits for a GPU.
+        # Means over those that have the label, by masks: their number is not asked of a GPU.
         has = (batch.scenes.system >= 0).float()
         system = F.cross_entropy(self.system(mean[:count]), batch.scenes.system.clamp_min(0), reduction="none")
         loss = loss + 0.1 * (system * has).sum() / has.sum().clamp_min(1)

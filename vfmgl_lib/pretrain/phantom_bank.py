@@ -1,6 +1,7 @@
-"""Phantoms for pre-training: every image from a centre of its own, whose properties are drawn far beyond those of the studies' centres.
+"""Phantoms for pre-training: every image, of the prostate every volume, from a centre of its own, whose properties are drawn far beyond
+those of the studies' centres.
 
-The seeds start at `FIRST_SEED`: a study's phantoms are drawn with the study's seed, a small number, so that no image here is one of theirs.
+The seeds start at `FIRST_SEED`; a study's, with which its phantoms are drawn, end before it (`config.StudySettings`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ CHUNK = 16  # images drawn by a process at a time; a volume gives as many slices
 NO_LABEL = -1
 
 
+class PretrainError(ValueError):
+    """A run that cannot be had as asked for; the message says what would have been right."""
+
+
 def phantom_bank(file: Path, count: int, side: int, processes: int) -> dict[str, np.ndarray]:
     """Draws `count` phantoms of every layout, or reads them where the file has them already.
 
@@ -37,7 +42,7 @@ def phantom_bank(file: Path, count: int, side: int, processes: int) -> dict[str,
         file: safetensors, written whole or not at all.
     Returns: `image` (N, 3, side, side) uint8, `mask` (N, side, side) uint8 of 0 and 1 (the layout's structure), `layout` (N,) uint8,
         index in LAYOUTS, `label` (N,) int8, the class or NO_LABEL where the layout has none.
-    Raises: ValueError: the file holds other phantoms, or is damaged.
+    Raises: PretrainError: the file holds other phantoms, or is damaged.
     """
     versions = {name: generator.VERSION for name, generator in GENERATORS.items()}
     made_with = {"count": str(count), "side": str(side), "versions": json.dumps(versions)}
@@ -47,9 +52,9 @@ def phantom_bank(file: Path, count: int, side: int, processes: int) -> dict[str,
                 found = opened.metadata()
                 bank = {name: opened.get_tensor(name) for name in ("image", "mask", "layout", "label")}
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{file}: not a whole file of phantoms ({error}); remove it, it is drawn anew") from error
+            raise PretrainError(f"{file}: not a whole file of phantoms ({error}); remove it, it is drawn anew") from error
         if found != made_with:
-            raise ValueError(f"{file}: holds phantoms of {found}, expected {made_with}; remove it or choose another folder")
+            raise PretrainError(f"{file}: holds phantoms of {found}, expected {made_with}; remove it or choose another folder")
         return bank
     chunks = [(layout, side, start, min(CHUNK, count - start)) for layout in range(len(LAYOUTS)) for start in range(0, count, CHUNK)]
     parts: dict[str, list[np.ndarray]] = {"image": [], "mask": [], "layout": [], "label": []}

@@ -6,6 +6,7 @@ An interrupted run goes on after its last checkpoint and ends, on a CPU, with th
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,21 +22,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vfmgl_lib.checkpoint import CheckpointError, load_tensors, save_tensors
-from vfmgl_lib.files import new_folder, sha256, write_bytes, write_json, write_text
+from vfmgl_lib.files import new_folder, write_bytes, write_json, write_text
 from vfmgl_lib.pretrain.formulas import Painter
 from vfmgl_lib.pretrain.parsing import MEAN, SIDES, STD, Batch, Parsing
-from vfmgl_lib.pretrain.phantom_bank import phantom_bank
+from vfmgl_lib.pretrain.phantom_bank import PretrainError, phantom_bank
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}
 WEIGHTS, LOG, SETTINGS, CHECKPOINT, BANK = "pocket_vit.safetensors", "log.csv", "settings.json", "checkpoint", "phantoms.safetensors"
 CLIP = 1.0
-LOOK = 100  # steps between two looks at the loss: a GPU should not wait for it at every step
-
-
-class PretrainError(ValueError):
-    """A run that cannot be had as asked for; the message says what would have been right."""
+LOOK = {"cpu": 1, "cuda": 100}  # steps between two looks at the loss, and at the clock: a GPU should not wait for it at every step
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,13 @@ class Schedule:
     warmup: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "scenes", "phantoms", "bank", "warmup"):
+            if getattr(self, name) < 1:
+                raise PretrainError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0 or self.weight_decay < 0 or self.seed < 0:
+            raise PretrainError(f"lr must be above 0, weight_decay and seed at least 0, got {self.lr}, {self.weight_decay}, {self.seed}")
+
 
 def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: int = 2, save_every: float = 120.0) -> Path:
     """Trains, or goes on training, and writes the weights.
@@ -59,7 +63,7 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
         folder: of this run: settings, phantoms, checkpoint, log and, at the end, the weights.
         device: bfloat16 autocast on a GPU, float32 on a CPU.
         processes: that draw the phantoms.
-        save_every: seconds between two checkpoints.
+        save_every: seconds between two checkpoints; on a GPU taken at the next hundredth step.
     Returns: the safetensors file, float16, which `load_teacher` takes.
     Raises: PretrainError: the folder holds a run of other settings. CheckpointError: its checkpoint is damaged.
         FloatingPointError: the loss is not finite.
@@ -102,7 +106,7 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
             losses.append(loss.detach())
             bar.update()
             last = step + 1 == schedule.steps
-            if last or len(losses) == LOOK:
+            if last or len(losses) == LOOK[device.type]:
                 mean = torch.stack(losses).mean().item()
                 if not math.isfinite(mean):
                     raise FloatingPointError(f"the loss is {mean} around step {step + 1}; lower the learning rate (now {schedule.lr:g})")
@@ -121,7 +125,7 @@ def new_trunk() -> nn.Module:
 
 
 def next_batch(painter: Painter, bank: dict[str, Tensor], schedule: Schedule, seed: int, random: torch.Generator) -> Batch:
-    """Scenes of this seed and random phantoms, turned over and recoloured at random."""
+    """Scenes of this seed and random phantoms, turned over, with another contrast and brightness."""
     device, count = random.device, schedule.phantoms
     rows = torch.randint(len(bank["image"]), (count,), generator=random, device=device)
     image, mask = bank["image"][rows].float() / 255, bank["mask"][rows] > 0
@@ -149,8 +153,9 @@ def export(trunk: nn.Module, file: Path) -> Path:
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
-    write_bytes(file, len(header).to_bytes(8, "little") + header + content[end:])
-    write_text(file.with_suffix(".sha256"), f"{sha256(file)}  {file.name}\n")
+    content = len(header).to_bytes(8, "little") + header + content[end:]
+    write_text(file.with_suffix(".sha256"), f"{hashlib.sha256(content).hexdigest()}  {file.name}\n")
+    write_bytes(file, content)  # last: where it is, the run is finished
     return file
 
 
@@ -175,17 +180,16 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     found = _checkpoints(folder)
     if not found:
         return 0, []
-    newest = found[-1]
+    newest, state = found[-1], optimizer.state_dict()
     try:
         model.load_state_dict(load_tensors(newest, "model"))
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {newest}: does not fit this version ({str(error)[:200]}); remove it to begin anew") from error
-    state = optimizer.state_dict()
-    for name, tensor in load_tensors(newest, "optimizer").items():
+        moments, log = load_tensors(newest, "optimizer"), load_tensors(newest, "log")
+    except (CheckpointError, RuntimeError) as error:
+        raise CheckpointError(f"{newest}: damaged or of another version; remove it to begin anew ({str(error)[:200]})") from error
+    for name, tensor in moments.items():
         index, _, entry = name.partition(".")
         state["state"].setdefault(int(index), {})[entry] = tensor
     optimizer.load_state_dict(state)
-    log = load_tensors(newest, "log")
     rows = [(int(step), float(loss)) for step, loss in zip(log["step"], log["loss"], strict=True)]
     return rows[-1][0], rows
 
