@@ -37,7 +37,7 @@ CLEAR = Path("/proc/self/clear_refs")  # Linux; 5 forgets the highest memory so 
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--centers", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--width", type=int, default=8, help="of the ResNet18 that all centres have")
     parser.add_argument("--few", type=int, default=5, help="centres of the runs that compare models")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of those models")
