@@ -1,5 +1,7 @@
 """Load on the server: many centres with tiny students over TLS. Memory over the rounds, with the model's size, and the traffic.
 
+Many centres show whether memory stays flat over the rounds; how it grows with the model is compared with few, which is faster.
+
 The server is real (SuperLink, rounds, weighted mean); the centres are threads of one other process that answer at once with random tensors,
 so that what is measured is the server and the line, not training. Every configuration has a server process of its own.
 """
@@ -17,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from measure import Row, command_line, report
@@ -28,42 +31,63 @@ from vfmgl_lib.federation.strategies import Averaging, Update
 from vfmgl_lib.models.students import STUDENTS
 
 MIB = 2**20
+CLEAR = Path("/proc/self/clear_refs")  # Linux; 5 forgets the highest memory so far
 
 
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--centers", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--width", type=int, default=8, help="of the ResNet18; the second model has twice the width, four times the size")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--width", type=int, default=8, help="of the ResNet18 that all centres have")
+    parser.add_argument("--few", type=int, default=5, help="centres of the runs that compare models")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of those models")
     parser.add_argument("--serve", metavar="JSON", help="run one configuration and print what was measured (used by this script itself)")
     arguments = parser.parse_args()
     if arguments.serve:
         sys.stdout.write(json.dumps(_serve(**json.loads(arguments.serve))) + "\n")
         return
-    configurations = {
-        "few": {"centers": max(2, arguments.centers // 5), "width": arguments.width},
-        "all": {"centers": arguments.centers, "width": arguments.width},
-        "large": {"centers": arguments.centers, "width": 2 * arguments.width},
-    }
-    found = {name: _apart(rounds=arguments.rounds, **values) for name, values in configurations.items()}
-    for name, one in found.items():
-        shape = f"{one['centers']} centres, {one['model'] / MIB:.1f} MiB model, {arguments.rounds} rounds"
-        after = one["memory"][2:]  # from the third round on: everything is imported and every buffer there
-        growth = (after[-1] - after[0]) / max(len(after) - 1, 1) / one["model"]
-        report(
-            "federation",
-            shape,
-            [
-                Row("seconds a round", one["seconds"][1:]),
-                Row("server's memory over the start", [(m - one["start"]) / MIB for m in after], "MiB"),
-                Row("growth a round, models", [growth], "x"),
-                Row("to a centre, a round", [one["received"] / MIB], "MiB"),
-                Row("from a centre, a round", [one["sent"] / MIB], "MiB"),
-            ],
-            # A server that kept the updates would grow by as many models as there are centres.
-            checks={f"{name}: memory is flat (less than one model a round)": growth < 1},
-            csv_file=arguments.csv,
-        )
+    many = _apart(centers=arguments.centers, width=arguments.width, rounds=arguments.rounds)
+    # From the second round on: everything is imported and every buffer there.
+    rounds = np.arange(2, arguments.rounds + 1)
+    growth, _ = np.polyfit(rounds, many["memory"][1:], 1) / many["model"]
+    _report(
+        many,
+        [Row("growth a round, models", [growth], "x")],
+        # A server that kept the updates would grow by as many models as there are centres.
+        {"memory is flat (a tenth of what the updates of a round take)": growth < arguments.centers / 10},
+        arguments.csv,
+    )
+    few = [_apart(centers=arguments.few, width=width, rounds=4) for width in arguments.widths]
+    for one in few:
+        _report(one, [], {}, arguments.csv)
+    models, peaks = [one["model"] for one in few], [np.median(one["peak"][1:]) - one["start"] for one in few]
+    slopes = list(np.diff(peaks) / np.diff(models))
+    report(
+        "federation",
+        f"{arguments.few} centres, models of {', '.join(f'{model / MIB:.1f}' for model in models)} MiB",
+        [Row("peak memory a model's size, step by step", slopes, "x")],
+        checks={"memory grows no faster than the model": max(slopes[1:], default=0) < 1.5 * slopes[0]},
+        csv_file=arguments.csv,
+    )
+
+
+def _report(one: dict, rows: list[Row], checks: dict[str, bool], file: Path) -> None:
+    over = {name: [(value - one["start"]) / MIB for value in one[name][1:]] for name in ("memory", "peak")}
+    report(
+        "federation",
+        f"{one['centers']} centres, {one['model'] / MIB:.1f} MiB model, {len(one['seconds'])} rounds",
+        [
+            Row("seconds a round", one["seconds"][1:]),
+            Row("server's processor time a round", one["busy"][1:]),
+            Row("memory after a round, over the start", over["memory"], "MiB"),
+            Row("peak in a round, over the start", over["peak"], "MiB"),
+            *rows,
+            Row("to a centre, a round", [size / MIB for size in one["received"]], "MiB"),
+            Row("from a centre, a round", [size / MIB for size in one["sent"]], "MiB"),
+        ],
+        checks={"every centre took part in every round": len(one["sent"]) == one["centers"] * len(one["seconds"])} | checks,
+        csv_file=file,
+    )
 
 
 def _apart(**values: int) -> dict:
@@ -90,21 +114,29 @@ def _serve(centers: int, width: int, rounds: int) -> dict:
             port = probe.getsockname()[1]
         sites = multiprocessing.get_context("spawn").Process(target=_sites, args=(folder, names, port, width), daemon=True)
         server, process = Averaging(state, sends_initial=True), psutil.Process(os.getpid())
-        seconds, memory, traffic = [], [], []
+        found: dict[str, list] = {name: [] for name in ("seconds", "busy", "memory", "peak", "received", "sent")}
         with superlink(folder, "127.0.0.1", port, keys) as (grid, nodes):
             sites.start()
-            start, clock = process.memory_info().rss, time.perf_counter()
+            start, clock, busy = process.memory_info().rss, time.perf_counter(), time.process_time()
             for done in network_rounds(grid, nodes, server, rounds, settings=settings):
-                assert len(done.centers) == centers
-                seconds.append(time.perf_counter() - clock)
-                memory.append(process.memory_info().rss)
-                traffic, clock = done.traffic, time.perf_counter()
+                found["seconds"].append(time.perf_counter() - clock)
+                found["busy"].append(time.process_time() - busy)
+                found["memory"].append(process.memory_info().rss)
+                found["peak"].append(_peak())
+                for name in ("received", "sent"):
+                    found[name] += [row[name] for row in done.traffic]
+                CLEAR.write_text("5", encoding="ascii")  # the next round has a peak of its own
+                clock, busy = time.perf_counter(), time.process_time()
             finish(grid, nodes, None, deadline=30)
         sites.join(30)
     model = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return {"centers": centers, "model": model, "start": start, "seconds": seconds, "memory": memory} | {
-        name: traffic[0][name] for name in ("received", "sent")
-    }
+    return {"centers": centers, "model": model, "start": start} | found
+
+
+def _peak() -> int:
+    """Most memory since `CLEAR` was last written, bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _sites(folder: Path, names: list[str], port: int, width: int) -> None:

@@ -3,9 +3,12 @@
 import json
 import shutil
 import ssl
+import sys
+import threading
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -163,6 +166,30 @@ def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federat
         grid._token = "no longer valid"
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             grid.get_nodes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_server_gives_back_what_its_threads_have_freed(federation, wire, tmp_path):
+    def rise():
+        """MiB that stay after eight threads have had 16 MiB each at one time."""
+        barrier, before = threading.Barrier(8), psutil.Process().memory_info().rss
+
+        def work():
+            block = torch.ones(4 * 2**20)
+            barrier.wait(timeout=20)
+            del block
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return (psutil.Process().memory_info().rss - before) / 2**20
+
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    with superlink(tmp_path, "127.0.0.1", made.port, made.keys):
+        assert rise() < 32
 
 
 def test_two_centres_with_one_key_are_refused(federation, wire, tmp_path):

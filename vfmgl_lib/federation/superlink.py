@@ -32,6 +32,7 @@ from flwr.superlink.main import create_app
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vfmgl_lib import keep_freed_memory
 from vfmgl_lib.federation import credentials
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,12 @@ def superlink(
         time.sleep(0.02)
     if not server.started:
         raise OSError(f"{host}:{port}: the SuperLink cannot listen there; is the port taken?")
+    keep_freed_memory(False)  # its requests are answered by up to 40 threads, which would each keep what a model needs
     try:
         with _run(state, folder, port) as grid:
             yield grid, nodes
     finally:
+        keep_freed_memory(True)
         server.should_exit = True
         thread.join(timeout=5)
 
