@@ -38,7 +38,7 @@ from vfmgl_lib.federation.credentials import read_private_key
 from vfmgl_lib.federation.flower import FINISH
 
 log = logging.getLogger(__name__)
-POLL, LONGEST_POLL = 0.2, 5.0  # seconds between two looks for a message: at first, and after a while without one
+POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one
 HEARTBEAT = 4.0  # seconds between two signs of life
 AWAY = 10.0  # promised to the server, which counts this centre as away after twice as long; Flower's least
 RECONNECT = 2.0  # seconds from one attempt to connect to the next
@@ -68,7 +68,7 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
                         last = time.monotonic()
                         if not response.messages_list:
                             time.sleep(pause)
-                            pause = min(2 * pause, LONGEST_POLL)
+                            pause = min(1.5 * pause, LONGEST_POLL)
                             continue
                         if _answer(app, client, node, response) == FINISH:
                             return
