@@ -9,9 +9,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from vfmgl_lib.batch import settings as settings_module
 from vfmgl_lib.batch.__main__ import main
 from vfmgl_lib.batch.runner import KERNEL, check_parameters, find_notebooks, folder_name, run_batch
 from vfmgl_lib.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
+from vfmgl_lib.models import teachers
 
 PARAMETERS = """task: str = "nuclei"  # the task
 profile: str = "smoke"  # name or file
@@ -221,3 +223,19 @@ def test_the_engine_is_for_the_notebook_of_the_rounds_alone():
         read_settings(
             profile="smoke", tasks=[], data=None, teacher="", device="cpu", seed=0, runs=None, only=["03"], engine="flower", here=Path.cwd()
         )
+
+
+def test_all_notebooks_of_a_batch_get_the_one_of_two_teachers_that_could_be_had_first(tmp_path: Path, monkeypatch):
+    reach = [True]
+    monkeypatch.setattr(teachers, "_is_cached", lambda repository: False)
+    monkeypatch.setattr(teachers, "_hub_answers", lambda repository: reach[0])
+    common = {"tasks": ["nuclei"], "data": None, "teacher": "", "device": "cpu", "seed": 0, "runs": None, "only": [], "here": tmp_path}
+    settings_module._available.cache_clear()
+    quick = read_settings(profile="quick", **common)
+    first = quick.parameters("nuclei", "02_hgkt")["teacher"]
+    reach[0] = False
+    assert first == quick.parameters("nuclei", "03_ddbl")["teacher"] == quick.teacher_of("nuclei") == "vit_base_patch14_dinov2.lvd142m"
+    settings_module._available.cache_clear()
+    assert quick.parameters("nuclei")["teacher"] == "pocket_vit"
+    assert read_settings(profile="smoke", **common).parameters("nuclei")["teacher"] == "", "one teacher: the profile's own"
+    settings_module._available.cache_clear()

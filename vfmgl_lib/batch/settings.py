@@ -52,16 +52,20 @@ class BatchSettings:
 
     def teacher_of(self, task: str) -> str:
         """The teacher a task gets: the one asked for, else the profile's; of two choices the one that could be had when first asked."""
-        return _available(self.teacher or load_settings(task, self.profile).teacher.source)
+        return _available(self._asked_teacher(task))
+
+    def _asked_teacher(self, task: str) -> str:
+        return self.teacher or load_settings(task, self.profile).teacher.source
 
     def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
         """What a notebook, named by its stem, is given for one task."""
         own = {"engine": self.engine} if notebook.startswith(ENGINE_NOTEBOOK) else {}
+        asked, chosen = self._asked_teacher(task), self.teacher_of(task)
         return own | {
             "task": task,
             "profile": self.profile,
             "data": "" if self.data is None else str(self.data),
-            "teacher": self.teacher and self.teacher_of(task),
+            "teacher": self.teacher if chosen == asked else chosen,
             "device": self.device,
             "seed": self.seed,
             "runs": str(self.runs),
