@@ -17,6 +17,7 @@ def test_shapes_and_ranges(scenes):
     assert scenes.images.shape == (24, 3, SIDE, SIDE) and scenes.kinds.shape == scenes.edges.shape == (24, SIDE, SIDE)
     assert scenes.images.min() >= 0 and scenes.images.max() <= 1 and scenes.images.isfinite().all()
     assert set(scenes.kinds.unique().tolist()) == set(range(len(KINDS))), "every kind occurs"
+    assert 0.5 < (scenes.kinds == 0).float().mean() < 0.95, "most of a scene is ground"
     assert scenes.spectrum.shape == (24, 3) and scenes.spectrum.abs().max() <= 1.01
     assert scenes.images.flatten(1).std(1).min() > 0.005, "no scene is empty"
 
