@@ -321,7 +321,7 @@ def test_a_center_with_one_class_warns_and_has_nan_metrics_with_the_reason(tmp_p
         ({"teacher__image_size": 50}, ValueError, "teacher.image_size 50: .* multiple of 16"),
         ({"federation__rounds": 0}, ConfigError, "federation.rounds: .*greater than or equal to 1, got 0"),
         ({"optimizer__lrate": 1}, ConfigError, "optimizer.lrate"),
-        ({"profile": "tiny"}, ConfigError, "profile tiny: .*paper, quick, results, smoke"),
+        ({"profile": "tiny"}, ConfigError, "profile tiny: .*paper, pocket_teacher, quick, results, smoke"),
         ({"task": "liver"}, ConfigError, "task 'liver' is not in profile smoke"),
         ({"device": "tpu"}, ConfigError, "device"),
         ({"seed": -1}, ConfigError, "seed: .*got -1"),
