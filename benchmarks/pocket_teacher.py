@@ -155,15 +155,22 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
 
 
 def random_pocket(runs: Path) -> Path:
-    """A file of the pocket ViT's architecture with random weights, the same on every call."""
+    """A file of the pocket ViT's architecture with random weights, the same on every call and on every machine."""
     file = runs / PROFILE / "random_pocket_vit.safetensors"
     if not file.is_file():
-        with torch_seed(seed_sequence(0, "random pocket ViT")):
-            model = timm.create_model(ARCHITECTURE, pretrained=False, **POCKET)
-        half = [0.5, 0.5, 0.5]
-        described = {"architecture": ARCHITECTURE, "model_args": json.dumps(POCKET), "mean": json.dumps(half), "std": json.dumps(half)}
-        write_bytes(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, described))
+        # In a process of its own: truncated normals are MKL's inverse error function, which rounds otherwise on another kind of processor
+        # unless it is told before its first use not to.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.putenv, ("MKL_CBWR", "COMPATIBLE")) as pool:
+            pool.submit(draw_random_pocket, file).result()
     return file
+
+
+def draw_random_pocket(file: Path) -> None:
+    with torch_seed(seed_sequence(0, "random pocket ViT")):
+        model = timm.create_model(ARCHITECTURE, pretrained=False, **POCKET)
+    half = [0.5, 0.5, 0.5]
+    described = {"architecture": ARCHITECTURE, "model_args": json.dumps(POCKET), "mean": json.dumps(half), "std": json.dumps(half)}
+    write_bytes(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, described))
 
 
 def run(jobs: list[Job], rows: pd.DataFrame, arguments: argparse.Namespace) -> list[str]:

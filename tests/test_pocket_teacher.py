@@ -1,6 +1,7 @@
 """The table of the pocket teacher: gains are paired, intervals as computed by hand, and a study whose rows are there is not run again."""
 
 import importlib.util
+import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,16 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vfmgl_lib.models.teachers import load_teacher
+
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "pocket_teacher.py"
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    """The script as a module, its studies in threads and made up: the value of seed s and centre c is s + c / 10."""
+def module(monkeypatch):
+    """The script."""
     specification = importlib.util.spec_from_file_location("pocket_teacher", FILE)
     module = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "pocket_teacher", module)
     specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool(module, monkeypatch):
+    """The script, its studies in threads and made up: the value of seed s and centre c is s + c / 10."""
     module.ran = []
 
     def made_up(job):
@@ -28,7 +37,7 @@ def tool(monkeypatch):
         about |= {"settings": module.settings_key(job), "weights": job.identity}
         return [about | {"center": str(c), "budget": budget, "value": job.seed + c / 10} for c in (0, 1) for budget in budgets]
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda processes, *_: ThreadPoolExecutor(processes))
     monkeypatch.setattr(module, "prepare", lambda job: None)
     monkeypatch.setattr(module, "study_rows", made_up)
     return module
@@ -37,6 +46,14 @@ def tool(monkeypatch):
 def words(folder, *more):
     places = ["--out", folder / "out", "--runs", folder / "runs", "--data", folder / "nowhere", "--mobilenet", "no.safetensors"]
     return [str(word) for word in ("--sets", "nuclei_phantoms,prostate", "--teachers", "none,random,mobilenet", *places, *more)]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the committed weights were drawn with MKL, which is for x86 alone")
+def test_the_random_teacher_is_the_committed_rows_on_every_kind_of_processor(module, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FILE.parent)  # where the process that draws it finds the script
+    identity = load_teacher(str(module.random_pocket(tmp_path)), grid=8).identity
+    rows = pd.read_csv(FILE.parents[1] / "results" / "pocket_teacher" / "rows.csv", dtype=str).query("teacher == 'random'")
+    assert set(rows["weights"]) == {identity[:10]}
 
 
 def test_gain_and_interval_by_hand(tool):
