@@ -8,8 +8,9 @@ classification the mean over the places of the last block (a CNN: its last level
 block (a CNN: its stride-16 level), and whether the structure covers it more than the training images' median place (the prostate: more than
 half of it). A Dice of such places, as the method `frozen_probe` draws them, says little about structures smaller than a place.
 
-Phantoms have seed 0 of the studies; real sets are read below VFMGL_DATA and left out, with a message, where they are not there. Appends to
-results/pocket_teacher/places.csv: set, teacher, weights (hash), center, auc, places or images tested, commit.
+Phantoms have seed 0 of the studies; real sets are read below VFMGL_DATA and left out, with a message, where they are not there. The rows
+of a set and teacher in results/pocket_teacher/places.csv are replaced: set, teacher, weights (hash), center, auc, places or images tested,
+commit.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from measure import commit
+from pocket_teacher import random_pocket
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -34,8 +35,6 @@ from vfmgl_lib.assembly import center_datasets
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.files import write_text
 from vfmgl_lib.models.teachers import Teacher, load_teacher
-from vfmgl_lib.pretrain.training import export, new_trunk
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", default=f"pocket=pocket_vit,random=,mobilenet={mobilenet}", help="NAME=TEACHER by commas")
     parser.add_argument("--sets", default=",".join(SETS), help="by commas (default all)")
-    parser.add_argument("--runs", default="runs", help="phantoms and prepared sets (default runs)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="phantoms and prepared sets (default runs)")
     arguments = parser.parse_args()
     teachers = dict(word.split("=", 1) for word in arguments.teachers.split(","))
     for name in arguments.sets.split(","):
@@ -79,7 +78,7 @@ def main() -> None:
         source = str(data / folder) if folder else ""
         workspace = open_workspace(task, "smoke", data=source, runs=arguments.runs, **overrides)
         for label, text in teachers.items():
-            teacher = random_teacher() if not text else load_teacher(text, grid=GRID)
+            teacher = load_teacher(text or str(random_pocket(arguments.runs)), grid=GRID)
             rows = []
             for center in workspace.manifest.training_centers[:CENTERS]:
                 sets = center_datasets(workspace.settings, workspace.manifest, center, teacher)
@@ -100,12 +99,6 @@ def main() -> None:
             before = pd.read_csv(OUT, dtype=str).to_dict("records") if OUT.is_file() else []
             before = [row for row in before if (row["set"], row["teacher"]) != (name, label)]
             write_text(OUT, pd.DataFrame(before + rows).sort_values(["set", "teacher", "center"]).to_csv(index=False, lineterminator="\n"))
-
-
-def random_teacher() -> Teacher:
-    """The pocket teacher's architecture with random weights, the same on every call."""
-    with tempfile.TemporaryDirectory() as temporary, torch_seed(seed_sequence(0, "random")):
-        return load_teacher(str(export(new_trunk(), Path(temporary) / "random.safetensors")), grid=GRID)
 
 
 def points(teacher: Teacher, data: ImageDataset, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -228,7 +228,7 @@ def test_the_engine_is_for_the_notebook_of_the_rounds_alone():
 def test_all_notebooks_of_a_batch_get_the_one_of_two_teachers_that_could_be_had_first(tmp_path: Path, monkeypatch):
     reach = [True]
     monkeypatch.setattr(teachers, "_is_cached", lambda repository: False)
-    monkeypatch.setattr(teachers, "_hub_answers", lambda repository: reach[0])
+    monkeypatch.setattr(teachers, "_hub_refusal", lambda repository: "" if reach[0] else "the hub is out of reach")
     common = {"tasks": ["nuclei"], "data": None, "teacher": "", "device": "cpu", "seed": 0, "runs": None, "only": [], "here": tmp_path}
     settings_module._available.cache_clear()
     quick = read_settings(profile="quick", **common)
@@ -238,4 +238,7 @@ def test_all_notebooks_of_a_batch_get_the_one_of_two_teachers_that_could_be_had_
     settings_module._available.cache_clear()
     assert quick.parameters("nuclei")["teacher"] == "pocket_vit"
     assert read_settings(profile="smoke", **common).parameters("nuclei")["teacher"] == "", "one teacher: the profile's own"
+    mistyped = read_settings(profile="quick", **(common | {"teacher": "vit_bse else pocket_vit"}))
+    with pytest.raises(BatchError, match="'vit_bse' is not a timm model"):
+        mistyped.parameters("nuclei")
     settings_module._available.cache_clear()

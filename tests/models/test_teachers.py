@@ -1,12 +1,18 @@
 """Teachers load from every source they promise, are frozen, and say what is wrong with what cannot be loaded."""
 
 import json
+import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from vfmgl_lib.models import teachers
@@ -129,6 +135,7 @@ def test_random_weights_are_said_and_repeatable():
     ("text", "arguments", "message"),
     [
         ("no_such_model", {}, "'no_such_model' is not a timm model"),
+        ("random:resnet18.no_tag", {}, "'resnet18.no_tag': timm has no such weights of resnet18; there are resnet18.a1_in1k"),
         (
             "random:vit_tiny_patch16_224",
             {"image_size": 100},
@@ -222,7 +229,7 @@ def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_c
     both = f"{NAME} else pocket_vit"
     reach = {"cached": False, "answers": False}
     monkeypatch.setattr(teachers, "_is_cached", lambda repository: reach["cached"])
-    monkeypatch.setattr(teachers, "_hub_answers", lambda repository: reach["answers"])
+    monkeypatch.setattr(teachers, "_hub_refusal", lambda repository: "" if reach["answers"] else "the hub is out of reach")
     assert first_available(both) == "pocket_vit" and first_available(NAME) == NAME
     for what in reach:
         reach[what] = True
@@ -231,15 +238,43 @@ def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_c
     assert first_available("random:resnet18 else pocket_vit") == "random:resnet18"
 
 
-def test_the_hub_is_asked_for_a_moment_only(monkeypatch):
-    def refuse(url, timeout):
-        assert url.endswith("/timm/a/resolve/main/config.json") and timeout <= 5
+@pytest.mark.parametrize("name", ["vit_bse_patch14_dinov2.lvd142m", "vit_base_patch14_dinov2.lvd142"])
+def test_a_mistyped_first_choice_is_named_and_not_taken_for_one_out_of_reach(name):
+    with pytest.raises(TeacherError, match=f"teacher '{name}'"):
+        first_available(f"{name} else pocket_vit")
+
+
+def test_the_hub_is_asked_for_a_moment_only_and_what_it_says_is_passed_on(monkeypatch, caplog):
+    def out_of_reach(url, timeout):
+        assert url.endswith("/a/b/resolve/main/config.json") and timeout <= 5
         raise OSError("no route")
 
-    monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", refuse)
-    assert not teachers._hub_answers("timm/a")
+    def gated(url, timeout):
+        raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(teachers, "_is_cached", lambda repository: False)
+    for answer, said in ((out_of_reach, "the hub is out of reach"), (gated, r"the hub has or gives no a/b \(GatedRepoError\)")):
+        monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", answer)
+        caplog.clear()
+        assert first_available("hf-hub:a/b else pocket_vit") == "pocket_vit" and re.search(said, caplog.text)
     monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
-    assert teachers._hub_answers("timm/a")
+    assert first_available("hf-hub:a/b else pocket_vit") == "hf-hub:a/b"
+
+
+def test_a_repository_of_the_hub_by_its_name(tmp_path):
+    """Out of the hub's own cache, in another process: its client reads where that is when it is imported."""
+    snapshot = tmp_path / "hub" / "models--some--vit" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1")
+    vit = _vit()
+    _write(vit, snapshot / "model.safetensors")
+    config = {"architecture": NAME, "num_classes": 0, "model_args": ARGUMENTS, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    code = "from vfmgl_lib.models.teachers import load_teacher as t; x = t('hf-hub:some/vit', grid=4); print(x.description, x.stack_shapes)"
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == "hf-hub:some/vit, weights from the hub, 56 x 56 [(4, 24, 4)]", run.stderr
 
 
 def test_what_is_cached_is_known_without_the_hub(monkeypatch):
@@ -253,7 +288,7 @@ def test_what_is_cached_is_known_without_the_hub(monkeypatch):
     known = teachers._repository("vit_base_patch14_dinov2.lvd142m")
     assert teachers._is_cached(known) and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
     assert teachers._is_cached(teachers._repository("hf-hub:some/dinov2")) and asked[-1] == "some/dinov2"
-    assert not teachers._is_cached("timm/other") and not teachers._is_cached(teachers._repository("no_such_model"))
+    assert not teachers._is_cached("timm/other")
 
 
 def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeypatch):
@@ -266,7 +301,7 @@ def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeyp
 
 
 def test_doubts_are_the_same_of_a_text_and_of_what_is_written_about_its_teacher():
-    for text, word in (("random:vit_tiny_patch16_224", "RANDOM"), ("pocket_vit", "DRAWN")):
+    for text, word in (("random:vit_tiny_patch16_224", "RANDOM"), ("pocket_vit", "DRAWN"), (str(POCKET_FILE), "DRAWN")):
         for known in (text, load_teacher(text, grid=2).description):
             (doubt,) = doubts_about(known)
             assert word in doubt

@@ -143,3 +143,9 @@ def test_the_shipped_weights_know_nuclei():
 def test_what_cannot_be_is_named(words, tmp_path, capsys):
     assert main(["--out", str(tmp_path / "run"), *words]) == 1
     assert f"{words[0][2:]} " in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_no_process_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--processes", "0"])
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err

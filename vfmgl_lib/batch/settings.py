@@ -144,9 +144,12 @@ def resolve_data(text: str, tasks: Sequence[str], here: Path) -> Path:
 @cache
 def _available(text: str) -> str:
     """Asked once: all notebooks of a batch have the same teacher, whatever becomes of the network meanwhile."""
-    from vfmgl_lib.models.teachers import first_available  # here: it imports timm, which takes seconds
+    from vfmgl_lib.models.teachers import TeacherError, first_available  # here: it imports timm, which takes seconds
 
-    return first_available(text)
+    try:
+        return first_available(text)
+    except TeacherError as error:
+        raise BatchError(str(error)) from error
 
 
 def resolve_teacher(text: str, here: Path) -> str:

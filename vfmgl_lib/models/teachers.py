@@ -3,7 +3,7 @@
 A teacher is named by one text:
 
     pocket_vit      the small ViT that comes with this project (pocket_vit.md), for where nothing can be downloaded
-    NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m
+    NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m, or hf-hub:OWNER/REPOSITORY
     FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
     NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin)
     random:NAME     random weights: proves that code runs, teaches nothing; every output says so
@@ -24,10 +24,11 @@ import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
-from timm.models import get_pretrained_cfg, is_model_in_modules
+from timm.models import get_pretrained_cfg, is_model_in_modules, load_model_config_from_hf
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -39,14 +40,18 @@ CNN_STRIDES = (4, 8, 16, 32)
 CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that `grid` means about the same for both families
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
-ELSE = " else "
-DRAWN = "pre-trained on drawn images alone"
+ELSE, HUB = " else ", "hf-hub:"
+TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
 PATIENCE = 3.0  # seconds until the hub counts as out of reach
 
 
 def doubts_about(teacher: str) -> list[str]:
-    """What must be said first of anything made with this teacher, given by its text or its description; [] of other teachers."""
-    random, drawn = teacher.startswith("random:") or "RANDOM" in teacher, teacher == POCKET or DRAWN in teacher
+    """What must be said first of anything made with this teacher, given by its text or its description; [] of other teachers.
+
+    Raises: TeacherError: the text names a file that is not there.
+    """
+    random = teacher.startswith("random:") or "RANDOM" in teacher
+    drawn = DRAWN in teacher or _described(TeacherSource.parse(teacher)).get(TRAINED_ON) == DRAWN
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
@@ -162,10 +167,6 @@ def load_teacher(
         _check_pocket()
     name, described_arguments, metadata = architecture(text)
     arguments = described_arguments | (model_args or {})
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise TeacherError(f"teacher {name!r} is not a timm model; similar names: {', '.join(close) or 'none'}")
-
     full = _create(name, arguments, pretrained=source.weights == "hub")
     if source.weights not in ("hub", "random"):
         _load_weights(full, Path(source.weights), name)
@@ -188,9 +189,10 @@ def load_teacher(
         backbone, blocks = _feature_levels(full, name, arguments), ()
     teacher = Teacher(backbone, blocks, side, mean, std)
     where = {"hub": "weights from the hub", "random": "RANDOM weights (asked for by name; nothing to transfer)"}
-    where[str(POCKET_FILE)] = DRAWN
-    described = where.get(source.weights, f"weights from {Path(source.weights).name}")
-    teacher.description = f"{POCKET if text == POCKET else name}, {described}, {side} x {side}"
+    parts = [POCKET] if text == POCKET else [name, where.get(source.weights, f"weights from {Path(source.weights).name}")]
+    if TRAINED_ON in metadata:
+        parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
+    teacher.description = ", ".join([*parts, f"{side} x {side}"])
     teacher.identity = _identity(teacher, name, blocks)
     log.info("teacher: %s", teacher.description)
     return teacher
@@ -202,7 +204,7 @@ def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
     Raises: TeacherError: a file that is not there or does not say what network its weights belong to.
     """
     source = TeacherSource.parse(text)
-    metadata = _metadata(Path(source.weights)) if source.weights.endswith(".safetensors") else {}
+    metadata = _described(source)
     name = source.name or metadata.get("architecture", "")
     if not name:
         raise TeacherError(
@@ -212,25 +214,43 @@ def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
 
 
 def first_available(text: str) -> str:
-    """Of "A else B" the first that is not one of the hub's, or whose weights are cached, or can be asked of the hub.
+    """Of "A else B" the first that is not one of the hub's, or whose weights are cached, or can be had from the hub.
 
     The last is taken without looking; a text with one teacher is that teacher.
+
+    Raises: TeacherError: one that is looked at is neither a file, a model of timm's nor hf-hub:OWNER/REPOSITORY.
     """
     *wanted, last = text.split(ELSE)
     for one in wanted:
         source = TeacherSource.parse(one)
-        if source.weights != "hub" or _is_cached(_repository(source.name)) or _hub_answers(_repository(source.name)):
+        if source.weights != "hub":
             return one
-        log.warning("teacher %s: its weights are not cached and the hub is out of reach; the next choice of %r is looked at", one, text)
+        repository = _repository(source.name)
+        if _is_cached(repository) or not (refusal := _hub_refusal(repository)):
+            return one
+        log.warning("teacher %s: its weights are not cached and %s; the next choice of %r is looked at", one, refusal, text)
     return last
 
 
 def _repository(name: str) -> str:
-    """Of a timm model on the hub; "" for a name that timm does not know."""
-    if name.startswith("hf-hub:"):
-        return name.removeprefix("hf-hub:")
+    """Of a model on the hub; "" for one of timm's without weights there."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    _check_name(name)
     known = get_pretrained_cfg(name)
     return (known.hf_hub_id if known else None) or ""
+
+
+def _check_name(name: str) -> None:
+    model = name.split(".")[0]
+    if not timm.is_model(model):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise TeacherError(f"teacher {name!r} is not a timm model; similar names: {', '.join(close) or 'none'}")
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
+        raise TeacherError(f"teacher {name!r}: timm has no such weights of {model}; there are {known}") from error
 
 
 def _is_cached(repository: str) -> bool:
@@ -238,14 +258,16 @@ def _is_cached(repository: str) -> bool:
     return bool(repository) and any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)
 
 
-def _hub_answers(repository: str) -> bool:
-    """As the hub's own client sees it: through a proxy, at a mirror, or not at all in its offline mode."""
+def _hub_refusal(repository: str) -> str:
+    """Why the hub would not give the weights, "" if it would. As its own client sees it: through a proxy, at a mirror, or offline."""
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, "config.json"), timeout=PATIENCE)
-    except Exception as error:  # the client's kinds of error change with its version, and none of them is the user's
+    except HfHubHTTPError as error:
+        return f"the hub has or gives no {repository} ({type(error).__name__})"
+    except Exception as error:  # the client's other kinds of error change with its version, and none of them is the user's
         log.debug("the hub does not answer: %r", error)
-        return False
-    return True
+        return "the hub is out of reach"
+    return ""
 
 
 def _check_pocket() -> None:
@@ -256,10 +278,13 @@ def _check_pocket() -> None:
 
 
 def _create(name: str, arguments: dict, pretrained: bool) -> nn.Module:
-    if is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
-        arguments = {"num_classes": 0, "dynamic_img_size": True} | arguments
+    if not name.startswith(HUB):
+        _check_name(name)
     with torch_seed(seed_sequence(0, "teacher", name)):
         try:
+            model = load_model_config_from_hf(name.removeprefix(HUB))[1] if name.startswith(HUB) else name
+            if is_model_in_modules(model.split(".")[0], ["vision_transformer"]):
+                arguments = {"num_classes": 0, "dynamic_img_size": True} | arguments
             return timm.create_model(name, pretrained=pretrained, **arguments)
         except TypeError as error:
             raise TeacherError(f"teacher {name}: its model arguments {arguments} do not fit: {error}") from error
@@ -271,6 +296,11 @@ def _create(name: str, arguments: dict, pretrained: bool) -> nn.Module:
                 f"Either connect once (they are cached), or fetch the file elsewhere and give {name}=FILE; "
                 f"{POCKET} comes with this project, and is no foundation model"
             ) from error
+
+
+def _described(source: TeacherSource) -> dict[str, str]:
+    """The metadata of a file that describes itself, {} of others."""
+    return _metadata(Path(source.weights)) if source.weights.endswith(".safetensors") else {}
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -21,9 +21,9 @@ HELP = {
     "scenes": "drawn for a step",
     "phantoms": "of a step",
     "bank": "phantoms of every layout to choose from",
-    "lr": "highest learning rate of AdamW",
+    "lr": "learning rate of AdamW, which a cosine lowers from the first step to the last",
     "weight_decay": "of matrices",
-    "warmup": "steps until the highest learning rate; afterwards it falls as a cosine",
+    "warmup": "steps at the beginning in which the rate rises to it",
     "seed": "of everything",
 }
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that torch can use")
+    if given.processes < 1:
+        parser.error(f"--processes must be at least 1, got {given.processes}")
     try:
         schedule = Schedule(**{field.name: getattr(given, field.name) for field in fields(Schedule)})
         weights = pretrain(given.out, schedule, torch.device(given.device), given.processes)

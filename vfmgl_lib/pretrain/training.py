@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.checkpoint import CheckpointError, load_tensors, save_tensors
 from vfmgl_lib.files import new_folder, write_bytes, write_json, write_text
+from vfmgl_lib.models.teachers import DRAWN, TRAINED_ON
 from vfmgl_lib.pretrain.formulas import Painter
 from vfmgl_lib.pretrain.parsing import MEAN, SIDES, STD, Batch, Parsing
 from vfmgl_lib.pretrain.phantom_bank import PretrainError, phantom_bank
@@ -94,6 +95,7 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
             progress = step / schedule.steps
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * min(1.0, (step + 1) / schedule.warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+            # One for the scenes, the phantoms and the side: a purpose each would change the weights that come with the project.
             seed = int(seed_sequence(schedule.seed, "pretraining", step).generate_state(1, np.uint64)[0] >> 1)
             random = torch.Generator(device).manual_seed(seed)
             batch = next_batch(painter, bank, schedule, seed, random)
@@ -147,6 +149,7 @@ def export(trunk: nn.Module, file: Path) -> Path:
         "model_args": json.dumps(MODEL_ARGS),
         "mean": json.dumps([MEAN] * 3),
         "std": json.dumps([STD] * 3),
+        TRAINED_ON: DRAWN,
     }
     content = safetensors.torch.save(state, metadata)
     # safetensors writes its header's entries in any order; sorted, the same weights are the same bytes.

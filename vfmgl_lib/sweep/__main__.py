@@ -14,6 +14,7 @@ from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resol
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.models.teachers import TeacherError
 from vfmgl_lib.sweep.jobs import Split, plan, status_table
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import SweepError, run_sweep
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_cuda()
         seeds = given.seeds if given.seeds is not None else range(settings.comparison.seeds)
         return _sweep(given, data, teacher, methods, list(seeds), splits)
-    except (ConfigError, BatchError, ManifestError, OSError) as error:
+    except (ConfigError, BatchError, ManifestError, TeacherError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     except KeyboardInterrupt:
