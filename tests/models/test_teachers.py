@@ -269,12 +269,25 @@ def test_a_repository_of_the_hub_by_its_name(tmp_path):
     (snapshot.parents[1] / "refs" / "main").write_text("1")
     vit = _vit()
     _write(vit, snapshot / "model.safetensors")
-    config = {"architecture": NAME, "num_classes": 0, "model_args": ARGUMENTS, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    usual = timm.get_pretrained_cfg(NAME)
+    normalisation = {"mean": usual.mean, "std": usual.std}
+    config = {"architecture": NAME, "num_classes": 0, "model_args": ARGUMENTS, "pretrained_cfg": normalisation}
     (snapshot / "config.json").write_text(json.dumps(config))
-    code = "from vfmgl_lib.models.teachers import load_teacher as t; x = t('hf-hub:some/vit', grid=4); print(x.description, x.stack_shapes)"
+    code = """
+from vfmgl_lib.models.teachers import TeacherError, architecture, load_teacher
+teacher = load_teacher("hf-hub:some/vit", grid=4)
+print(teacher.description, teacher.stack_shapes, teacher.identity, architecture("hf-hub:some/vit")[0])
+try:
+    load_teacher("hf-hub:some/other")
+except TeacherError as error:
+    print(error)
+"""
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert run.stdout.strip() == "hf-hub:some/vit, weights from the hub, 56 x 56 [(4, 24, 4)]", run.stderr
+    identity = load_teacher(f"{NAME}={snapshot / 'model.safetensors'}", grid=4, model_args=ARGUMENTS).identity
+    found, refused = run.stdout.splitlines() or [run.stderr, ""]
+    assert found == f"hf-hub:some/vit, weights from the hub, 56 x 56 [(4, 24, 4)] {identity} {NAME}"
+    assert re.match("teacher hf-hub:some/other: its weights could not be had from the hub .* give NAME=FILE", refused)
 
 
 def test_what_is_cached_is_known_without_the_hub(monkeypatch):

@@ -167,7 +167,7 @@ def load_teacher(
         _check_pocket()
     name, described_arguments, metadata = architecture(text)
     arguments = described_arguments | (model_args or {})
-    full = _create(name, arguments, pretrained=source.weights == "hub")
+    full = _create(name, arguments, source.name if source.weights == "hub" else "")
     if source.weights not in ("hub", "random"):
         _load_weights(full, Path(source.weights), name)
     data = resolve_model_data_config(full)
@@ -189,7 +189,7 @@ def load_teacher(
         backbone, blocks = _feature_levels(full, name, arguments), ()
     teacher = Teacher(backbone, blocks, side, mean, std)
     where = {"hub": "weights from the hub", "random": "RANDOM weights (asked for by name; nothing to transfer)"}
-    parts = [POCKET] if text == POCKET else [name, where.get(source.weights, f"weights from {Path(source.weights).name}")]
+    parts = [POCKET] if text == POCKET else [source.name or name, where.get(source.weights, f"weights from {Path(source.weights).name}")]
     if TRAINED_ON in metadata:
         parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
     teacher.description = ", ".join([*parts, f"{side} x {side}"])
@@ -201,9 +201,15 @@ def load_teacher(
 def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
     """timm's name of the network, its arguments, and the metadata of a file that describes itself ({} of others).
 
-    Raises: TeacherError: a file that is not there or does not say what network its weights belong to.
+    Raises: TeacherError: a file that is not there or does not say what network its weights belong to; a repository out of reach.
     """
     source = TeacherSource.parse(text)
+    if source.name.startswith(HUB):
+        try:
+            _, name, arguments = load_model_config_from_hf(source.name.removeprefix(HUB))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _not_from_the_hub(source.name, error) from error
+        return name, arguments or {}, {}
     metadata = _described(source)
     name = source.name or metadata.get("architecture", "")
     if not name:
@@ -277,25 +283,28 @@ def _check_pocket() -> None:
         raise TeacherError(f"teacher {POCKET}: {POCKET_FILE} is missing or damaged (its sha256 must be {expected}); restore it with git")
 
 
-def _create(name: str, arguments: dict, pretrained: bool) -> nn.Module:
-    if not name.startswith(HUB):
-        _check_name(name)
+def _create(name: str, arguments: dict, from_hub: str) -> nn.Module:
+    """The network; `from_hub`: the hub's name of its weights, "" for random ones."""
+    _check_name(name)
+    if is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
+        arguments = {"num_classes": 0, "dynamic_img_size": True} | arguments
     with torch_seed(seed_sequence(0, "teacher", name)):
         try:
-            model = load_model_config_from_hf(name.removeprefix(HUB))[1] if name.startswith(HUB) else name
-            if is_model_in_modules(model.split(".")[0], ["vision_transformer"]):
-                arguments = {"num_classes": 0, "dynamic_img_size": True} | arguments
-            return timm.create_model(name, pretrained=pretrained, **arguments)
+            return timm.create_model(from_hub or name, pretrained=bool(from_hub), **arguments)
         except TypeError as error:
             raise TeacherError(f"teacher {name}: its model arguments {arguments} do not fit: {error}") from error
         except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
-            raise TeacherError(
-                f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}). "
-                f"Either connect once (they are cached), or fetch the file elsewhere and give {name}=FILE; "
-                f"{POCKET} comes with this project, and is no foundation model"
-            ) from error
+            if from_hub:
+                raise _not_from_the_hub(from_hub, error) from error
+            raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
+
+
+def _not_from_the_hub(name: str, error: Exception) -> TeacherError:
+    return TeacherError(
+        f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}). "
+        f"Either connect once (they are cached), or fetch the file elsewhere and give {'NAME' if name.startswith(HUB) else name}=FILE; "
+        f"{POCKET} comes with this project, and is no foundation model"
+    )
 
 
 def _described(source: TeacherSource) -> dict[str, str]:
