@@ -257,6 +257,7 @@ def test_the_hub_is_asked_for_a_moment_only_and_what_it_says_is_passed_on(monkey
         monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", answer)
         caplog.clear()
         assert first_available("hf-hub:a/b else pocket_vit") == "pocket_vit" and re.search(said, caplog.text)
+    assert first_available("vit_base_patch16_18x2_224 else pocket_vit") == "pocket_vit" and "timm knows none on the hub" in caplog.text
     monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     assert first_available("hf-hub:a/b else pocket_vit") == "hf-hub:a/b"
 

@@ -266,6 +266,8 @@ def _is_cached(repository: str) -> bool:
 
 def _hub_refusal(repository: str) -> str:
     """Why the hub would not give the weights, "" if it would. As its own client sees it: through a proxy, at a mirror, or offline."""
+    if not repository:
+        return "timm knows none on the hub"
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, "config.json"), timeout=PATIENCE)
     except HfHubHTTPError as error:
