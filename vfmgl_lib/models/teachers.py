@@ -48,10 +48,11 @@ PATIENCE = 3.0  # seconds until the hub counts as out of reach
 def doubts_about(teacher: str) -> list[str]:
     """What must be said first of anything made with this teacher, given by its text or its description; [] of other teachers.
 
-    Raises: TeacherError: the text names a file that is not there.
+    Raises: TeacherError: the text names a damaged file; one that is not there is said when it is loaded.
     """
+    source = TeacherSource.parse(teacher)
     random = teacher.startswith("random:") or "RANDOM" in teacher
-    drawn = DRAWN in teacher or _described(TeacherSource.parse(teacher)).get(TRAINED_ON) == DRAWN
+    drawn = DRAWN in teacher or (Path(source.weights).is_file() and _described(source).get(TRAINED_ON) == DRAWN)
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
