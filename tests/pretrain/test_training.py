@@ -145,7 +145,7 @@ def test_what_cannot_be_is_named(words, tmp_path, capsys):
     assert f"{words[0][2:]} " in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_no_process_is_refused(capsys):
+def test_no_process_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--processes", "0"])
+        main(["--out", str(tmp_path / "run"), "--processes", "0"])
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err
