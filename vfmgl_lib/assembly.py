@@ -23,17 +23,23 @@ from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
+TEST_SEED = 0  # of the choice of test images: seeds that are compared are tested on the same ones
 
 
 def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
-    """The samples of a prepared set that the settings choose, in the splits that they ask for."""
+    """The samples of a prepared set that the settings choose, in the splits that they ask for.
+
+    Training and validation images are drawn with the study's seed; the test images of one division are the same for every seed.
+    """
     manifest, data = prepared, settings.data
     if data.split:
         manifest = resplit(manifest, data.split.train, data.split.seed)
     if data.validation_share:
         manifest = with_validation(manifest, data.validation_share, settings.seed)
     if data.per_center:
-        manifest = subset(manifest, data.per_center, settings.seed)
+        tested = {split: count for split, count in data.per_center.items() if split == "test"}
+        learnt = {split: count for split, count in data.per_center.items() if split != "test"}
+        manifest = subset(subset(manifest, learnt, settings.seed), tested, TEST_SEED)
     return manifest
 
 

@@ -46,7 +46,9 @@ class DataSettings(Settings):
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
     )
-    per_center: dict[Literal["train", "val", "test"], int] = Field(description="at most so many samples per centre and split; empty: all")
+    per_center: dict[Literal["train", "val", "test"], int] = Field(
+        description="at most so many samples per centre and split, of test the same for every seed; empty: all"
+    )
     augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
     split: SplitSettings | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")

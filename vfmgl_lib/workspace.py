@@ -78,7 +78,7 @@ class Workspace:
         """The same images with another study seed, another division of the patients, or both.
 
         Args:
-            seed: of students, batches, and the choice of validation set and subset where the settings ask for these; None: as here.
+            seed: of students, batches, and the choice of training and validation images where the settings ask for one; None: as here.
             split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
         Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
         """

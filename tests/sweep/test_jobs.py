@@ -38,6 +38,15 @@ def test_a_plan_has_all_methods_of_a_seed_before_the_next(small):
     assert [job.split_id for job in jobs] == ["own"] * 4 + ["0.6-2"] * 4
 
 
+def test_seeds_are_trained_on_other_images_and_tested_on_the_same(small):
+    few = {"train": 2, "test": 2}
+    seeds = [small(data__per_center=few).variant(seed=seed).manifest for seed in range(4)]
+    assert [len(seeds[0].select(center, split)) for center in seeds[0].centers for split in few] == [2, 2] * 2
+    assert len(small().manifest.select("SiteA", "test")) > 2, "there is a choice"
+    chosen = {split: {tuple(one.select("SiteA", split)["id"]) for one in seeds} for split in few}
+    assert len(chosen["test"]) == 1 and len(chosen["train"]) > 1
+
+
 def test_a_variant_has_the_same_images_and_the_study_that_its_settings_name(small):
     workspace = small()
     variant = workspace.variant(seed=2, split=(0.5, 1))
