@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import save
 
 from vfmgl_lib.config import load_settings
+from vfmgl_lib.evaluation.statistics import crossed_interval
 from vfmgl_lib.files import write_bytes, write_text
 from vfmgl_lib.models.teachers import TeacherError, load_teacher
 from vfmgl_lib.pretrain.training import ARCHITECTURE, MODEL_ARGS
@@ -55,7 +56,6 @@ TEACHERS = ("none", "random", "pocket", "mobilenet")
 METHODS = {"none": ("local",), **dict.fromkeys(TEACHERS[1:], ("frozen_probe", "hgkt"))}
 UPDATES = {"local": 1, "hgkt": 2}  # of the student a batch
 POCKET = MODEL_ARGS | {"num_classes": 0}
-DRAWS = 10_000
 
 
 class ImageSet(NamedTuple):
@@ -358,26 +358,8 @@ def _described(table: pd.DataFrame) -> dict:
     """Mean and interval of a table of seeds x centres; seeds that lack a centre are left out of both."""
     whole = table.dropna()
     value = float(whole.to_numpy().mean()) if len(whole) else float("nan")
-    low, high = interval(whole.to_numpy())
+    low, high, _ = crossed_interval(whole.to_numpy())
     return {"value": value, "low": low, "high": high, "seeds": len(whole), "centers": table.shape[1]}
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile limits of the mean by a bootstrap that draws seeds and centres, each with replacement and apart from the other.
-
-    Values of one centre share its images, those of one seed their initial weights, so that the single values are not independent, and
-    Student's t over all of them would be too narrow. With three seeds and three centres the limits are near the least and the largest
-    mean of a seed or centre: they exclude 0 where all of them agree. NaN with fewer than two seeds or centres.
-
-    Args:
-        values: (S, K), a row a seed and a column a centre.
-    """
-    if min(values.shape) < 2:
-        return float("nan"), float("nan")
-    generator = np.random.default_rng(0)
-    seeds, centers = (generator.integers(count, size=(DRAWS, count)) for count in values.shape)
-    low, high = np.percentile(values[seeds[:, :, None], centers[:, None, :]].mean((1, 2)), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _choice(known: Sequence[str]):

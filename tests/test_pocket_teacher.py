@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -74,10 +73,6 @@ def test_gain_and_interval_by_hand(tool):
     assert found.loc[("mobilenet", "student less random's"), ["value", "low", "high"]].tolist() == pytest.approx([0.05, -0.1, 0.2])
     assert found.loc[("none", "student, updates"), "value"] == pytest.approx(0.65)
     assert set(found["seeds"]) == {2} and set(found["centers"]) == {2}
-
-
-def test_one_seed_has_no_interval(tool):
-    assert np.isnan(tool.interval(np.array([[0.1, 0.2, 0.3]]))).all()
 
 
 def test_a_second_call_runs_only_what_is_missing_and_says_what_cannot_be_had(tool, tmp_path, capsys):

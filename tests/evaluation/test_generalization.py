@@ -304,6 +304,27 @@ def test_tests_join_the_ablation():
     assert summary.loc["HGKT → HGKT+KD", "significantly_better"] == 0
 
 
+def test_a_gain_counts_as_significant_where_the_tested_seed_has_it_too():
+    """The mean over the seeds is a gain everywhere, the tested seed's difference a clear loss at A, A and a clear gain at B, B."""
+    results = pd.concat([three().query("method != 'hgkt_kd'").fillna({"value": 0.9}).assign(seed=seed) for seed in (0, 1)])
+    tests = cell_tests(predictions(), "auc", unit="image").query("before == 'hgkt' and after == 'vfmgl'")
+    swapped = tests["model_center"].eq("A") & tests["test_center"].eq("A")
+    tests.loc[swapped, "tested_difference"] *= -1
+    table = ablation(results, "auc", tests=tests)
+    assert (table["improved"] & (table["p_holm"] < 0.05)).all()
+    assert cell(table, "A", "A")["significant"] == "" and cell(table, "B", "B")["significant"] == "better"
+    summary = ablation_summary(table).iloc[0]
+    assert (summary["improved"], summary["significantly_better"], summary["significantly_worse"]) == (4, 3, 0)
+
+
+@pytest.mark.parametrize("change", [{"method": "vfmgl"}, {"seed": 1}])
+def test_test_sets_of_different_size_are_refused(change):
+    results = matrix(HGKT, "AB", method="hgkt")
+    smaller = [row | change | {"n": 7} for row in results]
+    with pytest.raises(ValueError, match=r"centre A: .* of hgkt, seed 0 and 7 of .*: auc of different test sets cannot be compared"):
+        over_seeds(pd.DataFrame(results + smaller))
+
+
 def test_cell_tests_refuse_several_seeds():
     two = pd.concat([predictions(), predictions().assign(seed=1)])
     with pytest.raises(ValueError, match=r"one seed, got \[.*0.*1.*\]"):
@@ -383,6 +404,10 @@ def test_no_patient_table_no_grade_and_unlisted_patients_say_so():
     fewer = subgroups(final, patients[patients["patient"] != "A-test-0"], unit="image", age=45)
     row = rows_of(fewer, "younger", "A", "accuracy")
     assert (row["n"], row["unknown"]) == (3, 1)
+    nobody = subgroups(final, patients[~patients["patient"].str.startswith("B-test")], unit="image", age=45)
+    row = rows_of(nobody, "younger", "B", "accuracy")
+    assert (row["unknown"], row["reason"]) == (6, "of no test patient is it known")
+    assert rows_of(nobody, "younger", "all", "accuracy")["unknown"] == 6
 
 
 def test_subgroups_refuse_several_seeds():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from vfmgl_lib.evaluation.classification import by_patient, classification_metrics, youden_cutoff
+from vfmgl_lib.evaluation.classification import NOBODY, by_patient, classification_metrics, youden_cutoff
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
 
@@ -23,8 +23,13 @@ def test_youden_by_hand():
     assert math.isnan(youden_cutoff(probability, np.ones(4)))
 
 
-def test_a_model_worse_than_chance_calls_nothing_positive_and_the_cutoff_stays_a_probability():
-    assert youden_cutoff(np.array([0.9, 0.8, 0.2, 0.1]), np.array([0, 0, 1, 1])) == 1.0
+@pytest.mark.parametrize("highest", [0.9, 1.0])
+def test_a_model_worse_than_chance_calls_nobody_positive_not_even_of_whom_it_is_certain(highest):
+    probability, label = np.array([highest, 0.8, 0.2, 0.1]), np.array([0, 0, 1, 1])
+    cutoff = youden_cutoff(probability, label)
+    assert cutoff == NOBODY and round(cutoff, 12) == 1.0
+    values = _values(classification_metrics(probability, label, cutoff))
+    assert values["specificity"] == 1.0 and values["sensitivity"] == 0.0
 
 
 def test_classification_equals_scikit_learn():
@@ -62,7 +67,7 @@ def test_patients_are_scored_by_the_mean_of_their_images():
     assert scoring_unit(mixed, False) == "image"
     with pytest.raises(ValueError, match="patient b has images of several classes"):
         by_patient(mixed)
-    assert training_cutoff(table, "patient") == 1.0 and training_cutoff(table.rename(columns={"probability": "p"}), "image") is math.nan
+    assert training_cutoff(table, "patient") == NOBODY and training_cutoff(table.rename(columns={"probability": "p"}), "image") is math.nan
 
 
 def test_dice_by_hand_and_against_scikit_learn():

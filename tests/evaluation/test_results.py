@@ -34,13 +34,15 @@ def classified(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=16, ima
 
 
 def segmented(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=5, images=3, seed=0):
-    generator, rows = np.random.default_rng(seed), []
+    generator, rows, truths = np.random.default_rng(seed), [], {}
     for method in methods:
         for center in centers:
             for patient in range(patients):
                 for image in range(images):
                     sample = {"id": f"{center}-{patient}-{image}", "patient": f"{center}-{patient}", "mask_path": ""}
-                    counts = dict(zip(("tp", "fp", "fn", "tn"), generator.integers(1, 50, 4).tolist(), strict=True))
+                    inside, outside = truths.setdefault(sample["id"], generator.integers(2, 50, 2).tolist())
+                    tp, tn = (int(generator.integers(1, size)) for size in (inside, outside))
+                    counts = {"tp": tp, "fp": outside - tn, "fn": inside - tp, "tn": tn}
                     rows.append(
                         {"method": method, **RUN, "model_center": center, "test_center": center, "split": "test", **sample, **counts}
                     )
@@ -170,7 +172,20 @@ def test_a_metric_that_one_patient_alone_defines_has_no_interval():
     final.loc[empty, ["tp", "fn"]] = 0
     row = one(results_table(final, unit="image", draws=100), model_center="A", metric="sensitivity")
     assert row["n"] == 3 and row["value"] == overlaps(final[~empty])["sensitivity"].mean()
-    assert math.isnan(row["low"]) and row["reason"] == "no interval: one patient"
+    assert math.isnan(row["low"]) and row["reason"].startswith("no interval: one patient")
+
+
+def test_a_share_whose_samples_are_of_few_patients_has_no_interval():
+    final = classified(methods=("vfmgl",), centers=("A",), images=3)
+    tested = final["split"] == "test"
+    final.loc[tested, "label"] = final["patient"].isin([f"A-test-{patient}" for patient in range(4)])[tested].astype(int)
+    table = results_table(final, unit="image", draws=200)
+    found = {name: one(table, model_center="A", split="test", metric=name) for name in ("auc", "sensitivity", "specificity", "accuracy")}
+    for name in ("auc", "sensitivity"):
+        assert math.isfinite(found[name]["value"]) and math.isnan(found[name]["low"])
+        assert found[name]["reason"] == "no interval: 4 patients, a bootstrap takes at least 5"
+    for name in ("specificity", "accuracy"):
+        assert found[name]["low"] < found[name]["high"]
 
 
 def test_segmentation_means_and_limits_over_patients():
@@ -304,6 +319,17 @@ def test_dice_is_compared_per_image_by_wilcoxon():
 def test_samples_of_one_patient_are_compared_by_the_bootstrap():
     row = one(compare_methods(classified(images=3), unit="image", draws=200), center="A")
     assert row["test"] == "paired patient bootstrap" and row["low"] < row["difference"] < row["high"] and 0 < row["p"] <= 1
+
+
+def test_masks_that_differ_between_methods_are_refused():
+    final = segmented()
+    row = final[(final["method"] == "vfmgl")].index[0]
+    for change in ({"fn": 3}, {"tn": 3}):  # another truth, another size
+        other = final.copy()
+        for name, more in change.items():
+            other.loc[row, name] += more
+        with pytest.raises(ValueError, match=f"tested with different labels, e.g. of {final.loc[row, 'id']}"):
+            compare_methods(other, unit="image")
 
 
 def test_different_test_sets_or_labels_are_refused():

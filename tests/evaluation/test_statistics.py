@@ -148,24 +148,46 @@ def test_draws_of_one_class_are_left_out_and_one_patient_has_no_interval():
     weights = np.array([[2, 0], [0, 2], [1, 1]])
     aucs = statistics.bootstrapped_aucs(np.array([0.2, 0.9]), np.array([0, 1]), np.array([0, 1]), weights)
     assert np.isnan(aucs[:2]).all() and aucs[2] == 1
-    assert "undefined in most draws" in statistics.percentile_interval(aucs, 2).reason
-    assert statistics.percentile_interval(np.ones(9), 1).reason == "no interval: one patient"
+    assert "undefined in most draws" in statistics.percentile_interval(aucs, 5).reason
+    assert statistics.percentile_interval(np.ones(9), 1).reason == "no interval: one patient, a bootstrap takes at least 5"
+    assert statistics.percentile_interval(np.ones(9), 4).reason == "no interval: 4 patients, a bootstrap takes at least 5"
 
 
 def test_patients_and_not_images_decide_how_wide_an_interval_is():
-    values, patient = np.repeat([0.0, 1.0, 0.0, 1.0], 25), np.repeat(np.arange(4), 25)
+    values, patient = np.repeat([0.0, 1.0, 0.0, 1.0, 0.0], 20), np.repeat(np.arange(5), 20)
     by_patient, by_image = (
         statistics.percentile_interval(
             statistics.bootstrapped_ratios(values, np.ones(100), who, statistics.patient_weights(count, 0)), count
         )
-        for who, count in ((patient, 4), (np.arange(100), 100))
+        for who, count in ((patient, 5), (np.arange(100), 100))
     )
     assert by_patient.high - by_patient.low > 3 * (by_image.high - by_image.low)
+
+
+@pytest.mark.parametrize(("patients", "covered"), [(2, (0.40, 0.60)), (5, (0.82, 0.92)), (20, (0.90, 0.97))])
+def test_few_patients_have_limits_that_hold_the_truth_too_seldom(patients, covered, monkeypatch):
+    """Why `MIN_PATIENTS` is what it is."""
+    monkeypatch.setattr(statistics, "MIN_PATIENTS", 0)
+    generator, weights = np.random.default_rng(0), statistics.patient_weights(patients, 0, draws=500)
+    held = 0
+    for _ in range(400):
+        values = statistics.bootstrapped_ratios(generator.normal(size=patients), np.ones(patients), np.arange(patients), weights)
+        low, high, _ = statistics.percentile_interval(values, patients)
+        held += low <= 0 <= high
+    assert covered[0] < held / 400 < covered[1]
 
 
 def test_bootstrapped_p():
     assert statistics.bootstrap_p(np.array([0.1] * 1999)) == 2 / 2000
     assert statistics.bootstrap_p(np.array([-0.1, 0.1] * 500)) == 1.0
+
+
+def test_wilcoxon_is_exact_however_many_pairs_are_equal():
+    """Five pairs that differ, all one way: p cannot be under 2 / 2^5."""
+    for equal in (0, 9, 40):
+        first = np.concatenate([[0.1, 0.2, 0.3, 0.4, 0.5], np.full(equal, 0.7)])
+        second = np.concatenate([np.zeros(5), np.full(equal, 0.7)])
+        assert statistics.wilcoxon_p(first, second) == (0.0625, "")
 
 
 def test_wilcoxon_leaves_out_equal_pairs():
@@ -201,3 +223,23 @@ def test_t_test_equals_scipy_from_values():
     assert (found.low, found.high) == pytest.approx((limits.low, limits.high), abs=1e-12)
     assert "groups of 1 and 14" in statistics.t_test(first[:1], second).reason
     assert "no spread" in statistics.t_test(np.ones(3), np.ones(3)).reason
+
+
+def test_crossed_interval_by_hand():
+    """Seeds that differ by 0.1, centres that do not: both draws are the first seed in a quarter of the cases, the second in another."""
+    low, high, reason = statistics.crossed_interval(np.array([[0.1, 0.1], [0.2, 0.2]]))
+    assert (low, high, reason) == (pytest.approx(0.1), pytest.approx(0.2), "")
+    assert statistics.crossed_interval(np.full((3, 4), 0.5))[:2] == (0.5, 0.5)
+
+
+def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
+    values = np.random.default_rng(0).normal(size=(10, 1)) + np.zeros((10, 10))  # ten centres that say the same
+    low, high, _ = statistics.crossed_interval(values)
+    error = stats.sem(values.mean(1))
+    assert 0.7 < (high - low) / (2 * 1.96 * error) < 1.1, "as wide as ten values have it, not a hundred"
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (0, 3)])
+def test_crossed_interval_needs_two_seeds_and_two_centres(shape):
+    low, high, reason = statistics.crossed_interval(np.zeros(shape))
+    assert math.isnan(low) and math.isnan(high) and reason == "no interval: fewer than two seeds or centres"

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.decision_curve import decision_curve
 from vfmgl_lib.figures import comparison, roc, statistics_tables
 from vfmgl_lib.figures.style import METHOD_STYLE, REFERENCE, method_style
 
@@ -241,6 +242,53 @@ def test_the_best_of_a_centre_is_the_highest_or_of_a_distance_the_lowest(make_re
     assert not statistics_tables.statistics_table(equal)["best"].any()
     tied = equal.assign(value=np.where(equal["method"] == "hgkt", 0.4, 0.5))
     assert statistics_tables.statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
+
+
+def test_a_distance_over_fewer_images_is_never_the_best_and_says_so(make_results, collisions):
+    results = make_results(["A", "B"], THREE, metrics=SEGMENTATION)
+    flattered = (results["method"] == "fedavg") & results["metric"].isin(["assd", "ppv"]) & (results["test_center"] == "A")
+    results.loc[flattered, ["value", "n"]] = [0.01, 5]
+    results.loc[flattered & (results["metric"] == "ppv"), "value"] = 0.999
+    table = statistics_tables.statistics_table(results)
+    rows = table[(table["center"] == "A") & table["metric"].isin(["assd", "ppv"])].set_index(["metric", "method"])
+    assert rows["over_fewer"][rows["over_fewer"]].index.tolist() == [("ppv", "fedavg"), ("assd", "fedavg")]
+    assert not rows.loc[("assd", "fedavg"), "best"] and rows["best"].groupby("metric").sum().tolist() == [1, 1]
+    cells = statistics_tables.styled_table(table).data.loc[("A", METHODS["fedavg"].title)]
+    assert cells["ASSD (px)"].endswith("[5 of 40]") and "[" not in cells["Dice"] and cells["n"] == "40"
+    assert "[n of N]: over fewer images" in statistics_tables.table_note(table)
+    figure = comparison.both_budgets(results, "assd")
+    assert "Over fewer images, those with a predicted pixel, and so not comparable: A, FedAvg: 5 of 40." in words(figure)
+    assert "fewer images" not in words(comparison.both_budgets(results, "dice")) and not collisions(figure)
+
+
+def test_called_positives_of_a_classification_are_no_smaller_test_set(make_results):
+    results = make_results(["A", "B"], THREE)
+    results.loc[(results["method"] == "vfmgl") & (results["metric"] == "ppv"), ["value", "n"]] = [1.0, 7]
+    table = statistics_tables.statistics_table(results)
+    assert table.query("metric == 'ppv' and method == 'vfmgl'")["best"].all() and not table["over_fewer"].any()
+
+
+def test_methods_with_fewer_seeds_are_named(make_results, make_predictions):
+    results = make_results(["A", "B"], THREE, seeds=3)
+    results = results[(results["method"] != THREE[0]) | (results["seed"] == 0)]
+    title = METHODS[THREE[0]].title
+    assert f"mean of 3 seeds (of {title} 1)" in words(comparison.both_budgets(results, "auc"))
+    note = statistics_tables.table_note(statistics_tables.statistics_table(results))
+    assert f"Means over 3 seeds (of {title} 1), also of the limits." in note
+    predictions = make_predictions(["A", "B"], THREE, seeds=3)
+    predictions = predictions[(predictions["method"] != THREE[0]) | (predictions["seed"] == 0)]
+    assert f"Curves of 3 seeds (of {title} 1)" in words(roc.roc_curves(roc.roc_points(predictions, unit="image"), results))
+    curves = comparison.decision_curves(decision_curve(predictions, unit="image"))
+    assert f"Means over 3 seeds (of {title} 1)." in words(curves)
+
+
+def test_curves_of_a_prediction_that_is_no_number_are_refused(make_predictions):
+    predictions = make_predictions(["A", "B"], THREE)
+    predictions.loc[3, "probability"] = np.nan
+    for curve in (roc.roc_points, decision_curve):
+        for unit in ("patient", "image"):
+            with pytest.raises(ValueError, match=rf"sample {predictions.loc[3, 'id']}: the probability must lie in \[0, 1\], got nan"):
+                curve(predictions, unit=unit)
 
 
 def test_statistics_have_the_tests_of_one_seed(make_results, make_tests):

@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 from vfmgl_lib.evaluation.metric import Metric
 
 AT_CUTOFF = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
+NOBODY = float(np.nextafter(1.0, 2.0))  # the cutoff that no probability reaches, not even one of exactly 1
 
 
 def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
@@ -18,12 +19,13 @@ def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
 
     Args:
         probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
+    Returns: in [0, 1], or `NOBODY` where calling nobody positive is best.
     """
     if len(np.unique(label)) < 2:
         return math.nan
     false_positive, true_positive, thresholds = roc_curve(label, probability, drop_intermediate=False)
     best = int(np.argmax(true_positive - false_positive))
-    return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite: nothing is called positive
+    return float(min(thresholds[best], NOBODY))  # the curve's first threshold is infinite
 
 
 def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: float | None) -> list[Metric]:

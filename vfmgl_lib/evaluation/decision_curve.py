@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.results import check_predictions
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
 TREAT_ALL, TREAT_NONE = "treat all", "treat none"
@@ -37,7 +38,9 @@ def decision_curve(final: pd.DataFrame, *, unit: str, thresholds: np.ndarray = T
         unit: "patient" (mean probability of a patient's images) or "image".
     Returns: method, seed, split_id, budget, center, threshold, net_benefit, n, positives. The methods "treat all" and "treat none" are
         there once for each seed, division, budget and centre. A test set of one class has a curve, too.
+    Raises: ValueError: a probability that is NaN or outside [0, 1].
     """
+    check_predictions(final)
     own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
     parts, treated = [], set()
     for key, rows in own.groupby(["method", "seed", "split_id", "budget", "test_center"], sort=False):

@@ -28,6 +28,7 @@ SUBGROUP_METRICS = ("auc", "accuracy", "sensitivity", "specificity")
 NOT_TESTED = "not tested"
 NO_RANKS = "no rank correlation of fewer than three different models"
 NO_TABLE = "no patients.csv beside the data"
+OF_WHOLE_SET = ("auc", "accuracy", "dice")  # their n is the size of the test set
 MODEL = ["method", "split_id", "budget", "model_center", "test_center", "split", "metric"]
 
 
@@ -38,20 +39,32 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
         results: a results table.
     Returns: its columns without seed, and with std (over the seeds, n - 1; NaN of one seed) and seeds, how many there are. `low` and
         `high` are the means of the seeds' limits: how uncertain one run is because its test set is small, not how uncertain the mean is.
-        A value that is undefined for one seed is undefined; numerator and denominator are kept where there is one seed only.
+        A value that is undefined for one seed is undefined; n is the smallest of the seeds'; numerator and denominator are kept where there
+        is one seed only.
+    Raises: ValueError: methods or seeds whose test sets of a centre differ in size; names them.
     """
     order = results.reset_index(drop=True)
+    _check_sizes(order)
     found = []
     for key, group in order.groupby(MODEL, sort=False, dropna=False):
         row = dict(zip(MODEL, key, strict=True)) | {"unit": group["unit"].iloc[0]}
         row |= {name: group[name].mean(skipna=False) for name in ("value", "low", "high")}
         single = len(group) == 1
         row |= {name: group[name].iloc[0] if single else np.nan for name in ("numerator", "denominator")}
-        row |= {"std": group["value"].std(ddof=1, skipna=False), "seeds": len(group), "n": group["n"].iloc[0]}
+        row |= {"std": group["value"].std(ddof=1, skipna=False), "seeds": len(group), "n": group["n"].min()}
         reasons = [text for text in group["reason"] if text]
         found.append(row | {"interval": group["interval"].iloc[0], "reason": reasons[0] if reasons else ""})
     columns = [*MODEL, "unit", "value", "std", "seeds", "low", "high", "interval", "n", "numerator", "denominator", "reason"]
     return pd.DataFrame(found, columns=columns)
+
+
+def _check_sizes(results: pd.DataFrame) -> None:
+    tested = results[(results["split"] == "test") & results["metric"].isin(OF_WHOLE_SET) & (results["test_center"] != "all")]
+    for (_, center, metric), rows in tested.groupby(["split_id", "test_center", "metric"], sort=False):
+        if rows["n"].nunique() > 1:
+            runs = rows.drop_duplicates("n").head(2)
+            sizes = " and ".join(f"{int(row.n)} of {row.method}, seed {row.seed}" for row in runs.itertuples())
+            raise ValueError(f"centre {center}: {sizes}: {metric} of different test sets cannot be compared")
 
 
 def cross_centers(
@@ -246,11 +259,13 @@ def subgroups(
         table = table[(table["split"] == "test") & table["metric"].isin(SUBGROUP_METRICS)].rename(columns={"test_center": "center"})
         table["cutoff"] = table["center"].map(cutoffs)
         unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
+        empty = sorted(set(tested["test_center"]) - set(table["center"]))
+        nobody = {center for center in empty if unknown.get(center, 0) == tested[tested["test_center"] == center]["patient"].nunique()}
+        why = {center: "of no test patient is it known" if center in nobody else "no test patient of this group" for center in empty}
+        why = why if known else dict.fromkeys(empty, "patients.csv has no grade")
+        table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why[center]) for center in empty])], ignore_index=True)
         table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
         table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
-        empty = sorted(set(tested["test_center"]) - set(table["center"]))
-        why = "no test patient of this group" if known else "patients.csv has no grade"
-        table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why) for center in empty])], ignore_index=True)
         found.append(table.assign(group=group, title=title))
     joined = pd.concat(found, ignore_index=True)
     joined["seed"] = rows["seed"].iloc[0]
@@ -297,8 +312,9 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
         results: see the module; of several seeds the means are taken. A method that is not in it has no steps.
         tests: from `cell_tests`; None: no test.
     Returns: metric, step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference
-        (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, low, high, p, p_holm, test,
-        test_reason.
+        (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, tested_seed, tested_difference (that
+        of the seed), low, high, p, p_holm, test, test_reason; significant: "better" or "worse" where p by Holm is below 0.05 and the
+        tested seed's difference has the sign of the mean.
     Raises: ValueError: fewer than two of the three methods, or no such metric or budget.
     """
     there = [name for name in ABLATION if (results["method"] == name).any()]
@@ -325,8 +341,12 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
     table = table.assign(metric=metric)[[*columns, "reason"]]
     if tests is None:
-        return table.assign(low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason=NOT_TESTED)
-    return table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
+        nothing = dict.fromkeys(("tested_seed", "tested_difference", "low", "high", "p", "p_holm"), np.nan)
+        return table.assign(**nothing, test="", test_reason=NOT_TESTED, significant="")
+    table = table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
+    clear = (table["p_holm"] < SIGNIFICANT) & (np.sign(table["tested_difference"]) == np.sign(table["difference"]))
+    table["significant"] = np.where(clear, np.where(table["improved"].fillna(False), "better", "worse"), "")
+    return table
 
 
 def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "rounds") -> pd.DataFrame:
@@ -336,7 +356,7 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
 
     Args:
         final: final predictions of one seed.
-    Returns: before, after, model_center, test_center, low, high (of the difference), p, p_holm, test, test_reason.
+    Returns: before, after, model_center, test_center, tested_seed, tested_difference, its low and high, p, p_holm, test, test_reason.
     Raises: ValueError: predictions of several seeds.
     """
     rows = final[final["method"].isin(ABLATION) & (final["split_id"] == OWN_SPLIT) & (final["budget"] == budget)]
@@ -354,8 +374,10 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
         if both["method"].nunique() == 2:
             found.append(compare_methods(both, after, unit=unit, metrics=[metric]).assign(before=before, after=after))
     table = pd.concat(found, ignore_index=True)
-    table = table.rename(columns={"reason": "test_reason"}).join(pairs, on=table["center"].astype(int))
-    return table[["before", "after", "model_center", "test_center", "low", "high", "p", "p_holm", "test", "test_reason"]]
+    table = table.rename(columns={"reason": "test_reason", "seed": "tested_seed", "difference": "tested_difference"})
+    table = table.join(pairs, on=table["center"].astype(int))
+    columns = ["before", "after", "model_center", "test_center", "tested_seed", "tested_difference", "low", "high", "p", "p_holm", "test"]
+    return table[[*columns, "test_reason"]]
 
 
 def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -364,14 +386,13 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: from `ablation`.
     Returns: step, before, after, mean_change (over all defined pairs), mean_change_home, mean_change_away, improved, of (defined pairs),
-        share, significantly_better, significantly_worse (p by Holm below 0.05; NA without tests), undefined.
+        share, significantly_better, significantly_worse (as `significant` has it; NA without tests), undefined.
     """
     found = []
     for (step, before, after), group in table.groupby(["step", "before", "after"], sort=False):
         defined = group.dropna(subset=["difference"])
         home = defined["model_center"] == defined["test_center"]
         improved = defined["improved"].astype(bool)
-        clear = defined["p_holm"] < SIGNIFICANT
         tested = bool((group["test_reason"] != NOT_TESTED).any())
         found.append(
             {
@@ -384,8 +405,8 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
                 "improved": int(improved.sum()),
                 "of": len(defined),
                 "share": improved.mean() if len(defined) else np.nan,
-                "significantly_better": int((clear & improved).sum()) if tested else pd.NA,
-                "significantly_worse": int((clear & ~improved).sum()) if tested else pd.NA,
+                "significantly_better": int((defined["significant"] == "better").sum()) if tested else pd.NA,
+                "significantly_worse": int((defined["significant"] == "worse").sum()) if tested else pd.NA,
                 "undefined": len(group) - len(defined),
             }
         )

@@ -4,7 +4,7 @@ Everything here reads predictions (and mask files, for distances); nothing train
 from the same model's predictions on its own training set.
 
 Intervals: where a patient counts once, DeLong for an AUC and Wilson for a share; where several samples of one patient count, and for every
-mean over images, percentiles of a bootstrap over patients.
+mean over images, percentiles of a bootstrap over patients, of whom there must be five (`statistics.MIN_PATIENTS`).
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None, draws: int, s
             yield _found(metric, unit, statistics.auc_interval(score, label), "DeLong")
         else:
             values = statistics.bootstrapped_aucs(score, label, *sampled)
-            yield _found(metric, unit, statistics.percentile_interval(values, sampled[1].shape[1]), BOOTSTRAP)
+            yield _found(metric, unit, statistics.percentile_interval(values, _scarcer(sampled[0], label)), BOOTSTRAP)
 
 
 def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, seed: int) -> Iterator[Found]:
@@ -235,8 +235,9 @@ def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, 
 def _share(metric: Metric, units: pd.DataFrame, unit: str, sampled: tuple[np.ndarray, np.ndarray] | None) -> Found:
     if sampled is None:
         return _found(metric, unit, statistics.wilson(int(metric.numerator), int(metric.denominator)), "Wilson")
-    values = statistics.bootstrapped_ratios(*_counted(units, metric.name), *sampled)
-    return _found(metric, unit, statistics.percentile_interval(values, sampled[1].shape[1]), BOOTSTRAP)
+    part, whole = _counted(units, metric.name)
+    values = statistics.bootstrapped_ratios(part, whole, *sampled)
+    return _found(metric, unit, statistics.percentile_interval(values, len(np.unique(sampled[0][whole]))), BOOTSTRAP)
 
 
 def _counted(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -276,6 +277,11 @@ def _sampled(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np
 def _drawn(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     patient, names = pd.factorize(units["patient"], sort=True)
     return patient, statistics.patient_weights(len(names), seed, draws=draws)
+
+
+def _scarcer(patient: np.ndarray, label: np.ndarray) -> int:
+    """How many patients have samples of the class of which fewer have one."""
+    return min(len(np.unique(patient[label == value])) for value in (0, 1))
 
 
 def compare_methods(
@@ -318,7 +324,7 @@ def compare_methods(
 def _paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, center: str) -> pd.DataFrame:
     """Both methods' rows of each sample side by side.
 
-    Raises: ValueError: samples that only one of them has, or labels that differ.
+    Raises: ValueError: samples that only one of them has, or labels that differ (of a mask, its numbers of pixels inside and in all).
     """
     alone = sorted(set(first["id"]) ^ set(second["id"]))
     if alone:
@@ -327,9 +333,11 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cen
             f"only one of them has {', '.join(alone[:3])} ({len(alone)} in all)"
         )
     pair = first.merge(second, on="id", suffixes=("", "_other"), validate="one_to_one")
-    if "probability" not in pair:
-        return pair
-    differing = pair["label"] != pair["label_other"]
+    if "probability" in pair:
+        differing = pair["label"] != pair["label_other"]
+    else:
+        sums = [pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS))]
+        differing = sums[0] | sums[1]
     if differing.any():
         raise ValueError(
             f"centre {center}: {one} and {other} were tested with different labels, e.g. of {pair.loc[differing, 'id'].iloc[0]}"
@@ -375,7 +383,7 @@ def _compared_aucs(pair: pd.DataFrame, unit: str, draws: int, seed: int) -> dict
         test = "paired DeLong" if math.isfinite(found.p) else ""
         return {**nothing, **found._asdict(), "test": test}
     differences = np.subtract(*(statistics.bootstrapped_aucs(score, label, *sampled) for score in scores))
-    interval = statistics.percentile_interval(differences, sampled[1].shape[1])
+    interval = statistics.percentile_interval(differences, _scarcer(sampled[0], label))
     aucs = [statistics.delong(score, label)[0][0] for score in scores]
     defined = math.isfinite(interval.low)
     return nothing | {

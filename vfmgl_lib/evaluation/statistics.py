@@ -20,6 +20,8 @@ from vfmgl_lib.randomness import seed_sequence
 ALPHA = 0.05
 Z = float(stats.norm.ppf(1 - ALPHA / 2))
 DRAWS = 2000  # of the bootstrap
+# With fewer, limits called 95 % hold the truth far less often: the mean of normal values 50 % with two, 75 % with three, 87 % with five.
+MIN_PATIENTS = 5
 CHUNK = 2**22  # numbers held at once while counting an AUC's pairs
 
 
@@ -113,14 +115,40 @@ def patient_weights(patients: int, seed: int, *purpose: str | int, draws: int = 
 
 
 def percentile_interval(values: np.ndarray, patients: int) -> Interval:
-    """2.5th and 97.5th percentile of bootstrapped values; draws in which the value is undefined (NaN) are left out."""
-    if patients < 2:
-        return NO_INTERVAL._replace(reason="no interval: one patient")
+    """2.5th and 97.5th percentile of bootstrapped values; draws in which the value is undefined (NaN) are left out.
+
+    Args:
+        patients: how many the value rests on: of a sensitivity those with a positive sample.
+    """
+    if patients < MIN_PATIENTS:
+        number = "one patient" if patients == 1 else f"{patients} patients"
+        return NO_INTERVAL._replace(reason=f"no interval: {number}, a bootstrap takes at least {MIN_PATIENTS}")
     defined = values[np.isfinite(values)]
     if len(defined) < len(values) / 2:
         return NO_INTERVAL._replace(reason="no interval: undefined in most draws of the bootstrap")
-    low, high = np.quantile(defined, (ALPHA / 2, 1 - ALPHA / 2))
+    return _limits(defined)
+
+
+def _limits(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, (ALPHA / 2, 1 - ALPHA / 2))
     return Interval(float(low), float(high))
+
+
+def crossed_interval(values: np.ndarray, draws: int = 10_000) -> Interval:
+    """Percentile limits of the mean by a bootstrap that draws seeds and centres, each with replacement and apart from the other.
+
+    Values of one centre share its images, those of one seed their initial weights, so that the single values are not independent, and
+    Student's t over all of them would be too narrow. With three seeds and three centres the limits are near the least and the largest
+    mean of a seed or centre: they exclude 0 where all of them agree.
+
+    Args:
+        values: (S, K), a row a seed and a column a centre.
+    """
+    if min(values.shape) < 2:
+        return NO_INTERVAL._replace(reason="no interval: fewer than two seeds or centres")
+    generator = np.random.default_rng(0)
+    seeds, centers = (generator.integers(count, size=(draws, count)) for count in values.shape)
+    return _limits(values[seeds[:, :, None], centers[:, None, :]].mean((1, 2)))
 
 
 def bootstrapped_ratios(numerator: np.ndarray, denominator: np.ndarray, patient: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -181,9 +209,8 @@ def wilcoxon_p(first: np.ndarray, second: np.ndarray) -> tuple[float, str]:
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     if not len(difference):
         return math.nan, "no test: no pairs"
-    if not difference.any():
-        return math.nan, "no test: all pairs are equal"
-    return float(stats.wilcoxon(difference, zero_method="wilcox").pvalue), ""
+    unequal = difference[difference != 0]  # scipy would leave zeros out, too, but go over to the approximation
+    return (float(stats.wilcoxon(unequal).pvalue), "") if len(unequal) else (math.nan, "no test: all pairs are equal")
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

@@ -44,7 +44,6 @@ SEGMENTATION = ("dice", "iou", "ppv", "sensitivity", "specificity")
 PAPER_METHODS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "vfmgl")  # the paper's five and Virchow: six polygons are read
 SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes"}
 POOLED = "all"
-AVERAGED = "Curves of several seeds are averaged vertically; their AUCs and the limits of their intervals are means."
 
 
 def in_order(there: Iterable[str], methods: Sequence[str] | None = None) -> tuple[list[str], str]:
@@ -123,6 +122,23 @@ def with_interval(row: Mapping, decimals: int) -> str:
     return f"{value:.{decimals}f}{interval}"
 
 
+def seeds_there(table: pd.DataFrame, about: str = "method") -> str:
+    """How many seeds the means are over, e.g. "3 seeds (of FedAvg 1)"; `table`: seeds and the column `about`."""
+    most = int(table["seeds"].max())
+    fewer = table[table["seeds"] < most].groupby(about, sort=False)["seeds"].min()
+    named = ", ".join(f"of {METHODS[name].title if name in METHODS else name} {number}" for name, number in fewer.items())
+    return f"{most} seeds" + f" ({named})" * bool(named)
+
+
+def over_fewer(table: pd.DataFrame) -> pd.Series:
+    """Where a mean over a segmentation's images leaves out more of them than another method's: those without a predicted pixel.
+
+    Args:
+        table: center, metric, n.
+    """
+    return table["n"] < table.groupby(["center", "metric"])["n"].transform("max")
+
+
 @journal
 def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, budget: str = "rounds") -> Figure:
     """Net benefit over the threshold probability, a panel a centre, with treating all and none (paper: Fig. 2B).
@@ -162,7 +178,8 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
         top = here["net_benefit"].max()
         axis.set(ylim=(-0.12 * top, 1.08 * top))
         grid(axis)
-    mean = f" Means over {dca['seed'].nunique()} seeds." if dca["seed"].nunique() > 1 else ""
+    seeds = dca.groupby("method", as_index=False)["seed"].nunique().rename(columns={"seed": "seeds"})
+    mean = f" Means over {seeds_there(seeds[seeds['method'].isin(drawn)])}." if dca["seed"].nunique() > 1 else ""
     share_legend(figure, next((axis for axis in axes if axis.lines), axes[0]), columns=6)
     footnote(figure, f"Net benefit: TP/n − FP/n · p/(1 − p) at threshold p. Values far under zero are cut off.{mean} {absent}")
     return figure
@@ -289,12 +306,14 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     _budget_legend(figure, budgets, several)
     kinds = ", ".join(sorted({kind for kind in every["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}" if kinds else "No intervals ("
-    spread = f"; mean of {every['seeds'].max()} seeds and of their limits)." if several else "; one seed, so no spread of runs)."
+    spread = f"; mean of {seeds_there(every)} and of their limits)." if several else "; one seed, so no spread of runs)."
     same = " Where there is one point, one model serves both budgets." if len(budgets) > 1 else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
     footnote(figure, f"{_test_sets(every[every['center'] != POOLED], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
     footnote(figure, undefined(once, printed))
+    if metric in LOWER_IS_BETTER:
+        footnote(figure, _over_fewer_images(every, printed))
     bare = once[once["value"].notna() & (once["low"].notna() | (once["reason"] != ""))]
     bare = bare.assign(value=bare["low"], reason=bare["reason"].str.removeprefix("no interval: "))
     footnote(figure, undefined(bare, printed, lead="No interval"))
@@ -317,6 +336,15 @@ def _draw_budgets(axis: Axes, table: pd.DataFrame, runs: pd.DataFrame, styles: M
     reference = table[(table["method"] == REFERENCE) & (table["budget"] == "rounds")]
     for value in reference["value"].dropna():
         axis.axvline(value, color=styles[REFERENCE]["color"], linewidth=0.6, alpha=0.6, zorder=1)
+
+
+def _over_fewer_images(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
+    """Which distances leave out images without a predicted pixel, and so look better than they are."""
+    fewer = table[over_fewer(table)].drop_duplicates(["center", "method", "n"])
+    most = table.groupby("center")["n"].max()
+    shown = [f"{printed[row.center]}, {METHODS[row.method].title}: {int(row.n)} of {int(most[row.center])}" for row in fewer.itertuples()]
+    listed = "; ".join(shown[:12]) + "; …" * (len(shown) > 12)
+    return f"Over fewer images, those with a predicted pixel, and so not comparable: {listed}." if shown else ""
 
 
 def _budget_legend(figure: Figure, budgets: Sequence[str], several: bool) -> None:

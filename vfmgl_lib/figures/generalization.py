@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.generalization import ABLATION, LOWER_IS_BETTER, SIGNIFICANT, STEPS
-from vfmgl_lib.figures.comparison import SHORT, undefined
+from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
 from vfmgl_lib.figures.rounds import HOME, LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
     COLORS,
@@ -175,7 +175,8 @@ def _arrows(axis: Axes, table: pd.DataFrame, models: list[str], printed: Mapping
 
 def _seeds(table: pd.DataFrame) -> str:
     """Whether values are means over seeds."""
-    return f" Means of {int(table['seeds'].max())} seeds." if "seeds" in table and table["seeds"].max() > 1 else ""
+    several = "seeds" in table and table["seeds"].max() > 1
+    return f" Means of {seeds_there(table, 'step' if 'step' in table else 'model_center')}." if several else ""
 
 
 @journal
@@ -264,7 +265,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
             continue
         rows = table[(table["before"] == before) & (table["after"] == after)]
         axis.set_title(f"{letter}  {start} → {end}\n{_summary(rows)}", fontsize=7)
-        clear = rows.assign(clear=rows["p_holm"] < SIGNIFICANT).pivot(index="model_center", columns="test_center", values="clear")
+        clear = rows.assign(clear=rows["significant"] != "").pivot(index="model_center", columns="test_center", values="clear")
         stars = clear.reindex(index=models, columns=tested).fillna(False).to_numpy(dtype=bool)
         values = differences[before, after].to_numpy(dtype=float)
         pictures[1] = _matrix(axis, values, change, (-widest, widest), _signed(stars), small)
@@ -280,7 +281,8 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         if picture is not None:
             figure.colorbar(picture, ax=list(line), shrink=0.9, pad=0.01, label=label)
     kinds = ", ".join(sorted({kind for kind in table["test"] if kind}))
-    star = f"*: p < {SIGNIFICANT:g} ({kinds}, Holm over the pairs of a step)." if kinds else "Not tested for significance."
+    one = " of one seed, where it has the sign of the mean" if table["seeds"].max() > 1 else ""
+    star = f"*: p < {SIGNIFICANT:g} ({kinds}{one}, Holm over the pairs of a step)." if kinds else "Not tested for significance."
     better = " Less is better: purple still means better." if distance else ""
     counts = table.rename(columns={"test_center": "center", "difference": "value"}).assign(metric=metric)
     footnote(figure, f"{star}{better} Frame: at home. VFMGL is HGKT+KD+DDBL. {set_sizes(counts, printed)}{_seeds(table)}")

@@ -14,12 +14,13 @@ from sklearn.metrics import roc_curve
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
+from vfmgl_lib.evaluation.results import check_predictions
 from vfmgl_lib.figures.comparison import (
-    AVERAGED,
     BUDGETS,
     at_home,
     class_counts,
     in_order,
+    seeds_there,
     with_interval,
 )
 from vfmgl_lib.figures.style import (
@@ -51,7 +52,9 @@ def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", extern
     Returns: method, model_center, center, false_positive_rate, true_positive_rate (both in [0, 1]), n, positives, seeds, reason. A test
         set of one class has one row without rates, and the reason. Curves of several seeds are averaged vertically (Fawcett 2006,
         algorithm 3), at every false positive rate that one of them has.
+    Raises: ValueError: a probability that is NaN or outside [0, 1].
     """
+    check_predictions(final)
     rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
     trained = set(rows["model_center"]) - {"shared"}
     rows = rows[~rows["test_center"].isin(trained)] if external else rows[rows["model_center"] == rows["test_center"]]
@@ -147,7 +150,8 @@ def _lines(count: int) -> list[object]:
 
 def _auc_note(auc: pd.DataFrame) -> str:
     kinds = ", ".join(sorted({kind for kind in auc["interval"] if kind}))
-    seeds = f" {AVERAGED}" if auc["seeds"].max() > 1 else ""
+    averaged = f" Curves of {seeds_there(auc)} are averaged vertically; their AUCs and the limits of their intervals are means."
+    seeds = averaged if auc["seeds"].max() > 1 else ""
     return f"AUC with 95 % interval ({kinds})." + seeds if kinds else f"AUC.{seeds}"
 
 

@@ -19,6 +19,8 @@ from vfmgl_lib.figures.comparison import (
     SHORT,
     at_home,
     in_order,
+    over_fewer,
+    seeds_there,
     undefined,
     with_interval,
 )
@@ -44,8 +46,9 @@ def statistics_table(
         results: a results table.
         tests: from `results.compare_methods`, of one seed; None: no tests.
         metrics: None: those of a classification or a segmentation that the results have.
-    Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n, best,
-        p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
+    Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
+        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best, p, p_holm, test,
+        tested_seed, reference, reason; in the order in which they are printed.
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
@@ -55,7 +58,8 @@ def statistics_table(
     table = at_home(results, metrics, drawn, budget)
     sign = np.where(table["metric"].isin(LOWER_IS_BETTER), -1, 1)
     group = [table["center"], table["metric"]]
-    score = (table["value"] * sign).rename("score")
+    table["over_fewer"] = over_fewer(table) & ("dice" in there)
+    score = (table["value"] * sign).rename("score").mask(table["over_fewer"])
     highest, lowest = score.groupby(group).transform("max"), score.groupby(group).transform("min")
     # Equal shares may differ in the last bit, where they are means over seeds. Where all are equal, none is the best.
     table["best"] = (score >= highest - 1e-12) & (highest > lowest + 1e-12)
@@ -73,7 +77,7 @@ def statistics_table(
     table["title"] = [METHODS[method].title for method in table["method"]]
     places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
     order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
-    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n"]
+    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "over_fewer"]
     return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
 
 
@@ -91,7 +95,9 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
         "Bold: the best of the centre.",
     ]
     if table["seeds"].max() > 1:
-        sentences.append(f"Means over {table['seeds'].max()} seeds, also of the limits.")
+        sentences.append(f"Means over {seeds_there(table)}, also of the limits.")
+    if table["over_fewer"].any():
+        sentences.append("[n of N]: over fewer images, those with a predicted pixel, and so never the best.")
     tested = table[table["test"] != ""]
     if len(tested):
         one = f", of seed {int(tested['tested_seed'].iloc[0])} alone" if table["seeds"].max() > 1 else ""
@@ -111,12 +117,14 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
     """
     cells, marks = {}, {}
     sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
+    most = table.groupby(["center", "metric"])["n"].max()
     for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
         place = ("all centres" if center == POOLED else center, title)
         unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
         name = SHORT.get(metric, metric) + unit
         cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
-        cells[place][name] = with_interval(row, 2 if unit else 3)
+        few = f" [{int(row['n'])} of {int(most[center, metric])}]" if row["over_fewer"] and row["n"] else ""
+        cells[place][name] = with_interval(row, 2 if unit else 3) + few
         marks[place, name] = row["best"]
         if (table.loc[table["metric"] == metric, "test"] != "").any():
             cells[place][f"p ({name})"] = _p_value(row)
