@@ -117,7 +117,7 @@ def test_a_declared_aggregate_has_its_declared_size(federation):
         server.receive(Update("A", state, 1, {}))
 
 
-def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_without_momenta(federation, received):
+def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics(federation, received):
     clients, server = federation("nuclei", "fedavg")
     clients[1].data.table = clients[1].data.table.iloc[:3]  # 4 and 3 samples
     updates = received(server)
@@ -129,10 +129,23 @@ def test_fedavg_is_the_mean_by_samples_and_is_adopted_with_bn_statistics_and_wit
         assert not torch.equal(one[name], other[name])
         for client in clients:
             torch.testing.assert_close(client.student.state_dict()[name].double(), by_hand, rtol=1e-6, atol=1e-8)
-    assert all(not client.optimizer.state_dict()["state"] for client in clients)
     before = copy.deepcopy(clients[0].student.state_dict())
     clients[0].run_round(2, server.message(clients[0].center, 2))
     assert not _equal(clients[0].student.state_dict(), before)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox", "harmofl"])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_momenta_outlive_the_adoption(federation, method, name):
+    clients, server = federation("nuclei", method, optimizer__name=name)
+    list(run_rounds(clients, server, 1))
+    client = clients[0]
+    momenta = {key: tensor.clone() for key, tensor in client.state_dict().items() if key.startswith("optimizer.")}
+    assert any(tensor.abs().sum() > 0 for tensor in momenta.values())
+    client.begin_round(2, server.message(client.center, 2))
+    assert _equal({key: client.state_dict()[key] for key in momenta}, momenta)
+    weights = [parameter for group in client.optimizer.param_groups for parameter in group["params"]]
+    assert {id(w) for w in weights} == {id(p) for p in client.student.parameters()}, "and move the adopted weights"
 
 
 def test_a_method_without_federation_gets_no_message(federation, received):

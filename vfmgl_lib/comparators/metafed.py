@@ -129,6 +129,7 @@ class MetaFedClient(Client):
             norms = tuple(f"{name}." for name, module in self.student.named_modules() if isinstance(module, nn.BatchNorm2d))
             kept = {name: tensor for name, tensor in self.student.state_dict().items() if name.startswith(norms)}
         self.adopt(received | kept)
+        self.optimizer = self._task_optimizer()  # a neighbour's model, not a mean that this centre's own steps are part of
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         if self.lesson is None:

@@ -149,9 +149,12 @@ class Client:
         return (state if self.strategy.sends else {}), {}
 
     def adopt(self, state: State) -> None:
-        """The shared model overwrites the local one; the task optimiser starts anew, since its momenta belong to other weights."""
+        """The shared model overwrites the local one; the task optimiser keeps its momenta.
+
+        An optimiser that starts anew every round holds the averaging methods back where a round has few batches, and VFMGL's students,
+        which nothing overwrites, keep theirs: it would be no fair comparison.
+        """
         self.student.load_state_dict(state)
-        self.optimizer = self._task_optimizer()
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
