@@ -134,7 +134,22 @@ def test_ablation_without_a_method_and_with_undefined_cells(make_results, collis
 
 
 def test_a_change_that_rounds_to_nothing_is_no_loss():
-    assert [generalization._change(value) for value in (-0.0004, 0.0004, -0.0006, 0.25)] == ["+0.000", "+0.000", "−0.001", "+0.250"]
+    assert [generalization._change(value) for value in (0.0, -0.0004, 0.0004, -0.0006, 0.25)] == [
+        "0",
+        "+0.000",
+        "+0.000",
+        "−0.001",
+        "+0.250",
+    ]
+
+
+def test_a_step_that_changes_nothing_says_so(make_results):
+    results = make_results(TWO, ["hgkt_kd"])
+    table = tables.ablation(pd.concat([results, results.assign(method="vfmgl")]), "auc")
+    (title,) = [
+        axis.get_title(loc="left") for axis in panels(generalization.ablation(table, "auc")) if axis.get_title(loc="left")[0] == "f"
+    ]
+    assert title.endswith("no change in any of 4")
 
 
 def test_robustness_draws_every_division_the_mean_and_the_paper(make_results, collisions):

@@ -38,6 +38,28 @@ def test_what_is_done_has_metrics_and_what_is_left_is_named(small, tmp_path):
     assert not {"id", "patient", "mask_file", "probability"} & set(metrics.columns)
 
 
+def test_a_log_in_which_nothing_is_finished_goes_on(small, tmp_path):
+    workspace, log = small(), tmp_path / "results"
+    write_log(log, plan(workspace, ["local"], [0]))  # as after a first study that failed
+    assert not (log / "phantoms-nuclei" / "metrics.csv").exists()
+    write_log(log, swept(workspace, ["local"]))
+    assert set(read(log, "metrics.csv")["method"]) == set(read(log, "summary.csv")["method"]) == {"local"}
+
+
+def test_how_many_batches_ddbl_kept_is_there(small, tmp_path):
+    jobs = swept(small(deduction__keep_ratio=1e-4), ["local", "hgkt_kd", "vfmgl"])
+    log = tmp_path / "results"
+    write_log(log, jobs)
+    there = read(log, "studies.csv").set_index("method")["kept_share"]
+    shares = next(job.study for job in jobs if job.method == "vfmgl").rounds["kept_share"]
+    assert there["local"] == "" and there["hgkt_kd"] == "1" and float(there["vfmgl"]) == pytest.approx(shares.mean(), rel=1e-4)
+    assert 0 <= float(there["vfmgl"]) < 1
+    before = read(log, "studies.csv").drop(columns="kept_share")
+    before.to_csv(log / "phantoms-nuclei" / "studies.csv", index=False)  # a log from before there was this column
+    write_log(log, jobs[:1])
+    assert read(log, "studies.csv")["kept_share"].tolist() == [""] * 3
+
+
 def test_it_grows_and_does_not_depend_on_the_order(small, tmp_path):
     workspace = small()
     first = swept(workspace, ["fedavg"])
@@ -46,7 +68,7 @@ def test_it_grows_and_does_not_depend_on_the_order(small, tmp_path):
     write_log(tmp_path / "one", second)
     write_log(tmp_path / "other", second)
     write_log(tmp_path / "other", first)
-    for name in ("studies.csv", "metrics.csv"):
+    for name in ("studies.csv", "metrics.csv", "summary.csv"):
         pd.testing.assert_frame_equal(read(tmp_path / "one", name), read(tmp_path / "other", name))
     assert read(tmp_path / "one", "studies.csv")["method"].tolist() == ["fedavg", "local", "local"]
     before = (tmp_path / "one" / "phantoms-nuclei" / "metrics.csv").read_bytes()

@@ -307,8 +307,8 @@ def _signed(stars: np.ndarray) -> Callable[[int, int, float], str]:
 
 
 def _change(value: float) -> str:
-    """With its sign and three decimals; what rounds to nothing is no loss."""
-    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+    """With its sign and three decimals; what rounds to nothing is no loss, and what is nothing at all is 0."""
+    return "0" if value == 0 else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
 
 
 def _absent(axis: Axes, methods: Sequence[str]) -> None:
@@ -323,6 +323,8 @@ def _summary(step: pd.DataFrame) -> str:
     defined = step.dropna(subset=["difference"])
     if defined.empty:
         return "not defined"
+    if (defined["difference"] == 0).all():
+        return f"no change in any of {len(defined)}"
     return f"mean {_change(defined['difference'].mean())}, better in {int(defined['improved'].sum())} of {len(defined)}"
 
 

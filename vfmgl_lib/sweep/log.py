@@ -1,9 +1,11 @@
 """The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
 
-    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit
+    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit;
+                                       kept_share: of the batches that DDBL kept, where a finished study has it
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
                                        of the shared model and of other centres' test sets the main metric alone; budget "both" where
                                        matched rounds and matched updates are the same round
+    <folder>/<data set>/summary.csv    means over seeds and centres, and how far VFMGL is ahead (`sweep.summary`)
 
 No images, no predictions, no patients. Files are brought up to date whole after every study, so what is there is valid at any time.
 """
@@ -23,11 +25,11 @@ from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_TEACHER, Study
 from vfmgl_lib.sweep.jobs import Job, status_table
+from vfmgl_lib.sweep.summary import MAIN, OF_ALL, summary
 from vfmgl_lib.workspace import Workspace
 
-STUDIES, METRICS = "studies.csv", "metrics.csv"
+STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
 IDENTITY = ["method", "seed", "split_id"]
-MAIN = ("auc", "dice")
 LIMIT = 2**20  # bytes of all CSVs of the log together: what is larger belongs to runs/
 
 
@@ -74,10 +76,11 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
     there = set(before.loc[before["state"] == "done", "study"]) if len(before) else set()
     new = [job for job in jobs if job.study.folder.name not in there]
     finished = [_metric_rows(job) for job in new if job.study.complete]
-    texts = {
-        home / METRICS: _csv(_merged(_read(home / METRICS), finished, new)),
-        home / STUDIES: _csv(_merged(before, [rows], jobs)),  # last: what it calls done has its metrics
-    }
+    metrics, texts = _merged(_read(home / METRICS), finished, new), {}
+    if len(metrics.columns):  # else nothing was finished yet
+        means = summary(metrics.assign(value=pd.to_numeric(metrics["value"])))
+        texts |= {home / METRICS: _csv(metrics), home / SUMMARY: _csv(_shortened(means))}
+    texts[home / STUDIES] = _csv(_merged(before, [rows], jobs))  # last: what it calls done has its metrics
     others = sum(file.stat().st_size for file in folder.rglob("*.csv") if file not in texts)
     size = others + sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
@@ -97,7 +100,15 @@ def _study_rows(jobs: Sequence[Job]) -> pd.DataFrame:
     starts = [_last_start(job.study) for job in jobs]
     for column in ("commit", "device", "threads"):
         rows[column] = [start.get(column, "") for start in starts]
+    rows["kept_share"] = [_kept_share(job.study) for job in jobs]
     return rows.astype(str)
+
+
+def _kept_share(study: Study) -> str:
+    """Of the batches of every round and centre that distil, the share that was kept (all, where they do not choose)."""
+    if not study.complete or "kept_share" not in study.rounds:
+        return ""
+    return f"{study.rounds['kept_share'].mean():.5g}"
 
 
 def _last_start(study: Study) -> dict:
@@ -111,7 +122,12 @@ def _metric_rows(job: Job) -> pd.DataFrame:
     own = table["model_center"] == table["test_center"]
     table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
     if len(set(job.study.report_rounds.values())) == 1:
-        table = table[table["budget"] == "rounds"].assign(budget="both")
+        table = table[table["budget"] == "rounds"].assign(budget=OF_ALL)
+    return _shortened(table)
+
+
+def _shortened(table: pd.DataFrame) -> pd.DataFrame:
+    """As text, numbers with five digits."""
     numbers = {name: [f"{value:.5g}" if value == value else "" for value in table[name]] for name in table.select_dtypes("float")}
     return table.assign(**numbers).astype(str)
 
