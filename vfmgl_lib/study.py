@@ -174,7 +174,9 @@ def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tup
     manifest = with_needed_validation(manifest, settings)
     teacher = study_teacher(settings)
     description = teacher.description if teacher else NO_TEACHER
-    key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none")
+    revision = METHODS[settings.method].revision
+    revised = [f"revision {revision}"] if revision > 1 else []
+    key = settings.key(_data_identity(manifest), teacher.identity if teacher else "none", *revised)
     return Study(folder / f"{settings.method}-seed{settings.seed}-{key}", settings, manifest, description), teacher
 
 

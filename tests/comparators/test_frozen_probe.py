@@ -75,10 +75,39 @@ def test_a_round_fits_the_centre_s_own_training_set_by_the_teacher_s_own_resize(
     else:
         logits = client.student(torch.stack([item["teacher_image"] for item in items]))
         assert logits.shape == (4, 2, 32, 32)
-        tokens = (stack * torch.from_numpy(weight).float()[:, None, None]).sum(1, keepdim=True) + bias
+        shift = client.student.classifier.bias[1].item()
+        tokens = (stack * torch.from_numpy(weight).float()[:, None, None]).sum(1, keepdim=True) + shift
         by_hand = F.interpolate(tokens, size=(32, 32), mode="bilinear", align_corners=False)
         torch.testing.assert_close((logits[:, 1] - logits[:, 0])[:, None], by_hand, rtol=1e-2, atol=2e-2)
         assert set(table["tp"] + table["fp"] + table["fn"] + table["tn"]) == {32 * 32}
+
+
+def test_half_is_the_cutoff_with_the_highest_dice_on_the_training_set(federation):
+    """Against every percent by hand, with the Dice of the evaluation."""
+    client = federation("nuclei", "frozen_probe")[0][0]
+    client.run_round(1, None)
+    layer = client.student.classifier
+    reached = {}
+    fitted = layer.bias[1].item()
+    for percent in range(-45, 46):
+        with torch.no_grad():
+            layer.bias[1] = fitted + percent / 10
+        reached[percent] = predict(client.student, client.data, batch_size=3, device=client.device)["dice"].mean()
+    assert reached[0] >= max(reached.values()) - 0.01 and reached[0] > min(reached.values()) + 0.05
+
+
+def test_a_probe_of_small_structures_marks_them():
+    """Foreground on a tenth of every patch that has some: no share reaches 0.5, and the cutoff finds those patches all the same."""
+    cnn = load_teacher("random:resnet18", grid=2)
+    probe = Probe(cnn, None, 32)
+    some = torch.rand(40, 2, 2, generator=torch.Generator().manual_seed(0)) > 0.5
+    embeddings = some[:, None].float().expand(-1, 256, -1, -1).contiguous()
+    masks = torch.zeros(40, 2, 16, 2, 16, dtype=torch.long)
+    masks[:, :, 4:10, :, 4:8] = some[:, :, None, :, None].long()
+    probe.fit(embeddings, masks.reshape(40, 32, 32), 1.0)
+    called = probe.head(embeddings).argmax(1).reshape(40, 2, 16, 2, 16).bool()
+    inside = called[:, :, 4:10, :, 4:8].float().mean((2, 4))
+    assert inside[some].mean() > 0.9 and inside[~some].mean() < 0.35
 
 
 def test_a_cnn_serves_by_its_last_level_or_by_its_stride_16_level():

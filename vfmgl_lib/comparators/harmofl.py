@@ -9,9 +9,10 @@ Weight perturbation, per batch: g at theta, delta = alpha g / (||g|| + 1e-12) wi
 theta + delta moves theta.
 
 Deviations from the official code: the momentum of the running amplitude is the published 0.1 (the code casts it to the integer 0, so that
-the first batch's amplitude stays); batch normalisation is the student's own, with affine parameters and running statistics that are
-averaged with the parameters (official: without either); its statistics move once a batch, in the pass at theta. Student, loss, optimiser,
-batch size and rounds are the task's (profile), as for all methods. Weights are uniform by default, as there.
+the first batch's amplitude stays), and it goes on moving in every round (official: fixed after the first aggregation); batch normalisation
+is the student's own, with affine parameters and running statistics that are averaged with the parameters (official: without either); its
+statistics move once a batch, in the pass at theta. Student, loss, optimiser, batch size and rounds are the task's (profile), as for all
+methods. Weights are uniform by default, as there.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ Deviations from the official code: a fifth of the rounds for init, the others bu
 30 local epochs each for init, common rounds and personalisation apart from the budget). Where a study goes on to match updates,
 the personalisation takes place in both reported rounds, and the common stage goes on between them: at the first the centres' models are
 those that a study of so many rounds ends with. The task's optimiser (official: SGD without momentum), started anew after a copy. Dice and
-bottleneck maps for segmentation, for which the official code has nothing. Copying at every local epoch and two passes a batch, which move
+bottleneck maps for segmentation, for which the official code has nothing. In the personalisation a centre whose flag is off learns from its
+neighbour like the others (official: it copies the model). Copying at every local epoch and two passes a batch, which move
 batch normalisation twice, are not taken over. Where a task has no validation set, a fifth of the training patients becomes one.
 """
 

@@ -18,22 +18,26 @@ class Method:
         source: where it was published.
         updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
+        revision: raised when the method's numbers change and its settings do not; part of what names a study.
     """
 
     title: str
     source: str
     updates: int = 1
     needs_validation: bool = False
+    revision: int = 1
 
 
 METHODS: dict[str, Method] = {
     "local": Method("Local only", "each centre alone"),
-    "fedavg": Method("FedAvg", "McMahan et al. 2017, AISTATS"),
-    "fedprox": Method("FedProx", "Li et al. 2020, MLSys"),
-    "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI"),
+    "fedavg": Method("FedAvg", "McMahan et al. 2017, AISTATS", revision=2),
+    "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2),
+    "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
     "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
-    "frozen_probe": Method("Frozen VFM + linear", "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)", updates=0),
-    "logit_kd": Method("Logit KD", "Hinton et al. 2015; the paper's Supp. Fig. 12"),
+    "frozen_probe": Method(
+        "Frozen VFM + linear", "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)", updates=0, revision=2
+    ),
+    "logit_kd": Method("Logit KD", "Hinton et al. 2015; the paper's Supp. Fig. 12", revision=2),
     "hgkt": Method("HGKT", "the paper's Fig. 9, first matrix", updates=2),
     "hgkt_kd": Method("HGKT+KD", "the paper's Fig. 9, second matrix", updates=3),
     "vfmgl": Method("VFMGL", "the paper: HGKT+KD+DDBL", updates=VFMGL_UPDATES),
@@ -45,6 +49,9 @@ def report_rounds(settings: StudySettings) -> dict[str, int]:
 
     "rounds": as many rounds as VFMGL has. "updates": as many updates of the student, where `federation.match_updates` asks for them and
     the method makes one a batch; otherwise the same round. A frozen model with a fitted classifier has one round.
+
+    Not matched to the last update: VFMGL's R rounds make 3R - 1 a batch, since round 1 has no stage II, and the methods with one update
+    have 3R; HGKT's two a batch stay 2R.
     """
     rounds, updates = settings.federation.rounds, METHODS[settings.method].updates
     if updates == 0:

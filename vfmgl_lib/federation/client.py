@@ -149,10 +149,10 @@ class Client:
         return (state if self.strategy.sends else {}), {}
 
     def adopt(self, state: State) -> None:
-        """The shared model overwrites the local one; the task optimiser keeps its momenta.
+        """The shared model overwrites the local one; the task optimiser keeps its momenta, as in HarmoFL's official code.
 
-        An optimiser that starts anew every round holds the averaging methods back where a round has few batches, and VFMGL's students,
-        which nothing overwrites, keep theirs: it would be no fair comparison.
+        One that starts anew every round holds the averaging methods back where a round has few batches; VFMGL's students, which nothing
+        overwrites, keep theirs.
         """
         self.student.load_state_dict(state)
 

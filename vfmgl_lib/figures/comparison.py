@@ -308,6 +308,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     bars = f"Bars: 95 % interval ({kinds}" if kinds else "No intervals ("
     spread = f"; mean of {seeds_there(every)} and of their limits)." if several else "; one seed, so no spread of runs)."
     same = " Where there is one point, one model serves both budgets." if len(budgets) > 1 else ""
+    same += " HGKT's two updates a batch are not brought up to VFMGL's three." if same and "hgkt" in drawn else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
     footnote(figure, f"{_test_sets(every[every['center'] != POOLED], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
