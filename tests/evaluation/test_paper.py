@@ -66,27 +66,8 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
         for after, gain in (("hgkt_kd", 0.01), ("vfmgl", 0.03)):
             for place, (m, t) in enumerate(pairs):
                 change = gain if place % 3 else -gain
-                steps.append(
-                    (
-                        "step",
-                        "hgkt",
-                        after,
-                        m,
-                        t,
-                        0.5,
-                        0.5 + change,
-                        change,
-                        change > 0,
-                        1,
-                        20,
-                        "image",
-                        "",
-                        0.001,
-                        "paired Wilcoxon",
-                        "",
-                        "better" if change > 0 else "worse",
-                    )
-                )
+                tested = (0.001, "paired Wilcoxon", "", "better" if change > 0 else "worse")
+                steps.append((*("step", "hgkt", after, m, t, 0.5, 0.5 + change, change, change > 0, 1, 20, "image", ""), *tested))
         columns = "step before after model_center test_center value_before value_after difference improved seeds n unit reason"
         columns += " p_holm test test_reason significant"
         run["ablation"] = pd.DataFrame(steps, columns=columns.split()).assign(metric=metric)

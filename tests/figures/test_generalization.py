@@ -134,13 +134,8 @@ def test_ablation_without_a_method_and_with_undefined_cells(make_results, collis
 
 
 def test_a_change_that_rounds_to_nothing_is_no_loss():
-    assert [generalization._change(value) for value in (0.0, -0.0004, 0.0004, -0.0006, 0.25)] == [
-        "0",
-        "+0.000",
-        "+0.000",
-        "−0.001",
-        "+0.250",
-    ]
+    written = {0.0: "0", -0.0004: "+0.000", 0.0004: "+0.000", -0.0006: "−0.001", 0.25: "+0.250"}
+    assert {value: generalization._change(value) for value in written} == written
 
 
 def test_a_step_that_changes_nothing_says_so(make_results):

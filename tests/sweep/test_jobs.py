@@ -4,9 +4,11 @@ import fcntl
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 
+from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.sweep import plan, sweep_status
 from vfmgl_lib.sweep.jobs import status_table, wall_seconds
@@ -45,6 +47,13 @@ def test_seeds_are_trained_on_other_images_and_tested_on_the_same(small):
     assert len(small().manifest.select("SiteA", "test")) > 2, "there is a choice"
     chosen = {split: {tuple(one.select("SiteA", split)["id"]) for one in seeds} for split in few}
     assert len(chosen["test"]) == 1 and len(chosen["train"]) > 1
+
+
+def test_a_revised_method_has_a_study_of_another_name(small, monkeypatch):
+    workspace = small()
+    before = {name: workspace.study(name).folder.name for name in ("local", "fedavg")}
+    monkeypatch.setitem(METHODS, "fedavg", replace(METHODS["fedavg"], revision=METHODS["fedavg"].revision + 1))
+    assert workspace.study("fedavg").folder.name != before["fedavg"] and workspace.study("local").folder.name == before["local"]
 
 
 def test_a_variant_has_the_same_images_and_the_study_that_its_settings_name(small):
