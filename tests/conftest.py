@@ -13,7 +13,7 @@ from vfmgl_lib.data.layouts import read_layout, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.models.students import STUDENTS
+from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
@@ -49,7 +49,7 @@ def federation(phantoms, teacher):
 
         def student():
             with torch_seed(seed_sequence(0, "student")):
-                return STUDENTS[settings.student.name](2, settings.student.width)
+                return build_student(settings.student.name, 2, settings.student.width, batch_statistics=settings.batch_norm == "batch")
 
         def data(center, split):
             table = manifest.select(center, split)

@@ -91,7 +91,7 @@ def test_a_method_of_one_update_a_batch_is_reported_at_matched_rounds_and_at_mat
         rows = study.predictions[study.predictions["round"] == number]
         tested = rows[rows["split"] == "test"]
         pairs = {(a, b) for a, b in zip(tested["model_center"], tested["test_center"], strict=True)}
-        assert pairs == {(a, b) for a in (*centers, "shared") for b in workspace.manifest.centers}
+        assert pairs == {(a, b) for a in (*centers, "shared", "adapted") for b in workspace.manifest.centers}
         own = tested[tested["model_center"] == tested["test_center"]]
         assert all((study.folder / name).is_file() for name in own["mask_file"])
         # A centre's model is the shared one, which it has adopted.

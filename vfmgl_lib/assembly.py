@@ -18,7 +18,7 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.models.students import STUDENTS, Student
+from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
@@ -71,7 +71,13 @@ def new_client(
 def new_student(settings: StudySettings) -> Student:
     """A student with the study's initial weights: the same for every centre and method of a seed."""
     with torch_seed(seed_sequence(settings.seed, "student")):
-        return STUDENTS[settings.student.name](2, settings.student.width, settings.student.weights)
+        return build_student(
+            settings.student.name,
+            2,
+            settings.student.width,
+            settings.student.weights,
+            batch_statistics=settings.batch_norm == "batch",
+        )
 
 
 def with_available_teacher(settings: StudySettings) -> StudySettings:

@@ -216,6 +216,10 @@ class StudySettings(Settings):
     profile: str
     centers: tuple[str, ...] | None = Field(default=None, description="only these centres; none: all")
     loss: Literal["cross_entropy", "dice"]
+    batch_norm: Literal["recalibrated", "running", "batch"] = Field(
+        description="a model's statistics: re-estimated on its centre's training images (models.batch_norm); running averages of training, "
+        "as in 0.1.0; or each batch's own, also in evaluation, as in the released UNet"
+    )
     data: DataSettings
     phantoms: PhantomSettings
     teacher: TeacherSettings

@@ -33,7 +33,7 @@ from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.files import sha256
-from vfmgl_lib.models.students import STUDENTS, Student
+from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
 
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
@@ -145,7 +145,8 @@ class Study:
         last = "shared" if stage == "shared" else f"{model_center}.student"
         name = last if stage == known[model_center][-1] else f"{model_center}.stage_one"
         state = load_tensors(round_folder(self.folder, number), name)
-        student = STUDENTS[self.settings.student.name](len(self.manifest.classes), self.settings.student.width, "none")
+        chosen, batch_statistics = self.settings.student, self.settings.batch_norm == "batch"
+        student = build_student(chosen.name, len(self.manifest.classes), chosen.width, batch_statistics=batch_statistics)
         if state.keys() != student.state_dict().keys():
             raise ValueError(f"{self.folder.name}: the model of {self.settings.method} is not a plain {self.settings.student.name}")
         student.load_state_dict(state)

@@ -73,8 +73,8 @@ def test_a_centre_below_the_threshold_copies_once_a_visit_and_trains_the_task(fe
     clients, server = _after_init(federation, 0.6, monkeypatch, federation__local_epochs=2)
     assert not clients[1].flag, "the threshold 0.6 has to be exceeded"
     received = copy.deepcopy(server.models["SiteA"])
-    copies, adopt = [], clients[1].adopt
-    monkeypatch.setattr(clients[1], "adopt", lambda state: (copies.append(1), adopt(state)))
+    copies, copy_model = [], clients[1].copy
+    monkeypatch.setattr(clients[1], "copy", lambda state: (copies.append(1), copy_model(state)))
     clients[1].begin_round(2, received)
     assert _equal(clients[1].student.state_dict(), received) and clients[1].lesson is None
     clients[1].run_round(2, received)
@@ -113,6 +113,7 @@ def test_a_centre_above_the_threshold_keeps_its_model_and_learns_from_the_featur
     assert client.student.state_dict()["bottleneck.1.num_batches_tracked"] == counter + 1, "one forward pass a batch"
     teacher = copy.deepcopy(client.student)
     teacher.load_state_dict(received)
+    client.recalibrate(teacher)
     taught = teacher.eval().forward_features(images)[1]
     own = copy.deepcopy(client.student).train().forward_features(images)[1]
     assert (loss - task).item() == pytest.approx(3.0 * F.mse_loss(own, taught).item(), rel=1e-4)

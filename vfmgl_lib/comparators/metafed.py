@@ -112,7 +112,7 @@ class MetaFedClient(Client):
         self.lesson_weight = 0.0
         if received is None:
             return
-        teacher = self.frozen_copy(received)
+        teacher = self.teaching_copy(received)
         if phase(self.settings, round_number) == "personalisation":
             scores = (validation_score(model, self.validation, self.device) for model in (self.student, teacher))
             self.lesson_weight = personal_weight(chosen.distillation, *scores)
@@ -129,7 +129,7 @@ class MetaFedClient(Client):
         if not self.settings.comparators.metafed.copy_bn:
             norms = tuple(f"{name}." for name, module in self.student.named_modules() if isinstance(module, nn.BatchNorm2d))
             kept = {name: tensor for name, tensor in self.student.state_dict().items() if name.startswith(norms)}
-        self.adopt(received | kept)
+        self.student.load_state_dict(received | kept)
         self.optimizer = self._task_optimizer()  # a neighbour's model, not a mean that this centre's own steps are part of
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.preprocessing import squashed
 
 CACHE_BYTES = 512 * 2**20
+FIXED_BATCH = 16  # images that share a batch where batch normalisation's statistics are re-estimated
 # Quarter turns and flips of an image: 0 as it is, 1-3 turned by so many quarters, 4-7 the same mirrored.
 ORIENTATIONS = 8
 TURNED_SHARE = 0.75  # of the training samples, where augmentation is asked for (released code: p 0.75); else they stay as they are
@@ -145,8 +146,16 @@ def epoch_batches(n: int, batch_size: int, seed: np.random.SeedSequence) -> list
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got n = {n}, batch_size = {batch_size}")
-    order = np.random.default_rng(seed).permutation(n).tolist()
-    batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
+    return _cut(np.random.default_rng(seed).permutation(n).tolist(), batch_size)
+
+
+def fixed_batches(n: int, batch_size: int = FIXED_BATCH) -> list[list[int]]:
+    """Row numbers in the table's order, the same whenever asked for; a last batch of one joins the one before, as in `epoch_batches`."""
+    return _cut(list(range(n)), batch_size)
+
+
+def _cut(order: list[int], batch_size: int) -> list[list[int]]:
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] += last

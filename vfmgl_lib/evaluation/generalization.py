@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.patients import same_name
-from vfmgl_lib.evaluation.results import compare_methods, results_table
+from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
 
 MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
@@ -85,7 +85,7 @@ def cross_centers(
     if not margin >= 0:
         raise ValueError(f"margin must be at least 0, got {margin}")
     rows = _chosen(results, metric, method, budget)
-    rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(["shared", "all"])].copy()
+    rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(NOT_LOCAL)].copy()
     home = rows[rows["model_center"] == rows["test_center"]].set_index("test_center")["value"]
     rows["own"] = rows["test_center"].map(home)
     short = (rows["value"] - rows["own"]) if metric in LOWER_IS_BETTER else (rows["own"] - rows["value"])
@@ -149,7 +149,7 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     if rows["seeds"].max() > 1:
         raise ValueError(f"one model can be chosen by one run only, the results have {rows['seeds'].max()} seeds: give those of one")
     rows = rows[(rows["split"] == "test") & (rows["model_center"] != "all")]
-    trained = set(rows["model_center"]) - {"shared"}
+    trained = set(rows["model_center"]) - set(NOT_LOCAL)
     rows = rows[~rows["test_center"].isin([*trained, "all"])].rename(columns={"test_center": "center"})
     rows = rows.merge(similarity[["center", "model_center", "similarity"]], on=["center", "model_center"], how="left")
     local = rows["model_center"] != "shared"
@@ -324,7 +324,7 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     matrices = {}
     for method in there:
         rows = _chosen(results, metric, method, budget)
-        rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(["shared", "all"])]
+        rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(NOT_LOCAL)]
         matrices[method] = rows[[*key, "value", "seeds", "n", "unit", "reason"]]
     found = []
     for before, after in STEPS:
@@ -362,7 +362,7 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
     rows = final[final["method"].isin(ABLATION) & (final["split_id"] == OWN_SPLIT) & (final["budget"] == budget)]
     if rows["seed"].nunique() > 1:
         raise ValueError(f"a paired test takes predictions of one seed, got {sorted(rows['seed'].unique())}")
-    rows = rows[(rows["split"] == "test") & (rows["model_center"] != "shared")]
+    rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin([SHARED, ADAPTED])]
     pairs = rows[["model_center", "test_center"]].drop_duplicates().reset_index(drop=True)
     # One "centre" a pair: to `compare_methods` every model is then at home.
     names = {pair: f"{place}" for place, pair in enumerate(pairs.itertuples(index=False, name=None))}

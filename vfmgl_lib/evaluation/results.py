@@ -28,11 +28,13 @@ from vfmgl_lib.evaluation.prediction import training_cutoff
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import DRAWS, NO_INTERVAL, Interval
 
-STAGES = ("untrained", "I", "II", "shared")  # a later stage is what the method uses
+SHARED, ADAPTED = "shared", "adapted"  # the shared model with averaged statistics; with those re-estimated where it is tested
+STAGES = ("untrained", "I", "II", SHARED, ADAPTED)  # a later stage is what the method uses
 RUN = ["method", "seed", "split_id", "budget"]
 MODEL = [*RUN, "model_center"]
 COLUMNS = [*MODEL, "test_center", "split", "metric", "unit", "value", "low", "high", "interval", "n", "numerator", "denominator", "reason"]
 ALL = "all"
+NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
 BOOTSTRAP = "patient bootstrap"
 
 

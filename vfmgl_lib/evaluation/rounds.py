@@ -11,10 +11,12 @@ import torch
 
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import StudySettings
-from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.prediction import mean_embedding, metrics_of, predict, training_cutoff
+from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.files import write_text
+from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student
 
 
@@ -41,6 +43,10 @@ class RoundEvaluation:
     is reported also every local model (stage I and II) on every centre's test set, those of external centres included, the shared model
     where there is one, and its mean features. Rows of predictions are kept for rounds 0, 1 and those reported.
 
+    Statistics of batch normalisation, where they are re-estimated (`settings.batch_norm`): a centre's own model carries its own centre's
+    wherever it is tested, the untrained student those of the centre where it is. The shared model is measured twice: "shared" with averaged
+    statistics, all that an external centre can get, and "adapted" with those of the training centre on whose test set it is.
+
     Args:
         settings: the study's.
         datasets: centre -> split -> data set.
@@ -57,7 +63,7 @@ class RoundEvaluation:
         tables = RoundTables({"metrics": []}, [])
         for center, sets in self.datasets.items():
             if "train" in sets:
-                self._own(tables, student, center, 0, "untrained", None)
+                self._own(tables, self._adapted(student, center), center, 0, "untrained", None)
         return tables
 
     def round(self, number: int, clients: list[Client], shared: Student | None, folder: Path) -> RoundTables:
@@ -78,9 +84,21 @@ class RoundEvaluation:
                 cutoff = self._own(tables, before, client.center, number, "I", None)
                 self._others(tables, before, client.center, number, "I", cutoff)
         if shared is not None and number in self.reported:
-            self._others(tables, shared, "shared", number, "shared", None)
+            self._others(tables, shared, SHARED, number, SHARED, None)
+            if self.settings.batch_norm == "recalibrated":
+                for center in (center for center, sets in self.datasets.items() if "train" in sets):
+                    predictions = self._predict(self._adapted(shared, center), self.datasets[center]["test"], None)
+                    self._add(tables, predictions, None, ADAPTED, number, ADAPTED)
             self._mean_features(tables, shared, number)
         return tables
+
+    def _adapted(self, student: Student, center: str) -> Student:
+        """The model with a training centre's statistics of batch normalisation; itself where they are not re-estimated."""
+        if self.settings.batch_norm != "recalibrated":
+            return student
+        model, data = copy.deepcopy(student), self.datasets[center]["train"]
+        recalibrate(model, (batch["image"].to(self.device) for batch in load_batches(data, fixed_batches(len(data)))))
+        return model
 
     def _own(self, tables: RoundTables, student: Student, center: str, number: int, stage: str, masks: Path | None) -> float:
         """A model on its own centre's train, validation and test sets; returns the cutoff chosen on the training set."""
@@ -107,7 +125,9 @@ class RoundEvaluation:
 
     @property
     def _batch_size(self) -> int:
-        return max(32, self.settings.optimizer.batch_size)
+        # Where a batch is normalised by itself its size matters: as in training.
+        least = 32 if self.settings.batch_norm != "batch" else 1
+        return max(least, self.settings.optimizer.batch_size)
 
     def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
         return predict(student, data, batch_size=self._batch_size, device=self.device, masks=masks)

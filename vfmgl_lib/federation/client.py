@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
-from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, load_batches
+from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, fixed_batches, load_batches
 from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
@@ -108,10 +109,12 @@ class Client:
         self.log, self.last_stage = RoundLog(), "I"
         self.begin_round(round_number, received)
         task_loss, frozen = self._stage_one(round_number, progress)
+        self.recalibrate(self.student)
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         kept_share = float("nan")
         if self.strategy.distillation and received is not None and round_number > 1:
             kept_share = self._stage_two(round_number, received, task_loss, frozen, progress)
+            self.recalibrate(self.student)
             self.last_stage = "II"
         self.end_round(round_number)
         state, aggregates = self.sent_state()
@@ -125,7 +128,7 @@ class Client:
     def begin_round(self, round_number: int, received: State | None) -> None:
         """What a method does with the server's message before it trains: the shared model is adopted, or only teaches later."""
         if self.strategy.adopts and received is not None:
-            self.adopt(received)
+            self.student.load_state_dict(received)  # its statistics are re-estimated after stage I: training does not read them
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         """The task loss, which is logged, and the loss whose gradient is followed."""
@@ -149,12 +152,25 @@ class Client:
         return (state if self.strategy.sends else {}), {}
 
     def adopt(self, state: State) -> None:
-        """The shared model overwrites the local one; the task optimiser keeps its momenta, as in HarmoFL's official code.
+        """The shared model overwrites the local one and becomes the centre's own, with the centre's statistics of batch normalisation.
 
-        One that starts anew every round holds the averaging methods back where a round has few batches; VFMGL's students, which nothing
-        overwrites, keep theirs.
+        The task optimiser keeps its momenta, as in HarmoFL's official code. One that starts anew every round holds the averaging methods
+        back where a round has few batches; VFMGL's students, which nothing overwrites, keep theirs.
         """
         self.student.load_state_dict(state)
+        self.recalibrate(self.student)
+
+    def recalibrate(self, model: Student) -> None:
+        """Re-estimates a model's statistics of batch normalisation on this centre's training images (`models.batch_norm`), in place.
+
+        Only where the setting `batch_norm` says so. A model of this centre carries its own centre's statistics wherever it is tested.
+        """
+        if self.settings.batch_norm == "recalibrated":
+            recalibrate(model, (images for images, _, _ in self.unaugmented()))
+
+    def unaugmented(self) -> Iterator[tuple[Tensor, Tensor, dict]]:
+        """Images (B, 3, S, S) and target on the device, and the batch as loaded, of the training set in its own order, as it is."""
+        yield from self._on_device(fixed_batches(len(self.data)), None)
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
@@ -189,10 +205,16 @@ class Client:
         return teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
 
     def frozen_copy(self, state: State) -> Student:
-        """A received model as a frozen network in eval mode."""
+        """A received model as a frozen network in eval mode, with the statistics of batch normalisation that it came with."""
         model = copy.deepcopy(self.student)
         model.load_state_dict(state)
         return model.eval().requires_grad_(False)
+
+    def teaching_copy(self, state: State) -> Student:
+        """A received model as the frozen network that teaches at this centre: with this centre's statistics."""
+        model = self.frozen_copy(state)
+        self.recalibrate(model)
+        return model
 
     def _task_optimizer(self) -> torch.optim.Optimizer:
         task = self.settings.optimizer
@@ -237,7 +259,7 @@ class Client:
     ) -> float:
         """Distillation from the shared model on the batches that DDBL keeps; returns their share."""
         started, records = time.perf_counter(), []
-        shared = self.frozen_copy(received)
+        shared = self.teaching_copy(received)
         set_training_mode(self.student, frozen)
         epochs = range(self.settings.federation.local_epochs)
         loaded = (batch for epoch in epochs for batch in self._load(round_number, "II", epoch))
@@ -292,6 +314,9 @@ class Client:
         if self.settings.data.augmentation == "turns_and_flips":
             seed = seed_sequence(self.settings.seed, self.center, "orientation", stage, round_number, epoch)
             orientations = draw_orientations(len(self.data), seed)
+        yield from self._on_device(members, orientations)
+
+    def _on_device(self, members: list[list[int]], orientations: list[int] | None) -> Iterator[tuple[Tensor, Tensor, dict]]:
         pinned, workers = self.device.type == "cuda", self.settings.data.workers
         for batch in load_batches(self.data, members, workers, pinned, orientations):
             images, target = (batch[name].to(self.device, non_blocking=True) for name in ("image", "target"))

@@ -85,9 +85,10 @@ class Site:
         return update
 
     def finish(self, shared: State) -> None:
-        """Keeps the shared model of the last round."""
+        """Keeps the shared model of the last round: as received, and with this centre's statistics of batch normalisation."""
+        adapted = self.client.teaching_copy(shared).state_dict()
         with new_folder(self.folder / "shared") as part:
-            save_tensors(part, {"shared": shared})
+            save_tensors(part, {"shared": shared, "adapted": adapted})
             shutil.rmtree(self.folder / "shared", ignore_errors=True)  # told twice: the server was started again after the last round
 
     def _go_to(self, number: int) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.figures.style import (
     DIVERGING,
     DOUBLE,
@@ -150,11 +151,15 @@ def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metr
 
 
 def cross_centers(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, unit, value, n, reason."""
+    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, unit, value, n, reason.
+
+    The shared model is there twice where statistics of batch normalisation are re-estimated ("shared", "adapted"; see
+    `evaluation.rounds`), the adapted one at training centres alone.
+    """
     last = metrics[(metrics["round"] == metrics["round"].max()) & (metrics["metric"] == metric) & (metrics["split"] == "test")]
-    final = last.assign(place=last["stage"].map({"I": 1, "II": 2, "shared": 3})).sort_values("place")
+    final = last.assign(place=last["stage"].map({"I": 1, "II": 2, SHARED: 3, ADAPTED: 4})).sort_values("place")
     table = final.drop_duplicates(["model_center", "test_center"], keep="last")
-    order = table.assign(shared=table["model_center"] == "shared").sort_values(["shared", "model_center", "test_center"])
+    order = table.assign(shared=table["place"].clip(lower=2)).sort_values(["shared", "model_center", "test_center"])
     return order[["model_center", "test_center", "unit", "value", "n", "reason"]].reset_index(drop=True)
 
 
@@ -252,7 +257,7 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     """
     centers = sorted(table["test_center"].unique())
     models = list(dict.fromkeys(table["model_center"]))
-    printed = names(centers) | {"shared": "shared model"}
+    printed = names(centers) | {SHARED: "shared model", ADAPTED: "shared, adapted"}
     values = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=centers)
     numbers = values.to_numpy(dtype=float)
     cmap = matplotlib.colormaps[DIVERGING if metric == "auc" else SEQUENTIAL].with_extremes(bad="#EDEDED")

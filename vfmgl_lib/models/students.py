@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vfmgl_lib.models.batch_norm import use_batch_statistics
+
 
 class Student(nn.Module):
     """What both students share; a student adds `stage_channels`, `stages`, `encode`, `features` and `head_from_features`."""
@@ -149,6 +151,14 @@ class UNet(Student):
 
 
 STUDENTS = {"resnet18": ResNet18, "unet": UNet}
+
+
+def build_student(name: str, classes: int, width: int, weights: str = "none", *, batch_statistics: bool = False) -> Student:
+    """A student by its name in `STUDENTS`; with `batch_statistics` every batch is normalised by itself, in evaluation too."""
+    student = STUDENTS[name](classes, width, weights)
+    if batch_statistics:
+        use_batch_statistics(student)
+    return student
 
 
 def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:

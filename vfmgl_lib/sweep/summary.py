@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.evaluation.results import NOT_LOCAL
 from vfmgl_lib.evaluation.statistics import crossed_interval
 
 MAIN = ("auc", "dice")
@@ -43,7 +44,7 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def _by_place(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each study, budget, test centre and place."""
-    models = rows[~rows["model_center"].isin(["shared", "all"])]
+    models = rows[~rows["model_center"].isin(NOT_LOCAL)]
     place = np.where(models["model_center"] == models["test_center"], "home", "away")
     keys = ["split_id", "metric", "method", "budget", "place", "seed", "test_center"]
     return models.assign(place=place).groupby(keys, as_index=False)["value"].mean()
