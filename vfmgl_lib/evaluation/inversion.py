@@ -5,10 +5,12 @@ direction (Geiping et al. 2020, "Inverting gradients: how easy is it to break pr
 
     1 - cos( simulated change, seen change ) + a D( statistics ) + b TV( images )
 
-where D is the relative squared distance of batch normalisation's batch statistics, which the seen running statistics give away (Yin et al.
-2021, "See through gradients", CVPR), and TV the mean total variation, whose weight falls to a thirtieth on the way. An image is a sum of
-maps at four resolutions behind a sigmoid, so that large structures are found first. The server is granted more than it has: labels (masks
-of a segmentation), learning rate, batch size and order of the batches, and a method without HGKT, whose projections it would not know.
+where D is the relative squared distance of batch normalisation's batch statistics, which the seen statistics give away (Yin et al. 2021,
+"See through gradients", CVPR): running ones as the last steps' share in them, re-estimated ones as they are, those of all the centre's
+images; without statistics in the update it is left out. TV is the mean total variation, whose weight falls to a thirtieth on the way. An
+image is a sum of maps at four resolutions behind a sigmoid, so that large structures are found first. The server is granted more than it
+has: labels (masks of a segmentation), learning rate, batch size and order of the batches, and a method without HGKT, whose projections it
+would not know.
 
 An attack that fails shows that this one failed, with so many steps on this student: it is no proof of privacy. One that succeeds is one.
 Nothing that trains imports this file.
@@ -27,7 +29,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from vfmgl_lib.config import PLAIN_EXCHANGE, OptimizerSettings, StudySettings
@@ -36,7 +38,8 @@ from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import TASK_LOSSES, Client, training_batches
 from vfmgl_lib.federation.exchange import epsilon, incoming, outgoing
 from vfmgl_lib.federation.strategies import State, Update
-from vfmgl_lib.models.students import STUDENTS, Student
+from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
+from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 # Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.
@@ -101,12 +104,12 @@ def reconstruct(
     """
     model = copy.deepcopy(student).train()
     inputs: list[Tensor] = []  # of every batch normalisation in a pass
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    layers = [name for name in batch_norms(model) if f"{name}.running_mean" in after]
     for name in layers:
         model.get_submodule(name).register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     parameters = {name: before[name].clone().requires_grad_() for name, _ in model.named_parameters()}
     seen = torch.cat([(after[name] - before[name]).flatten() for name in parameters])
-    keep = KEPT**steps
+    keep = KEPT**steps if task.batch_norm == "running" else 0.0
     statistics = [
         [(after[f"{name}.{kind}"] - keep * before[f"{name}.{kind}"]) / (1 - keep) for kind in ("running_mean", "running_var")]
         for name in layers
@@ -163,7 +166,7 @@ def _statistics_distance(batches: list[list[Tensor]], seen: list[list[Tensor]]) 
         variances = sum(w * step[layer].var((0, 2, 3)) for w, step in zip(weights, batches, strict=True))
         parts += [(means - mean).square().sum() / (mean.square().sum() + 1e-12)]
         parts += [(variances - variance).square().sum() / (variance.square().sum() + 1e-12)]
-    return torch.stack(parts).mean()
+    return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
 def _total_variation(images: Tensor) -> Tensor:
@@ -226,7 +229,7 @@ def inversion(settings: StudySettings, manifest: Manifest, center: str, views: S
 
 def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tensor, targets: Tensor, view: View, attack: Attack) -> Tensor:
     with torch_seed(seed_sequence(task.seed, "student")):
-        student = STUDENTS[task.student.name](2, task.student.width)
+        student = build_student(task.student.name, 2, task.student.width, batch_statistics=task.batch_norm == "batch")
     before: State = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     if view.images:
         task = task.model_copy(
@@ -236,6 +239,8 @@ def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tens
         optimizer = torch.optim.SGD(model.parameters(), lr=task.optimizer.lr)
         TASK_LOSSES[task.loss](model(images), targets).backward()
         optimizer.step()
+        if task.batch_norm == "recalibrated":
+            recalibrate(model, [images])
         update = Update(center, dict(model.state_dict()), len(images), {})
     else:
         client = Client(center, task, copy.deepcopy(student), None, data, torch.device("cpu"))
