@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vfmgl_lib.comparators.clients import client_class, new_server
-from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.layouts import read_layout, with_validation
 from vfmgl_lib.data.loading import ImageDataset
@@ -42,7 +42,7 @@ def federation(phantoms, teacher):
     def build(task="nuclei", method="vfmgl", **overrides):
         size = {"data__image_size": 32, "student__width": 4, "student__weights": "none", "data__workers": 0}
         overrides = {"optimizer__batch_size": 2, "optimizer__lr": 0.05, "transfer__critical_stages": 2} | size | overrides
-        settings = load_settings(task, "paper", method=method, **overrides)
+        settings = with_overrides(load_settings(task, "paper", method=method, **overrides))
         manifest = phantoms[task]
         if METHODS[method].needs_validation:
             manifest = with_validation(manifest, 0.2, 0)

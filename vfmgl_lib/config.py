@@ -154,6 +154,10 @@ class MetaFedSettings(Settings):
     copy_bn: bool = Field(description="copying takes the teacher's batch normalisation too")
 
 
+class DittoSettings(Settings):
+    proximity: float = Field(ge=0, description="lambda: weight of half the squared distance from the personal model to the shared one")
+
+
 class FrozenProbeSettings(Settings):
     inverse_regularization: float = Field(gt=0, description="C of the logistic regression on standardised features")
 
@@ -169,6 +173,7 @@ class ComparatorSettings(Settings):
     fedprox: FedProxSettings
     harmofl: HarmoFLSettings
     metafed: MetaFedSettings
+    ditto: DittoSettings
     frozen_probe: FrozenProbeSettings
     logit_kd: LogitKDSettings
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 from vfmgl_lib.assembly import study_teacher, with_needed_validation
 from vfmgl_lib.checkpoint import load_tensors
-from vfmgl_lib.comparators.methods import METHODS, report_rounds
+from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings
 from vfmgl_lib.data.loading import ImageDataset
@@ -32,6 +32,7 @@ from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
 from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
+from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.files import sha256
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
@@ -136,7 +137,7 @@ class Study:
         number = self.last_round if round_number is None else round_number
         done = self.rounds[self.rounds["round"] == number]
         known = {center: list(part["stage"]) for center, part in done.groupby("center")}
-        if (round_folder(self.folder, number) / "shared.safetensors").is_file():
+        if (round_folder(self.folder, number) / "shared.safetensors").is_file() and not STRATEGIES[self.settings.method].keeps:
             known["shared"] = ["shared"]
         if stage not in known.get(model_center, []):
             there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
@@ -167,6 +168,7 @@ def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tup
     """The study of these settings and data below `folder`, whatever is there of it, and its teacher."""
     if settings.method not in METHODS:
         raise ConfigError(f"method {settings.method!r}: must be one of {', '.join(METHODS)}")
+    settings = with_overrides(settings)
     if settings.centers is not None:
         unknown = sorted(set(settings.centers) - set(manifest.centers))
         if unknown or not settings.centers:

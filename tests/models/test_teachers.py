@@ -51,13 +51,13 @@ def _expected(vit, images, blocks, mean, std):
     [
         ("vit_base_patch14_dinov2.lvd142m", "vit_base_patch14_dinov2.lvd142m", "hub"),
         ("pocket_vit", "", str(POCKET_FILE)),
-        ("random:vit_tiny_patch16_224", "vit_tiny_patch16_224", "random"),
         ("some/file.safetensors", "", "some/file.safetensors"),
         ("resnet18=some/file.pth", "resnet18", "some/file.pth"),
     ],
 )
 def test_source_text(text, name, weights):
     assert TeacherSource.parse(text) == TeacherSource(name, weights)
+    assert TeacherSource.parse(f"random:{text}") == TeacherSource(name, weights, random=True)
 
 
 def test_self_describing_file_gives_the_written_features(tmp_path):

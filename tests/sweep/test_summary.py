@@ -68,9 +68,10 @@ def test_the_tables_that_are_read_are_the_summary(name):
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     lines = text.split(f"### `{name}`")[1].split("###")[0].splitlines()
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
-    assert [line[0] for line in shown] == [method.title for method in METHODS.values()]
     rows = pd.read_csv(RESULTS / name / SUMMARY).set_index(["method", "place", "budget"])
-    for method, (_, *cells) in zip(METHODS, shown, strict=True):
+    run = [method for method in METHODS if method in rows.index]
+    assert [line[0] for line in shown] == [METHODS[method].title for method in run]
+    for method, (_, *cells) in zip(run, shown, strict=True):
         for cell, (place, budget) in zip(cells, [(p, b) for p in ("home", "away") for b in ("rounds", "updates")], strict=True):
             if not cell:
                 assert budget == "updates" and (method, place, "both") in rows.index

@@ -21,7 +21,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--task", action="append", metavar="NAME", help="may be repeated; default: " + ", ".join(DEFAULT_TASKS))
     parser.add_argument("--all-tasks", action="store_true", help="every task of the profile")
     parser.add_argument("--data", metavar="DIR", help="images laid out as the task expects; needs exactly one --task")
-    parser.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:NAME; default: the profile's")
+    parser.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; default: the profile's")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="study seed, default: 0")
     parser.add_argument("--only", action="append", default=[], metavar="NN[,NN]", help="these notebooks only")

@@ -27,7 +27,7 @@ class BatchSettings:
         profile: a profile's name or the absolute path of a YAML file.
         tasks: the tasks, each of which goes through all notebooks.
         data: folder of images, None for the embedded phantoms; needs exactly one task.
-        teacher: "" (the profile's), pocket_vit, NAME, FILE, NAME=FILE or random:NAME.
+        teacher: "" (the profile's), pocket_vit, NAME, FILE, NAME=FILE or random:TEXT.
         device: "cpu" or "cuda".
         seed: the study seed.
         runs: folder of all results.
@@ -157,16 +157,18 @@ def resolve_teacher(text: str, here: Path) -> str:
 
     Raises: BatchError: if a file is named that is not there, is a folder or cannot be read.
     """
-    from vfmgl_lib.models.teachers import ELSE, POCKET, WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
+    from vfmgl_lib.models.teachers import ELSE, POCKET, RANDOM, WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
 
     if ELSE in text:
         return ELSE.join(resolve_teacher(one, here) for one in text.split(ELSE))
     if text == POCKET:
         return text
+    if text.startswith(RANDOM):
+        return RANDOM + resolve_teacher(text.removeprefix(RANDOM), here)
     source = TeacherSource.parse(text)
     if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
         raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")
-    if source.weights in ("hub", "random"):
+    if source.weights == "hub":
         return text
     path = (here / source.weights).resolve()
     try:

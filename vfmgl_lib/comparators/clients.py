@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vfmgl_lib.comparators import harmofl
+from vfmgl_lib.comparators.ditto import DittoClient
+from vfmgl_lib.comparators.fedavg_ft import FineTunedClient
 from vfmgl_lib.comparators.fedprox import FedProxClient
 from vfmgl_lib.comparators.frozen_probe import FrozenProbeClient
 from vfmgl_lib.comparators.harmofl import HarmoFLClient
@@ -11,13 +13,15 @@ from vfmgl_lib.comparators.metafed import MetaFedClient, Ring
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server
-from vfmgl_lib.models.students import Student
+from vfmgl_lib.models.students import Student, part_names
 
 # A method that is not here has the plain client: its switches say all (`federation.strategies`).
 CLIENTS: dict[str, type[Client]] = {
+    "fedavg_ft": FineTunedClient,
     "fedprox": FedProxClient,
     "harmofl": HarmoFLClient,
     "metafed": MetaFedClient,
+    "ditto": DittoClient,
     "frozen_probe": FrozenProbeClient,
     "logit_kd": LogitKDClient,
 }
@@ -44,4 +48,6 @@ def new_server(settings: StudySettings, centers: list[str], student: Student) ->
     if settings.method == "harmofl":
         declared = harmofl.declared_aggregates(settings)
         return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared, largest_norm=limit)
+    kept = part_names(student, strategy.keeps)
+    initial = {name: tensor for name, tensor in initial.items() if name not in kept}
     return Averaging(initial, settings.federation.weights, sends_initial=strategy.adopts, largest_norm=limit)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.models.students import Student
 
 
 class FedProxClient(Client):
@@ -24,6 +25,9 @@ class FedProxClient(Client):
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         task, _ = super().training_loss(images, target, batch)
-        # The norm is squared: the derivative of a norm itself is NaN at theta = theta_s.
-        distance = sum(((p - start) ** 2).sum() for p, start in zip(self.student.parameters(), self.anchor, strict=True))
-        return task, task + self.settings.comparators.fedprox.mu / 2 * distance
+        return task, task + self.settings.comparators.fedprox.mu / 2 * squared_distance(self.student, self.anchor)
+
+
+def squared_distance(student: Student, anchor: list[Tensor]) -> Tensor:
+    """Sum over the student's parameters of ||theta - theta_s||^2; squared, since a norm's own derivative is NaN at theta = theta_s."""
+    return sum(((p - start) ** 2).sum() for p, start in zip(student.parameters(), anchor, strict=True))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config import StudySettings, checked_settings
 
 VFMGL_UPDATES = 3
+RANDOM = "random:"  # before a teacher's text: its network with random weights (`models.teachers`)
+
+
+def with_random_weights(teacher: str) -> str:
+    """The same network with random weights, always the same ones; a text that asks for random ones stays as it is."""
+    return teacher if teacher.startswith(RANDOM) else RANDOM + teacher
 
 
 @dataclass(frozen=True)
@@ -16,9 +24,13 @@ class Method:
     Attributes:
         title: as tables and legends have it.
         source: where it was published.
-        updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II.
+        updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II. Of a method that trains two models,
+            both count.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
+        parent: the method that it differs from in `overrides` alone: of a control, what the control is held against.
+        overrides: settings that are this method's own, whatever the profile says: "section.name" -> value, or a function of the
+            profile's value (`with_overrides`).
     """
 
     title: str
@@ -26,22 +38,53 @@ class Method:
     updates: int = 1
     needs_validation: bool = False
     revision: int = 1
+    parent: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
     "local": Method("Local only", "each centre alone"),
     "fedavg": Method("FedAvg", "McMahan et al. 2017, AISTATS", revision=2),
+    "fedavg_ft": Method("FedAvg + fine-tuning", "FedAvg's model after one more local epoch; Wang et al. 2019, arXiv:1910.10252"),
     "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2),
     "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
     "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
+    "fedbn": Method("FedBN", "Li et al. 2021, ICLR"),
+    "ditto": Method("Ditto", "Li et al. 2021, ICML", updates=2),
     "frozen_probe": Method(
         "Frozen VFM + linear", "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)", updates=0, revision=2
     ),
     "logit_kd": Method("Logit KD", "Hinton et al. 2015; the paper's Supp. Fig. 12", revision=2),
     "hgkt": Method("HGKT", "the paper's Fig. 9, first matrix", updates=2),
+    "hgkt_beta0": Method("HGKT, β = 0", "control: HGKT's schedule without its teacher", 2, parent="hgkt", overrides={"transfer.beta": 0.0}),
+    "hgkt_random": Method(
+        "HGKT, random teacher",
+        "control: HGKT from the teacher's architecture with random weights",
+        updates=2,
+        parent="hgkt",
+        overrides={"teacher.source": with_random_weights},
+    ),
     "hgkt_kd": Method("HGKT+KD", "the paper's Fig. 9, second matrix", updates=3),
     "vfmgl": Method("VFMGL", "the paper: HGKT+KD+DDBL", updates=VFMGL_UPDATES),
 }
+
+
+def with_overrides(settings: StudySettings) -> StudySettings:
+    """The settings with those that the study's method has of its own (`Method.overrides`); applying it again changes nothing.
+
+    Raises: ConfigError: a value out of range.
+    """
+    overrides = METHODS[settings.method].overrides
+    if not overrides:
+        return settings
+    values = settings.model_dump()
+    for name, value in overrides.items():
+        *sections, last = name.split(".")
+        part = values
+        for section in sections:
+            part = part[section]
+        part[last] = value(part[last]) if callable(value) else value
+    return checked_settings(values)
 
 
 def report_rounds(settings: StudySettings) -> dict[str, int]:

@@ -31,7 +31,9 @@ def command_line() -> argparse.ArgumentParser:
     made.add_argument("--host", required=True, help="name or address under which the centres reach the server")
     made.add_argument("--port", type=int, default=9092)
     made.add_argument(
-        "--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:NAME; the same for all centres (default: the profile's)"
+        "--teacher",
+        default="",
+        help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; the same for all centres (default: the profile's)",
     )
 
     key = commands.add_parser("key", help="a centre's first step: a key pair; the public part goes to the coordinator")

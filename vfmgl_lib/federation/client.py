@@ -23,7 +23,7 @@ from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.batch_norm import recalibrate
-from vfmgl_lib.models.students import Student, set_training_mode
+from vfmgl_lib.models.students import Student, part_names, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.transfer import HGKT, StepRecord, critical_stages
@@ -81,6 +81,7 @@ class Client:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.teacher = teacher
         self.student = self.local_model(student).to(device, memory_format=self.memory_format)
+        self.kept = part_names(self.student, self.strategy.keeps)  # of its state: never sent, never overwritten
         self.task_loss = TASK_LOSSES[settings.loss]
         self.hgkt: HGKT | None = None
         if self.strategy.transfer and teacher is not None:
@@ -128,7 +129,7 @@ class Client:
     def begin_round(self, round_number: int, received: State | None) -> None:
         """What a method does with the server's message before it trains: the shared model is adopted, or only teaches later."""
         if self.strategy.adopts and received is not None:
-            self.student.load_state_dict(received)  # its statistics are re-estimated after stage I: training does not read them
+            self.overwrite(received)  # its statistics are re-estimated after stage I: training does not read them
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         """The task loss, which is logged, and the loss whose gradient is followed."""
@@ -148,7 +149,7 @@ class Client:
 
     def sent_state(self) -> tuple[State, State]:
         """Copies of the model that leaves the centre and of the declared aggregates beside it, on the CPU."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items() if name not in self.kept}
         return (state if self.strategy.sends else {}), {}
 
     def adopt(self, state: State) -> None:
@@ -157,8 +158,16 @@ class Client:
         The task optimiser keeps its momenta, as in HarmoFL's official code. One that starts anew every round holds the averaging methods
         back where a round has few batches; VFMGL's students, which nothing overwrites, keep theirs.
         """
-        self.student.load_state_dict(state)
+        self.overwrite(state)
         self.recalibrate(self.student)
+
+    def overwrite(self, state: State) -> None:
+        """Puts what the server sent in its place: here into the local model."""
+        self.student.load_state_dict(self.completed(state))
+
+    def completed(self, state: State) -> State:
+        """A received state with what stays at the centre, where the method keeps a part of the model at home."""
+        return state | {name: tensor for name, tensor in self.student.state_dict().items() if name in self.kept}
 
     def recalibrate(self, model: Student) -> None:
         """Re-estimates a model's statistics of batch normalisation on this centre's training images (`models.batch_norm`), in place.
@@ -180,9 +189,7 @@ class Client:
     def state_dict(self) -> State:
         """Everything the next round depends on but the student itself: HGKT's parts and the task optimiser's state, flat."""
         state = {f"hgkt.{name}": tensor for name, tensor in self.hgkt.state_dict().items()} if self.hgkt else {}
-        for index, entries in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items() if value is not None}
-        return state
+        return state | optimizer_state(self.optimizer, "optimizer")
 
     def load_state_dict(self, state: State, student: State, stage_one: State) -> None:
         """Takes back what `state_dict` gave, with the student after the round and after its stage I."""
@@ -191,12 +198,7 @@ class Client:
         if self.hgkt:
             self.hgkt.load_state_dict({name.removeprefix("hgkt."): t for name, t in state.items() if name.startswith("hgkt.")})
         self.optimizer = self._task_optimizer()
-        optimizer = self.optimizer.state_dict()
-        for name, tensor in state.items():
-            if name.startswith("optimizer."):
-                _, index, entry = name.split(".", 2)
-                optimizer["state"].setdefault(int(index), {})[entry] = tensor.clone()
-        self.optimizer.load_state_dict(optimizer)
+        load_optimizer_state(self.optimizer, state, "optimizer")
 
     def teacher_features(self, batch: dict) -> list[Tensor]:
         """The frozen teacher's stacks of a batch as loaded."""
@@ -207,7 +209,7 @@ class Client:
     def frozen_copy(self, state: State) -> Student:
         """A received model as a frozen network in eval mode, with the statistics of batch normalisation that it came with."""
         model = copy.deepcopy(self.student)
-        model.load_state_dict(state)
+        model.load_state_dict(self.completed(state))
         return model.eval().requires_grad_(False)
 
     def teaching_copy(self, state: State) -> Student:
@@ -216,10 +218,11 @@ class Client:
         self.recalibrate(model)
         return model
 
-    def _task_optimizer(self) -> torch.optim.Optimizer:
+    def _task_optimizer(self, model: Student | None = None) -> torch.optim.Optimizer:
+        """The task optimiser, new, of a model; None: of the student."""
         task = self.settings.optimizer
         arguments = {"lr": task.lr, "weight_decay": task.weight_decay}
-        parameters = list(self.student.parameters())
+        parameters = list((model or self.student).parameters())
         if task.name == "sgd":
             return torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
         return torch.optim.Adam(parameters, betas=(task.momentum, 0.999), **arguments)
@@ -359,3 +362,21 @@ class Client:
                     }
                 )
         return frozen
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> State:
+    """An optimiser's state, flat: "name.index.entry" -> tensor."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}.{i}.{key}": torch.as_tensor(value) for i, entries in state.items() for key, value in entries.items() if value is not None
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State, name: str) -> None:
+    """Puts what `optimizer_state` gave under this name, among others, into a new optimiser."""
+    content = optimizer.state_dict()
+    for key, tensor in state.items():
+        if key.startswith(f"{name}."):
+            index, entry = key.removeprefix(f"{name}.").split(".", 1)
+            content["state"].setdefault(int(index), {})[entry] = tensor.clone()
+    optimizer.load_state_dict(content)

@@ -40,7 +40,7 @@ from vfmgl_lib.assembly import (
 )
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import METHODS, report_rounds
+from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.sources import is_prepared, read_prepared
@@ -50,6 +50,7 @@ from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
 from vfmgl_lib.files import new_folder, write_json, write_text
+from vfmgl_lib.models.teachers import TeacherSource
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
@@ -121,7 +122,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
     overrides = {"teacher__source": teacher} if teacher else {}
-    settings = with_available_teacher(load_settings(task, profile, method=method, seed=seed, **overrides))
+    settings = with_overrides(with_available_teacher(load_settings(task, profile, method=method, seed=seed, **overrides)))
     new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: is not empty; give a new folder, keys are never overwritten")
@@ -354,7 +355,7 @@ def _public_keys(folder: Path) -> dict:
 def _readable(given: SiteFolder) -> list[Path]:
     """Software, the system's own files, this centre's data and weights; no home, no other centre's folder."""
     library, source = Path(__file__).resolve().parents[1], given.study.teacher.source
-    weights = Path(source.rpartition("=")[2])
+    weights = Path(TeacherSource.parse(source).weights)
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, library, library.parent / "notebooks" / "profiles", given.data, given.folder]
     places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
     places += [os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), *([weights] if weights.is_file() else [])]

@@ -29,6 +29,8 @@ class Strategy:
         embeds: the model itself reads the teacher's features, so that every split needs the teacher's own resize.
         sends: the local model leaves the centre after a round.
         adopts: the shared model overwrites the local one; otherwise it only teaches.
+        keeps: the part of the model that is never sent and never overwritten, as `models.students.part_names` has it; "": none. What is
+            shared is then no whole model, and none is measured.
     """
 
     transfer: bool = False
@@ -38,17 +40,23 @@ class Strategy:
     embeds: bool = False
     sends: bool = False
     adopts: bool = False
+    keeps: str = ""
 
 
 STRATEGIES = {
     "local": Strategy(),
     "fedavg": Strategy(sends=True, adopts=True),
+    "fedavg_ft": Strategy(sends=True, adopts=True),
     "fedprox": Strategy(sends=True, adopts=True),
     "harmofl": Strategy(sends=True, adopts=True),
     "metafed": Strategy(sends=True),
+    "fedbn": Strategy(sends=True, adopts=True, keeps="batch_norm"),
+    "ditto": Strategy(sends=True, adopts=True),
     "frozen_probe": Strategy(teacher=True, embeds=True),
     "logit_kd": Strategy(teacher=True),
     "hgkt": Strategy(transfer=True, teacher=True, sends=True),
+    "hgkt_beta0": Strategy(transfer=True, teacher=True, sends=True),
+    "hgkt_random": Strategy(transfer=True, teacher=True, sends=True),
     "hgkt_kd": Strategy(transfer=True, distillation=True, teacher=True, sends=True),
     "vfmgl": Strategy(transfer=True, distillation=True, deduction=True, teacher=True, sends=True),
 }

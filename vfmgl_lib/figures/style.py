@@ -39,18 +39,23 @@ DIVERGING = "PuOr"  # orange below the middle, purple above: told apart by colou
 ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
 
 REFERENCE = "vfmgl"  # drawn last, thicker, in a colour that no other method comes near
-# Method -> colour, line and marker: ten colours alone are not told apart by everybody, nor in grey print. The reference has the only heavy
-# solid line; what is compared with it is dark or light in turn, in four kinds of dashes.
+# Method -> colour, line and marker: so many colours alone are not told apart by everybody, nor in grey print. The reference has the only
+# heavy solid line; what is compared with it is dark or light in turn, in four kinds of dashes.
 _SOLID, _DASHED, _DOTTED, _MIXED, _LONG = "solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.3, 1.1, 1.3)), (0, (8, 1.8))
 METHOD_STYLE = {
     "local": ("#8C8C8C", _DOTTED, "p"),
     "fedavg": ("#0072B2", _SOLID, "o"),
+    "fedavg_ft": ("#3B6EA5", _MIXED, "h"),
     "fedprox": ("#56B4E9", _DASHED, "s"),
     "harmofl": ("#117733", _MIXED, "^"),
     "metafed": ("#DD8FBF", _SOLID, "v"),
+    "fedbn": ("#44AA99", _LONG, "d"),
+    "ditto": ("#AA4499", _DASHED, "H"),
     "frozen_probe": ("#000000", _DOTTED, "P"),
     "logit_kd": ("#E69F00", _MIXED, "X"),
     "hgkt": ("#332288", _DASHED, "<"),
+    "hgkt_beta0": ("#6A5ACD", _DOTTED, (4, 1, 0)),
+    "hgkt_random": ("#7F6FBF", _LONG, (4, 1, 45)),
     "hgkt_kd": ("#8C5A2B", _LONG, ">"),
     "vfmgl": ("#C1121F", _SOLID, "D"),
 }

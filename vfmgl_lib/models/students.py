@@ -47,6 +47,11 @@ class Student(nn.Module):
         features = self.features(self.encode(images))
         return features.flatten(2).mean(2) if features.dim() == 4 else features
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that gives the logits."""
+        raise NotImplementedError
+
     def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
         """Logits of a batch as `data.loading` gives it; a model that reads something else than the image overrides this.
 
@@ -79,6 +84,10 @@ class ResNet18(Student):
     def stages(self) -> dict[str, list[nn.Module]]:
         net = self.net
         return {"stem": [net.conv1, net.bn1], **{f"layer{i}": [getattr(net, f"layer{i}")] for i in range(1, 5)}}
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.net.fc
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> the five stage maps (B, C_n, H/2^k, W/2^k), k = 1...5."""
@@ -128,6 +137,10 @@ class UNet(Student):
     def stages(self) -> dict[str, list[nn.Module]]:
         return {f"encoder{i + 1}": [block] for i, block in enumerate(self.encoders)}
 
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.head
+
     def encode(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W), H and W multiples of 16 -> the four encoder maps (B, width * 2^n, H/2^n, W/2^n), n = 0...3."""
         if images.shape[-1] % 16 or images.shape[-2] % 16:
@@ -159,6 +172,15 @@ def build_student(name: str, classes: int, width: int, weights: str = "none", *,
     if batch_statistics:
         use_batch_statistics(student)
     return student
+
+
+def part_names(student: Student, part: str) -> set[str]:
+    """Names in the student's state of one part: "batch_norm" (affine parameters and statistics), "last_layer", or "" (none)."""
+    if part not in ("", "batch_norm", "last_layer"):
+        raise ValueError(f"part of a student must be batch_norm, last_layer or '', got {part!r}")
+    wanted = {"batch_norm": lambda module: isinstance(module, nn.BatchNorm2d), "last_layer": lambda module: module is student.last_layer}
+    chosen = wanted.get(part, lambda module: False)
+    return {f"{name}.{key}" for name, module in student.named_modules() if chosen(module) for key in module.state_dict()}
 
 
 def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:

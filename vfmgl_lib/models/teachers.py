@@ -6,7 +6,7 @@ A teacher is named by one text:
     NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m, or hf-hub:OWNER/REPOSITORY
     FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
     NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin)
-    random:NAME     random weights: proves that code runs, teaches nothing; every output says so
+    random:TEXT     the network of any of these with random weights: the control of a teacher, teaches nothing; every output says so
 
 Settings may name a second choice, "A else B": `first_available` says which of them it is.
 """
@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -40,7 +40,7 @@ CNN_STRIDES = (4, 8, 16, 32)
 CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that `grid` means about the same for both families
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
-ELSE, HUB = " else ", "hf-hub:"
+ELSE, HUB, RANDOM = " else ", "hf-hub:", "random:"
 TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
 PATIENCE = 3.0  # seconds until the hub counts as out of reach
 
@@ -51,8 +51,8 @@ def doubts_about(teacher: str) -> list[str]:
     Raises: TeacherError: the text names a damaged file; one that is not there is said when it is loaded.
     """
     source = TeacherSource.parse(teacher)
-    random = teacher.startswith("random:") or "RANDOM" in teacher
-    drawn = DRAWN in teacher or (Path(source.weights).is_file() and _described(source).get(TRAINED_ON) == DRAWN)
+    random = source.random or "RANDOM" in teacher
+    drawn = not random and (DRAWN in teacher or (Path(source.weights).is_file() and _described(source).get(TRAINED_ON) == DRAWN))
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
@@ -62,18 +62,19 @@ class TeacherError(ValueError):
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """A parsed teacher text: model name ("" when the file names it), weights ("hub", "random" or a path)."""
+    """A parsed teacher text: model name ("" when the file names it), weights ("hub" or a path), and whether random ones replace them."""
 
     name: str
     weights: str
+    random: bool = False
 
     @classmethod
     def parse(cls, text: str) -> TeacherSource:
-        """Reads pocket_vit, NAME, FILE, NAME=FILE or random:NAME (see the module's docstring)."""
+        """Reads pocket_vit, NAME, FILE, NAME=FILE or random: and one of them (see the module's docstring)."""
         if text == POCKET:
             return cls("", str(POCKET_FILE))
-        if text.startswith("random:"):
-            return cls(text.removeprefix("random:"), "random")
+        if text.startswith(RANDOM):
+            return replace(cls.parse(text.removeprefix(RANDOM)), random=True)
         name, equals, file = text.partition("=")
         if equals:
             return cls(name, file)
@@ -168,8 +169,8 @@ def load_teacher(
         _check_pocket()
     name, described_arguments, metadata = architecture(text)
     arguments = described_arguments | (model_args or {})
-    full = _create(name, arguments, source.name if source.weights == "hub" else "")
-    if source.weights not in ("hub", "random"):
+    full = _create(name, arguments, source.name if source.weights == "hub" and not source.random else "")
+    if source.weights != "hub" and not source.random:
         _load_weights(full, Path(source.weights), name)
     data = resolve_model_data_config(full)
     mean, std = (tuple(json.loads(metadata[key])) if key in metadata else tuple(data[key]) for key in ("mean", "std"))
@@ -189,9 +190,10 @@ def load_teacher(
     else:
         backbone, blocks = _feature_levels(full, name, arguments), ()
     teacher = Teacher(backbone, blocks, side, mean, std)
-    where = {"hub": "weights from the hub", "random": "RANDOM weights (asked for by name; nothing to transfer)"}
-    parts = [POCKET] if text == POCKET else [source.name or name, where.get(source.weights, f"weights from {Path(source.weights).name}")]
-    if TRAINED_ON in metadata:
+    where = "weights from the hub" if source.weights == "hub" else f"weights from {Path(source.weights).name}"
+    where = "RANDOM weights (asked for by name; nothing to transfer)" if source.random else where
+    parts = [POCKET] if text == POCKET else [source.name or name, where]
+    if TRAINED_ON in metadata and not source.random:
         parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
     teacher.description = ", ".join([*parts, f"{side} x {side}"])
     teacher.identity = _identity(teacher, name, blocks)
@@ -230,7 +232,7 @@ def first_available(text: str) -> str:
     *wanted, last = text.split(ELSE)
     for one in wanted:
         source = TeacherSource.parse(one)
-        if source.weights != "hub":
+        if source.weights != "hub" or source.random:
             return one
         repository = _repository(source.name)
         if _is_cached(repository) or not (refusal := _hub_refusal(repository)):

@@ -44,7 +44,7 @@ def command_line() -> argparse.ArgumentParser:
     what.add_argument("--task", required=True, metavar="NAME", help="endometrial, camelyon17, prostate or nuclei")
     what.add_argument("--data", metavar="DIR", help="a prepared set or a folder of images; default: the embedded phantoms")
     what.add_argument("--profile", default="quick", metavar="NAME|FILE", help="quick (default), smoke, paper, results or YAML")
-    what.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:NAME; default: the profile's")
+    what.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; default: the profile's")
     what.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     what.add_argument("--methods", default="all", metavar="A,B", help="all (default), or of " + ", ".join(METHODS))
     what.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="default: as many as the profile's comparison.seeds, from 0")
