@@ -131,7 +131,7 @@ def _bare_round(clients: list[Client], server: Averaging, ready: dict[str, tuple
                 target,
                 optimizer=client.optimizer,
                 task_loss=client.task_loss,
-                local_task_loss=sum(losses) / len(losses),
+                threshold=client.settings.deduction.keep_ratio * (sum(losses) / len(losses)),
                 settings=client.settings.deduction,
             )
         set_training_mode(client.student)

@@ -58,7 +58,7 @@ class Center:
             self.target,
             optimizer=self.optimizer,
             task_loss=F.cross_entropy,
-            local_task_loss=math.inf,
+            threshold=math.inf,
             settings=self.settings.deduction,
         )
 

@@ -103,15 +103,22 @@ class DeductionSettings(Settings):
     """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.strategies.STRATEGIES`)."""
 
     task_share: float = Field(ge=0, le=1, description="alpha: share of the task loss beside the KL")
+    rule: Literal["kappa", "quantile"] = Field(description="kappa: the paper's threshold; quantile: a fixed share of the batches")
     keep_ratio: float = Field(gt=0, description="kappa: a batch is kept iff KL <= kappa * mean task loss")
+    quantile: float = Field(gt=0, le=1, description="q: kept iff the KL before stage II is at or under the q-quantile of the stage's")
     temperature: float = Field(gt=0, description="tau; with pixel_sum at a side of 256, rescaled to tau * side / 256")
+    tau_squared: bool = Field(description="KL times (rescaled) tau^2, as in Hinton et al. 2015; with pixel_sum it dwarfs the task loss")
     reduction: Literal["pixel_sum", "pixel_mean"]
+    gradient_every: int = Field(ge=0, description="k: |grad KL| / |grad task| is logged at every k-th batch; 0: never; changes no number")
 
 
 class FederationSettings(Settings):
     rounds: int = Field(ge=1)
     local_epochs: int = Field(ge=1)
     weights: Literal["samples", "uniform"]
+    local_start: Literal["own", "shared", "mix"] = Field(
+        description="what stage I of a method with stage II starts from: the centre's own model, the shared one, or the mean of both"
+    )
     match_updates: bool = Field(
         description="a method with fewer updates a batch than VFMGL goes on beyond `rounds` to as many updates, and is reported at both"
     )

@@ -50,6 +50,13 @@ NUMBERS = (
     "threshold",
     "kept",
     "kept_share",
+    "divergence_before",
+    "gradient_ratio",
+    "permuted",
+    "shared_task_loss",
+    "shared_score",
+    "untrained_task_loss",
+    "untrained_score",
 )
 TEXTS = ("center", "model_center", "test_center", "split_id", "patient", "id", "stage", "unit", "reason", "mask_file")
 

@@ -128,15 +128,15 @@ def results(folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation import client
 from vfmgl_lib.workspace import open_workspace
-stage_two, calls = Client._stage_two, []
-def dies(self, *arguments):
+stage_two, calls = client.run_stage_two, []
+def dies(*arguments):
     calls.append(1)
     if len(calls) == 2:  # in round 2, with the second centre half done
         os.kill(os.getpid(), signal.SIGKILL)
-    return stage_two(self, *arguments)
-Client._stage_two = dies
+    return stage_two(*arguments)
+client.run_stage_two = dies
 open_workspace("prostate", Path(sys.argv[2]), runs=sys.argv[1], transfer__outer_batch="next").run()
 """
 

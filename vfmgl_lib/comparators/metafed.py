@@ -30,6 +30,7 @@ from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.data.loading import ImageDataset, load_batches
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import Server, State, Update, check_update
+from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.models.students import Student
 
 BETTER_THAN_CHANCE = 0.5  # a teacher that is no better than the student and below this teaches nothing
@@ -165,6 +166,5 @@ def validation_score(student: Student, data: ImageDataset, device: torch.device)
         if target.dim() == 1:
             scores += (predicted == target).double().tolist()
             continue
-        both, either = (predicted * target).flatten(1).sum(1), (predicted + target).flatten(1).sum(1)
-        scores += torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0).tolist()
+        scores += foreground_dice(predicted, target).tolist()
     return sum(scores) / len(scores)

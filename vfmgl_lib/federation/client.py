@@ -18,8 +18,8 @@ from torch import Tensor
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, fixed_batches, load_batches
-from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.exchange import outgoing
+from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
 from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.batch_norm import recalibrate
@@ -89,7 +89,9 @@ class Client:
                 self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, settings.optimizer.lr, self.task_loss)
         self.optimizer = self._task_optimizer()
         own = self.student.state_dict()
-        self.initial_state: State = {name: tensor.detach().cpu().clone() for name, tensor in own.items()} if settings.exchange.clip else {}
+        needed = settings.exchange.clip or self.strategy.distillation
+        self.initial_state: State = {name: tensor.detach().cpu().clone() for name, tensor in own.items()} if needed else {}
+        self._untrained: Worth | None = None
         self.stage_one_state: State = {}
         self.last_stage = "I"
         self.log = RoundLog()
@@ -114,7 +116,7 @@ class Client:
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         kept_share = float("nan")
         if self.strategy.distillation and received is not None and round_number > 1:
-            kept_share = self._stage_two(round_number, received, task_loss, frozen, progress)
+            kept_share = run_stage_two(self, round_number, received, task_loss, frozen, progress)
             self.recalibrate(self.student)
             self.last_stage = "II"
         self.end_round(round_number)
@@ -127,9 +129,21 @@ class Client:
         return student
 
     def begin_round(self, round_number: int, received: State | None) -> None:
-        """What a method does with the server's message before it trains: the shared model is adopted, or only teaches later."""
-        if self.strategy.adopts and received is not None:
-            self.overwrite(received)  # its statistics are re-estimated after stage I: training does not read them
+        """What a method does with the server's message before it trains: the shared model is adopted, or only teaches later.
+
+        With `federation.local_start` stage I of a method with stage II starts from the shared model, or from the mean of it and the own one
+        (BN statistics like the parameters); the optimisers' momenta stay as they are.
+        """
+        if received is None:
+            return
+        start = self.settings.federation.local_start if self.strategy.distillation else "own"
+        # BN statistics are re-estimated after stage I: training does not read them.
+        if self.strategy.adopts or start == "shared":
+            self.overwrite(received)
+        elif start == "mix":
+            own = self.student.state_dict()
+            mean = {name: (own[name].double() + tensor.to(self.device).double()) / 2 for name, tensor in received.items()}
+            self.overwrite(mean)
 
     def training_loss(self, images: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
         """The task loss, which is logged, and the loss whose gradient is followed."""
@@ -218,6 +232,12 @@ class Client:
         self.recalibrate(model)
         return model
 
+    def untrained_worth(self) -> Worth:
+        """What the common initial student is worth on the centre's training images; measured once."""
+        if self._untrained is None:
+            self._untrained = worth(self.teaching_copy(self.initial_state), self)
+        return self._untrained
+
     def _task_optimizer(self, model: Student | None = None) -> torch.optim.Optimizer:
         """The task optimiser, new, of a model; None: of the student."""
         task = self.settings.optimizer
@@ -252,53 +272,10 @@ class Client:
             return mean_loss, ()
         return mean_loss, self._log_pair_weights(round_number, weight_sum / (len(self.data) * self.settings.federation.local_epochs))
 
-    def _stage_two(
-        self,
-        round_number: int,
-        received: State,
-        local_task_loss: float,
-        frozen: tuple[str, ...],
-        progress: Callable[[int], object],
-    ) -> float:
-        """Distillation from the shared model on the batches that DDBL keeps; returns their share."""
-        started, records = time.perf_counter(), []
-        shared = self.teaching_copy(received)
-        set_training_mode(self.student, frozen)
-        epochs = range(self.settings.federation.local_epochs)
-        loaded = (batch for epoch in epochs for batch in self._load(round_number, "II", epoch))
-        for images, target, _ in loaded:
-            records.append(
-                deduction_step(
-                    self.student,
-                    shared,
-                    images,
-                    target,
-                    optimizer=self.optimizer,
-                    task_loss=self.task_loss,
-                    local_task_loss=local_task_loss,
-                    settings=self.settings.deduction,
-                    deduct=self.strategy.deduction,
-                    autocast=self.settings.compute.autocast,
-                )
-            )
-            progress(1)
-        set_training_mode(self.student)
-        common = {"round": round_number, "center": self.center, "stage": "II"}
-        for step, record in enumerate(records):
-            self.log.steps.append({**common, "step": step, **vars(record), "kept": int(record.kept)})
-        means = {name: sum(getattr(r, name) for r in records) / len(records) for name in ("task_loss", "divergence", "kept")}
-        self.log.rounds.append(
-            {
-                **common,
-                "samples": len(self.data),
-                "batches": len(records),
-                "task_loss": means["task_loss"],
-                "divergence": means["divergence"],
-                "kept_share": means["kept"],
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        return means["kept"]
+    def stage_two_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and target of every batch of stage II, the same in the same order whenever they are asked for."""
+        for epoch in range(self.settings.federation.local_epochs):
+            yield from ((images, target) for images, target, _ in self._load(round_number, "II", epoch))
 
     def _stage_one_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor, dict, tuple[Tensor, Tensor] | None]]:
         """Images, target, batch and, with `outer_batch: next`, images and target of the batch after it (after the last: the first)."""

@@ -25,6 +25,8 @@ class Strategy:
         transfer: stage I uses HGKT.
         distillation: stage II exists: distillation from the shared model, critical stages frozen.
         deduction: stage II skips batches of high heterogeneity (DDBL).
+        task_only: stage II without the KL, a control: its loss is alpha times the task loss.
+        permuted: DDBL's own decisions in a random order within centre and round, a control.
         teacher: the frozen foundation model is used.
         embeds: the model itself reads the teacher's features, so that every split needs the teacher's own resize.
         sends: the local model leaves the centre after a round.
@@ -36,6 +38,8 @@ class Strategy:
     transfer: bool = False
     distillation: bool = False
     deduction: bool = False
+    task_only: bool = False
+    permuted: bool = False
     teacher: bool = False
     embeds: bool = False
     sends: bool = False
@@ -58,6 +62,8 @@ STRATEGIES = {
     "hgkt_beta0": Strategy(transfer=True, teacher=True, sends=True),
     "hgkt_random": Strategy(transfer=True, teacher=True, sends=True),
     "hgkt_kd": Strategy(transfer=True, distillation=True, teacher=True, sends=True),
+    "vfmgl_task": Strategy(transfer=True, distillation=True, task_only=True, teacher=True, sends=True),
+    "vfmgl_random": Strategy(transfer=True, distillation=True, deduction=True, permuted=True, teacher=True, sends=True),
     "vfmgl": Strategy(transfer=True, distillation=True, deduction=True, teacher=True, sends=True),
 }
 

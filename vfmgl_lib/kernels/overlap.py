@@ -31,3 +31,13 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probability * one_hot).sum((0, 2, 3))
     total = probability.sum((0, 2, 3)) + one_hot.sum((0, 2, 3))
     return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+
+
+def foreground_dice(predicted: Tensor, target: Tensor) -> Tensor:
+    """Dice of class 1 of each image, (B,) float64 in [0, 1]; both masks empty: 1.
+
+    Args:
+        predicted, target: (B, H, W) int64, 0 or 1.
+    """
+    both, either = (predicted * target).flatten(1).sum(1), (predicted + target).flatten(1).sum(1)
+    return torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0)

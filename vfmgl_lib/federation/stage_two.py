@@ -1,0 +1,186 @@
+"""Stage II of a round at a centre: what the shared model is worth there, which batches it teaches on, and the distillation.
+
+Which batches are kept is decided by the method and `deduction.rule`:
+
+    kappa       batch by batch, as DDBL has it (`vfmgl_lib.deduction`)
+    quantile    before the stage, from the KL of all its batches at the student that stage I left
+    all         a method that only distils keeps every batch
+    permuted    a control: the stage is run as DDBL, taken back, and run again with DDBL's own decisions in a random order; where that order
+                changes nothing, as where no batch or every batch was dropped, the stage is DDBL's own and the log has `permuted` 0
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from vfmgl_lib.deduction import DeductionRecord, deduction_step, lowest_share, untouched_divergence
+from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.kernels.overlap import foreground_dice
+from vfmgl_lib.models.students import Student, set_training_mode
+from vfmgl_lib.randomness import seed_sequence
+
+if TYPE_CHECKING:
+    from vfmgl_lib.federation.client import Client
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a model is worth on a centre's unaugmented training images.
+
+    Attributes:
+        task_loss: mean over the samples, in the batches of `Client.unaugmented`.
+        score: mean foreground Dice of the images, or the AUC, in [0, 1]; NaN where the centre has one class or a
+            probability is not finite.
+    """
+
+    task_loss: float
+    score: float
+
+    def better_than(self, other: Worth) -> bool:
+        """By the score; where it is not defined, by the task loss."""
+        if math.isnan(self.score) or math.isnan(other.score):
+            return self.task_loss < other.task_loss
+        return self.score > other.score
+
+
+@torch.no_grad()
+def worth(model: Student, client: Client) -> Worth:
+    """Measures a model at a centre; the model is put into eval mode."""
+    model.eval()
+    losses, scores, targets = [], [], []
+    for images, target, _ in client.unaugmented():
+        logits = model(images)
+        losses.append(client.task_loss(logits, target) * len(target))
+        scores.append(foreground_dice(logits.argmax(1), target) if logits.dim() == 4 else logits.softmax(1)[:, 1])
+        targets.append(target)
+    score, target = torch.cat(scores).double().cpu().numpy(), torch.cat(targets).cpu().numpy()
+    if target.ndim == 1:
+        value = roc_auc_score(target, score) if len(np.unique(target)) == 2 and np.isfinite(score).all() else math.nan
+    else:
+        value = score.mean()
+    return Worth(sum(losses).item() / len(client.data), float(value))
+
+
+def run_stage_two(
+    client: Client,
+    round_number: int,
+    received: State,
+    local_task_loss: float,
+    frozen: tuple[str, ...],
+    progress: Callable[[int], object],
+) -> float:
+    """Distillation from the shared model on the batches that the method keeps; logs the stage and returns their share.
+
+    Args:
+        received: the shared model.
+        local_task_loss: l_task, mean task loss of the round's stage I.
+        frozen: the critical stages.
+        progress: told the number of batches done.
+    """
+    started, settings, deduction = time.perf_counter(), client.settings.deduction, client.strategy.deduction
+    shared = client.teaching_copy(received)
+    about = _teacher_worth(client, shared, round_number)
+    threshold, before = settings.keep_ratio * local_task_loss, list[float]()
+    decisions: Iterable[bool | None] = repeat(None if deduction else True)
+    set_training_mode(client.student, frozen)
+    if deduction and settings.rule == "quantile":
+        before = list(_divergences(client, shared, round_number))
+        threshold, decisions = lowest_share(before, settings.quantile)
+    snapshot = copy.deepcopy((client.student.state_dict(), client.optimizer.state_dict())) if client.strategy.permuted else None
+    records = _distil(client, shared, round_number, threshold, decisions, progress)
+    if snapshot:
+        own = [record.kept for record in records]
+        drawn = _permuted(own, client, round_number)
+        about["permuted"] = int(drawn != own)
+        if drawn != own:
+            client.student.load_state_dict(snapshot[0])
+            client.optimizer.load_state_dict(snapshot[1])
+            records = _distil(client, shared, round_number, threshold, drawn, lambda batches: None)
+    set_training_mode(client.student)
+    return _log(client, round_number, records, before, about | {"seconds": time.perf_counter() - started})
+
+
+def _teacher_worth(client: Client, shared: Student, round_number: int) -> dict[str, float]:
+    """Columns of `rounds`: what the shared model and the untrained student are worth; warns where the former is no better."""
+    untrained, taught = client.untrained_worth(), worth(shared, client)
+    if not taught.better_than(untrained):
+        log.warning(
+            "round %d, centre %s: the shared model that teaches is no better than the untrained student: "
+            "score %.3g against %.3g, task loss %.3g against %.3g",
+            *(round_number, client.center, taught.score, untrained.score, taught.task_loss, untrained.task_loss),
+        )
+    return {
+        "shared_task_loss": taught.task_loss,
+        "shared_score": taught.score,
+        "untrained_task_loss": untrained.task_loss,
+        "untrained_score": untrained.score,
+    }
+
+
+def _distil(
+    client: Client,
+    shared: Student,
+    round_number: int,
+    threshold: float,
+    decisions: Iterable[bool | None],
+    progress: Callable[[int], object],
+) -> list[DeductionRecord]:
+    """All batches of the stage, in their order."""
+    every, records = client.settings.deduction.gradient_every, []
+    for step, ((images, target), decision) in enumerate(zip(client.stage_two_batches(round_number), decisions, strict=False)):
+        records.append(
+            deduction_step(
+                client.student,
+                shared,
+                images,
+                target,
+                optimizer=client.optimizer,
+                task_loss=client.task_loss,
+                threshold=threshold,
+                settings=client.settings.deduction,
+                decision=decision,
+                task_only=client.strategy.task_only,
+                with_ratio=every > 0 and step % every == 0,
+                autocast=client.settings.compute.autocast,
+            )
+        )
+        progress(1)
+    return records
+
+
+def _divergences(client: Client, shared: Student, round_number: int) -> Iterator[float]:
+    """The KL of every batch of the stage at the student as it is."""
+    for images, _ in client.stage_two_batches(round_number):
+        yield untouched_divergence(client.student, shared, images, client.settings.deduction, client.settings.compute.autocast)
+
+
+def _permuted(kept: list[bool], client: Client, round_number: int) -> list[bool]:
+    """The decisions in a random order, drawn from centre and round alone."""
+    generator = np.random.default_rng(seed_sequence(client.settings.seed, client.center, "permutation", round_number))
+    return [kept[place] for place in generator.permutation(len(kept))]
+
+
+def _log(client: Client, round_number: int, records: list[DeductionRecord], before: list[float], about: dict) -> float:
+    """Writes the stage's rows of `steps` and `rounds`; returns the share of batches kept."""
+    common = {"round": round_number, "center": client.center, "stage": "II"}
+    for step, record in enumerate(records):
+        row = {**common, "step": step, **vars(record), "kept": int(record.kept)}
+        client.log.steps.append(row | ({"divergence_before": before[step]} if before else {}))
+    means = {name: sum(getattr(r, name) for r in records) / len(records) for name in ("task_loss", "divergence", "kept")}
+    counts = {"samples": len(client.data), "batches": len(records)}
+    means["kept_share"] = means.pop("kept")
+    client.log.rounds.append(common | counts | means | about)
+    return means["kept_share"]
