@@ -104,7 +104,7 @@ def margin_to_drop(settings: DeductionSettings, local_task_loss: float, side: in
 def lowest_share(divergences: Sequence[float], quantile: float) -> tuple[float, list[bool]]:
     """Which of n batches the quantile rule keeps: those at or under the k-th lowest divergence, k = ceil(q n).
 
-    So k batches are kept, and more only where others have the very divergence of the k-th.
+    So k batches are kept, and more only where others have the very divergence of the k-th (the same images again in another local epoch).
 
     Args:
         quantile: q in (0, 1].
