@@ -1,5 +1,7 @@
 """Controls: what they are held against, with one thing changed and named by the study's key and deviations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from vfmgl_lib.study import find_study
 
 CONTROLS = {"hgkt_beta0": {"transfer.beta": (0.5, 0.0)}, "hgkt_random": {"teacher.source": ("pocket_vit", "random:pocket_vit")}}
 
+SWITCHES = {"vfmgl_task": {"task_only": True, "deduction": False}, "vfmgl_random": {"permuted": True}}
+
 
 def _flat(values, prefix=""):
     for name, value in values.items():
@@ -19,13 +23,14 @@ def _flat(values, prefix=""):
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.parent])
-def test_a_control_differs_from_its_parent_in_the_named_setting_alone(method):
+def test_a_control_differs_from_its_parent_in_the_named_setting_or_switch_alone(method):
     parent = METHODS[method].parent
     one, other = (with_overrides(load_settings("nuclei", "smoke", method=name)) for name in (parent, method))
     before, after = dict(_flat(one.model_dump())), dict(_flat(other.model_dump()))
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-    assert changed == {"method": (parent, method)} | CONTROLS[method]
-    assert STRATEGIES[method] == STRATEGIES[parent] and METHODS[method].updates == METHODS[parent].updates
+    assert changed == {"method": (parent, method)} | CONTROLS.get(method, {})
+    assert STRATEGIES[method] == replace(STRATEGIES[parent], **SWITCHES.get(method, {})) and (method in CONTROLS) != (method in SWITCHES)
+    assert METHODS[method].updates == METHODS[parent].updates
     assert with_overrides(other) == other, "applied again it changes nothing"
     assert set(METHODS[method].overrides) <= set(other.deviations()["setting"])
 

@@ -15,7 +15,7 @@ from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server
 from vfmgl_lib.models.students import part_names
 
 ORDER = ["local", "fedavg", "fedavg_ft", "fedprox", "harmofl", "metafed", "fedbn", "ditto"]
-ORDER += ["frozen_probe", "logit_kd", "hgkt", "hgkt_beta0", "hgkt_random", "hgkt_kd", "vfmgl"]
+ORDER += ["frozen_probe", "logit_kd", "hgkt", "hgkt_beta0", "hgkt_random", "hgkt_kd", "vfmgl_task", "vfmgl_random", "vfmgl"]
 
 
 def _equal(one, other):

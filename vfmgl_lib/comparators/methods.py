@@ -28,7 +28,8 @@ class Method:
             both count.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
-        parent: the method that it differs from in `overrides` alone: of a control, what the control is held against.
+        parent: of a control, the method that it is held against and differs from in one thing alone: its `overrides` or a switch of its
+            strategy (`federation.strategies`).
         overrides: settings that are this method's own, whatever the profile says: "section.name" -> value, or a function of the
             profile's value (`with_overrides`).
     """
@@ -65,8 +66,8 @@ METHODS: dict[str, Method] = {
         overrides={"teacher.source": with_random_weights},
     ),
     "hgkt_kd": Method("HGKT+KD", "the paper's Fig. 9, second matrix", updates=3),
-    "vfmgl_task": Method("VFMGL without KL", "control: stage II on the task loss alone, every batch", updates=3),
-    "vfmgl_random": Method("VFMGL, random drop", "control: DDBL's decisions permuted within centre and round", updates=3),
+    "vfmgl_task": Method("VFMGL without KL", "control: stage II on the task loss alone, every batch", updates=3, parent="vfmgl"),
+    "vfmgl_random": Method("VFMGL, random drops", "control: DDBL's decisions permuted within centre and round", updates=3, parent="vfmgl"),
     "vfmgl": Method("VFMGL", "the paper: HGKT+KD+DDBL", updates=VFMGL_UPDATES),
 }
 

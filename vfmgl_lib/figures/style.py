@@ -57,6 +57,8 @@ METHOD_STYLE = {
     "hgkt_beta0": ("#6A5ACD", _DOTTED, (4, 1, 0)),
     "hgkt_random": ("#7F6FBF", _LONG, (4, 1, 45)),
     "hgkt_kd": ("#8C5A2B", _LONG, ">"),
+    "vfmgl_task": ("#B07A5A", _DOTTED, (5, 1, 0)),
+    "vfmgl_random": ("#E07A6B", _MIXED, (5, 1, 36)),
     "vfmgl": ("#C1121F", _SOLID, "D"),
 }
 
