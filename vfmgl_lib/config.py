@@ -101,7 +101,9 @@ class TransferSettings(Settings):
     outer_batch: Literal["same", "next"]
     critical_stages: int = Field(ge=0, description="stages frozen in stage II")
     teacher_scale: Literal["none", "channel"] = Field(description="channel: features standardised by the centre's (transfer.channel_scale)")
-    projection: Literal["sgd", "ridge"] = Field(description="ridge: P fitted once a round (vfmgl_lib.projections), sgd: P learnt by each step")
+    projection: Literal["sgd", "ridge"] = Field(
+        description="ridge: P fitted once a round (vfmgl_lib.projections), sgd: P learnt by each step"
+    )
     ridge_penalty: float = Field(gt=0, description="of ridge, relative to the mean variance of a stage's channels")
     pair_init: Literal["random", "zero"] = Field(description="weights of the layers that give lambda; zero: all pairs start at 1")
     meta_optimizer: Literal["sgd", "adam"] = Field(description="adam: meta_momentum is its beta 1, beta 2 is 0.999")

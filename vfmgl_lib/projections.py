@@ -22,6 +22,7 @@ from torch import Tensor
 from vfmgl_lib.kernels.matching import prepare_teacher, pull_back
 
 HELD_OUT = 5  # of a training set without a validation set beside it, every fifth patient is not fitted
+ROUNDING = 1e-10  # the penalty's least size, as a share of a stage's mean square: a constant stage's covariances are rounding
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class PairMoments:
 class Moments:
     """First and second moments of teacher features and student maps, accumulated in float64.
 
-        moments = Moments()
-        for maps, stacks in batches:
-            moments.add(maps, stacks)
-        weight, bias = ridge(moments.pair(0, "layer1"), penalty=1e-2)
+    moments = Moments()
+    for maps, stacks in batches:
+        moments.add(maps, stacks)
+    weight, bias = ridge(moments.pair(0, "layer1"), penalty=1e-2)
     """
 
     def __init__(self) -> None:
@@ -95,14 +96,15 @@ def ridge(pair: PairMoments, penalty: float) -> tuple[Tensor, Tensor]:
         penalty: above 0; relative to the mean variance of the stage's channels, trace(G) / C_n.
     """
     width = len(pair.gram)
-    epsilon = (penalty * pair.gram.trace() / width).clamp(min=torch.finfo(torch.float64).tiny)  # a stage that is constant: P = 0
+    least = ROUNDING * (pair.gram.trace() + pair.student_mean.square().sum()) + torch.finfo(torch.float64).tiny
+    epsilon = torch.maximum(penalty * pair.gram.trace(), least) / width
     system = pair.gram + epsilon * torch.eye(width, dtype=torch.float64, device=pair.gram.device)
     weight = torch.linalg.solve(system, pair.cross.flatten(0, 1).mT).mT.unflatten(0, pair.cross.shape[:2])
     return weight, pair.teacher_mean - weight @ pair.student_mean
 
 
 def r_squared(pair: PairMoments, weight: Tensor, bias: Tensor) -> Tensor:
-    """(M,) share of a teacher block's variance that P S + b gives back, all channels together; at most 1, below 0 where their mean is better.
+    """(M,) share of a teacher block's variance that P S + b gives back, all channels together; 1 at most, below 0 for worse than the mean.
 
     Args:
         pair: of images that were not fitted.  weight: (M, C_t, C_n).  bias: (M, C_t).
