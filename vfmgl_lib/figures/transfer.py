@@ -95,7 +95,7 @@ def movement(stages: pd.DataFrame) -> pd.Series:
 
 BALANCE_PANELS = {
     "match_to_task": "$\\mathcal{L}_{match}$ / task loss",
-    "r2": "$R^2$ of the projections, median pair",
+    "r2": "$R^2$, median pair and range",
     "moved": "movement of $\\lambda$ / spread",
 }
 
@@ -150,7 +150,7 @@ def balances(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> F
     if table["match_to_task"].max() > 20:
         axes[0].set_yscale("log")
     axes[0].set_ylabel("ratio")
-    axes[1].set_ylabel("$R^2$ (1: perfect; 0: no better than the mean)")
+    axes[1].set_ylabel("$R^2$")
     axes[2].set_ylabel("ratio")
     share_legend(figure, axes[0])
     return figure
@@ -158,22 +158,21 @@ def balances(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> F
 
 @journal
 def pair_fit(stages: pd.DataFrame) -> Figure:
-    """R2 of the projections per teacher block and student stage after stage I of the first and the last round, on one colour scale from 0.
+    """R2 of the projections per teacher block and student stage after stage I of the first and the last round, coloured from 0 to 1.
 
     Args:
         stages: rows of one centre: round, teacher_block, student_stage, r2.
     """
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
     rounds = sorted({stages["round"].min(), stages["round"].max()})
-    high = max(stages.loc[stages["round"].isin(rounds), "r2"].fillna(0).max(), 1e-6)
     figure = new_figure(DOUBLE if len(rounds) > 1 else SINGLE, (26 + 9 * len(blocks)) * MM)
     axes = list(figure.subplots(1, len(rounds), sharey=True, squeeze=False)[0])
     for axis, number in zip(axes, rounds, strict=True):
         part = stages[stages["round"] == number].pivot(index="teacher_block", columns="student_stage", values="r2")
-        picture = _heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, 0, high, "{:.2f}")
+        picture = _heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, 0, 1, "{:.2f}")
         _name_columns(axis, columns, pd.Series(False, index=columns))
         axis.set_title(f"round {number}")
-    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02, label="$R^2$ (0 and below: dark)")
+    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02, label="$R^2$ (below 0: as 0)")
     axes[0].set_ylabel("teacher")
     axes[0].set_xlabel("student stage")
     return figure
