@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.transfer import HGKT, TeacherBatch, critical_stages
+from vfmgl_lib.transfer import HGKT, TeacherBatch, channel_scale, critical_stages
 
 SHAPES = [(2, 6, 3), (1, 4, 5)]  # two teacher stacks of different width and grid, as a CNN has
 
@@ -53,12 +53,38 @@ def test_starts_with_uniform_channel_weights_and_pair_weights_in_range():
         assert (pairs >= 0).all() and (pairs <= 6).all()
 
 
-@pytest.mark.parametrize(("kind", "inner_steps"), [("unet", 2), ("unet", 1), ("resnet18", 2), ("unet", 3)])
-def test_hypergradient_equals_finite_difference(kind, inner_steps):
+CHANNEL, RIDGE = {"teacher_scale": "channel"}, {"projection": "ridge"}
+
+
+def _prepared(hgkt, kind="unet", samples=6):
+    """Scale and projections from a training set, where the settings ask for them."""
+    images, _, stacks = _batch(kind, samples, seed=20)
+    training = [(images[:4], [2 + 5 * stack[:4] for stack in stacks]), (images[4:], [2 + 5 * stack[4:] for stack in stacks])]
+    if hgkt.settings.teacher_scale == "channel":
+        hgkt.scale = channel_scale(stacks for _, stacks in training)
+    if hgkt.settings.projection == "ridge":
+        hgkt.fit_projections(training)
+    return hgkt
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner_steps", "options"),
+    [
+        ("unet", 2, {}),
+        ("unet", 1, {}),
+        ("resnet18", 2, {}),
+        ("unet", 3, {}),
+        ("unet", 2, CHANNEL),
+        ("unet", 2, RIDGE),
+        ("unet", 1, CHANNEL | RIDGE),
+    ],
+)
+def test_hypergradient_equals_finite_difference(kind, inner_steps, options):
     """Central differences in float64 through momentum and weight decay, along a random direction of each meta-parameter."""
-    hgkt = _hgkt(kind, inner_steps=inner_steps, weight_decay=0.01)
+    hgkt = _prepared(_hgkt(kind, inner_steps=inner_steps, weight_decay=0.01, **options), kind)
     images, target, stacks = _batch(kind)
     hgkt.step(images, target, stacks)  # momenta that are not zero
+    stacks = hgkt.standardised(stacks)
     teacher = TeacherBatch(stacks)
 
     def outer():
@@ -162,10 +188,11 @@ def test_channels_last_changes_the_memory_and_nothing_else(kind):
         torch.testing.assert_close(_state(other)[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_state_round_trip_continues_bitwise():
-    one = _hgkt()
+@pytest.mark.parametrize("options", [{}, CHANNEL | RIDGE | {"meta_optimizer": "adam", "pair_init": "zero"}])
+def test_state_round_trip_continues_bitwise(options):
+    one = _prepared(_hgkt(**options))
     one.step(*_batch())
-    other = _hgkt()
+    other = _hgkt(**options)
     other.model.student.load_state_dict(one.model.student.state_dict())
     other.load_state_dict({name: tensor.clone() for name, tensor in one.state_dict().items()})
     for hgkt in (one, other):
@@ -180,3 +207,104 @@ def test_critical_stages_from_known_scores():
     assert critical_stages(scores, 0) == ()
     with pytest.raises(ValueError, match="between 0 and 5, got 6"):
         critical_stages(scores, 6)
+
+
+def test_at_the_papers_values_a_step_is_what_it_was_before_there_were_options():
+    """Bitwise the steps of 0.1.0, written out: nothing is standardised, every projection learns, SGD moves phi after every batch."""
+    one, other = _hgkt(dtype=torch.float32), _hgkt(dtype=torch.float32)
+    meta = torch.optim.SGD(other.meta.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3, fused=True)
+    for seed in range(2):
+        images, target, stacks = _batch(dtype=torch.float32, seed=seed)
+        one.set_meta_rate(seed + 1, 2)
+        one.step(images, target, stacks)
+        meta.zero_grad(set_to_none=True)
+        pairing = other.meta(stacks)
+        constant = tuple([tensor.detach() for tensor in part] for part in pairing)
+        logits, match = other.model(images, TeacherBatch(stacks), constant)
+        parameters = list(other.model.parameters())
+        gradients = torch.autograd.grad(other.task_loss(logits, target) + 0.5 * match.mean(), parameters)
+        with torch.no_grad():
+            other._sgd_step(parameters, list(gradients), list(other.momenta.values()))
+        _, derivatives = other.hypergradient(images, target, TeacherBatch(stacks), constant, (images, target))
+        torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(other.meta.parameters()))
+        meta.step()
+    assert [name for name, tensor in _state(one).items() if not torch.equal(tensor, _state(other)[name])] == []
+    assert one.scale == [] and len(one.momenta) == len(list(one.model.parameters()))
+
+
+def test_channels_are_standardised_and_dead_ones_are_zero():
+    stacks = [5 + 3 * stack for stack in _batch(samples=7, seed=4)[2]]
+    stacks[0][:, 1, 2] = 7.0  # no variance
+    stacks[0][:, 0, 3] = 1000 + 1e-3 * stacks[0][:, 0, 3]  # variance within float16's rounding of its mean
+    stacks[0][:, 0, 4] *= 1e-4  # little, but its own
+    hgkt = _hgkt()
+    hgkt.scale = channel_scale([stack[start:end] for stack in stacks] for start, end in ((0, 2), (2, 7)))
+    for k, standard in enumerate(hgkt.standardised(stacks)):
+        dead = torch.zeros(SHAPES[k][:2], dtype=torch.bool)
+        if k == 0:
+            dead[1, 2] = dead[0, 3] = True
+        torch.testing.assert_close(standard.mean((0, 3, 4)), torch.zeros(dead.shape, dtype=torch.float64), rtol=0, atol=1e-9)
+        deviation = stacks[k].var((0, 3, 4), correction=0).sqrt()
+        expected = torch.where(dead, 0, deviation / (deviation + 1e-6))
+        torch.testing.assert_close(standard.var((0, 3, 4), correction=0).sqrt(), expected, rtol=1e-9, atol=1e-9)
+    other_images = [torch.full_like(stack, 5e4) for stack in stacks]
+    assert (hgkt.standardised(other_images)[0][:, 1, 2] == 0).all(), "a dead channel stays 0 where another image wakes it"
+
+
+def test_fitted_projections_stand_still_and_the_student_does_not():
+    hgkt = _prepared(_hgkt(**CHANNEL | RIDGE))
+    before = _state(hgkt)
+    for seed in range(2):
+        hgkt.step(*_batch(seed=seed))
+    still = {name for name, tensor in _state(hgkt).items() if torch.equal(tensor, before[name])}
+    fitted = {name for name in before if name.startswith(("weight.", "bias."))}
+    assert fitted and {name for name in still if "relu" not in name} == fitted
+    assert not fitted & set(hgkt.momenta), "outside the transfer optimiser"
+
+
+def test_fitting_and_measuring_the_fit_leave_no_trace():
+    """Neither BN's statistics nor a random number; ridge fits its own images better than the initial projections do."""
+    hgkt = _hgkt(**RIDGE)
+    before, random = copy.deepcopy(hgkt.model.student.state_dict()), torch.get_rng_state()
+    images, _, stacks = _batch(samples=5)
+    initial = hgkt.r_squared([(images, stacks)])
+    _prepared(hgkt)
+    hgkt.fit_projections([(images, stacks)])
+    fitted = hgkt.r_squared([(images, stacks)])
+    assert fitted.shape == (3, 4) and (fitted > 0).all() and (fitted > initial).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in hgkt.model.student.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_step_without_hypergradient_moves_the_student_alone():
+    one, other = _hgkt(), _hgkt()
+    full, short = one.step(*_batch()), other.step(*_batch(), meta_step=False)
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+    assert torch.equal(full.pair_weights, short.pair_weights) and full.task_loss == short.task_loss
+    assert short.outer_loss.isnan() and short.hypergradient_norm.isnan() and full.hypergradient_norm > 0
+    fresh = _hgkt()
+    assert all(torch.equal(a, b) for a, b in zip(other.meta.parameters(), fresh.meta.parameters(), strict=True))
+
+
+def test_pairs_that_start_at_one_draw_the_same_random_numbers():
+    random, after_random = _hgkt(), torch.rand(1)
+    zero, after_zero = _hgkt(pair_init="zero"), torch.rand(1)
+    stacks = _batch()[2]
+    assert all((weights == 1).all() for weights in zero.meta(stacks)[1])
+    assert not any((weights == 1).all() for weights in random.meta(stacks)[1])
+    assert torch.equal(after_random, after_zero)
+    assert all(torch.equal(a, b) for a, b in zip(random.model.parameters(), zero.model.parameters(), strict=True))
+
+
+def test_cosine_falls_to_zero_over_the_rounds_and_adam_is_torchs():
+    hgkt = _hgkt(meta_optimizer="adam", meta_schedule="cosine", meta_lr=0.1)
+    rates = []
+    for number in range(1, 7):
+        hgkt.set_meta_rate(number, 4)
+        rates.append(hgkt.meta_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0, 0], rel=1e-5)
+    hgkt.set_meta_rate(1, 4)
+    before = [p.detach().clone() for p in hgkt.meta.parameters()]
+    hgkt.step(*_batch())
+    moved = max((p - q).abs().max().item() for p, q in zip(hgkt.meta.parameters(), before, strict=True))
+    assert moved == pytest.approx(0.1, rel=1e-3), "Adam's first step is its rate"

@@ -50,12 +50,16 @@ def with_needed_validation(manifest: Manifest, settings: StudySettings) -> Manif
 
 
 def center_datasets(settings: StudySettings, manifest: Manifest, center: str, teacher: Teacher | None) -> dict[str, ImageDataset]:
-    """split -> data set of one centre; what the teacher sees also carries the teacher's own resize: a classifier on it sees every split."""
-    sets, on_teacher = {}, STRATEGIES[settings.method].embeds
+    """split -> data set of one centre; what the teacher sees also carries the teacher's own resize.
+
+    It sees the training images, with HGKT the validation images too (R2 of the projections), and with a classifier on it every split.
+    """
+    sets, strategy = {}, STRATEGIES[settings.method]
+    seen = ("train", "val", "test") if strategy.embeds else ("train", "val") if strategy.transfer else ("train",)
     for split in ("train", "val", "test"):
         table = manifest.select(center, split)
         if len(table):
-            teacher_size = teacher.image_size if teacher and (split == "train" or on_teacher) else None
+            teacher_size = teacher.image_size if teacher and split in seen else None
             sets[split] = ImageDataset(manifest, table, settings.data.image_size, teacher_size)
     return sets
 

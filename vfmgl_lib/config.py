@@ -86,7 +86,10 @@ class OptimizerSettings(Settings):
 
 
 class TransferSettings(Settings):
-    """HGKT; `momentum` and `weight_decay` are the transfer optimiser's, whose lr is the task's."""
+    """HGKT; `momentum` and `weight_decay` are the transfer optimiser's, whose lr is the task's.
+
+    From `teacher_scale` on, what the paper does not have; paper.yaml has each of them off.
+    """
 
     beta: float = Field(ge=0)
     inner_steps: int = Field(ge=0, description="T, virtual steps on the matching loss")
@@ -97,6 +100,15 @@ class TransferSettings(Settings):
     meta_weight_decay: float = Field(ge=0)
     outer_batch: Literal["same", "next"]
     critical_stages: int = Field(ge=0, description="stages frozen in stage II")
+    teacher_scale: Literal["none", "channel"] = Field(description="channel: features standardised by the centre's (transfer.channel_scale)")
+    projection: Literal["sgd", "ridge"] = Field(
+        description="ridge: P fitted once a round (vfmgl_lib.projections), sgd: P learnt by each step"
+    )
+    ridge_penalty: float = Field(gt=0, description="of ridge, relative to the mean variance of a stage's channels")
+    pair_init: Literal["random", "zero"] = Field(description="weights of the layers that give lambda; zero: all pairs start at 1")
+    meta_optimizer: Literal["sgd", "adam"] = Field(description="adam: meta_momentum is its beta 1, beta 2 is 0.999")
+    meta_schedule: Literal["constant", "cosine"] = Field(description="cosine: meta_lr falls to 0 over federation.rounds, round by round")
+    hypergradient_every: int = Field(ge=1, description="phi moves at every n-th batch of a round, from the first on")
 
 
 class DeductionSettings(Settings):

@@ -14,11 +14,16 @@ phi = {both families of Linear}. One step on a batch (`HGKT.step`):
     5  the virtual steps leave no trace: parameters, momenta and BN statistics are those after 1
 
 Parameters that a loss does not reach have a zero gradient, so weight decay and momentum still move them, virtually as in the kept step.
+
+With `transfer.teacher_scale: channel` T is standardised by channel, for the matching and for phi (`channel_scale`). With
+`transfer.projection: ridge` P is no parameter: it is fitted once a round and a constant in all of the above (`projections`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +34,17 @@ from vfmgl_lib.config import TransferSettings
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
 from vfmgl_lib.models.students import Student
+from vfmgl_lib.projections import Moments, r_squared, ridge
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 State = dict[str, Tensor]
+Batches = Iterable[tuple[Tensor, list[Tensor]]]  # images (B, 3, H, W) and the teacher's stacks (B, M, C_t, g, g)
+Scale = list[tuple[Tensor, Tensor]]  # mean and factor, (M, C_t) each, of every teacher stack
 Pairing = tuple[list[Tensor], list[Tensor]]  # channel weights (B, M, N, C_t) and pair weights (B, M, N), one each per teacher stack
+
+FLOOR = 1e-6  # is added to a channel's SD; at or below it a channel is dead
+HALF_STEP = 2**-11  # features are rounded to float16: an SD below this share of the mean is rounding
+META_STATE = {"meta_momentum": "momentum_buffer", "meta_mean": "exp_avg", "meta_square": "exp_avg_sq", "meta_step": "step"}  # torch.optim's
 
 
 class MetaNetworks(nn.Module):
@@ -41,9 +53,10 @@ class MetaNetworks(nn.Module):
     Args:
         stack_shapes: (M, C_t, g) per teacher stack.
         stages: N, number of student stages.
+        pair_init: "zero": the pair layers' weights start at 0, so that every lambda starts at 1; "random": as torch initialises them.
     """
 
-    def __init__(self, stack_shapes: Sequence[tuple[int, int, int]], stages: int):
+    def __init__(self, stack_shapes: Sequence[tuple[int, int, int]], stages: int, pair_init: str = "random"):
         super().__init__()
         self.channel = nn.ModuleList()  # C_t -> C_t per pair, zero at the start: uniform weights
         self.pair = nn.ModuleList()  # C_t -> 1 per pair, bias 1 at the start
@@ -55,6 +68,8 @@ class MetaNetworks(nn.Module):
             nn.init.zeros_(linear.bias)
         for linear in (linear for stack in self.pair for linear in stack):
             nn.init.ones_(linear.bias)
+            if pair_init == "zero":
+                nn.init.zeros_(linear.weight)
 
     def forward(self, stacks: list[Tensor]) -> Pairing:
         """Teacher stacks (B, M, C_t, g, g) -> channel weights (B, M, N, C_t) and pair weights (B, M, N) per stack."""
@@ -82,10 +97,36 @@ class TeacherBatch:
         return self._terms[key]
 
 
-class TransferModel(nn.Module):
-    """theta and P: a student with one 1x1 projection C_n -> C_t with bias per pair, initialised as torch does a 1x1 convolution."""
+def channel_scale(stacks: Iterable[list[Tensor]]) -> Scale:
+    """What standardises a teacher's channels: mean and 1 / (SD + 1e-6), over all images and places of every block and channel.
 
-    def __init__(self, student: Student, stack_shapes: Sequence[tuple[int, int, int]]):
+    A channel without variance in these images (SD at most 1e-6, or within float16's rounding of its mean) is dead: its factor is 0.
+
+    Args:
+        stacks: per batch the teacher's stacks (B, M, C_t, g, g); the centre's training images, as they are. Sums are in float64.
+    """
+    sums: list[Tensor] = []  # a stack: (2, M, C_t), of the means over places of the values and of their squares
+    count = 0
+    for batch in stacks:
+        values = [stack.double() for stack in batch]
+        added = [torch.stack([v, v.square()]).mean((-2, -1)).sum(1) for v in values]
+        sums = [old + new for old, new in zip(sums, added, strict=True)] if sums else added
+        count += len(batch[0])
+    scale = []
+    for mean, square in (total / count for total in sums):
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
+        dead = deviation <= torch.clamp(HALF_STEP * mean.abs(), min=FLOOR)
+        scale.append((mean.to(batch[0].dtype), torch.where(dead, 0, 1 / (deviation + FLOOR)).to(batch[0].dtype)))
+    return scale
+
+
+class TransferModel(nn.Module):
+    """theta and P: a student with one 1x1 projection C_n -> C_t with bias per pair, initialised as torch does a 1x1 convolution.
+
+    learnt: whether P is moved by gradients; else it is a constant that somebody else fits.
+    """
+
+    def __init__(self, student: Student, stack_shapes: Sequence[tuple[int, int, int]], learnt: bool = True):
         super().__init__()
         self.student = student
         self.weight, self.bias = nn.ParameterDict(), nn.ParameterDict()
@@ -94,6 +135,8 @@ class TransferModel(nn.Module):
                 bound = width**-0.5
                 self.weight[f"{k}_{stage}"] = nn.Parameter(torch.empty(blocks, channels, width).uniform_(-bound, bound))
                 self.bias[f"{k}_{stage}"] = nn.Parameter(torch.empty(blocks, channels).uniform_(-bound, bound))
+        for part in (self.weight, self.bias):
+            part.requires_grad_(learnt)
 
     def forward(
         self, images: Tensor, teacher: TeacherBatch | None, pairing: Pairing | None, head: bool = True, upstream_only: bool = False
@@ -124,7 +167,10 @@ class TransferModel(nn.Module):
 
 @dataclass
 class StepRecord:
-    """What one HGKT step measured; scalars are 0-d tensors left on the device (no synchronisation inside a step)."""
+    """What one HGKT step measured; scalars are 0-d tensors left on the device (no synchronisation inside a step).
+
+    outer_loss and hypergradient_norm are NaN where phi did not move.
+    """
 
     task_loss: Tensor
     match_loss: Tensor
@@ -154,42 +200,99 @@ class HGKT:
     ):
         self.settings, self.lr, self.task_loss = settings, lr, task_loss
         reference = next(student.parameters())
-        self.model = TransferModel(student, stack_shapes).to(reference.device, reference.dtype)
-        self.meta = MetaNetworks(stack_shapes, len(student.stage_channels)).to(reference.device, reference.dtype)
-        self.momenta: State = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
-        self.meta_optimizer = torch.optim.SGD(
-            self.meta.parameters(),
-            lr=settings.meta_lr,
-            momentum=settings.meta_momentum,
-            weight_decay=settings.meta_weight_decay,
-            fused=True,  # one pass over parameters that are as many as the student's
-        )
+        self.model = TransferModel(student, stack_shapes, settings.projection == "sgd").to(reference.device, reference.dtype)
+        self.meta = MetaNetworks(stack_shapes, len(student.stage_channels), settings.pair_init).to(reference.device, reference.dtype)
+        # What the transfer optimiser moves: theta and, unless it is fitted, P.
+        self.momenta: State = {name: torch.zeros_like(p) for name, p in self.model.named_parameters() if p.requires_grad}
+        self.scale: Scale = []  # of `channel_scale`; empty: features as they are
+        # fused: one pass over parameters that are as many as the student's
+        options = {"lr": settings.meta_lr, "weight_decay": settings.meta_weight_decay, "fused": True}
+        if settings.meta_optimizer == "sgd":
+            self.meta_optimizer = torch.optim.SGD(self.meta.parameters(), momentum=settings.meta_momentum, **options)
+        else:
+            self.meta_optimizer = torch.optim.Adam(self.meta.parameters(), betas=(settings.meta_momentum, 0.999), **options)
 
-    def step(self, images: Tensor, target: Tensor, stacks: list[Tensor], outer: tuple[Tensor, Tensor] | None = None) -> StepRecord:
+    def set_meta_rate(self, round_number: int, rounds: int) -> None:
+        """The meta-optimiser's rate in a round, from 1: with `meta_schedule: cosine` meta_lr (1 + cos(pi (round - 1) / rounds)) / 2.
+
+        Rounds beyond `rounds` (`federation.match_updates`) have the rate 0, so that what is reported at `rounds` does not depend on them.
+        """
+        if self.settings.meta_schedule == "cosine":
+            share = min((round_number - 1) / rounds, 1)
+            self.meta_optimizer.param_groups[0]["lr"] = self.settings.meta_lr * (1 + math.cos(math.pi * share)) / 2
+
+    def standardised(self, stacks: list[Tensor]) -> list[Tensor]:
+        """The stacks (B, M, C_t, g, g) by `self.scale`; the same where there is none."""
+        if not self.scale:
+            return stacks
+        parts = zip(stacks, self.scale, strict=True)
+        return [(stack - mean[..., None, None]) * factor[..., None, None] for stack, (mean, factor) in parts]
+
+    def moments(self, batches: Batches) -> Moments:
+        """Of standardised teacher features and student maps over these images; nothing of the student changes.
+
+        The student normalises by the batch, as it does in stage I, where the projections are used; a copy keeps its running statistics.
+        """
+        student, moments = copy.deepcopy(self.model.student).train(), Moments()
+        with torch.no_grad():
+            for images, stacks in batches:
+                maps = dict(zip(student.stage_channels, student.encode(images), strict=True))
+                moments.add(maps, self.standardised(stacks))
+        return moments
+
+    def fit_projections(self, batches: Batches) -> None:
+        """P of every pair by ridge regression on these images (`projections.ridge`); constant until the next call."""
+        moments = self.moments(batches)
+        with torch.no_grad():
+            for key, stack, stage in self._pairs():
+                weight, bias = ridge(moments.pair(stack, stage), self.settings.ridge_penalty)
+                self.model.weight[key].copy_(weight)
+                self.model.bias[key].copy_(bias)
+
+    def r_squared(self, batches: Batches) -> Tensor:
+        """R2 of every pair (M over all stacks, N) on these images, at least two, as `projections.r_squared`; float64 on the CPU."""
+        moments = self.moments(batches)
+        with torch.no_grad():
+            values = [r_squared(moments.pair(k, stage), self.model.weight[key], self.model.bias[key]) for key, k, stage in self._pairs()]
+        stages = len(self.model.student.stage_channels)
+        return torch.cat([torch.stack(values[start : start + stages], dim=1) for start in range(0, len(values), stages)]).cpu()
+
+    def _pairs(self) -> list[tuple[str, int, str]]:
+        """Key in the projections, teacher stack and student stage, stack by stack."""
+        return [(f"{k}_{stage}", k, stage) for k in range(len(self.meta.pair)) for stage in self.model.student.stage_channels]
+
+    def step(
+        self, images: Tensor, target: Tensor, stacks: list[Tensor], outer: tuple[Tensor, Tensor] | None = None, meta_step: bool = True
+    ) -> StepRecord:
         """Steps 1 to 5 of the module's docstring on one batch; theta, P and phi move, nothing else.
 
         Args:
             images: (B, 3, H, W) in [0, 1].  target: (B,) or (B, H, W) int64.
             stacks: the frozen teacher's features of this batch.
             outer: (images, target) of the held-out batch for the outer loss; None: this same batch.
+            meta_step: false: step 1 alone.
         """
         self.meta_optimizer.zero_grad(set_to_none=True)
+        stacks = self.standardised(stacks)
         pairing = self.meta(stacks)
         constant = tuple([tensor.detach() for tensor in part] for part in pairing)
         teacher = TeacherBatch(stacks)
 
         logits, match = self.model(images, teacher, constant)
         task, match = self.task_loss(logits, target), self.settings.beta * match.mean()
-        parameters, momenta = list(self.model.parameters()), list(self.momenta.values())
+        parameters, momenta = list(self._moving().values()), list(self.momenta.values())
         gradients = torch.autograd.grad(task + match, parameters)
         with torch.no_grad():
             self._sgd_step(parameters, list(gradients), momenta)
+        weights = torch.cat([stack.detach() for stack in pairing[1]], dim=1)
+        if not meta_step:
+            absent = torch.full_like(task.detach(), torch.nan)
+            return StepRecord(task.detach(), match.detach(), absent, absent, weights)
 
         outer_loss, derivatives = self.hypergradient(images, target, teacher, constant, outer or (images, target))
         torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(self.meta.parameters()))
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.meta.parameters()])))
         self.meta_optimizer.step()
-        weights = torch.cat([stack.detach() for stack in pairing[1]], dim=1)
         return StepRecord(task.detach(), match.detach(), outer_loss.detach(), norm, weights)
 
     def hypergradient(
@@ -204,11 +307,11 @@ class HGKT:
 
         so a step costs one Hessian-vector product, the first only its part in (w, lambda), and parameters are updated outside the graph.
         """
-        settings, names = self.settings, [name for name, _ in self.model.named_parameters()]
+        settings, names = self.settings, list(self.momenta)
         weights = [tensor.detach().requires_grad_() for part in pairing for tensor in part]
         halves = weights[: len(pairing[0])], weights[len(pairing[0]) :]
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        position = [p.detach() for p in self.model.parameters()]
+        position = [p.detach() for p in self._moving().values()]
         momenta = [self.momenta[name] for name in names]
         trajectory = []
         for step in range(settings.inner_steps + 1):
@@ -255,7 +358,7 @@ class HGKT:
         """Steps 2 and 3 as one graph: the outer loss as a function of phi (through `pairing`). The definition that tests hold
         `hypergradient` against; slower, because it carries every parameter's update in the graph.
         """
-        parameters = {name: p.detach().requires_grad_() for name, p in self.model.named_parameters()}
+        parameters = {name: p.detach().requires_grad_() for name, p in self._moving().items()}
         momenta = self.momenta
         # BN in train mode normalises by the batch; the running statistics it would update are these copies.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -273,14 +376,15 @@ class HGKT:
         return self.task_loss(logits, outer[1])
 
     def state_dict(self) -> State:
-        """P, phi and all momenta (not the student), flat, for checkpoints."""
+        """P, phi, all momenta and the teacher's scale (not the student), flat, for checkpoints."""
         state = {f"model.{name}": p for name, p in self.model.named_parameters() if not name.startswith("student.")}
         state |= {f"momentum.{name}": tensor for name, tensor in self.momenta.items()}
         state |= {f"meta.{name}": p for name, p in self.meta.named_parameters()}
         for name, parameter in self.meta.named_parameters():
-            buffer = self.meta_optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                state[f"meta_momentum.{name}"] = buffer
+            entries = self.meta_optimizer.state.get(parameter, {})
+            state |= {f"{key}.{name}": entries[entry] for key, entry in META_STATE.items() if entries.get(entry) is not None}
+        for k, (mean, factor) in enumerate(self.scale):
+            state |= {f"scale.{k}.mean": mean, f"scale.{k}.factor": factor}
         return {name: tensor.detach() for name, tensor in state.items()}
 
     def load_state_dict(self, state: State) -> None:
@@ -294,8 +398,16 @@ class HGKT:
                 momentum.copy_(state[f"momentum.{name}"])
             for name, parameter in self.meta.named_parameters():
                 parameter.copy_(state[f"meta.{name}"])
-                if f"meta_momentum.{name}" in state:
-                    self.meta_optimizer.state[parameter]["momentum_buffer"] = state[f"meta_momentum.{name}"].to(parameter).clone()
+                for key, entry in META_STATE.items():
+                    if f"{key}.{name}" in state:
+                        self.meta_optimizer.state[parameter][entry] = state[f"{key}.{name}"].to(parameter.device).clone()
+        reference, stacks = next(self.meta.parameters()), range(len(self.meta.pair)) if "scale.0.mean" in state else ()
+        self.scale = [(state[f"scale.{k}.mean"].to(reference), state[f"scale.{k}.factor"].to(reference)) for k in stacks]
+
+    def _moving(self) -> State:
+        """The parameters that the transfer optimiser moves, by name."""
+        parameters = dict(self.model.named_parameters())
+        return {name: parameters[name] for name in self.momenta}
 
     def _sgd_step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], momenta: list[Tensor], **changes: float) -> None:
         """One step of the transfer optimiser (torch.optim.SGD's dynamics) in place, in one pass over the memory."""

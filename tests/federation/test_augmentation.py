@@ -102,7 +102,7 @@ def test_the_cache_holds_one_entry_per_image_and_orientation(federation, teacher
     for client in clients:
         client.cache = FeatureCache(tmp_path, teacher.identity, teacher.stack_shapes, 2**30)
     list(run_rounds(clients, server, 3))
-    assert len(given) == 3 * sum(len(client.data) for client in clients)
+    assert len(given) == 3 * sum(len(client.data) + len(client.validation) for client in clients)
     assert len(list(tmp_path.rglob("*.bin"))) == len(set(given)) > len({name for name, _ in given})
 
 

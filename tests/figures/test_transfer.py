@@ -28,11 +28,12 @@ def stages(centers: int, rounds: int) -> pd.DataFrame:
             weights = np.random.default_rng([r, c]).uniform(0, 6, (len(BLOCKS), len(STAGES)))
             frozen = np.argsort(-weights.mean(0))[:1]
             rows += [
-                (r, f"c{c}", block, stage, weights[m, n], weights[:, n].mean(), int(n in frozen))
+                (r, f"c{c}", block, stage, weights[m, n], weights[:, n].mean(), int(n in frozen), 0.1 * r + 0.01 * m - 0.2 * n)
                 for m, block in enumerate(BLOCKS)
                 for n, stage in enumerate(STAGES)
             ]
-    return pd.DataFrame(rows, columns=["round", "center", "teacher_block", "student_stage", "pair_weight", "stage_score", "critical"])
+    columns = ["round", "center", "teacher_block", "student_stage", "pair_weight", "stage_score", "critical", "r2"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @pytest.mark.parametrize(("centers", "rounds"), [(1, 1), (2, 3), (8, 2)])
@@ -119,3 +120,49 @@ def test_names_at_the_lines_ends_do_not_overlap():
     axis = transfer.stage_scores(stages(1, 2).assign(stage_score=[1.0, 1.0, 3.0] * 4)).axes[0]
     heights = sorted(text.xy[1] for text in axis.texts)
     assert heights == pytest.approx([0.89, 1.11, 3.0])
+
+
+def _rounds(centers: int, rounds: int) -> pd.DataFrame:
+    rows = [(r, f"c{c}", "I", 0.5, 100.0 / (r + c)) for r in range(1, rounds + 1) for c in range(centers)]
+    second = pd.DataFrame({"round": [2], "center": ["c0"], "stage": ["II"], "task_loss": [9.0], "match_loss": [np.nan]})
+    return pd.concat([pd.DataFrame(rows, columns=second.columns), second])
+
+
+def test_balance_compares_losses_fit_and_movement():
+    pairs = stages(2, 3)
+    table = transfer.balance(_rounds(2, 3), pairs).set_index(["center", "round"])
+    assert table["match_to_task"].tolist() == pytest.approx([200, 100, 200 / 3, 100, 200 / 3, 50])
+    assert len(table) == 6 and table.loc[("c0", 1), "moved"] == 0
+    one = pairs[pairs["center"] == "c1"]
+    wide = one.pivot(index=["teacher_block", "student_stage"], columns="round", values="pair_weight")
+    moved = (wide[3] - wide[1]).abs().mean() / wide[1].std()
+    assert table.loc[("c1", 3), "moved"] == pytest.approx(moved)
+    assert table.loc[("c1", 3), "spread"] == pytest.approx(transfer.movement(one)["spread"])
+    low, middle, high = one[one["round"] == 2]["r2"].agg(["min", "median", "max"])
+    assert table.loc[("c1", 2), ["r2_low", "r2", "r2_high"]].tolist() == pytest.approx([low, middle, high])
+
+
+def test_balances_draw_every_centre_in_three_panels():
+    table = transfer.balance(_rounds(2, 3), stages(2, 3))
+    figure = transfer.balances(table)
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "linear", "linear"]
+    for axis, column in zip(figure.axes, transfer.BALANCE_PANELS, strict=True):
+        curves = [line for line in axis.lines if line.get_label() in ("c0", "c1")]
+        assert [list(line.get_ydata()) for line in curves] == [table.loc[table["center"] == c, column].tolist() for c in ("c0", "c1")]
+
+
+def test_pair_fit_prints_every_pair_and_what_was_not_measured():
+    table = stages(1, 3)
+    table.loc[0, "r2"] = np.nan
+    heatmaps = [axis for axis in transfer.pair_fit(table).axes if axis.images]
+    assert [axis.get_title(loc="left") for axis in heatmaps] == ["round 1", "round 3"]
+    for axis, number in zip(heatmaps, (1, 3), strict=True):
+        assert [text.get_text() for text in axis.texts] == [f"{value:.2f}" for value in table.loc[table["round"] == number, "r2"]]
+    assert heatmaps[0].texts[0].get_text() == "nan" and heatmaps[0].texts[0].get_color() == "black"
+
+
+def test_steps_without_a_hypergradient_are_left_out_of_their_curves():
+    table = transfer.stage_one_steps(steps(1, 2))
+    table.loc[table["step"] % 2 == 1, ["outer_loss", "hypergradient_norm"]] = np.nan
+    curves = [axis.lines[-1] for axis in transfer.losses(table).axes]
+    assert [len(curve.get_xdata()) for curve in curves] == [6, 6, 4, 4]

@@ -25,9 +25,11 @@ from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student, part_names, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
+from vfmgl_lib.projections import held_out_rows
 from vfmgl_lib.randomness import seed_sequence, torch_seed
-from vfmgl_lib.transfer import HGKT, StepRecord, critical_stages
+from vfmgl_lib.transfer import HGKT, StepRecord, channel_scale, critical_stages
 
+R2_IMAGES = 64  # R2 is measured on at most so many images, evenly spaced in their table
 TASK_LOSSES = {"cross_entropy": F.cross_entropy, "dice": soft_dice_loss}
 
 
@@ -73,7 +75,6 @@ class Client:
     ):
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
         self.validation = validation
-        self._image_hashes = data.table["sha256"].tolist()
         self.strategy = STRATEGIES[settings.method]
         if self.strategy.teacher and teacher is None:
             raise ValueError(f"method {settings.method} learns from a frozen teacher; none was given")
@@ -191,9 +192,16 @@ class Client:
         if self.settings.batch_norm == "recalibrated":
             recalibrate(model, (images for images, _, _ in self.unaugmented()))
 
-    def unaugmented(self) -> Iterator[tuple[Tensor, Tensor, dict]]:
-        """Images (B, 3, S, S) and target on the device, and the batch as loaded, of the training set in its own order, as it is."""
-        yield from self._on_device(fixed_batches(len(self.data)), None)
+    def unaugmented(self, data: ImageDataset | None = None, rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor, dict]]:
+        """Images (B, 3, S, S) and target on the device, and the batch as loaded, of the training set in its own order, as it is.
+
+        Args:
+            data: another set of the centre.  rows: these alone; None: all.
+        """
+        data = data or self.data
+        chosen = range(len(data)) if rows is None else rows
+        members = [[chosen[place] for place in batch] for batch in fixed_batches(len(chosen))]
+        yield from self._on_device(members, None, data)
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
@@ -214,9 +222,9 @@ class Client:
         self.optimizer = self._task_optimizer()
         load_optimizer_state(self.optimizer, state, "optimizer")
 
-    def teacher_features(self, batch: dict) -> list[Tensor]:
-        """The frozen teacher's stacks of a batch as loaded."""
-        hashes = [self._image_hashes[row] for row in batch["row"].tolist()]
+    def teacher_features(self, batch: dict, data: ImageDataset | None = None) -> list[Tensor]:
+        """The frozen teacher's stacks of a batch as loaded, of the training set or another of the centre's."""
+        hashes = (data or self.data).table["sha256"].iloc[batch["row"].tolist()].tolist()
         seen = batch["teacher_image"].to(self.device, non_blocking=True)
         return teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
 
@@ -252,9 +260,12 @@ class Client:
         started, task_losses, records = time.perf_counter(), [], []
         weight_sum: Tensor | float = 0.0
         set_training_mode(self.student)
-        for images, target, batch, held_out in self._stage_one_batches(round_number):
+        if self.hgkt:
+            self._prepare_transfer(round_number)
+        for step, (images, target, batch, held_out) in enumerate(self._stage_one_batches(round_number)):
             if self.hgkt:
-                record = self.hgkt.step(images, target, self.teacher_features(batch), held_out)
+                meta_step = step % self.settings.transfer.hypergradient_every == 0
+                record = self.hgkt.step(images, target, self.teacher_features(batch), held_out, meta_step)
                 weight_sum = weight_sum + record.pair_weights.sum(0)
                 records.append(record)
             task_losses.append(self.task_step(images, target, batch))
@@ -267,10 +278,39 @@ class Client:
                 f"centre {self.center}, round {round_number}: the task loss is {losses[step]} at step {step}; "
                 f"training diverged, lower optimizer.lr (now {self.settings.optimizer.lr}) or transfer.beta"
             )
+        fit = self._measured_fit() if self.hgkt else (None, "")
         self._log_stage_one(round_number, losses, records, time.perf_counter() - started)
         if self.hgkt is None or isinstance(weight_sum, float):
             return mean_loss, ()
-        return mean_loss, self._log_pair_weights(round_number, weight_sum / (len(self.data) * self.settings.federation.local_epochs))
+        mean_weights = weight_sum / (len(self.data) * self.settings.federation.local_epochs)
+        return mean_loss, self._log_pair_weights(round_number, mean_weights, *fit)
+
+    def _prepare_transfer(self, round_number: int) -> None:
+        """What HGKT takes from the centre's training images before a round: the teacher's scale, once, and fitted projections."""
+        transfer = self.settings.transfer
+        self.hgkt.set_meta_rate(round_number, self.settings.federation.rounds)
+        if transfer.teacher_scale == "channel" and not self.hgkt.scale:
+            self.hgkt.scale = channel_scale(self.teacher_features(batch) for _, _, batch in self.unaugmented())
+        if transfer.projection == "ridge":
+            spared = set() if self.validation else set(held_out_rows(self.data.table["patient"]))
+            self.hgkt.fit_projections(self._with_features(self.data, [row for row in range(len(self.data)) if row not in spared]))
+
+    def _measured_fit(self) -> tuple[Tensor | None, str]:
+        """R2 of every pair (M, N) after stage I, and the images it was measured on: "validation", else "held-out training" images where
+        projections are fitted, else "training" images, which projections by SGD have seen. None with fewer than two of them.
+        """
+        data, rows, name = self.data, list(range(len(self.data))), "training"
+        if self.validation:
+            data, rows, name = self.validation, list(range(len(self.validation))), "validation"
+        elif self.settings.transfer.projection == "ridge":
+            rows, name = held_out_rows(self.data.table["patient"]), "held-out training"
+        if len(rows) < 2:
+            return None, ""
+        return self.hgkt.r_squared(self._with_features(data, rows[:: math.ceil(len(rows) / R2_IMAGES)])), name
+
+    def _with_features(self, data: ImageDataset, rows: list[int]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Images and the teacher's features of these rows, unaugmented, in batches that are always the same."""
+        return ((images, self.teacher_features(batch, data)) for images, _, batch in self.unaugmented(data, rows))
 
     def stage_two_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and target of every batch of stage II, the same in the same order whenever they are asked for."""
@@ -294,21 +334,25 @@ class Client:
         if self.settings.data.augmentation == "turns_and_flips":
             seed = seed_sequence(self.settings.seed, self.center, "orientation", stage, round_number, epoch)
             orientations = draw_orientations(len(self.data), seed)
-        yield from self._on_device(members, orientations)
+        yield from self._on_device(members, orientations, self.data)
 
-    def _on_device(self, members: list[list[int]], orientations: list[int] | None) -> Iterator[tuple[Tensor, Tensor, dict]]:
+    def _on_device(
+        self, members: list[list[int]], orientations: list[int] | None, data: ImageDataset
+    ) -> Iterator[tuple[Tensor, Tensor, dict]]:
         pinned, workers = self.device.type == "cuda", self.settings.data.workers
-        for batch in load_batches(self.data, members, workers, pinned, orientations):
+        for batch in load_batches(data, members, workers, pinned, orientations):
             images, target = (batch[name].to(self.device, non_blocking=True) for name in ("image", "target"))
             yield images.contiguous(memory_format=self.memory_format), target, batch
 
     def _log_stage_one(self, round_number: int, losses: list[float], records: list[StepRecord], seconds: float) -> None:
         common = {"round": round_number, "center": self.center, "stage": "I"}
-        names = {"match_loss": "match_loss", "outer_loss": "outer_loss", "hypergradient_norm": "hypergradient_norm"}
+        names = ("match_loss", "outer_loss", "hypergradient_norm")
         columns = {name: torch.stack([getattr(r, name) for r in records]).tolist() for name in names} if records else {}
         for step, loss in enumerate(losses):
             self.log.steps.append({**common, "step": step, "task_loss": loss, **{name: values[step] for name, values in columns.items()}})
-        means = {name: sum(columns[name]) / len(losses) for name in ("match_loss", "outer_loss") if name in columns}
+        every = {"match_loss": 1, "outer_loss": self.settings.transfer.hypergradient_every}
+        measured = {name: columns[name][::n] for name, n in every.items() if columns}
+        means = {name: sum(values) / len(values) for name, values in measured.items()}
         summary = {
             "samples": len(self.data),
             "batches": len(losses),
@@ -318,15 +362,16 @@ class Client:
         }
         self.log.rounds.append({**common, **summary})
 
-    def _log_pair_weights(self, round_number: int, mean_weights: Tensor) -> tuple[str, ...]:
-        """Logs the mean lambda per pair, (M, N), and each stage's score; returns the critical stages."""
+    def _log_pair_weights(self, round_number: int, mean_weights: Tensor, fit: Tensor | None, fit_images: str) -> tuple[str, ...]:
+        """Logs the mean lambda and R2 per pair, (M, N), and each stage's score; returns the critical stages."""
         if self.teacher is None:
             return ()
         stages = list(self.student.stage_channels)
         scores = dict(zip(stages, mean_weights.mean(0).tolist(), strict=True))
         frozen = critical_stages(scores, self.settings.transfer.critical_stages)
-        for block, row in zip(self.teacher.block_names, mean_weights.tolist(), strict=True):
-            for stage, weight in zip(stages, row, strict=True):
+        fits = torch.full_like(mean_weights, torch.nan) if fit is None else fit
+        for block, row, fit_row in zip(self.teacher.block_names, mean_weights.tolist(), fits.tolist(), strict=True):
+            for stage, weight, r2 in zip(stages, row, fit_row, strict=True):
                 self.log.stages.append(
                     {
                         "round": round_number,
@@ -336,6 +381,8 @@ class Client:
                         "pair_weight": weight,
                         "stage_score": scores[stage],
                         "critical": int(stage in frozen),
+                        "r2": r2,
+                        "r2_images": fit_images,
                     }
                 )
         return frozen

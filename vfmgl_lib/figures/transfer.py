@@ -1,4 +1,4 @@
-"""What HGKT learns: losses over the steps, pair weights lambda and how far they moved, scores of the student's stages."""
+"""What HGKT learns: losses over the steps, whether the projections fit, pair weights lambda and how far they moved, the stages' scores."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Fig
         for end in ends.loc[ends.index[0][0]].iloc[:-1]:
             axis.axvline(end + 0.5, color=FAINT, linewidth=0.7, zorder=0)
         for center, line in steps.groupby("center"):
+            line = line.dropna(subset=column)  # no outer loss where phi did not move (transfer.hypergradient_every)
             axis.plot(line["total_step"], line[column], color=styles[center]["color"], label=printed[center], marker=".", markersize=3)
         axis.set_title(title)
         whole_numbers(axis)
@@ -90,6 +91,91 @@ def movement(stages: pd.DataFrame) -> pd.Series:
     return pd.Series(
         {"largest change": change.max(), "mean change": change.mean(), "spread": rounds[rounds.columns.min()].std()}, name="lambda"
     )
+
+
+BALANCE_PANELS = {
+    "match_to_task": "$\\mathcal{L}_{match}$ / task loss",
+    "r2": "$R^2$, median pair and range",
+    "moved": "movement of $\\lambda$ / spread",
+}
+
+
+def balance(rounds: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
+    """Whether the transfer can work, a row a centre and round.
+
+    Args:
+        rounds: round, center, stage, task_loss, match_loss.
+        stages: round, center, teacher_block, student_stage, pair_weight, r2.
+    Returns: center, round, match_to_task (L_match, beta included, by the task loss), r2, r2_low and r2_high (median and range over the
+        pairs), change (mean |lambda - lambda of the first round|), spread (SD of lambda between the pairs in the first round) and moved
+        (change / spread).
+    """
+    first = rounds[rounds["stage"] == "I"].set_index(["center", "round"])
+    pairs = stages.set_index(["center", "teacher_block", "student_stage"])
+    start = pairs[pairs["round"] == pairs["round"].min()]["pair_weight"]
+    change = (
+        (pairs["pair_weight"] - start.reindex(pairs.index)).abs().groupby([pairs.index.get_level_values("center"), pairs["round"]]).mean()
+    )
+    fit = stages.groupby(["center", "round"])["r2"].agg(r2="median", r2_low="min", r2_high="max")
+    table = (
+        pd.DataFrame({"match_to_task": first["match_loss"] / first["task_loss"]})
+        .join(fit)
+        .join(change.rename("change"))
+        .sort_index()
+        .reset_index()
+    )
+    spread = table["center"].map(start.groupby("center").std())
+    return table.assign(spread=spread, moved=table["change"] / spread)
+
+
+@journal
+def balances(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
+    """The matching loss beside the task loss, R2 with its range over the pairs, and lambda's movement by its spread; a line a centre.
+
+    Args:
+        table: from `balance`.
+    """
+    styles, printed = center_style(table["center"], all_centers), names(sorted(table["center"].unique()))
+    figure, axes = panel_grid(len(BALANCE_PANELS))
+    for axis, (column, title) in zip(axes, BALANCE_PANELS.items(), strict=True):
+        for center, line in table.groupby("center"):
+            color = styles[center]["color"]
+            axis.plot(line["round"], line[column], color=color, label=printed[center], marker=".")
+            if column == "r2":
+                axis.fill_between(line["round"], line["r2_low"], line["r2_high"], color=color, alpha=0.15, linewidth=0)
+        axis.axhline(0 if column == "r2" else 1, color=MUTED, linewidth=0.7, linestyle=":", zorder=0)
+        axis.set(title=title, xlabel="round")
+        whole_numbers(axis)
+        grid(axis)
+    if table["match_to_task"].max() > 20:
+        axes[0].set_yscale("log")
+    axes[0].set_ylabel("ratio")
+    axes[1].set_ylabel("$R^2$")
+    axes[2].set_ylabel("ratio")
+    share_legend(figure, axes[0])
+    return figure
+
+
+@journal
+def pair_fit(stages: pd.DataFrame) -> Figure:
+    """R2 of the projections per teacher block and student stage after stage I of the first and the last round, coloured from 0 to 1.
+
+    Args:
+        stages: rows of one centre: round, teacher_block, student_stage, r2.
+    """
+    blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
+    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    figure = new_figure(DOUBLE if len(rounds) > 1 else SINGLE, (26 + 9 * len(blocks)) * MM)
+    axes = list(figure.subplots(1, len(rounds), sharey=True, squeeze=False)[0])
+    for axis, number in zip(axes, rounds, strict=True):
+        part = stages[stages["round"] == number].pivot(index="teacher_block", columns="student_stage", values="r2")
+        picture = _heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, 0, 1, "{:.2f}")
+        _name_columns(axis, columns, pd.Series(False, index=columns))
+        axis.set_title(f"round {number}")
+    figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02, label="$R^2$ (below 0: as 0)")
+    axes[0].set_ylabel("teacher")
+    axes[0].set_xlabel("student stage")
+    return figure
 
 
 def as_initialised(stages: pd.DataFrame) -> bool:
@@ -152,7 +238,7 @@ def _heatmap(axis: Axes, values: pd.DataFrame, colors: str, low: float, high: fl
     cmap = matplotlib.colormaps[colors]
     picture = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(values.to_numpy()):
-        color = text_on(cmap, (value - low) / (high - low))
+        color = "black" if np.isnan(value) else text_on(cmap, (value - low) / (high - low))
         axis.text(column, row, form.format(value), ha="center", va="center", fontsize=6 if values.shape[1] < 5 else 5, color=color)
     axis.set_yticks(range(len(values)), values.index)
     axis.tick_params(length=0)

@@ -83,13 +83,14 @@ def matching_form(grid: int, size: tuple[int, int], student_channels: int) -> st
     return "gram" if gram < pixels * (student_channels + PASSES) else "direct"
 
 
-def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: int) -> TeacherTerms:
+def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: int, form: str | None = None) -> TeacherTerms:
     """The teacher-only terms of the matching loss.
 
     Args:
         teacher: (B, M, C_t, g, g), frozen teacher maps (no gradient is propagated to them).
         size: (H, W) of the student stage.
         student_channels: C_n of the student stage.
+        form: "gram" or "direct"; None: whichever costs less (`matching_form`).
     Raises: ValueError: if the maps are not square or the tensor has another number of axes.
     """
     if teacher.dim() != 5 or teacher.shape[-1] != teacher.shape[-2]:
@@ -97,7 +98,7 @@ def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: in
     teacher, size = teacher.detach(), (int(size[0]), int(size[1]))
     grid, pixels, maps = teacher.shape[-1], size[0] * size[1], teacher.flatten(1, 2)  # (B, M*C_t, g, g)
     known = tuple(teacher.shape[:3]), size, grid
-    form = matching_form(grid, size, student_channels)
+    form = form or matching_form(grid, size, student_channels)
     rows, columns = (_interpolation(side, grid, maps.dtype, maps.device) for side in size)
     if form == "gram" and grid**2 < pixels:
         # <up T, up T> = <T, (A_h^T A_h) T (A_w^T A_w)>: the squared map is summed without being built.
@@ -187,7 +188,7 @@ class _MatchingBackward(Function):
 
 def _gram_residual(student: Tensor, weight: Tensor, bias: Tensor, terms: TeacherTerms) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Distances (B, D); A = mean R S^T (B, D, C), a = mean R (B, D), G (B, C, C) and m (B, C)."""
-    pixels, pulled = student.flatten(2), _pull_back(student, terms)  # (B, C, H*W), (B, C, L)
+    pixels, pulled = student.flatten(2), pull_back(student, terms)  # (B, C, H*W), (B, C, L)
     gram, mean = pixels @ pixels.mT * (1 / pixels.shape[-1]), pulled.sum(-1)
     cross = terms.operand @ pulled.mT  # (B, D, C)
     on_teacher = (cross * weight).sum(-1) + bias * terms.mean
@@ -223,7 +224,7 @@ def _gram_second(
     to_student, to_weight, to_bias = directions
     batch, factor = len(student), 2 / student.shape[2:].numel()
     pixels, moved = student.flatten(2), to_student.flatten(2)
-    pulled = _pull_back(to_student, terms)
+    pulled = pull_back(to_student, terms)
     moved_gram, moved_mean = pixels @ moved.mT * (factor / 2), pulled.sum(-1)
     change = (terms.operand @ pulled.mT).baddbmm_(weight.expand(batch, -1, -1), moved_gram, beta=-1)
     change.addcmul_(bias[:, None], moved_mean[:, None])
@@ -297,7 +298,7 @@ def _unstacked(maps: Tensor, like: Tensor) -> Tensor:
     return maps.unflatten(1, (len(like), -1)).transpose(0, 1).reshape(like.shape)
 
 
-def _pull_back(student: Tensor, terms: TeacherTerms) -> Tensor:
+def pull_back(student: Tensor, terms: TeacherTerms) -> Tensor:
     """(B, C, L): the student stage on the grid of `terms.operand`, by the adjoint of the interpolation, divided by H*W."""
     pixels = terms.size[0] * terms.size[1]
     if terms.operand.shape[-1] == pixels:
@@ -307,7 +308,7 @@ def _pull_back(student: Tensor, terms: TeacherTerms) -> Tensor:
 
 
 def _push_forward(maps: Tensor, terms: TeacherTerms) -> Tensor:
-    """(B, C, L) -> (B, C, H*W): the adjoint of `_pull_back`; both keep constants, since the interpolation's rows sum to 1."""
+    """(B, C, L) -> (B, C, H*W): the adjoint of `pull_back`; both keep constants, since the interpolation's rows sum to 1."""
     pixels = terms.size[0] * terms.size[1]
     if maps.shape[-1] == pixels:
         return maps / pixels
