@@ -24,6 +24,15 @@ class ConfigError(ValueError):
     """A setting that is unknown, of the wrong kind or out of range; the message names it and what would have been right."""
 
 
+FIRST_VERSION = "0.1.0"  # what does not name its version was made with this one
+
+
+def check_version(what: object, found: str, remedy: str) -> None:
+    """Raises: ConfigError: `what` was made with another version of the library, so that its numbers and settings are not this one's."""
+    if found != __version__:
+        raise ConfigError(f"{what}: was made with vfmgl_lib {found}, this is {__version__}; {remedy}")
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

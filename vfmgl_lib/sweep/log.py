@@ -1,7 +1,7 @@
 """The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
 
-    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit;
-                                       kept_share: of the batches that DDBL kept, where a finished study has it
+    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, version,
+                                       commit; kept_share: of the batches that DDBL kept, where a finished study has it
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
                                        of the shared model and of other centres' test sets the main metric alone; budget "both" where
                                        matched rounds and matched updates are the same round
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vfmgl_lib.config import ConfigError
+from vfmgl_lib import __version__
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, check_version
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
@@ -30,7 +31,7 @@ from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
 IDENTITY = ["method", "seed", "split_id"]
-LIMIT = 2**20  # bytes of all CSVs of the log together: what is larger belongs to runs/
+LIMIT = 2**20  # bytes of all CSVs of a data set: what is larger belongs to runs/
 
 
 def dataset_name(workspace: Workspace) -> str:
@@ -49,9 +50,11 @@ def settings_key(workspace: Workspace) -> str:
 
 
 def check_log(folder: Path, jobs: Sequence[Job]) -> None:
-    """Raises: ConfigError: the log holds studies of other settings, data or another teacher, which these must not be mixed with."""
+    """Raises: ConfigError: the log holds studies of another version, of other settings, data or another teacher: they are not mixed."""
     file = folder / dataset_name(jobs[0].workspace) / STUDIES
     there = _read(file)
+    for version in sorted(set(there["version"])) if "version" in there else [FIRST_VERSION] * bool(len(there)):
+        check_version(file, version, "give another folder, or move this data set's to one of that version, as results/v0.1.0 is")
     key, teachers = settings_key(jobs[0].workspace), {job.study.teacher_description for job in jobs} - {NO_TEACHER}
     if len(there) and set(there["settings"]) != {key}:
         raise ConfigError(
@@ -68,7 +71,7 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
 
     Rows of studies that are not among the jobs stay as they are.
 
-    Raises: ConfigError: as `check_log`; the log would exceed `LIMIT`, in which case nothing is written.
+    Raises: ConfigError: as `check_log`; the data set's log would exceed `LIMIT`, in which case nothing is written.
     """
     check_log(folder, jobs)
     home = folder / dataset_name(jobs[0].workspace)
@@ -81,10 +84,10 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
         means = summary(metrics.assign(value=pd.to_numeric(metrics["value"])))
         texts |= {home / METRICS: _csv(metrics), home / SUMMARY: _csv(_shortened(means))}
     texts[home / STUDIES] = _csv(_merged(before, [rows], jobs))  # last: what it calls done has its metrics
-    others = sum(file.stat().st_size for file in folder.rglob("*.csv") if file not in texts)
+    others = sum(file.stat().st_size for file in home.glob("*.csv") if file not in texts)
     size = others + sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
-        raise ConfigError(f"{folder}: the log would have {size} bytes, at most {LIMIT} are meant to be committed; give it another folder")
+        raise ConfigError(f"{home}: the log would have {size} bytes, at most {LIMIT} are meant to be committed; give it another folder")
     for file, text in texts.items():
         write_text(file, text)
 
@@ -96,6 +99,7 @@ def _study_rows(jobs: Sequence[Job]) -> pd.DataFrame:
         study=[job.study.folder.name for job in jobs],
         settings=settings_key(jobs[0].workspace),
         teacher=[job.study.teacher_description for job in jobs],
+        version=__version__,
     )
     starts = [_last_start(job.study) for job in jobs]
     for column in ("commit", "device", "threads"):
