@@ -18,6 +18,7 @@ class Method:
         source: where it was published.
         updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
+        tunes: settings of its own that `sweep --tune` chooses on validation sets, beside the rate.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
     """
 
@@ -26,12 +27,13 @@ class Method:
     updates: int = 1
     needs_validation: bool = False
     revision: int = 1
+    tunes: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {
     "local": Method("Local only", "each centre alone"),
     "fedavg": Method("FedAvg", "McMahan et al. 2017, AISTATS", revision=2),
-    "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2),
+    "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2, tunes=("comparators.fedprox.mu",)),
     "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
     "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
     "frozen_probe": Method(
