@@ -9,9 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from vfmgl_lib import __version__
 from vfmgl_lib.batch import settings as settings_module
 from vfmgl_lib.batch.__main__ import main
-from vfmgl_lib.batch.runner import KERNEL, check_parameters, find_notebooks, folder_name, run_batch
+from vfmgl_lib.batch.runner import KERNEL, check_parameters, find_notebooks, folder_name, read_log, run_batch
 from vfmgl_lib.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
 from vfmgl_lib.models import teachers
 
@@ -213,6 +214,24 @@ def test_log_of_another_form_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(BatchError, match="has columns"):
         run_batch(folder, BatchSettings(runs=tmp_path / "runs"), progress=False)
     assert log.read_text() == "time,name\n1,2\n"
+
+
+def test_what_another_version_ran_is_named_as_such(folder: Path, tmp_path: Path):
+    """A log of 0.1.0, which wrote no version, is gone on with; the page says what is of which."""
+    for name in ("01_one", "02_two"):
+        write_notebook(folder / f"{name}.ipynb", "1")
+    run_batch(folder, BatchSettings(tasks=("nuclei",), runs=tmp_path / "runs"), progress=False)
+    log, page = tmp_path / "runs" / "smoke" / "runs.csv", tmp_path / "runs" / "smoke" / "index.html"
+    assert "made with" not in page.read_text()
+    rows = read_log(log)
+    with log.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "version"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    run_batch(folder, BatchSettings(tasks=("nuclei",), runs=tmp_path / "runs", only=("02",)), progress=False)
+    assert [row["version"] for row in read_log(log)] == ["0.1.0", "0.1.0", __version__]
+    lines = [line for line in page.read_text().splitlines() if "made with vfmgl_lib 0.1.0, as are its figures" in line]
+    assert len(lines) == 1 and "01_one" in lines[0]
 
 
 def test_the_engine_is_for_the_notebook_of_the_rounds_alone():

@@ -1,6 +1,7 @@
 """Export of a study's models: they reproduce the study, differences are refused, and nothing is written by halves."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmgl_lib import export
+from vfmgl_lib import __version__, export
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.export import checks, export_model
 from vfmgl_lib.export.__main__ import main
@@ -256,6 +257,22 @@ def test_a_study_loads_from_its_folder(studies, tmp_path):
     shutil.copytree(study.folder, tmp_path / "begun", ignore=shutil.ignore_patterns("complete.json"))
     with pytest.raises(ConfigError, match="the study is not complete"):
         load_study(tmp_path / "begun")
+
+
+def test_a_study_of_another_version_is_refused_before_its_settings_are_read(studies, tmp_path):
+    """Complete or begun, and although its settings lack what has come since: one sentence."""
+    old = tmp_path / "old"
+    shutil.copytree(studies["nuclei"].folder, old)
+    starts, config = (json.loads((old / f"{name}.json").read_text()) for name in ("environment", "config"))
+    (old / "environment.json").write_text(json.dumps([start | {"vfmgl_lib": "0.1.0"} for start in starts]))
+    del config["settings"]["transfer"], config["settings"]["federation"]["rounds"]
+    (old / "config.json").write_text(json.dumps(config))
+    message = f"{old}: was made with vfmgl_lib 0.1.0, this is {__version__}; run the study anew, or read it with the version that made it"
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            load_study(old)
+        assert main([str(old), "--center", "SiteA", "--out", str(tmp_path / "x")]) == 1 and not (tmp_path / "x").exists()
+        (old / "complete.json").unlink(missing_ok=True)
 
 
 def test_inputs_named_for_predict_are_the_manifests(studies):

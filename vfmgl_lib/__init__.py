@@ -29,4 +29,4 @@ def keep_freed_memory(keep: bool) -> None:
 
 keep_freed_memory(True)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

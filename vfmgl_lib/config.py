@@ -6,8 +6,10 @@ profile names only what it changes, so that its deviations from the paper are ex
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,15 @@ PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong kind or out of range; the message names it and what would have been right."""
+
+
+FIRST_VERSION = "0.1.0"  # what does not name its version was made with this one
+
+
+def check_version(what: object, found: str, remedy: str) -> None:
+    """Raises: ConfigError: `what` was made with another version of the library, so that its numbers and settings are not this one's."""
+    if found != __version__:
+        raise ConfigError(f"{what}: was made with vfmgl_lib {found}, this is {__version__}; {remedy}")
 
 
 class Settings(BaseModel):
@@ -197,11 +208,25 @@ class ComparatorSettings(Settings):
     logit_kd: LogitKDSettings
 
 
+class TuningSettings(Settings):
+    """What `vfmgl_lib.sweep --tune` tries; a sweep takes what it chose as settings of each method's studies."""
+
+    factors: tuple[float, ...] = Field(min_length=1, description="each tuned setting is tried at its value times each of these; 1 is one")
+    seed: int = Field(ge=0, lt=2**31, description="of the tuning's studies; a sweep refuses it, so that it is never reported")
+
+    @model_validator(mode="after")
+    def _has_the_profile_s_own(self) -> TuningSettings:
+        if 1 not in self.factors or min(self.factors) <= 0 or len(set(self.factors)) < len(self.factors):
+            raise ValueError("factors must be above 0, each one once, and 1 among them")
+        return self
+
+
 class ComparisonSettings(Settings):
     """Which studies the comparison is made of; none of it is part of a study."""
 
     seeds: int = Field(ge=1, description="notebook 05 runs the seeds from the study's on, so many")
     splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
+    tuning: TuningSettings
 
 
 class InterpretationSettings(Settings):
@@ -338,6 +363,22 @@ def checked_settings(values: dict[str, Any]) -> StudySettings:
         task = values["task"]
         problems = [f"{'.'.join(map(str, e['loc'])) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
         raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
+
+
+def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:
+    """The settings with some of them changed, named as in "optimizer.lr".
+
+    Raises: ConfigError: a setting that does not exist, a value out of range.
+    """
+    values = settings.model_dump()
+    for name, value in changes.items():
+        _merge(values, _nested(name.split("."), value))
+    return checked_settings(values)
+
+
+def setting_value(settings: StudySettings, name: str) -> Any:
+    """The value of a setting named as in "optimizer.lr"."""
+    return functools.reduce(getattr, name.split("."), settings)
 
 
 def task_names(profile: str | Path = "smoke") -> list[str]:

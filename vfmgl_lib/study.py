@@ -25,7 +25,7 @@ from vfmgl_lib.assembly import study_teacher, with_needed_validation
 from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
-from vfmgl_lib.config import ConfigError, StudySettings, checked_settings
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
@@ -200,9 +200,10 @@ def load_study(folder: Path, data: Path | None = None) -> Study:
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: not a study's folder, it has no config.json; expected e.g. runs/smoke/nuclei/studies/vfmgl-seed0-...")
+    start = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
+    check_version(folder, start.get("vfmgl_lib", FIRST_VERSION), "run the study anew, or read it with the version that made it")
     if not (folder / COMPLETE).is_file():
         raise ConfigError(f"{folder}: the study is not complete; run it to its end first")
-    start = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
     root = data or Path(start.get("data", ""))
     if not root.is_dir() or not (data or "data" in start):
         raise ConfigError(f"{folder}: its images are not in {root} any more; say where they are")

@@ -347,6 +347,18 @@ def test_tables_survive_the_disk(printed, tmp_path: Path):
     pd.testing.assert_frame_equal(paper_rows(printed, [run]), paper_rows(printed, [again]), check_dtype=False)
 
 
+def test_what_another_version_saved_is_left_out_and_named(tmp_path: Path, caplog):
+    run, figures = whole_run("nuclei"), tmp_path / "nuclei" / "figures"
+    for name in ("about", "results", "robustness"):
+        save_table(run[name], figures / paper.TABLES[name][0], name, "a note")
+    old = figures / "05_comparison" / "results.csv"
+    pd.read_csv(old).assign(source="a note").to_csv(old, index=False)  # 0.1.0 did not name itself
+    assert set(read_run(tmp_path / "nuclei")) == {"about", "robustness"}
+    assert f"{old}: left out, vfmgl_lib 0.1.0 saved it" in caplog.text
+    save_table(run["results"], figures / "06_generalization", "results", "a note")
+    assert "results" in read_run(tmp_path / "nuclei"), "the other notebook's is of this version"
+
+
 def test_a_folder_without_a_description_is_no_run(tmp_path: Path):
     save_table(whole_run("nuclei")["results"], tmp_path / "nuclei" / "figures" / "05_comparison", "results")
     assert read_runs(tmp_path) == [] and read_runs(tmp_path / "nowhere") == []

@@ -233,6 +233,8 @@ def test_what_a_site_lacks(federation):
     study = (site / "study.json").read_text()
     (site / "study.json").write_text(study.replace('"rounds"', '"round"'))
     assert "study.json is for this version of the library: no. task nuclei" in missing(check_site(site))[0]
+    (site / "study.json").write_text(json.dumps({key: value for key, value in json.loads(study).items() if key != "vfmgl_lib"}))
+    assert "study.json: was made with vfmgl_lib 0.1.0, this is " in missing(check_site(site))[0]
     (site / "study.json").write_text("[]")
     assert "is not a study's settings; the coordinator's `init` makes it" in missing(check_site(site))[0]
     (site / "study.json").write_text(study.replace("random:test_vit", "random:no_such_vit"))

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vfmgl_lib import __version__
 from vfmgl_lib.federation import credentials, local, sandbox
 from vfmgl_lib.federation.deployment import init
 from vfmgl_lib.federation.local import write_site_data
@@ -254,7 +255,7 @@ class Deployment:
             port = probe.getsockname()[1]
         init(folder / "made", "nuclei", str(SMALLEST), "vfmgl", 0, "127.0.0.1", port, "")
         self.server, self.sites, self.processes = folder / "made" / "server", {}, {}
-        values = self.workspace.settings.model_dump(mode="json")
+        values = self.workspace.settings.model_dump(mode="json") | {"vfmgl_lib": __version__}
         write_json(self.server / "study.json", values)
         for center in self.workspace.manifest.training_centers:
             site = shutil.copytree(folder / "made" / "site", folder / center)

@@ -118,6 +118,17 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
         unpack(broken, "centre A")
 
 
+def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp_path):
+    clients, _ = federation("nuclei")
+    Site(clients[0], tmp_path, "key")
+    Site(clients[0], tmp_path, "key")
+    with pytest.raises(ValueError, match="holds the rounds of study key, this one is other; choose another folder"):
+        Site(clients[0], tmp_path, "other")
+    (tmp_path / "study.json").write_text('{"key": "key"}')  # as 0.1.0 wrote it
+    with pytest.raises(ValueError, match=r"was made with vfmgl_lib 0.1.0, this is .*; choose another folder"):
+        Site(clients[0], tmp_path, "key")
+
+
 def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from vfmgl_lib import __version__
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.decision_curve import decision_curve
@@ -323,7 +324,7 @@ def test_statistics_are_written_escaped(make_results, make_tests, tmp_path):
     assert tex.count(r"\bfseries") == table["best"].sum()
     assert "Not defined (only one class: 0 positive, 40 negative)" in tex
     read = pd.read_csv(tmp_path / "statistics.csv")
-    assert len(read) == len(table) and set(read["source"]) == {"Teacher: <pocket> & 50 %"}
+    assert len(read) == len(table) and set(read["source"]) == {f"Teacher: <pocket> & 50 % vfmgl_lib {__version__}"}
     first = page
     statistics_tables.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
     assert (tmp_path / "statistics.html").read_text(encoding="utf-8") == first

@@ -5,6 +5,7 @@ import pytest
 from matplotlib import rcParams
 from PIL import Image
 
+from vfmgl_lib import __version__
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FILE_DPI,
@@ -55,7 +56,7 @@ def test_save_writes_three_whole_files_and_the_table_comes_back(tmp_path):
     assert returned is figure
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["name.csv", "name.pdf", "name.png"]
     written = pd.read_csv(tmp_path / "new" / "folder" / "name.csv")
-    assert written.columns[-1] == "source" and set(written["source"]) == {"Teacher: RANDOM weights"}
+    assert written.columns[-1] == "source" and set(written["source"]) == {f"Teacher: RANDOM weights vfmgl_lib {__version__}"}
     pd.testing.assert_frame_equal(written.drop(columns="source"), table, check_exact=True)
     with Image.open(tmp_path / "new" / "folder" / "name.png") as image:
         assert abs(image.width - DOUBLE * FILE_DPI) <= 2
@@ -68,7 +69,7 @@ def test_save_table_adds_its_source_to_the_file_only(tmp_path):
     table = pd.DataFrame({"x": [1, 2]})
     note = 'Teacher: "one", two. Data: Zürich'
     assert save_table(table, tmp_path, "with", note) is table and list(table) == ["x"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "with.csv"), table.assign(source=note))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "with.csv"), table.assign(source=f"{note} vfmgl_lib {__version__}"))
     save_table(table, tmp_path, "without")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "without.csv"), table)
     with pytest.raises(ValueError, match="source"):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.sweep import log as module
 from vfmgl_lib.sweep import plan, run_sweep
@@ -102,6 +103,19 @@ def test_other_settings_are_not_mixed_in(small, tmp_path):
     with pytest.raises(ConfigError, match=r"studies.csv: holds studies of other settings or data \(.* instead of .*\); choose another"):
         check_log(tmp_path / "log", plan(small(optimizer__lr=0.5), ["local"], [0]))
     check_log(tmp_path / "log", plan(small().variant(seed=5, split=(0.6, 1)), ["local"], [5]))
+
+
+def test_another_version_is_not_mixed_in(small, tmp_path):
+    jobs, log = plan(small(), ["local", "hgkt"], [0]), tmp_path / "log" / "phantoms-nuclei" / "studies.csv"
+    write_log(tmp_path / "log", jobs)
+    there = read(tmp_path / "log", "studies.csv")
+    assert set(there["version"]) == {__version__}
+    for old, version in ((there.drop(columns="version"), "0.1.0"), (there.assign(version="0.3.0"), "0.3.0")):
+        old.to_csv(log, index=False)  # 0.1.0 wrote no version, whatever its settings
+        with pytest.raises(
+            ConfigError, match=rf"studies.csv: was made with vfmgl_lib {version}, this is {__version__}; give another folder"
+        ):
+            check_log(tmp_path / "log", jobs)
 
 
 def test_another_teacher_is_not_mixed_in(small, tmp_path):

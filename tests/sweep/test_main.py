@@ -98,6 +98,9 @@ def test_an_interrupt_is_status_130(call, monkeypatch, by):
         (("--processes", "0"), "--processes: '0' is no whole number from 1"),
         (("--executor", "pbs"), "invalid choice: 'pbs'"),
         (("--executor", "slurm"), "executor slurm: Could not detect"),
+        (("--tune",), "--tune needs --results"),
+        (("--tune", "--results", "results", "--seeds", "0"), "has a seed and a division of its own"),
+        (("--tuned", "no/such/tuning.csv"), "no/such/tuning.csv: is not there"),
         (("--cluster", "slurm_partition=gpu"), "--cluster belongs to --executor slurm"),
         (("--executor", "slurm", "--cluster", "gpu"), "--cluster: 'gpu': must be KEY=VALUE"),
     ],
@@ -122,3 +125,18 @@ def test_help_names_everything():
     done = subprocess.run([sys.executable, "-m", "vfmgl_lib.sweep", "--help"], capture_output=True, text=True, check=True)
     for word in ("--methods", "vfmgl", "--splits", "comparison", "--executor", "slurm", "--status", "--results", "Ctrl-C", "130"):
         assert word in done.stdout
+
+
+def test_tunes_and_uses_what_was_chosen(call, tmp_path):
+    tune = ("--methods", "local", "--tune", "--results", tmp_path / "results")
+    status, said, _ = call(*tune, "--status")
+    assert status == 0 and said.splitlines()[-1] == "3 studies: 3 left" and "local seed 1000 lr 0.0033" in said
+    assert call(*tune)[0] == 0
+    table = pd.read_csv(tmp_path / "results" / "phantoms-nuclei" / "tuning.csv", dtype=str)
+    assert table["state"].tolist() == ["done"] * 3 and table["chosen"].tolist().count("1") == 1
+    chosen = table.loc[table["chosen"] == "1", "tuned"].item().removeprefix("optimizer.lr=")
+    file = tmp_path / "results" / "phantoms-nuclei" / "tuning.csv"
+    _, said, _ = call("--methods", "local", "--seeds", "0", "--tuned", file, "--status")
+    assert f"local seed 0 lr {float(chosen):g} " in said
+    status, _, complained = call("--methods", "local", "--seeds", "0,1000", "--status")
+    assert status == 2 and "seed 1000: is the tuning's" in complained

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+from vfmgl_lib import __version__
 from vfmgl_lib.files import write_text
 
 PACKAGES = (
@@ -127,7 +128,8 @@ def notebook_item(results: Path, notebook: Path, row: Mapping[str, str] | None) 
     parts = [f'<span class="name">{name}</span>']
     if row:
         when = row["started"][:16].replace("T", " ")
-        went = f"{duration(float(row['seconds']))} · {row['peak_memory_mib']} MiB · {when} UTC"
+        other = f" · made with vfmgl_lib {row['version']}, as are its figures" if row["version"] != __version__ else ""
+        went = f"{duration(float(row['seconds']))} · {row['peak_memory_mib']} MiB · {when} UTC{other}"
         parts += [f'<span class="{html.escape(row["status"])}">{html.escape(row["status"])}</span>']
         parts += [f'<span class="soft">{html.escape(went)}</span>']
     parts.append(f"<span>{link(source, 'ipynb')}</span>")

@@ -26,8 +26,10 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 from traitlets.config import Config
 
+from vfmgl_lib import __version__
 from vfmgl_lib.batch.index_page import write_index
 from vfmgl_lib.batch.settings import BatchError, BatchSettings
+from vfmgl_lib.config import FIRST_VERSION
 from vfmgl_lib.files import write_text
 
 KERNEL = "vfmgl"
@@ -45,6 +47,7 @@ class NotebookRun:
         seconds: wall time.
         peak_memory_mib: highest resident memory of the kernel and its children together, sampled, in MiB.
         error: the error's last line, empty if there is none.
+        version: of the library.
         traceback: the traceback's last lines; not in runs.csv.
     """
 
@@ -60,6 +63,7 @@ class NotebookRun:
     device: str
     seed: int
     error: str = ""
+    version: str = __version__
     traceback: str = field(default="", repr=False)
 
 
@@ -314,9 +318,10 @@ def read_log(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise BatchError(f"{path} has columns {reader.fieldnames}, expected {list(COLUMNS)}; move it away")
-        return list(reader)
+        columns = tuple(reader.fieldnames or ())
+        if columns not in (COLUMNS, tuple(name for name in COLUMNS if name != "version")):
+            raise BatchError(f"{path} has columns {list(columns)}, expected {list(COLUMNS)}; move it away")
+        return [{"version": FIRST_VERSION} | row for row in reader]
 
 
 def append_log(path: Path, run: NotebookRun) -> None:

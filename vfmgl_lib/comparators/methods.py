@@ -27,6 +27,7 @@ class Method:
         updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II. Of a method that trains two models,
             both count.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
+        tunes: settings of its own that `sweep --tune` chooses on validation sets, beside the rate.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
         parent: of a control, the method that it is held against and differs from in one thing alone: its `overrides` or a switch of its
             strategy (`federation.strategies`).
@@ -39,6 +40,7 @@ class Method:
     updates: int = 1
     needs_validation: bool = False
     revision: int = 1
+    tunes: tuple[str, ...] = ()
     parent: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,11 +49,11 @@ METHODS: dict[str, Method] = {
     "local": Method("Local only", "each centre alone"),
     "fedavg": Method("FedAvg", "McMahan et al. 2017, AISTATS", revision=2),
     "fedavg_ft": Method("FedAvg + fine-tuning", "FedAvg's model after one more local epoch; Wang et al. 2019, arXiv:1910.10252"),
-    "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2),
+    "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2, tunes=("comparators.fedprox.mu",)),
     "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
     "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
     "fedbn": Method("FedBN", "Li et al. 2021, ICLR"),
-    "ditto": Method("Ditto", "Li et al. 2021, ICML", updates=2),
+    "ditto": Method("Ditto", "Li et al. 2021, ICML", updates=2, tunes=("comparators.ditto.proximity",)),
     "frozen_probe": Method(
         "Frozen VFM + linear", "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)", updates=0, revision=2
     ),

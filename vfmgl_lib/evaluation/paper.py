@@ -8,18 +8,23 @@ and on other centres ours stands beside the paper's without one.
 from __future__ import annotations
 
 import functools
+import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib import __version__
 from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.config import FIRST_VERSION
 from vfmgl_lib.data.datasheets import FOLDER, Datasheet, compare_counts, read_datasheet
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.generalization import ablation_summary, over_seeds
 
+log = logging.getLogger(__name__)
 PAPER_RESULTS = FOLDER / "paper_results.csv"
 COMPARATORS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe")  # the paper's FedAvg, FedProx, HarmoFL, MetaFed and Virchow
 # Table -> the notebooks that save it; the first that has it counts.
@@ -110,16 +115,30 @@ def _total(count: int | Mapping) -> int:
 def read_run(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables of a run that the comparison with the paper reads, by name; those that are not there are left out.
 
+    So are, with a warning, those that another version of the library saved: a notebook that has not been run again has none yet.
+
     Args:
         folder: `runs/<profile>/<task>[-<data>]`.
     """
     found = {}
     for name, notebooks in TABLES.items():
-        files = [folder / "figures" / notebook / f"{name}.csv" for notebook in notebooks]
-        there = [file for file in files if file.is_file()]
-        if there:
-            found[name] = _read_table(there[0])
+        for file in (folder / "figures" / notebook / f"{name}.csv" for notebook in notebooks):
+            if name in found or not file.is_file():
+                continue
+            table = _read_table(file)
+            if (made_with := _version(table)) == __version__:
+                found[name] = table
+            else:
+                log.warning("%s: left out, vfmgl_lib %s saved it, this is %s; run the notebook again", file, made_with, __version__)
     return found
+
+
+def _version(table: pd.DataFrame) -> str:
+    """The version that saved a table with its source; a table without rows or source has nothing of another version in it."""
+    if "source" not in table or table.empty:
+        return __version__
+    named = re.search(r" vfmgl_lib (\S+)$", str(table["source"].iloc[0]))
+    return named[1] if named else FIRST_VERSION
 
 
 def _read_table(file: Path) -> pd.DataFrame:

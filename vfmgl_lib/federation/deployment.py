@@ -28,6 +28,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vfmgl_lib import __version__
 from vfmgl_lib.assembly import (
     center_datasets,
     feature_cache,
@@ -41,7 +42,7 @@ from vfmgl_lib.assembly import (
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
-from vfmgl_lib.config import ConfigError, StudySettings, checked_settings, load_settings
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.sources import is_prepared, read_prepared
 from vfmgl_lib.federation import credentials, sandbox
@@ -130,7 +131,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     credentials.write_certificates(server, [host, "127.0.0.1", "localhost"])
     (server / "centers").mkdir()
     for part in (server, site):
-        write_json(part / "study.json", settings.model_dump(mode="json"))
+        write_json(part / "study.json", settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
     write_text(
         server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: {WAIT}\n"
     )
@@ -317,6 +318,8 @@ def _study(folder: Path) -> StudySettings:
         raise ConfigError(f"{file}: cannot be read: {plain(error)}; the coordinator's `init` makes it") from error
     if not isinstance(values, dict) or not {"task", "profile"} <= values.keys():
         raise ConfigError(f"{file}: is not a study's settings; the coordinator's `init` makes it")
+    remedy = "install that version here, or have the coordinator make the folders anew with `init`"
+    check_version(file, values.pop("vfmgl_lib", FIRST_VERSION), remedy)
     return checked_settings(values)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vfmgl_lib import __version__
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.federation import credentials
 from vfmgl_lib.federation.client import Client, RoundLog
@@ -174,7 +175,7 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
     manifest = write_site_data(study.manifest, client.center, site / "data")
     credentials.write_key_pair(site / "key")
     shutil.copyfile(folder / credentials.CA, site / credentials.CA)
-    write_json(site / "study.json", study.settings.model_dump(mode="json"))
+    write_json(site / "study.json", study.settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
     values = {
         "center": client.center,
         "superlink": f"{ADDRESS}:{port}",
@@ -189,7 +190,7 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
     if start:
         # The study goes on after this round: the site's memory begins with what the study kept.
         key = Site.study_key(study.settings, manifest)
-        write_json(site / "state" / "study.json", {"key": key})
+        write_json(site / "state" / "study.json", {"key": key, "vfmgl_lib": __version__})
         with new_folder(site / "state" / "rounds" / f"{start:03d}") as part:
             save_client(client, part)
     return site

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
+from vfmgl_lib import __version__
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.strategies import State, Update
@@ -37,7 +38,7 @@ class Site:
         client: in its initial state.
         folder: the site's own; what is there is gone on with.
         key: of the study's settings and this centre's data; a folder of another study is refused.
-    Raises: ValueError: a folder that holds the rounds of another study.
+    Raises: ValueError: a folder that holds the rounds of another study, or of another version of the library.
     """
 
     def __init__(self, client: Client, folder: Path, key: str):
@@ -45,13 +46,14 @@ class Site:
         self._ready = 0  # the client is in the state after this round; -1: in an unknown one
         mark = folder / "study.json"
         if mark.is_file():
-            found = json.loads(mark.read_text(encoding="utf-8"))["key"]
-            if found != key:
-                raise ValueError(f"{folder}: holds the rounds of study {found}, this one is {key}; choose another folder")
+            found = json.loads(mark.read_text(encoding="utf-8"))
+            check_version(folder, found.get("vfmgl_lib", FIRST_VERSION), "choose another folder, or go on with the version that made it")
+            if found["key"] != key:
+                raise ValueError(f"{folder}: holds the rounds of study {found['key']}, this one is {key}; choose another folder")
         if not self._round(0).is_dir():
             with new_folder(self._round(0)) as part:
                 save_client(client, part)
-            write_json(mark, {"key": key})
+            write_json(mark, {"key": key, "vfmgl_lib": __version__})
 
     @staticmethod
     def study_key(settings: StudySettings, manifest: Manifest) -> str:

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vfmgl_lib import __version__
 from vfmgl_lib.files import write_text
 
 MM = 1 / 25.4
@@ -245,7 +246,9 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
 
 
 def save_table(table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> pd.DataFrame:
-    """Writes name.csv, whole or not at all, with `note` as last column `source`: a CSV that is passed on still names teacher and data.
+    """Writes name.csv, whole or not at all, with `note` and the library's version as last column `source`.
+
+    A CSV that is passed on still names teacher and data, and what another version made can be told.
 
     Args:
         note: one line; "": no such column.
@@ -256,7 +259,7 @@ def save_table(table: pd.DataFrame, folder: Path | str, name: str, note: str = "
     folder.mkdir(parents=True, exist_ok=True)
     written = table.copy()
     if note:
-        written.insert(len(table.columns), "source", note)
+        written.insert(len(table.columns), "source", f"{note} vfmgl_lib {__version__}")
     write_text(folder / f"{name}.csv", written.to_csv(index=False))
     return table
 

@@ -6,7 +6,7 @@
     sweep_status(workspace, ["fedavg", "vfmgl"], seeds=[0, 1, 2])
 
 `python -m vfmgl_lib.sweep --help` is the same from a terminal. A package and not a file because what is left (`jobs`), what runs it
-(`run`) and the small log that is committed (`log`) are read apart.
+(`run`), the small log that is committed (`log`) and the choice of rates (`tuning`) are read apart.
 """
 
 from vfmgl_lib.sweep.jobs import Job, plan, sweep_status

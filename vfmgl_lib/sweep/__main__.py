@@ -17,7 +17,8 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
 from vfmgl_lib.sweep.jobs import Split, plan, status_table
 from vfmgl_lib.sweep.log import check_log, write_log
-from vfmgl_lib.sweep.run import SweepError, run_sweep
+from vfmgl_lib.sweep.run import SweepError, run_jobs
+from vfmgl_lib.sweep.tuning import check_tuning, read_tuned, tuning_plan, write_tuning
 from vfmgl_lib.workspace import open_workspace
 
 EXAMPLES = """
@@ -25,6 +26,8 @@ examples:
   python -m vfmgl_lib.sweep --task nuclei --data DIR --teacher FILE --profile quick --seeds 0,1,2 --processes 2
   python -m vfmgl_lib.sweep ... --status                     how far it is, also while another terminal or a cluster runs it
   python -m vfmgl_lib.sweep ... --splits comparison          the profile's divisions of the patients (comparison.splits)
+  python -m vfmgl_lib.sweep ... --tune --results DIR         every method's rate, chosen on validation sets: DIR/SET/tuning.csv
+  python -m vfmgl_lib.sweep ... --tuned DIR/SET/tuning.csv   with what was chosen
   python -m vfmgl_lib.sweep ... --executor slurm --cluster slurm_partition=gpu --cluster gpus_per_node=1 --cluster timeout_min=240
 
 Studies that are complete are loaded, interrupted ones go on after their last whole round: after Ctrl-C make the same call again.
@@ -54,6 +57,8 @@ def command_line() -> argparse.ArgumentParser:
         metavar="A,B",
         help="own (default: the data's own), comparison (the profile's comparison.splits), or TRAIN-SEED such as 0.6-3",
     )
+    what.add_argument("--tune", action="store_true", help="choose each method's rate on validation sets instead (comparison.tuning)")
+    what.add_argument("--tuned", type=Path, metavar="FILE", help="the rates that --tune chose; default: the profile's")
     how = parser.add_argument_group("how to run it")
     how.add_argument("--processes", type=_count, default=1, metavar="N", help="studies at a time, default: 1; with cuda a GPU each")
     how.add_argument("--threads", type=_count, metavar="N", help="of each process; default: the cores divided by --processes")
@@ -79,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.cluster and given.executor == "local":
         parser.error("--cluster belongs to --executor slurm")
+    if given.tune and (given.seeds or given.splits != "own" or given.tuned or not given.results):
+        parser.error(
+            "--tune needs --results, where its table is kept, and has a seed and a division of its own: no --seeds, --splits, --tuned"
+        )
     here = Path.cwd()
     try:
         settings = load_settings(given.task, given.profile, device=given.device)
@@ -100,30 +109,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str], seeds: list[int], splits: list[Split | None]) -> int:
     workspace = open_workspace(given.task, given.profile, data=data, teacher=teacher, device=given.device, runs=given.runs)
-    jobs = plan(workspace, methods, seeds, splits)
+    if given.tune:
+        jobs, check, write = tuning_plan(workspace, methods), check_tuning, write_tuning
+    else:
+        tuned = read_tuned(given.tuned, workspace, methods) if given.tuned else None
+        jobs, check, write = plan(workspace, methods, seeds, splits, tuned), check_log, write_log
     if given.status:
         _say(status_table(jobs))
         return 0
     results = Path(given.results) if given.results else None
     if results:
-        check_log(results, jobs)
+        check(results, jobs)
     failed, before = "", signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
     try:
-        run_sweep(
-            workspace,
-            methods,
-            seeds,
-            splits,
+        run_jobs(
+            jobs,
             given.processes,
             given.executor,
             threads=given.threads,
             cluster=dict(given.cluster),
-            finished=lambda job: write_log(results, jobs) if results else None,
+            finished=lambda job: write(results, jobs) if results else None,
         )
     except SweepError as error:
         failed = str(error)
         if results:
-            write_log(results, jobs)  # which of them failed
+            write(results, jobs)  # which of them failed
     finally:
         signal.signal(signal.SIGTERM, before)
     _say(status_table(jobs))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ from vfmgl_lib.study import Study
 from vfmgl_lib.training import is_running
 from vfmgl_lib.workspace import Workspace
 
+Changes = Mapping[str, Any]  # setting -> value, e.g. {"optimizer.lr": 0.01}
 Split = tuple[float, int]  # (training share, seed), as `Workspace.variant` takes it
 STATES = ("done", "running", "left", "failed")
 
@@ -32,11 +34,15 @@ class Job:
         workspace: with the job's seed and split.
         split_id: "own", or training share and seed of the division, e.g. "0.6-3".
         study: where its results are or will be.
+        shared: the workspace with what all methods of the sweep have in common.
+        changes: what this method has instead, as `sweep.tuning` chose it.
     """
 
     method: str
     workspace: Workspace
     study: Study
+    shared: Workspace
+    changes: Changes = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -49,7 +55,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.method} seed {self.seed}" + f" split {self.split_id}" * (self.split_id != "own")
+        tuned = "".join(f" {setting.rpartition('.')[2]} {value:g}" for setting, value in self.changes.items())
+        return f"{self.method} seed {self.seed}" + f" split {self.split_id}" * (self.split_id != "own") + tuned
+
+    @property
+    def tuned(self) -> str:
+        return in_words(self.changes)
 
     @property
     def state(self) -> str:
@@ -80,22 +91,50 @@ class Job:
         return self.workspace.folder / "sweep" / "failed" / f"{self.study.folder.name}.json"
 
 
-def plan(workspace: Workspace, methods: Iterable[str], seeds: Iterable[int], splits: Iterable[Split | None] = (None,)) -> list[Job]:
+def in_words(changes: Changes) -> str:
+    """Settings and values in one line, as the tables have them: "optimizer.lr=0.01 comparators.fedprox.mu=0.003"."""
+    return " ".join(f"{setting}={value}" for setting, value in changes.items())
+
+
+def plan(
+    workspace: Workspace,
+    methods: Iterable[str],
+    seeds: Iterable[int],
+    splits: Iterable[Split | None] = (None,),
+    tuned: Mapping[str, Changes] | None = None,
+) -> list[Job]:
     """The jobs of a sweep: for every split and seed all methods, so that what is finished first can be compared.
 
     Args:
         splits: None for the workspace's own.
-    Raises: ConfigError: an unknown method, nothing to do, a seed or share out of range. ManifestError: patients that cannot be divided so.
+        tuned: method -> settings of its own (`sweep.tuning.read_tuned`).
+    Raises: ConfigError: an unknown method, nothing to do, a seed or share out of range, the tuning's seed. ManifestError: patients that
+        cannot be divided so.
     """
-    methods, seeds, splits = (list(dict.fromkeys(values)) for values in (methods, seeds, splits))
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise ConfigError(f"methods {', '.join(map(str, unknown))}: must be of {', '.join(METHODS)}")
+    methods, seeds, splits = (list(dict.fromkeys(values)) for values in (checked_methods(methods), seeds, splits))
     for name, values in {"methods": methods, "seeds": seeds, "splits": splits}.items():
         if not values:
             raise ConfigError(f"a sweep without {name}: give at least one")
+    if workspace.settings.comparison.tuning.seed in seeds:
+        seed = workspace.settings.comparison.tuning.seed
+        raise ConfigError(f"seed {seed}: is the tuning's (comparison.tuning.seed), settings were chosen on it; it is never reported")
     variants = [workspace.variant(seed=seed, split=split) for split in splits for seed in seeds]
-    return [Job(method, variant, variant.study(method)) for variant in variants for method in methods]
+    return [tuned_job(variant, method, (tuned or {}).get(method, {})) for variant in variants for method in methods]
+
+
+def tuned_job(shared: Workspace, method: str, changes: Changes) -> Job:
+    """The job of a method that has some settings of its own."""
+    workspace = shared.variant(changes=changes) if changes else shared
+    return Job(method, workspace, workspace.study(method), shared, changes)
+
+
+def checked_methods(methods: Iterable[str]) -> list[str]:
+    """Raises: ConfigError: an unknown method."""
+    methods = list(methods)
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise ConfigError(f"methods {', '.join(map(str, unknown))}: must be of {', '.join(METHODS)}")
+    return methods
 
 
 def sweep_status(

@@ -1,7 +1,8 @@
 """The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
 
-    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, commit;
-                                       kept_share: of the batches that DDBL kept, where a finished study has it
+    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, version,
+                                       commit; tuned: settings of the method's own (`sweep.tuning`); kept_share: of the batches that
+                                       DDBL kept, where a finished study has it
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
                                        of the shared model and of other centres' test sets the main metric alone; budget "both" where
                                        matched rounds and matched updates are the same round
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from vfmgl_lib import __version__
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, check_version
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
@@ -31,7 +33,7 @@ from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
 IDENTITY = ["method", "seed", "split_id"]
-LIMIT = 2**20  # bytes of all CSVs of the log together: what is larger belongs to runs/
+LIMIT = 2**20  # bytes of all CSVs of a data set: what is larger belongs to runs/
 
 
 def dataset_name(workspace: Workspace) -> str:
@@ -40,32 +42,52 @@ def dataset_name(workspace: Workspace) -> str:
     return f"phantoms-{task}" if workspace.on_phantoms else workspace.folder.name.removeprefix(f"{task}-")
 
 
-def settings_key(workspace: Workspace) -> str:
-    """Hash of the data and of every setting that all of the sweep's studies share: results of another key are no fair comparison."""
+def settings_key(workspace: Workspace, tuned: bool = False) -> str:
+    """Hash of the data and of every setting that all of the sweep's studies share: results of another key are no fair comparison.
+
+    Args:
+        tuned: whether methods have settings of their own beside these (`sweep.tuning`): tuned methods are not compared with others.
+    """
     shared = workspace.settings.model_copy(
         update={"method": "", "seed": 0, "centers": None, "data": workspace.settings.data.model_copy(update={"split": None})}
     )
     teacher = workspace.settings.teacher.model_dump_json(exclude={"source", "cache_gib"})
-    return hashlib.sha256(f"{shared.key(workspace.prepared.sha256)} {teacher}".encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{shared.key(workspace.prepared.sha256)} {teacher}{' tuned' * tuned}".encode()).hexdigest()[:10]
 
 
 def check_log(folder: Path, jobs: Sequence[Job]) -> None:
-    """Raises: ConfigError: the log holds studies of other settings, data or another teacher, which these must not be mixed with."""
-    file = folder / dataset_name(jobs[0].workspace) / STUDIES
-    there = _read(file)
-    # A method with a teacher of its own, as a control has, says nothing about the others'.
-    own = [name for name, method in METHODS.items() if "teacher.source" in method.overrides]
-    there = there[~there["method"].isin(own)] if len(there) else there
-    key = settings_key(jobs[0].workspace)
-    teachers = {job.study.teacher_description for job in jobs if job.method not in own} - {NO_TEACHER}
+    """Raises: ConfigError: the log holds studies which these must not be mixed with (`checked_table`, or a method tuned otherwise)."""
+    file = folder / dataset_name(jobs[0].shared) / STUDIES
+    own, replaced = {job.method: job.tuned for job in jobs}, _identities(jobs)
+    for row in checked_table(file, _key(jobs), {job.method: job.study.teacher_description for job in jobs}).to_dict("records"):
+        method, tuned = row["method"], row.get("tuned", "")
+        if tuple(row[name] for name in IDENTITY) not in replaced and own.get(method, tuned) != tuned:
+            raise ConfigError(f"{file}: holds {method} with {tuned}, this one has {own[method]}; run all of its seeds in one call")
+
+
+def checked_table(file: Path, key: str, teachers: Mapping[str, str]) -> pd.DataFrame:
+    """A table of studies as text, empty where there is none yet.
+
+    Args:
+        teachers: method -> description of its teacher; one with a teacher of its own, as a control has, says nothing about the others'.
+    Raises: ConfigError: it is of another version of the library, of other settings, data or another teacher.
+    """
+    there = read_log(file)
+    for version in sorted(set(there["version"])) if "version" in there else [FIRST_VERSION] * bool(len(there)):
+        check_version(file, version, "give another folder, or move this data set's to one of that version, as results/v0.1.0 is")
     if len(there) and set(there["settings"]) != {key}:
         raise ConfigError(
             f"{file}: holds studies of other settings or data ({', '.join(sorted(set(there['settings'])))} instead of {key}); "
             "choose another folder, or delete that of this data set"
         )
-    other = (set(there["teacher"]) - {NO_TEACHER} if len(there) else set()) - teachers
-    if teachers and other:
-        raise ConfigError(f"{file}: holds studies with the teacher {', '.join(sorted(other))}, these have {', '.join(sorted(teachers))}")
+    own = {NO_TEACHER, *(teacher for method, teacher in teachers.items() if "teacher.source" in METHODS[method].overrides)}
+    common = set(teachers.values()) - own
+    own_methods = [name for name, method in METHODS.items() if "teacher.source" in method.overrides]
+    found = set(there.loc[~there["method"].isin(own_methods), "teacher"]) - own if len(there) else set()
+    if common and found - common:
+        other = ", ".join(sorted(found - common))
+        raise ConfigError(f"{file}: holds studies with the teacher {other}, these have {', '.join(sorted(common))}")
+    return there
 
 
 def write_log(folder: Path, jobs: Sequence[Job]) -> None:
@@ -73,39 +95,51 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
 
     Rows of studies that are not among the jobs stay as they are.
 
-    Raises: ConfigError: as `check_log`; the log would exceed `LIMIT`, in which case nothing is written.
+    Raises: ConfigError: as `check_log`; the data set's log would exceed `LIMIT`, in which case nothing is written.
     """
     check_log(folder, jobs)
-    home = folder / dataset_name(jobs[0].workspace)
-    before, rows = _read(home / STUDIES), _study_rows(jobs)
+    home = folder / dataset_name(jobs[0].shared)
+    before, rows = read_log(home / STUDIES), study_rows(jobs, _key(jobs))
+    rows["kept_share"] = [_kept_share(job.study) for job in jobs]
     there = set(before.loc[before["state"] == "done", "study"]) if len(before) else set()
     new = [job for job in jobs if job.study.folder.name not in there]
     finished = [_metric_rows(job) for job in new if job.study.complete]
-    metrics, texts = _merged(_read(home / METRICS), finished, new), {}
+    metrics, texts = _merged(read_log(home / METRICS), finished, new), {}
     if len(metrics.columns):  # else nothing was finished yet
         means = summary(metrics.assign(value=pd.to_numeric(metrics["value"])))
         texts |= {home / METRICS: _csv(metrics), home / SUMMARY: _csv(_shortened(means))}
     texts[home / STUDIES] = _csv(_merged(before, [rows], jobs))  # last: what it calls done has its metrics
-    others = sum(file.stat().st_size for file in folder.rglob("*.csv") if file not in texts)
+    others = sum(file.stat().st_size for file in home.glob("*.csv") if file not in texts)
     size = others + sum(len(text.encode()) for text in texts.values())
     if size > LIMIT:
-        raise ConfigError(f"{folder}: the log would have {size} bytes, at most {LIMIT} are meant to be committed; give it another folder")
+        raise ConfigError(f"{home}: the log would have {size} bytes, at most {LIMIT} are meant to be committed; give it another folder")
     for file, text in texts.items():
         write_text(file, text)
 
 
-def _study_rows(jobs: Sequence[Job]) -> pd.DataFrame:
+def _key(jobs: Sequence[Job]) -> str:
+    return settings_key(jobs[0].shared, tuned=any(job.changes for job in jobs))
+
+
+def _identities(jobs: Sequence[Job]) -> set[tuple[str, ...]]:
+    """The values of `IDENTITY`, as text."""
+    return {(job.method, str(job.seed), job.split_id) for job in jobs}
+
+
+def study_rows(jobs: Sequence[Job], key: str) -> pd.DataFrame:
+    """A row a job, but for what its metrics say; `key` is that of the settings they share."""
     status = status_table(jobs)
     rows = status[[*IDENTITY, "state", "rounds_done", "rounds", "seconds", "error"]].assign(
         state=status["state"].replace("running", "left"),  # what is committed is not there in time to run on
         study=[job.study.folder.name for job in jobs],
-        settings=settings_key(jobs[0].workspace),
+        settings=key,
         teacher=[job.study.teacher_description for job in jobs],
+        version=__version__,
+        tuned=[job.tuned for job in jobs],
     )
     starts = [_last_start(job.study) for job in jobs]
     for column in ("commit", "device", "threads"):
         rows[column] = [start.get(column, "") for start in starts]
-    rows["kept_share"] = [_kept_share(job.study) for job in jobs]
     return rows.astype(str)
 
 
@@ -147,14 +181,15 @@ def results_of(study: Study) -> pd.DataFrame:
 
 def _merged(before: pd.DataFrame, rows: Sequence[pd.DataFrame], jobs: Sequence[Job]) -> pd.DataFrame:
     """`before` with the rows of the jobs replaced, sorted by job; text throughout."""
-    replaced = {(job.method, str(job.seed), job.split_id) for job in jobs}
+    replaced = _identities(jobs)
     if len(before):
         before = before[[key not in replaced for key in before[IDENTITY].itertuples(index=False, name=None)]]
     joined = pd.concat([before, *rows], ignore_index=True)
     return joined.sort_values(IDENTITY, kind="stable") if len(joined) else joined
 
 
-def _read(file: Path) -> pd.DataFrame:
+def read_log(file: Path) -> pd.DataFrame:
+    """A CSV of the log as text; empty where there is none."""
     return pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
 
 

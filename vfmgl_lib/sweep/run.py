@@ -82,11 +82,26 @@ def run_sweep(
     Raises: SweepError: at the end, when all others are complete, naming every study that failed. ConfigError, ManifestError: before
         anything runs. KeyboardInterrupt: after the processes that were started have ended; the same call goes on.
     """
+    jobs = plan(workspace, methods, seeds, splits)
+    return run_jobs(jobs, processes, executor, progress, threads=threads, cluster=cluster, finished=finished)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    processes: int = 1,
+    executor: Executor = "local",
+    progress: bool = True,
+    *,
+    threads: int | None = None,
+    cluster: Mapping[str, Any] | None = None,
+    finished: Callable[[Job], object] = lambda job: None,
+) -> list[Study]:
+    """`run_sweep` of jobs that are planned already, of one task on one device."""
     if executor not in get_args(Executor):
         raise ConfigError(f"executor {executor!r}: must be one of {', '.join(get_args(Executor))}")
     if processes < 1 or (threads is not None and threads < 1):
         raise ConfigError(f"processes {processes}, threads {threads}: must be at least 1")
-    jobs = plan(workspace, methods, seeds, splits)
+    workspace = jobs[0].workspace
     failures: dict[str, str] = {}
 
     def settle(job: Job) -> None:
