@@ -8,6 +8,7 @@ import torch
 
 from vfmgl_lib.comparators.clients import client_class, new_server
 from vfmgl_lib.comparators.methods import METHODS, with_overrides
+from vfmgl_lib.comparators.pooled import pool_data
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.layouts import read_layout, with_validation
 from vfmgl_lib.data.loading import ImageDataset
@@ -62,6 +63,7 @@ def federation(phantoms, teacher):
             )
             for center in manifest.training_centers
         ]
+        pool_data(clients)
         return clients, new_server(settings, list(manifest.training_centers), student())
 
     return build

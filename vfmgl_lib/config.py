@@ -188,6 +188,15 @@ class DittoSettings(Settings):
     proximity: float = Field(ge=0, description="lambda: weight of half the squared distance from the personal model to the shared one")
 
 
+class FedRepSettings(Settings):
+    head_epochs: int = Field(ge=0, description="epochs of the head alone before those of the body; 0: both together (FedPer)")
+
+
+class ProxyFLSettings(Settings):
+    distillation_share: float = Field(ge=0, le=1, description="a: loss = (1 - a) task + a KL, of both models")
+    kept_share: float = Field(gt=0, lt=1, description="share of its proxy that a centre does not pass on")
+
+
 class FrozenProbeSettings(Settings):
     inverse_regularization: float = Field(gt=0, description="C of the logistic regression on standardised features")
 
@@ -204,6 +213,8 @@ class ComparatorSettings(Settings):
     harmofl: HarmoFLSettings
     metafed: MetaFedSettings
     ditto: DittoSettings
+    fedrep: FedRepSettings
+    proxyfl: ProxyFLSettings
     frozen_probe: FrozenProbeSettings
     logit_kd: LogitKDSettings
 
@@ -319,8 +330,8 @@ class StudySettings(Settings):
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
-        # Logit distillation fits the frozen probe as its teacher.
-        used = (self.method, "frozen_probe") if self.method == "logit_kd" else (self.method,)
+        # Logit distillation fits the frozen probe as its teacher; FedPer is FedRep with a setting of its own.
+        used = (self.method, {"logit_kd": "frozen_probe", "fedper": "fedrep"}.get(self.method, ""))
         if self.exchange == PLAIN_EXCHANGE:
             del values["exchange"]
         values["comparators"] = {name: part for name, part in values["comparators"].items() if name in used}

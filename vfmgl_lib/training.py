@@ -21,6 +21,8 @@ from vfmgl_lib import __version__
 from vfmgl_lib.assembly import center_datasets, feature_cache, new_client, new_student
 from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
+from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.comparators.pooled import pool_data
 from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit
@@ -94,10 +96,13 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
     device = torch.device(settings.device)
     if engine not in ENGINES:
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine != "process" and not METHODS[settings.method].private:
+        raise ConfigError(f"method {settings.method}: it pools the centres' images and does not run over a network; use engine process")
     _describe(study, teacher, engine)
     datasets = {center: center_datasets(settings, study.manifest, center, teacher) for center in study.manifest.centers}
     centers, cache = study.manifest.training_centers, feature_cache(settings, teacher, teacher_cache)
     clients = [new_client(settings, center, datasets[center], teacher, cache) for center in centers]
+    pool_data(clients)
     server = new_server(settings, list(centers), new_student(settings))
     unit = scoring_unit(study.manifest.table, settings.is_segmentation)
     evaluation = RoundEvaluation(settings, datasets, unit, device)

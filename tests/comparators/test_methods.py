@@ -14,8 +14,9 @@ from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server, Update
 from vfmgl_lib.models.students import part_names
 
-ORDER = ["local", "fedavg", "fedavg_ft", "fedprox", "harmofl", "metafed", "fedbn", "ditto"]
-ORDER += ["frozen_probe", "logit_kd", "hgkt", "hgkt_beta0", "hgkt_random", "hgkt_kd", "vfmgl_task", "vfmgl_random", "vfmgl"]
+ORDER = ["local", "fedavg", "fedavg_ft", "fedprox", "harmofl", "metafed", "fedbn", "ditto", "fedrep", "fedper", "proxyfl", "pooled"]
+ORDER += ["frozen_probe", "logit_kd", "hgkt", "fedavg_hgkt", "hgkt_beta0", "hgkt_random", "hgkt_kd", "vfmgl_task", "vfmgl_random", "vfmgl"]
+KEEP_THEIR_OWN = ("fedavg_ft", "ditto", "proxyfl")  # what the server sends does not become the centre's own model after a round
 
 
 def _equal(one, other):
@@ -78,19 +79,22 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
     declared = harmofl.declared_aggregates(clients[0].settings) if method == "harmofl" else {}
     resumed, updates = None, received(server)
     for done in run_rounds(clients, server, last):
-        for client, update in zip(clients, updates, strict=True):
+        trained = clients[:1] if method == "pooled" else clients
+        assert all((update.state, update.metrics) == ({}, {}) for update in updates[len(trained) :])
+        for client, update in zip(trained, updates, strict=False):
+            samples = sum(len(one.data) for one in clients) if method == "pooled" else len(client.data)
             assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
             own = client.student.state_dict() if STRATEGIES[method].sends else {}
             assert {name: tuple(t.shape) for name, t in update.aggregates.items()} == declared
             assert update.state.keys() == own.keys() - declared.keys() - part_names(client.student, STRATEGIES[method].keeps)
             assert all(update.state[name].shape == own[name].shape for name in update.state)
-            assert update.samples == len(client.data)
+            assert update.samples == samples
             assert tuple(update.metrics) == DECLARED_METRICS and all(isinstance(value, float) for value in update.metrics.values())
             assert math.isfinite(update.metrics["task_loss"])
             for row in client.log.rounds:
-                assert row["batches"] > 0 and row["samples"] == len(client.data)
+                assert row["batches"] > 0 and row["samples"] == samples
         updates.clear()
-        if done.shared is not None and STRATEGIES[method].adopts and method not in ("fedavg_ft", "ditto"):
+        if done.shared is not None and STRATEGIES[method].adopts and method not in KEEP_THEIR_OWN:
             adopted = _parameters(done.shared)
             assert all(torch.equal(client.student.state_dict()[name], adopted[name]) for client in clients for name in adopted)
             assert not any(_equal(client.student.state_dict(), done.shared) for client in clients)

@@ -10,6 +10,9 @@ from vfmgl_lib.comparators.frozen_probe import FrozenProbeClient
 from vfmgl_lib.comparators.harmofl import HarmoFLClient
 from vfmgl_lib.comparators.logit_kd import LogitKDClient
 from vfmgl_lib.comparators.metafed import MetaFedClient, Ring
+from vfmgl_lib.comparators.personal_parts import FedRepClient
+from vfmgl_lib.comparators.pooled import PooledClient, PoolServer
+from vfmgl_lib.comparators.proxyfl import ProxyFLClient, PushSum, new_proxy
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server
@@ -22,6 +25,10 @@ CLIENTS: dict[str, type[Client]] = {
     "harmofl": HarmoFLClient,
     "metafed": MetaFedClient,
     "ditto": DittoClient,
+    "fedrep": FedRepClient,
+    "fedper": FedRepClient,
+    "proxyfl": ProxyFLClient,
+    "pooled": PooledClient,
     "frozen_probe": FrozenProbeClient,
     "logit_kd": LogitKDClient,
 }
@@ -43,6 +50,8 @@ def new_server(settings: StudySettings, centers: list[str], student: Student) ->
     strategy, limit = STRATEGIES[settings.method], settings.faults.largest_norm
     if settings.method == "metafed":
         return Ring(settings, centers, initial)
+    if settings.method == "proxyfl":
+        return PushSum(settings, centers, new_proxy(settings).state_dict())
     if not strategy.sends:
         return Server()
     if settings.method == "harmofl":
@@ -50,4 +59,5 @@ def new_server(settings: StudySettings, centers: list[str], student: Student) ->
         return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared, largest_norm=limit)
     kept = part_names(student, strategy.keeps)
     initial = {name: tensor for name, tensor in initial.items() if name not in kept}
-    return Averaging(initial, settings.federation.weights, sends_initial=strategy.adopts, largest_norm=limit)
+    build = PoolServer if settings.method == "pooled" else Averaging
+    return build(initial, settings.federation.weights, sends_initial=strategy.adopts, largest_norm=limit)

@@ -24,11 +24,12 @@ class Method:
     Attributes:
         title: as tables and legends have it.
         source: where it was published.
-        updates: of the student per batch: VFMGL makes one by HGKT, one on the task and one in stage II. Of a method that trains two models,
-            both count.
+        updates: of the reported model per batch: VFMGL makes one by HGKT, one on the task and one in stage II. Ditto's and ProxyFL's second
+            model and FedRep's head, trained beside it, do not count here, but in `compute.student_passes`.
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
         tunes: settings of its own that `sweep --tune` chooses on validation sets, beside the rate.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
+        private: images stay at their centres; a method of which this is false runs in one process alone.
         parent: of a control, the method that it is held against and differs from in one thing alone: its `overrides` or a switch of its
             strategy (`federation.strategies`).
         overrides: settings that are this method's own, whatever the profile says: "section.name" -> value, or a function of the
@@ -41,6 +42,7 @@ class Method:
     needs_validation: bool = False
     revision: int = 1
     tunes: tuple[str, ...] = ()
+    private: bool = True
     parent: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,12 +55,17 @@ METHODS: dict[str, Method] = {
     "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
     "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
     "fedbn": Method("FedBN", "Li et al. 2021, ICLR"),
-    "ditto": Method("Ditto", "Li et al. 2021, ICML", updates=2, tunes=("comparators.ditto.proximity",)),
+    "ditto": Method("Ditto", "Li et al. 2021, ICML", tunes=("comparators.ditto.proximity",)),
+    "fedrep": Method("FedRep", "Collins et al. 2021, ICML"),
+    "fedper": Method("FedPer", "Arivazhagan et al. 2019, arXiv", parent="fedrep", overrides={"comparators.fedrep.head_epochs": 0}),
+    "proxyfl": Method("ProxyFL", "Kalra et al. 2023, Nature Communications; the paper's reference 29"),
+    "pooled": Method("Pooled (not private)", "upper bound: all centres' training images in one place", private=False),
     "frozen_probe": Method(
         "Frozen VFM + linear", "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)", updates=0, revision=2
     ),
     "logit_kd": Method("Logit KD", "Hinton et al. 2015; the paper's Supp. Fig. 12", revision=2),
     "hgkt": Method("HGKT", "the paper's Fig. 9, first matrix", updates=2),
+    "fedavg_hgkt": Method("FedAvg + HGKT", "HGKT's stage I, then FedAvg's averaging and adoption", updates=2),
     "hgkt_beta0": Method("HGKT, β = 0", "control: HGKT's schedule without its teacher", 2, parent="hgkt", overrides={"transfer.beta": 0.0}),
     "hgkt_random": Method(
         "HGKT, random teacher",

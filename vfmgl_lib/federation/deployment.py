@@ -122,6 +122,8 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     _checked(ServerSettings, {"host": "0.0.0.0", "port": port, "wait": WAIT}, "init")
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
+    if not METHODS[method].private:
+        raise ConfigError(f"method {method}: it pools the centres' images and does not run over a network; choose another")
     overrides = {"teacher__source": teacher} if teacher else {}
     settings = with_overrides(with_available_teacher(load_settings(task, profile, method=method, seed=seed, **overrides)))
     new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
