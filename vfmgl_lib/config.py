@@ -145,6 +145,20 @@ class FederationSettings(Settings):
     match_updates: bool = Field(
         description="a method with fewer updates a batch than VFMGL goes on beyond `rounds` to as many updates, and is reported at both"
     )
+    match_by: Literal["rounds", "epochs"] = Field(
+        description="what it goes on by to match updates: more rounds, or more local epochs in as many rounds (studies of their own)"
+    )
+    match_compute: bool = Field(
+        description="it also goes on to as many passes of the student as VFMGL makes, which is many times the rounds"
+    )
+    epoch_factor: int = Field(
+        default=1, ge=1, description="set by the method where match_by is epochs: its local epochs are so many times more"
+    )
+
+    @property
+    def epochs(self) -> int:
+        """Local epochs of a round."""
+        return self.local_epochs * self.epoch_factor
 
 
 class ExchangeSettings(Settings):
@@ -235,6 +249,7 @@ class TuningSettings(Settings):
 class ComparisonSettings(Settings):
     """Which studies the comparison is made of; none of it is part of a study."""
 
+    methods: tuple[str, ...] = Field(description="those that notebook 05 runs; empty: all of comparators.methods.METHODS")
     seeds: int = Field(ge=1, description="notebook 05 runs the seeds from the study's on, so many")
     splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
     tuning: TuningSettings

@@ -8,7 +8,7 @@ import torch
 
 from vfmgl_lib.comparators import harmofl
 from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import METHODS, report_rounds
+from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server, Update
@@ -39,13 +39,35 @@ def test_the_table_of_methods():
 
 
 @pytest.mark.parametrize(
-    ("method", "matched", "unmatched"),
-    [("local", 12, 4), ("metafed", 12, 4), ("hgkt", 4, 4), ("hgkt_kd", 4, 4), ("vfmgl", 4, 4), ("frozen_probe", 1, 1)],
+    ("method", "matched", "halfway", "unmatched"),
+    [
+        ("local", 12, 8, 4),
+        ("ditto", 12, 8, 4),
+        ("metafed", 12, None, 4),
+        ("hgkt", 4, 4, 4),
+        ("fedavg_hgkt", 4, 4, 4),
+        ("hgkt_kd", 4, None, 4),
+        ("vfmgl", 4, None, 4),
+        ("frozen_probe", 1, 1, 1),
+    ],
 )
-def test_a_method_is_reported_at_as_many_rounds_and_at_as_many_updates(method, matched, unmatched):
+def test_a_method_is_reported_at_as_many_rounds_and_at_as_many_updates(method, matched, halfway, unmatched):
+    """As VFMGL and, those that make no more a batch, as HGKT; MetaFed not on the way, where it does not end."""
     for match, last in ((True, matched), (False, unmatched)):
         settings = load_settings("nuclei", method=method, federation__rounds=4, federation__match_updates=match)
-        assert report_rounds(settings) == {"rounds": min(4, last), "updates": last}
+        on_the_way = {"hgkt_updates": halfway} if match and halfway else {}
+        assert report_rounds(settings) == {"rounds": min(4, last), "updates": last} | on_the_way
+
+
+def test_updates_matched_by_epochs_take_as_many_rounds(federation):
+    for method, factor in (("fedavg", 3), ("hgkt", 1), ("vfmgl", 1), ("frozen_probe", 3)):
+        settings = with_overrides(load_settings("nuclei", method=method, federation__rounds=4, federation__match_by="epochs"))
+        assert settings.federation.epochs == factor * settings.federation.local_epochs and with_overrides(settings) == settings
+        assert report_rounds(settings) == dict.fromkeys(("rounds", "epochs"), 1 if method == "frozen_probe" else 4)
+    clients, server = federation("nuclei", "fedavg", federation__match_by="epochs")
+    plain, _ = federation("nuclei", "fedavg", federation__local_epochs=3)
+    one, other = (client.run_round(1, server.message(client.center, 1)) for client in (clients[0], plain[0]))
+    assert _equal(one.state, other.state) and clients[0].batch_count(1) == 3 * len(clients[0].batches(1, "I"))
 
 
 def test_a_key_has_the_running_methods_settings_only():

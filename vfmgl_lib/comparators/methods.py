@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vfmgl_lib.comparators.compute import student_passes
 from vfmgl_lib.config import StudySettings, checked_settings
 
-VFMGL_UPDATES = 3
+VFMGL_UPDATES, HGKT_UPDATES = 3, 2
 RANDOM = "random:"  # before a teacher's text: its network with random weights (`models.teachers`)
 
 
@@ -26,6 +27,7 @@ class Method:
         source: where it was published.
         updates: of the reported model per batch: VFMGL makes one by HGKT, one on the task and one in stage II. Ditto's and ProxyFL's second
             model and FedRep's head, trained beside it, do not count here, but in `compute.student_passes`.
+        last_round_differs: from those before, so that it is reported where it ends and nowhere on the way (`hgkt_updates`).
         needs_validation: it takes decisions on a validation set: where the data have none, a fifth of the training patients becomes one.
         tunes: settings of its own that `sweep --tune` chooses on validation sets, beside the rate.
         revision: raised when the method's numbers change and its settings do not; part of what names a study.
@@ -40,6 +42,7 @@ class Method:
     source: str
     updates: int = 1
     needs_validation: bool = False
+    last_round_differs: bool = False
     revision: int = 1
     tunes: tuple[str, ...] = ()
     private: bool = True
@@ -53,7 +56,7 @@ METHODS: dict[str, Method] = {
     "fedavg_ft": Method("FedAvg + fine-tuning", "FedAvg's model after one more local epoch; Wang et al. 2019, arXiv:1910.10252"),
     "fedprox": Method("FedProx", "Li et al. 2020, MLSys", revision=2, tunes=("comparators.fedprox.mu",)),
     "harmofl": Method("HarmoFL", "Jiang et al. 2022, AAAI", revision=2),
-    "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True),
+    "metafed": Method("MetaFed", "Chen et al. 2023, IEEE TNNLS", needs_validation=True, last_round_differs=True),
     "fedbn": Method("FedBN", "Li et al. 2021, ICLR"),
     "ditto": Method("Ditto", "Li et al. 2021, ICML", tunes=("comparators.ditto.proximity",)),
     "fedrep": Method("FedRep", "Collins et al. 2021, ICML"),
@@ -82,11 +85,15 @@ METHODS: dict[str, Method] = {
 
 
 def with_overrides(settings: StudySettings) -> StudySettings:
-    """The settings with those that the study's method has of its own (`Method.overrides`); applying it again changes nothing.
+    """The settings with those that the study's method has of its own; applying it again changes nothing.
+
+    They are `Method.overrides` and, where updates are matched by epochs, how many times the local epochs it has.
 
     Raises: ConfigError: a value out of range.
     """
-    overrides = METHODS[settings.method].overrides
+    overrides, federation = dict(METHODS[settings.method].overrides), settings.federation
+    if federation.match_updates and federation.match_by == "epochs":
+        overrides["federation.epoch_factor"] = VFMGL_UPDATES // max(METHODS[settings.method].updates, 1)
     if not overrides:
         return settings
     values = settings.model_dump()
@@ -100,16 +107,33 @@ def with_overrides(settings: StudySettings) -> StudySettings:
 
 
 def report_rounds(settings: StudySettings) -> dict[str, int]:
-    """budget -> the round at which the study's method is reported.
+    """budget -> the round at which the study's method is reported; several budgets may have the same round.
 
-    "rounds": as many rounds as VFMGL has. "updates": as many updates of the student, where `federation.match_updates` asks for them and
-    the method makes one a batch; otherwise the same round. A frozen model with a fitted classifier has one round.
+    "rounds": as many rounds as VFMGL has, R. "updates": as many updates of the student, where `federation.match_updates` asks for them and
+    the method makes one a batch; otherwise R. "hgkt_updates": as many as HGKT in R rounds; a point on the way, for methods with one or two
+    a batch. "epochs", in place of the two, where `federation.match_by` says so: R rounds with as many updates, by more local epochs.
+    "compute", where `federation.match_compute` asks for it: as many passes of the student (`compute.student_passes`), to the nearest round.
+    A frozen model with a fitted classifier has one round.
 
     Not matched to the last update: VFMGL's R rounds make 3R - 1 a batch, since round 1 has no stage II, and the methods with one update
     have 3R; HGKT's two a batch stay 2R.
     """
-    rounds, updates = settings.federation.rounds, METHODS[settings.method].updates
-    if updates == 0:
-        return {"rounds": 1, "updates": 1}
-    factor = VFMGL_UPDATES // updates if settings.federation.match_updates else 1
-    return {"rounds": rounds, "updates": rounds * factor}
+    federation, method = settings.federation, METHODS[settings.method]
+    budgets = {"rounds": federation.rounds}
+    if federation.match_by == "epochs":
+        budgets["epochs"] = federation.rounds
+    else:
+        match, updates = federation.match_updates, max(method.updates, 1)
+        budgets["updates"] = federation.rounds * (VFMGL_UPDATES // updates if match else 1)
+        if match and updates <= HGKT_UPDATES and not method.last_round_differs:
+            budgets["hgkt_updates"] = federation.rounds * (HGKT_UPDATES // updates)
+    if federation.match_compute:
+        budgets["compute"] = _rounds_of_equal_compute(settings)
+    return budgets if method.updates else dict.fromkeys(budgets, 1)
+
+
+def _rounds_of_equal_compute(settings: StudySettings) -> int:
+    rounds = settings.federation.rounds
+    passes = student_passes(settings, rounds) * settings.federation.epoch_factor
+    spent = student_passes(settings.model_copy(update={"method": "vfmgl"}), rounds) * rounds
+    return max(1, round(spent / passes)) if passes else 1

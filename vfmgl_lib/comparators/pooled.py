@@ -43,16 +43,8 @@ class PooledClient(Client):
     def _nothing(self, round_number: int) -> Update:
         self.log, self.last_stage = RoundLog(), "I"
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        row = {
-            "round": round_number,
-            "center": self.center,
-            "stage": "I",
-            "samples": 0,
-            "batches": 0,
-            "task_loss": float("nan"),
-            "seconds": 0.0,
-        }
-        self.log.rounds.append(row)
+        nothing = {"samples": 0, "batches": 0, "task_loss": float("nan"), "seconds": 0.0}
+        self.log.rounds.append({"round": round_number, "center": self.center, "stage": "I"} | nothing)
         return outgoing(Update(self.center, {}, 0, {}), {}, None, self.settings.exchange)
 
 

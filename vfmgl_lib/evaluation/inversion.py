@@ -181,7 +181,7 @@ def small_task(settings: StudySettings) -> StudySettings:
         "student": settings.student.model_copy(update={"width": min(settings.student.width, WIDTH), "weights": "none"}),
         "data": settings.data.model_copy(update={"image_size": SIDE, "augmentation": "none", "workers": 0}),
         "optimizer": settings.optimizer.model_copy(update={"batch_size": min(settings.optimizer.batch_size, BATCH)}),
-        "federation": settings.federation.model_copy(update={"local_epochs": 1}),
+        "federation": settings.federation.model_copy(update={"local_epochs": 1, "epoch_factor": 1}),
     }
     return settings.model_copy(update=values)
 

@@ -205,7 +205,7 @@ class Client:
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
-        epochs = self.settings.federation.local_epochs * (1 + (self.strategy.distillation and round_number > 1))
+        epochs = self.settings.federation.epochs * (1 + (self.strategy.distillation and round_number > 1))
         return epochs * len(self.batches(round_number, "I"))
 
     def state_dict(self) -> State:
@@ -282,7 +282,7 @@ class Client:
         self._log_stage_one(round_number, losses, records, time.perf_counter() - started)
         if self.hgkt is None or isinstance(weight_sum, float):
             return mean_loss, ()
-        mean_weights = weight_sum / (len(self.data) * self.settings.federation.local_epochs)
+        mean_weights = weight_sum / (len(self.data) * self.settings.federation.epochs)
         return mean_loss, self._log_pair_weights(round_number, mean_weights, *fit)
 
     def _prepare_transfer(self, round_number: int) -> None:
@@ -314,12 +314,12 @@ class Client:
 
     def stage_two_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and target of every batch of stage II, the same in the same order whenever they are asked for."""
-        for epoch in range(self.settings.federation.local_epochs):
+        for epoch in range(self.settings.federation.epochs):
             yield from ((images, target) for images, target, _ in self._load(round_number, "II", epoch))
 
     def _stage_one_batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor, dict, tuple[Tensor, Tensor] | None]]:
         """Images, target, batch and, with `outer_batch: next`, images and target of the batch after it (after the last: the first)."""
-        for epoch in range(self.settings.federation.local_epochs):
+        for epoch in range(self.settings.federation.epochs):
             current = self._load(round_number, "I", epoch)
             if self.hgkt and self.settings.transfer.outer_batch == "next":
                 following = self._load(round_number, "I", epoch, shift=1)

@@ -38,7 +38,13 @@ from vfmgl_lib.figures.style import (
     share_legend,
 )
 
-BUDGETS = {"rounds": "as many rounds as VFMGL", "updates": "as many updates of the student as VFMGL"}
+BUDGETS = {
+    "rounds": "as many rounds as VFMGL",
+    "updates": "as many updates of the student as VFMGL",
+    "epochs": "as many rounds and, by local epochs, as many updates as VFMGL",
+    "compute": "as many passes of the student as VFMGL",
+    "hgkt_updates": "as many updates of the student as HGKT",
+}
 CLASSIFICATION = ("auc", "accuracy", "sensitivity", "specificity", "ppv", "npv")
 SEGMENTATION = ("dice", "iou", "ppv", "sensitivity", "specificity")
 PAPER_METHODS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "vfmgl")  # the paper's five and Virchow: six polygons are read
@@ -273,7 +279,7 @@ def _test_sets(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
 
 @journal
 def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | None = None) -> Figure:
-    """A metric of every method with its 95 % interval, a panel a centre: at matched rounds and at matched updates.
+    """A metric of every method with its 95 % interval, a panel a centre: at matched rounds and at the first of the others in `BUDGETS`.
 
     Several seeds are small points around their mean. A method that is reported at one round for both budgets has one point.
 
@@ -281,7 +287,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
         results: a results table; pooled rows, where the metric has them, become the last panel.
     """
     drawn, absent = in_order(results["method"], methods)
-    budgets = [budget for budget in BUDGETS if (results["budget"] == budget).any()]
+    budgets = [budget for budget in BUDGETS if (results["budget"] == budget).any()][:2]
     every = pd.concat([at_home(results, [metric], drawn, budget) for budget in budgets], ignore_index=True)
     runs = results[(results["metric"] == metric) & _home_tests(results)].rename(columns={"test_center": "center"})
     pooled = [POOLED] if (every["center"] == POOLED).any() else []

@@ -160,8 +160,11 @@ def _metric_rows(job: Job) -> pd.DataFrame:
     table = results_of(job.study).query("split == 'test' and metric != 'cutoff'")
     own = table["model_center"] == table["test_center"]
     table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
-    if len(set(job.study.report_rounds.values())) == 1:
-        table = table[table["budget"] == "rounds"].assign(budget=OF_ALL)
+    rounds = job.study.report_rounds
+    same = [budget for budget, number in rounds.items() if number == rounds["rounds"]]
+    if {"updates", "epochs"} & set(same):
+        name = "epochs" if "epochs" in same else OF_ALL
+        table = table[~table["budget"].isin(same[1:])].replace({"budget": {"rounds": name}})
     return _shortened(table)
 
 

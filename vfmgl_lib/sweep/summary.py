@@ -13,7 +13,7 @@ from vfmgl_lib.evaluation.statistics import crossed_interval
 MAIN = ("auc", "dice")
 REFERENCE = "vfmgl"
 COLUMNS = ["split_id", "method", "budget", "place", "metric", "value", "sd", "seeds", "centers", "ahead", "low", "high"]
-OF_ALL = "both"  # the budget where matched rounds and matched updates are the same round
+OF_ALL = "both"  # the budget where matched rounds and matched updates (or compute) are the same round
 
 
 def summary(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -37,7 +37,9 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
         seeds = table.mean(axis=1)
         row = {"split_id": split, "method": method, "budget": budget, "place": place, "metric": metric}
         row |= {"value": seeds.mean(), "sd": seeds.std(), "seeds": len(table), "centers": table.shape[1]}
-        reference = next((tables[key] for at in (budget, OF_ALL) if (key := (split, metric, REFERENCE, at, place)) in tables), None)
+        # As many updates as HGKT is not as many as the reference has.
+        places = (budget,) if budget == "hgkt_updates" else (budget, OF_ALL)
+        reference = next((tables[key] for at in places if (key := (split, metric, REFERENCE, at, place)) in tables), None)
         found.append(row | _ahead(reference, table, method))
     return pd.DataFrame(found, columns=COLUMNS)
 

@@ -1,0 +1,59 @@
+"""What a batch costs, counted in passes of the student.
+
+The unit is one forward pass of the student on one batch; a backward pass counts two, so that an update costs three. Only the student's own
+layers are counted, as they are in training: not the teacher (its features are cached), not the projections and meta-networks of HGKT, not
+evaluation, and not the pass over the training images that re-estimates the statistics of batch normalisation, which all methods make.
+
+    update                  3
+    HGKT, T virtual steps   9 + 6 + 3 e + 9 e (T - 1)     kept step, virtual task step and outer loss; the task step's Hessian-vector
+                                                          product; T matching steps, which run the encoder alone, and T - 1 products of
+                                                          theirs (T = 0: 9)
+    stage II                4 + 2 (1 - e)                 an update, the shared model's pass, and its head there and back
+
+e is the share of the encoder in a forward pass. A test holds these counts against torch's own flop counter.
+"""
+
+from __future__ import annotations
+
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.federation.strategies import STRATEGIES
+
+UPDATE = 3.0
+ENCODER_SHARE = {"unet": 0.29, "resnet18": 1.0}  # of the multiplications of a forward pass
+TWICE = ("harmofl", "ditto", "proxyfl")  # two gradients a batch: of a perturbed model, or of a second one
+
+
+def hgkt_passes(inner_steps: int, encoder: float) -> float:
+    """Passes of one HGKT step.
+
+    Args:
+        inner_steps: T, virtual steps on the matching loss.
+        encoder: e, share of the encoder in a forward pass, in (0, 1].
+    """
+    return 3 * UPDATE + ((6 + 3 * encoder + 9 * encoder * (inner_steps - 1)) if inner_steps else 0.0)
+
+
+def distillation_passes(encoder: float) -> float:
+    """Passes of one kept batch of stage II; freezing stages saves some of it, which is not counted."""
+    return UPDATE + 1 + 2 * (1 - encoder)
+
+
+def student_passes(settings: StudySettings, rounds: int) -> float:
+    """Passes a batch of one local epoch of the study's method, the mean over so many rounds; 0 for a frozen model with a fitted classifier.
+
+    Example:
+        student_passes(load_settings("nuclei", "paper", method="fedavg"), 100) == 3.0
+    """
+    method, strategy, encoder = settings.method, STRATEGIES[settings.method], ENCODER_SHARE[settings.student.name]
+    if strategy.embeds:
+        return 0.0
+    passes = 2 * UPDATE if method in TWICE else UPDATE
+    if method == "metafed":
+        passes += 1  # the neighbour's model, also in the rounds in which it is only copied
+    if method in ("fedrep", "fedper"):
+        passes += settings.comparators.fedrep.head_epochs / settings.federation.epochs  # a forward pass; the head itself is nothing
+    if strategy.transfer:
+        passes += hgkt_passes(settings.transfer.inner_steps, encoder)
+    if strategy.distillation:
+        passes += distillation_passes(encoder) * (rounds - 1) / rounds  # from the second round on
+    return passes
