@@ -94,7 +94,7 @@ def test_all_dropped_shows_a_dropped_one_only():
 
 
 def taught(scores: dict[str, list[float]], untrained: float = 0.3) -> pd.DataFrame:
-    """rounds with stages II from round 2 on: center -> the shared model's scores; its task loss is 1 - score (0.7 without), the untrained one's 0.6."""
+    """rounds with stages II from round 2 on: center -> the shared model's scores; task loss 1 - score (0.7 without), untrained 0.6."""
     rows = [{"round": 1, "center": center, "stage": "I", "task_loss": 0.5} for center in scores]
     for center, values in scores.items():
         for number, value in enumerate(values, 2):
