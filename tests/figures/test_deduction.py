@@ -1,12 +1,17 @@
 """Figures of DDBL."""
 
+import math
+
 import pandas as pd
 import pytest
 
+from vfmgl_lib.config import load_settings
+from vfmgl_lib.deduction import margin_to_drop
 from vfmgl_lib.figures import deduction
 from vfmgl_lib.figures.style import save_figure
 
-KAPPA = 4.0
+SETTINGS = load_settings("nuclei", "paper").deduction
+KAPPA = SETTINGS.keep_ratio
 
 
 def study(centers: int, rounds: int, high: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -34,7 +39,7 @@ def test_kept_and_dropped_lie_on_their_side_of_one(centers: int, tmp_path):
     batches = deduction.stage_two_batches(*study(centers, 3, high=7.0))
     assert len(batches) == centers * 2 * 3 and (batches["local_task_loss"] == 0.5).all()
     assert batches["ratio"].equals(batches["divergence"] / batches["threshold"])
-    figure = deduction.divergence_over_threshold(batches, KAPPA)
+    figure = deduction.divergence_over_threshold(batches, deduction.rule_in_words(SETTINGS))
     axes = [axis for axis in figure.axes if axis.axison]
     assert len(axes) == centers
     for axis in axes:
@@ -61,7 +66,7 @@ def test_one_round_says_why_there_is_nothing(tmp_path):
     steps, rounds = study(2, 1, high=1.0)
     batches = deduction.stage_two_batches(steps, rounds)
     assert batches.empty
-    for figure in (deduction.divergence_over_threshold(batches, KAPPA), deduction.kept_share(rounds)):
+    for figure in (deduction.divergence_over_threshold(batches, deduction.rule_in_words(SETTINGS)), deduction.kept_share(rounds)):
         assert "starts in round 2" in figure.axes[0].texts[0].get_text()
         save_figure(figure, batches, tmp_path, "nothing")
     assert deduction.telling_batches(batches).empty
@@ -86,3 +91,81 @@ def test_telling_batches_say_whether_one_was_dropped(high: float, second: str):
 def test_all_dropped_shows_a_dropped_one_only():
     batches = deduction.stage_two_batches(*study(2, 2, 7.0)).query("kept == 0")
     assert deduction.telling_batches(batches)["shown"].tolist() == ["dropped, highest KL"]
+
+
+def taught(scores: dict[str, list[float]], untrained: float = 0.3) -> pd.DataFrame:
+    """rounds with stages II from round 2 on: center -> the shared model's scores; task loss 1 - score (0.7 without), untrained 0.6."""
+    rows = [{"round": 1, "center": center, "stage": "I", "task_loss": 0.5} for center in scores]
+    for center, values in scores.items():
+        for number, value in enumerate(values, 2):
+            worth = {
+                "shared_task_loss": 0.7 if math.isnan(value) else 1 - value,
+                "shared_score": value,
+                "untrained_task_loss": 0.6,
+                "untrained_score": untrained,
+            }
+            rows.append({"round": number, "center": center, "stage": "II"} | worth)
+    return pd.DataFrame(rows)
+
+
+def test_the_quantile_decides_by_the_kl_before_the_stage_and_says_what_it_is_not():
+    steps, rounds = study(2, 2, high=7.0)
+    before = steps.assign(divergence_before=[math.nan if stage == "I" else 1.0 for stage in steps["stage"]])
+    batches = deduction.stage_two_batches(before, rounds)
+    assert (batches["ratio"] == 1.0 / (KAPPA * 0.5)).all()
+    text = deduction.what_happened(batches, "quantile")
+    assert text.startswith("2 of 6 batches were dropped by construction, which is no evidence of heterogeneity.")
+    quantile = SETTINGS.model_copy(update={"rule": "quantile"})
+    assert "0.75 quantile" in deduction.rule_in_words(quantile) and "KL = 4 " in deduction.rule_in_words(SETTINGS)
+
+
+@pytest.mark.parametrize("side", [None, 64])
+def test_what_it_takes_has_the_runs_own_numbers(side):
+    batches = deduction.stage_two_batches(*study(2, 3, high=1.0))
+    text = deduction.what_it_takes(batches, SETTINGS, side)
+    assert f"more than {margin_to_drop(SETTINGS, 0.5, side):.2g} (root mean square over {'samples' if side is None else 'pixels'}" in text
+    assert text.endswith("The largest KL / (κℓ) of this run is 0.5.") and ("τ = 125" in text) == (side == 64)
+    assert "no batch" in deduction.what_it_takes(batches.iloc[:0], SETTINGS, side)
+
+
+@pytest.mark.parametrize("centers", [1, 5])
+def test_gradient_ratios_show_what_was_measured(centers, tmp_path):
+    steps, rounds = study(centers, 3, high=1.0)
+    steps = steps.assign(gradient_ratio=steps["step"].map({1: 0.1}))
+    batches = deduction.stage_two_batches(steps, rounds)
+    figure = deduction.gradient_ratios(batches)
+    axes = [axis for axis in figure.axes if axis.axison]
+    assert len(axes) == centers
+    for axis in axes:
+        limit, dots = axis.lines
+        assert set(limit.get_ydata()) == {1} and list(dots.get_ydata()) == [0.1, 0.1] and axis.get_yscale() == "log"
+        assert axis.get_title(loc="left").endswith(": median 0.1")
+    save_figure(figure, batches, tmp_path, "ratios")
+    assert "gradient_every is 0" in deduction.gradient_ratios(batches.assign(gradient_ratio=math.nan)).axes[0].texts[0].get_text()
+
+
+def test_the_worth_of_the_teacher_lies_beside_the_untrained_student(tmp_path):
+    rounds = taught({"A": [0.4, 0.6], "B": [0.1, 0.2]})
+    figure = deduction.teacher_worth(rounds, "Dice", ["A", "B", "C"])
+    for axis, shared, untrained in zip(figure.axes, ([0.6, 0.4], [0.4, 0.6]), (0.6, 0.3), strict=True):
+        line, dashed = axis.lines[:2]
+        assert list(line.get_ydata()) == pytest.approx(shared) and set(dashed.get_ydata()) == {untrained}
+        assert list(line.get_xdata()) == [2, 3] and dashed.get_linestyle() == "--" and dashed.get_color() == line.get_color()
+    save_figure(figure, rounds, tmp_path, "worth")
+    empty = deduction.teacher_worth(taught({"A": []}), "Dice")
+    assert "No round" in empty.axes[0].texts[0].get_text()
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"A": [0.4, 0.6], "B": [0.3, 0.1]}, "Warning: in 2 of 4 stages II the shared model that taught was no better"),
+        ({"A": [0.4], "B": [math.nan]}, "Warning: in 1 of 2 stages II the shared model that taught was no better"),
+        ({"A": [0.4, 0.6]}, "In all 2 stages II the shared model was better than the untrained student"),
+        ({"A": []}, "The teacher of stage II was not measured"),
+    ],
+)
+def test_teachers_no_better_than_the_untrained_student_are_named(scores, said):
+    text = deduction.idle_teachers(taught(scores))
+    assert text.startswith(said)
+    assert ("(B: round 2, 3)" in text) == (len(scores.get("B", [])) == 2)
