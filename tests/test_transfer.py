@@ -251,6 +251,16 @@ def test_channels_are_standardised_and_dead_ones_are_zero():
     assert (hgkt.standardised(other_images)[0][:, 1, 2] == 0).all(), "a dead channel stays 0 where another image wakes it"
 
 
+def test_a_step_learns_from_the_standardised_features_and_nothing_else():
+    """Matching, meta-networks and hypergradient: bitwise the step of an unscaled HGKT on features that were standardised before."""
+    scaled, plain = _prepared(_hgkt(**CHANNEL)), _hgkt()
+    images, target, stacks = _batch()
+    scaled.step(images, target, stacks)
+    plain.step(images, target, scaled.standardised(stacks))
+    assert [name for name, tensor in _state(plain).items() if not torch.equal(tensor, _state(scaled)[name])] == []
+    assert not torch.equal(scaled.standardised(stacks)[0], stacks[0])
+
+
 def test_fitted_projections_stand_still_and_the_student_does_not():
     hgkt = _prepared(_hgkt(**CHANNEL | RIDGE))
     before = _state(hgkt)
