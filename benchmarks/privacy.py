@@ -1,6 +1,7 @@
 """What protection of the updates costs: test metric of FedAvg and VFMGL under every number format, clipping and several noises.
 
     python benchmarks/privacy.py [--task nuclei] [--seeds 0,1] [--rounds 6] [--out results/privacy/utility.csv]
+    python benchmarks/privacy.py --batch-norm running,recalibrated --only float32     which part of a change are statistics, in both ways
 
 Phantoms and students of the smoke profile, uniform weights in all settings, so that they differ in the exchange alone; both methods have
 the same number of rounds. `clip` is the median length of a centre's change over centres and rounds of the same method and seed without
@@ -9,13 +10,15 @@ clipping, "clip x 4" four times that; a hospital would have to choose it without
 (`federation.exchange.epsilon`).
 
 The CSV has a row for each method, setting and seed: the mean over centres of each centre's own model and of the shared model on the
-centres' test sets (none where the server refused too many updates), the bytes of one update, and which part of the squared length of the
-changes was in the running statistics of batch normalisation. `trivial` is the metric of marking every pixel, or of chance.
+centres' test sets (none where the server refused too many updates), the bytes of one update, and in_statistics: which part of the squared
+length of the changes was in the statistics of batch normalisation, the median over centres and rounds. `trivial` is the metric of marking
+every pixel, or of chance.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import tempfile
@@ -51,44 +54,44 @@ def main() -> None:
     parser.add_argument("--task", default="nuclei", choices=("camelyon17", "nuclei"))
     parser.add_argument("--seeds", default="0,1", help="study seeds, by commas (default 0,1)")
     parser.add_argument("--methods", default="fedavg,vfmgl", help="by commas (default fedavg,vfmgl)")
+    parser.add_argument("--batch-norm", default="recalibrated", help="recalibrated (default), running, or both by commas")
+    parser.add_argument("--only", default="", help="of the settings these alone, by commas, e.g. float32; default: all")
     parser.add_argument("--rounds", type=int, default=6, help="of both methods (default 6)")
     parser.add_argument("--out", type=Path, default=OUT, help="CSV (default results/privacy/utility.csv); what it has is not run again")
     arguments = parser.parse_args()
     done = pd.read_csv(arguments.out, keep_default_na=False, na_values=[""]).to_dict("records") if arguments.out.is_file() else []
 
-    def run(method: str, seed: int, name: str, exchange: dict) -> dict:
+    def run(batch_norm: str, method: str, seed: int, name: str, exchange: dict) -> dict:
+        wanted = {"task": arguments.task, "method": method, "batch_norm": batch_norm, "setting": name, "seed": seed}
+        wanted["rounds"] = arguments.rounds
         for row in done:
-            if (row["task"], row["method"], row["setting"], row["seed"], row["rounds"]) == (
-                arguments.task,
-                method,
-                name,
-                seed,
-                arguments.rounds,
-            ):
+            if all(row[key] == value for key, value in wanted.items()):
                 return row
-        row = _run(arguments, Path(temporary), method, name, exchange, seed) | {"commit": commit()}
+        row = _run(arguments, Path(temporary), batch_norm, method, name, exchange, seed) | {"commit": commit()}
         done.append(row)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.out, pd.DataFrame(done).to_csv(index=False, float_format="%.4g"))
         return row
 
     with tempfile.TemporaryDirectory() as temporary:
-        for method in arguments.methods.split(","):
-            for seed in (int(seed) for seed in arguments.seeds.split(",")):
-                clip = float(f"{run(method, seed, 'float32', {})['median_change']:.3g}")
-                settings = {"float16_change": {"number_format": "float16_change"}, "clip": {"clip": clip}, "clip x 4": {"clip": 4 * clip}}
-                settings |= {f"clip, noise {noise:g}": {"clip": clip, "noise": noise, "share_counts": False} for noise in NOISES}
-                settings["float16"] = {"number_format": "float16"}
-                for name, exchange in settings.items():
-                    run(method, seed, name, exchange)
+        cases = itertools.product(arguments.batch_norm.split(","), arguments.methods.split(","), map(int, arguments.seeds.split(",")))
+        for batch_norm, method, seed in cases:
+            clip = float(f"{run(batch_norm, method, seed, 'float32', {})['median_change']:.3g}")
+            settings = {"float16_change": {"number_format": "float16_change"}, "clip": {"clip": clip}, "clip x 4": {"clip": 4 * clip}}
+            settings |= {f"clip, noise {noise:g}": {"clip": clip, "noise": noise, "share_counts": False} for noise in NOISES}
+            settings["float16"] = {"number_format": "float16"}
+            for name, exchange in settings.items():
+                if not arguments.only or name in arguments.only.split(","):
+                    run(batch_norm, method, seed, name, exchange)
     table = pd.DataFrame(done)
-    print(table.groupby(["method", "setting"], sort=False)[["epsilon", "own_models", "shared_model", "bytes"]].mean().to_string())
+    shown = ["epsilon", "own_models", "shared_model", "bytes", "in_statistics"]
+    print(table.groupby(["task", "batch_norm", "method", "setting"], sort=False)[shown].mean().to_string())
 
 
-def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, exchange: dict, seed: int) -> dict:
+def _run(arguments: argparse.Namespace, folder: Path, batch_norm: str, method: str, name: str, exchange: dict, seed: int) -> dict:
     started = time.process_time()
     workspace = open_workspace(arguments.task, "smoke", seed=seed, runs=folder, phantoms__samples=SAMPLES)
-    values = workspace.settings.model_dump() | {"method": method}
+    values = workspace.settings.model_dump() | {"method": method, "batch_norm": batch_norm}
     values["federation"] |= {"weights": "uniform", "rounds": arguments.rounds}
     values["exchange"] |= exchange
     settings, manifest = checked_settings(values), workspace.manifest
@@ -124,6 +127,7 @@ def _run(arguments: argparse.Namespace, folder: Path, method: str, name: str, ex
     row = {
         "task": arguments.task,
         "method": method,
+        "batch_norm": batch_norm,
         "setting": name,
         "clip": settings.exchange.clip,
         "noise": noise,

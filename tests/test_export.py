@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,28 @@ def test_the_command_line_refuses_with_reasons(studies, tmp_path, capsys):
         assert main(arguments) == 1, message
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_which_statistics_a_model_carries_is_said(exported, studies):
+    for task, count in (("endometrial", 8), ("nuclei", 12)):
+        center = studies[task].manifest.training_centers[0]
+        said = f"re-estimated on the {count} training images of {center}, without labels"
+        assert Predictor(exported[task].files["onnx"]).description.batch_norm == said
+        assert Predictor(exported[task].files["int8"]).description.batch_norm == said
+        assert f"| batch normalisation | {said} |" in exported[task].files["card"].read_text()
+    study = studies["nuclei"]
+    assert export._statistics(study, "shared").startswith("mean over the centres of those that each re-estimated")
+    running = replace(study, settings=study.settings.model_copy(update={"batch_norm": "running"}))
+    assert export._statistics(running, "SiteA") == "running averages of training"
+    assert export._statistics(running, "shared") == "mean over the centres of running averages of training"
+
+
+def test_a_model_that_normalises_each_batch_by_itself_is_refused(studies, tmp_path):
+    study = studies["nuclei"]
+    batch = replace(study, settings=study.settings.model_copy(update={"batch_norm": "batch"}))
+    with pytest.raises(ExportError, match="batch_norm batch, so that a prediction depends on the images beside it"):
+        export_model(batch, "SiteA", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_loads_from_its_folder(studies, tmp_path):

@@ -363,5 +363,7 @@ def test_what_is_there_is_not_overwritten(files, tmp_path, capsys):
 
 
 def test_the_description_survives_its_text(students):
-    about = replace(_about(students["classifier"]), cutoff=0.123456789012345, teacher="vit · 16")
+    about = replace(_about(students["classifier"]), cutoff=0.123456789012345, teacher="vit · 16", batch_norm="re-estimated")
     assert Description.from_json(about.to_json(), "m") == about
+    of_0_1_0 = {name: value for name, value in json.loads(about.to_json()).items() if name != "batch_norm"}
+    assert Description.from_json(json.dumps(of_0_1_0), "m") == replace(about, batch_norm="running averages of training")

@@ -65,6 +65,7 @@ def _training(study: Study, about: Description) -> list[str]:
     rows = {
         "method": f"{method.title} ({method.source}), stage {made['stage']}, round {made['round']}",
         "network": f"{student}, input {about.image_size} x {about.image_size} px",
+        "batch normalisation": about.batch_norm,
         "teacher": about.teacher,
         "study": f"{made['key']}, profile {made['profile']}, seed {made['seed']}, division {made['split_id']}",
         "settings that differ from the paper's": ", ".join(study.settings.deviations()["setting"]) or "none",

@@ -22,7 +22,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from vfmgl_lib.files import new_folder, write_bytes, write_text
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
 KEY = "vfmgl"
+RUNNING = "running averages of training"  # statistics of batch normalisation; all that 0.1.0 had
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 COLUMNS = {
     "classification": ("name", "file", "width", "height", "probability", "predicted", "evidence", "overlay_file", "error"),
@@ -87,6 +88,7 @@ class Description:
         teacher, data: in words; random weights and phantoms are named as such.
         precision: "float32" or "int8".
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
+        batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
     """
 
     format: int
@@ -105,6 +107,7 @@ class Description:
     data: str
     precision: str
     evidence: tuple[float, ...]
+    batch_norm: str = RUNNING
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -119,12 +122,12 @@ class Description:
             raise ModelError(f"{name}: its metadata cannot be read ({error!r}); export it anew") from error
         if found != FORMAT:
             raise ModelError(f"{name}: its metadata have format {found}, this library reads {FORMAT}; use the version that exported it")
-        if missing := [field.name for field in fields(cls) if field.name not in values]:
+        if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
         if values["preprocessing"] != PREPROCESSING:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 class Predictor:
@@ -419,7 +422,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
     about = predictor.description
-    sys.stdout.write(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}\n")
+    sys.stdout.write(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
+    sys.stdout.write(f"batch normalisation: {about.batch_norm}\n")
     return int(len(failed) > 0)
 
 

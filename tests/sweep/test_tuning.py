@@ -1,6 +1,7 @@
 """Rates chosen on validation sets: by hand from the studies' tables, resumed, kept apart from what is reported."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from vfmgl_lib import training as training_module
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, setting_value
+from vfmgl_lib.study import NO_TEACHER
 from vfmgl_lib.sweep import SweepError, plan
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import run_jobs
@@ -36,6 +38,8 @@ def test_the_grid_is_every_combination_the_profile_s_own_first(workspace):
     both = [tuple(changes.values()) for changes in grid("fedprox", workspace.settings)]
     assert both == [(rate, mu), (rate, 0.03), (0.03, mu), (0.03, 0.03)]
     assert grid("frozen_probe", workspace.settings) == [], "no rate, nothing to tune"
+    controls = [name for name, method in METHODS.items() if method.parent]
+    assert controls and all(grid(name, workspace.settings) == [] for name in controls), "they have their parents' values"
     for name, method in METHODS.items():
         assert all(setting_value(workspace.settings, setting) > 0 for setting in method.tunes), name
 
@@ -64,7 +68,7 @@ def test_the_best_on_the_validation_sets_is_chosen_and_no_test_set_is_read(works
 def test_it_goes_on_and_nothing_is_chosen_before_all_have_ended(workspace, tmp_path):
     write_tuning(tmp_path, tuning_plan(workspace, ["local", "fedavg"]))
     assert set(read(tmp_path)["state"]) == {"left"} and set(read(tmp_path)["chosen"]) == {"0"}
-    with pytest.raises(ConfigError, match=r"tuning.csv: has no chosen value for local .*; tune it, or leave the method out"):
+    with pytest.raises(ConfigError, match=r"tuning.csv: has no chosen value for local .*; tune it, or leave local out"):
         read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local"])
     tuned(workspace, ["fedavg"], tmp_path)
     table = read(tmp_path)
@@ -86,8 +90,10 @@ def test_a_combination_that_fails_is_not_chosen(workspace, tmp_path, monkeypatch
     write_tuning(tmp_path, tuning_plan(workspace, ["local"]))
     table = read(tmp_path)
     assert table[["state", "chosen", "error"]].to_numpy().tolist() == [["failed", "0", "FloatingPointError: diverged"], ["done", "1", ""]]
-    chosen = read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local"])
-    assert chosen == {"local": {"optimizer.lr": 0.03}}
+    monkeypatch.setitem(METHODS, "control", replace(METHODS["local"], parent="local"))
+    monkeypatch.setattr(type(workspace), "study", lambda self, method: SimpleNamespace(teacher_description=NO_TEACHER))
+    chosen = read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local", "control", "frozen_probe"])
+    assert chosen == {"local": {"optimizer.lr": 0.03}, "control": {"optimizer.lr": 0.03}, "frozen_probe": {}}
 
 
 def test_what_was_chosen_becomes_settings_of_the_sweep_s_studies(workspace, tmp_path):

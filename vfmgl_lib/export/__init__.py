@@ -13,7 +13,7 @@ import pandas as pd
 from vfmgl_lib import __version__
 from vfmgl_lib.evaluation.complexity import count
 from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
-from vfmgl_lib.evaluation.results import results_table
+from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.export.checks import (
     ExportError,
     calibration_images,
@@ -28,7 +28,7 @@ from vfmgl_lib.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.files import new_folder, sha256, write_bytes, write_text
 from vfmgl_lib.model_card import model_card
 from vfmgl_lib.models.students import ResNet18, Student
-from vfmgl_lib.predict import FORMAT, PREPROCESSING, Description, Predictor
+from vfmgl_lib.predict import FORMAT, PREPROCESSING, RUNNING, Description, Predictor
 from vfmgl_lib.study import Study
 
 VOLUMES = ("prostate",)  # layouts whose images are slices of volumes
@@ -65,10 +65,16 @@ def export_model(
         int8, torchscript: write these as well.
         overwrite: a folder that is there gives way once the new one is complete.
     Returns: what was written.
-    Raises: ExportError: differences above `TOLERANCE`, values that are not finite, no test images, a folder that is not empty.
+    Raises: ExportError: differences above `TOLERANCE`, values that are not finite, no test images, a folder that is not empty, a model
+        that normalises each batch by itself.
         ValueError, CheckpointError: a model that the study does not have. ImageError: an image that cannot be read.
     """
     folder = Path(folder)
+    if study.settings.batch_norm == "batch":
+        raise ExportError(
+            f"{study.folder.name}: batch_norm batch, so that a prediction depends on the images beside it in its batch; "
+            "export a study with batch_norm recalibrated or running"
+        )
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder}: is there already and not empty, expected a new folder")
     round_number = study.last_round if round_number is None else round_number
@@ -143,7 +149,17 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         data=f"{'PHANTOM images (synthetic), ' if phantoms else ''}layout {settings.data.layout}, centres {', '.join(manifest.centers)}",
         precision="float32",
         evidence=tuple(evidence),
+        batch_norm=_statistics(study, center),
     )
+
+
+def _statistics(study: Study, center: str) -> str:
+    """Which statistics of batch normalisation a model carries, in words."""
+    if study.settings.batch_norm == "running":
+        return RUNNING if center != SHARED else f"mean over the centres of {RUNNING}"
+    if center == SHARED:
+        return "mean over the centres of those that each re-estimated on its own training images, without labels"
+    return f"re-estimated on the {len(study.manifest.select(center, 'train'))} training images of {center}, without labels"
 
 
 def is_phantom(study: Study) -> bool:

@@ -62,7 +62,9 @@ def check_log(folder: Path, jobs: Sequence[Job]) -> None:
     for row in checked_table(file, _key(jobs), {job.method: job.study.teacher_description for job in jobs}).to_dict("records"):
         method, tuned = row["method"], row.get("tuned", "")
         if tuple(row[name] for name in IDENTITY) not in replaced and own.get(method, tuned) != tuned:
-            raise ConfigError(f"{file}: holds {method} with {tuned}, this one has {own[method]}; run all of its seeds in one call")
+            raise ConfigError(
+                f"{file}: holds {method} with {tuned or 'nothing tuned'}, this one has {own[method]}; run all of its seeds in one call"
+            )
 
 
 def checked_table(file: Path, key: str, teachers: Mapping[str, str]) -> pd.DataFrame:

@@ -37,7 +37,12 @@ ABOUT = ["state", "seconds", "seed", "study", "settings", "teacher", "version", 
 
 
 def grid(method: str, settings: StudySettings) -> list[Changes]:
-    """All combinations of a method's values, the profile's own first; none for a method without anything to tune."""
+    """All combinations of a method's values, the profile's own first; none for a method without anything to tune, or for a control.
+
+    A control has its parent's values: it differs from it in the named thing alone.
+    """
+    if METHODS[method].parent:
+        return []
     names = ((RATE,) if METHODS[method].updates else ()) + METHODS[method].tunes
     factors = sorted(settings.comparison.tuning.factors, key=lambda factor: abs(math.log(factor)))
     values = [[_times(setting_value(settings, name), factor) for factor in factors] for name in names]
@@ -127,10 +132,11 @@ def read_tuned(file: Path, workspace: Workspace, methods: Iterable[str]) -> dict
     methods, tuned = checked_methods(methods), {}
     table = checked_table(file, settings_key(workspace), {method: workspace.study(method).teacher_description for method in methods})
     for method in methods:
-        combinations = grid(method, workspace.settings)
-        chosen = set(table.loc[(table["method"] == method) & (table["chosen"] == "1"), "tuned"])
+        source = METHODS[method].parent or method
+        combinations = grid(source, workspace.settings)
+        chosen = set(table.loc[(table["method"] == source) & (table["chosen"] == "1"), "tuned"])
         found = [changes for changes in combinations if in_words(changes) in chosen]
         if combinations and not found:
-            raise ConfigError(f"{file}: has no chosen value for {method} on the grid of these settings; tune it, or leave the method out")
+            raise ConfigError(f"{file}: has no chosen value for {source} on the grid of these settings; tune it, or leave {method} out")
         tuned[method] = found[0] if found else {}
     return tuned
