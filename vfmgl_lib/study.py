@@ -28,7 +28,7 @@ from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmen
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
-from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
@@ -217,9 +217,11 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
     unit = scoring_unit(manifest.table, settings.is_segmentation)
     baseline = trivial_segmentation if settings.is_segmentation else trivial_classification
     for center in manifest.training_centers:
-        train, test = (ImageDataset(manifest, manifest.select(center, split), settings.data.image_size) for split in ("train", "test"))
-        on_train, on_test = baseline(train, [train, test])
-        rows += metric_rows(on_test, unit, training_cutoff(on_train, unit), model_center=center, round=0, stage="trivial")
+        selected = {split: manifest.select(center, split) for split in ("train", "val", "test")}
+        sets = {split: ImageDataset(manifest, table, settings.data.image_size) for split, table in selected.items() if len(table)}
+        found = dict(zip(sets, baseline(sets["train"], list(sets.values())), strict=True))
+        cutoff = chosen_cutoff(found, unit).value
+        rows += metric_rows(found["test"], unit, cutoff, model_center=center, round=0, stage="trivial")
     return pd.DataFrame(rows)
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
 from vfmgl_lib.evaluation.classification import NOBODY, by_patient, classification_metrics, youden_cutoff
-from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
 
 
@@ -67,7 +67,17 @@ def test_patients_are_scored_by_the_mean_of_their_images():
     assert scoring_unit(mixed, False) == "image"
     with pytest.raises(ValueError, match="patient b has images of several classes"):
         by_patient(mixed)
-    assert training_cutoff(table, "patient") == NOBODY and training_cutoff(table.rename(columns={"probability": "p"}), "image") is math.nan
+
+
+def test_the_cutoff_is_that_of_the_validation_set_where_there_is_one():
+    train = pd.DataFrame({"patient": ["b", "a", "b"], "probability": [0.2, 0.9, 0.6], "label": [1, 0, 1]})
+    val = pd.DataFrame({"patient": ["c", "d"], "probability": [0.3, 0.7], "label": [0, 1]})
+    assert chosen_cutoff({"train": train, "val": val, "test": train}, "patient") == (0.7, "val")
+    assert chosen_cutoff({"train": train, "test": val}, "patient") == (NOBODY, "train")
+    assert chosen_cutoff({"train": train, "val": val[:1]}, "patient") == (NOBODY, "train"), "one class in the validation set"
+    nothing = chosen_cutoff({"train": train[:1], "val": val[:1]}, "image")
+    assert math.isnan(nothing.value) and nothing.split == ""
+    assert chosen_cutoff({"train": train.rename(columns={"probability": "dice"})}, "image").split == "", "a segmentation"
 
 
 def test_dice_by_hand_and_against_scikit_learn():

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from scipy import stats
+from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
@@ -17,12 +18,12 @@ from vfmgl_lib.evaluation.segmentation import overlaps, surface_distances
 RUN = {"seed": 0, "split_id": "own", "budget": "rounds"}
 
 
-def classified(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=16, images=1, seed=0):
+def classified(methods=("fedavg", "vfmgl"), centers=("A", "B"), patients=16, images=1, seed=0, sets=("train",)):
     """Final predictions: every model on its own training and test set and on the other centre's test set."""
     generator, rows = np.random.default_rng(seed), []
     for method in methods:
         for model in centers:
-            for test, split in [(model, "train"), *((center, "test") for center in centers)]:
+            for test, split in [*((model, split) for split in sets), *((center, "test") for center in centers)]:
                 for patient in range(patients):
                     label = patient % 2
                     for image in range(images):
@@ -138,12 +139,12 @@ def test_one_class_nothing_called_positive_and_no_training_set_give_reasons():
     single = final[(final["split"] == "test") | (final["label"] == 0)]
     table = results_table(single, unit="patient")
     row = one(table, method="vfmgl", model_center="A", test_center="A", split="test", metric="accuracy")
-    assert math.isnan(row["value"]) and "training set has only one class" in row["reason"]
+    assert math.isnan(row["value"]) and "neither validation nor training set has both classes" in row["reason"]
     half = final[(final["split"] == "test") | (final["label"] == 0) | (final["model_center"] == "A")]
     together = one(results_table(half, unit="patient"), method="vfmgl", model_center="all", metric="accuracy")
     assert math.isnan(together["value"]) and together["reason"] == "no cutoff at B", "a centre without a cutoff calls nobody"
     shared = results_table(final[final["split"] == "test"].assign(model_center="shared"), unit="patient")
-    assert set(shared["metric"]) == {"auc", "accuracy", "sensitivity", "specificity", "ppv", "npv"} and "all" not in set(
+    assert set(shared["metric"]) == {"auc", "brier", "accuracy", "sensitivity", "specificity", "ppv", "npv"} and "all" not in set(
         shared["model_center"]
     )
     assert "no training set of its own" in shared[shared["metric"] == "npv"]["reason"].iloc[0]
@@ -183,7 +184,7 @@ def test_a_share_whose_samples_are_of_few_patients_has_no_interval():
     found = {name: one(table, model_center="A", split="test", metric=name) for name in ("auc", "sensitivity", "specificity", "accuracy")}
     for name in ("auc", "sensitivity"):
         assert math.isfinite(found[name]["value"]) and math.isnan(found[name]["low"])
-        assert found[name]["reason"] == "no interval: 4 patients, a bootstrap takes at least 5"
+        assert found[name]["reason"] == "no interval: 4 patients, at least 5 are needed"
     for name in ("specificity", "accuracy"):
         assert found[name]["low"] < found[name]["high"]
 
@@ -304,21 +305,80 @@ def test_methods_are_compared_in_pairs_with_holm():
     assert again["p"] == pytest.approx(row["p"], abs=1e-12)
 
 
-def test_dice_is_compared_per_image_by_wilcoxon():
+def test_dice_is_compared_by_patient():
+    """Three images a patient: p is that of five values, not of fifteen (0.1.0 had Wilcoxon over the images)."""
     final = segmented()
     row = one(compare_methods(final, unit="image"), center="A")
-    values = {name: overlaps(part)["dice"].to_numpy() for name, part in final[final["test_center"] == "A"].groupby("method")}
-    assert row["p"] == statistics.wilcoxon_p(values["vfmgl"], values["fedavg"])[0] and row["n"] == 15
-    assert row["difference"] == pytest.approx((values["vfmgl"] - values["fedavg"]).mean()) and row["low"] < row["difference"] < row["high"]
+    here = final[final["test_center"] == "A"]
+    values = overlaps(here)["dice"].groupby([here["method"], here["patient"]]).mean()
+    expected = stats.ttest_rel(values["vfmgl"], values["fedavg"])
+    assert row["p"] == pytest.approx(expected.pvalue) and row["test"] == "paired t over patients" and (row["n"], row["patients"]) == (15, 5)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert row["difference"] == pytest.approx((values["vfmgl"] - values["fedavg"]).mean())
     several = compare_methods(final, unit="image", metrics=["dice", "iou"])
     assert set(several["metric"]) == {"dice", "iou"}
     with pytest.raises(ValueError, match="metric 'auc' cannot be compared"):
         compare_methods(final, unit="image", metrics=["auc"])
 
 
-def test_samples_of_one_patient_are_compared_by_the_bootstrap():
-    row = one(compare_methods(classified(images=3), unit="image", draws=200), center="A")
-    assert row["test"] == "paired patient bootstrap" and row["low"] < row["difference"] < row["high"] and 0 < row["p"] <= 1
+def test_fewer_than_five_patients_have_no_p_however_many_images():
+    final = segmented(methods=("local", "fedavg", "vfmgl"), patients=4, images=20)
+    table = compare_methods(final, unit="image")
+    assert table[["p", "p_holm", "low", "high"]].isna().all(axis=None) and table["difference"].notna().all()
+    assert set(table["reason"]) == {"no test: 4 patients, at least 5 are needed"} and set(table["test"]) == {""}
+    assert compare_methods(classified(patients=8), unit="patient")["p"].isna().all(), "four patients of each class"
+
+
+def test_several_samples_of_a_patient_are_a_cluster_in_the_test_of_aucs():
+    final = classified(images=3)
+    row = one(compare_methods(final, unit="image"), center="A")
+    own = final[(final["model_center"] == "A") & (final["test_center"] == "A") & (final["split"] == "test")]
+    mine, other = (own[own["method"] == name].sort_values("id") for name in ("vfmgl", "fedavg"))
+    expected = statistics.delong_test(
+        *(side["probability"].to_numpy() for side in (mine, other)), mine["label"].to_numpy(), mine["patient"]
+    )
+    assert tuple(row[["difference", "low", "high", "p"]]) == pytest.approx(expected[:4]) and row["test"] == "paired DeLong by patient"
+    assert (row["n"], row["patients"]) == (48, 16)
+
+
+def test_the_cutoff_of_a_model_is_chosen_on_its_validation_set_and_says_so():
+    final = classified(sets=("train", "val"))
+    table = results_table(final, unit="patient")
+    about = {"method": "vfmgl", "model_center": "A"}
+    val = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["split"] == "val")]
+    cutoff = youden_cutoff(val["probability"].to_numpy(), val["label"].to_numpy())
+    row = one(table, **about, metric="cutoff")
+    assert (row["value"], row["split"]) == (cutoff, "val")
+    test = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "B") & (final["split"] == "test")]
+    assert one(table, **about, test_center="B", metric="accuracy")["value"] == ((test["probability"] >= cutoff) == test["label"]).mean()
+    without = results_table(final[final["split"] != "val"], unit="patient")
+    row = one(without, **about, metric="cutoff")
+    assert row["split"] == "train" and row["value"] != cutoff
+
+
+def test_brier_score_and_its_interval_by_patient():
+    final = classified(images=4)
+    row = one(results_table(final, unit="image"), method="vfmgl", model_center="A", test_center="B", metric="brier")
+    test = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "B") & (final["split"] == "test")]
+    assert row["value"] == pytest.approx(brier_score_loss(test["label"], test["probability"])) and row["interval"] == "patient bootstrap"
+    by_patient = test.assign(squared=(test["probability"] - test["label"]) ** 2).groupby("patient")["squared"].mean()
+    drawn = statistics.patient_weights(16, 0) @ by_patient.to_numpy() / 16
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))))
+    few = one(results_table(classified(patients=4), unit="patient"), method="vfmgl", model_center="A", test_center="B", metric="brier")
+    assert math.isfinite(few["value"]) and few["reason"] == "no interval: 4 patients, at least 5 are needed"
+
+
+def test_an_auc_of_1_has_an_interval_and_its_name():
+    final = classified(methods=("vfmgl",))
+    final = final.assign(probability=0.3 + 0.4 * final["label"])
+    row = one(results_table(final, unit="patient"), model_center="A", test_center="B", metric="auc")
+    assert (row["value"], row["high"], row["interval"]) == (1, 1, "disjoint pairs") and row["low"] == pytest.approx(0.025 ** (1 / 8))
+    several = one(
+        results_table(classified(images=2).assign(probability=lambda t: t["label"]), unit="image"),
+        method="vfmgl",
+        **{"model_center": "A", "test_center": "B", "metric": "auc"},
+    )
+    assert math.isnan(several["low"]) and "same value" in several["reason"]
 
 
 def test_masks_that_differ_between_methods_are_refused():

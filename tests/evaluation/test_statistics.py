@@ -1,3 +1,4 @@
+import importlib.util
 import math
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from vfmgl_lib.data.datasheets import FOLDER
 from vfmgl_lib.evaluation import statistics
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 # Hanley and McNeil 1982 (Radiology 143:29-36), Table I: 109 computed tomograms rated 1 to 5, by true state.
 NORMAL, ABNORMAL = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
 
@@ -21,12 +23,19 @@ def _tomograms():
 
 
 def test_delong_equals_the_published_example():
-    """Stata's manual (`roctab`) prints for these ratings: area 0.8932, DeLong's standard error 0.0307, limits 0.83295 and 0.95339."""
+    """Stata's manual (`roctab`) prints for these ratings: area 0.8932, DeLong's standard error 0.0307, limits 0.83295 and 0.95339.
+
+    Those limits are AUC ± 1.96 errors; ours are on the logit scale, so that they are a little lower here and never beyond 1.
+    """
     score, label = _tomograms()
     (auc,), covariance = statistics.delong(score, label)
     assert round(auc, 4) == 0.8932 and round(math.sqrt(covariance[0, 0]), 4) == 0.0307
+    error = math.sqrt(covariance[0, 0])
+    assert (round(auc - statistics.Z * error, 5), round(auc + statistics.Z * error, 5)) == (0.83295, 0.95339)
     low, high, reason = statistics.auc_interval(score, label)
-    assert (round(low, 5), round(high, 5), reason) == (0.83295, 0.95339, "")
+    odds = [limit / (1 - limit) for limit in (low, auc, high)]
+    assert odds[1] / odds[0] == pytest.approx(odds[2] / odds[1]) == pytest.approx(math.exp(statistics.Z * error / (auc * (1 - auc))))
+    assert low < 0.83295 < auc < high < 0.95339 and reason == ""
 
 
 def _ovarian_cancer():
@@ -49,7 +58,8 @@ def test_areas_of_delongs_own_example(row, area, error, limits):
     scores, label = _ovarian_cancer()
     aucs, covariance = statistics.delong(scores, label)
     assert (round(aucs[row], 4), round(math.sqrt(covariance[row, row]), 4)) == (area, error)
-    assert tuple(round(limit, 4) for limit in statistics.auc_interval(scores[row], label)[:2]) == limits
+    width = statistics.Z * math.sqrt(covariance[row, row])
+    assert (round(aucs[row] - width, 4), round(aucs[row] + width, 4)) == limits
 
 
 @pytest.mark.parametrize(
@@ -57,11 +67,14 @@ def test_areas_of_delongs_own_example(row, area, error, limits):
     [(1, 0.0108, (-0.1761, 0.1976), 0.9102), (2, -0.0780, (-0.2830, 0.1271), 0.4561)],
 )
 def test_paired_tests_of_delongs_own_example(row, difference, limits, p):
-    """Albumin and total protein against the K-G score, as SAS prints them."""
+    """Albumin and total protein against the K-G score, as SAS prints them, by the normal distribution; ours is a t, a little wider."""
     scores, label = _ovarian_cancer()
     found = statistics.delong_test(scores[row], scores[0], label)
-    assert round(found.difference, 4) == difference and round(found.p, 4) == p
-    assert (round(found.low, 4), round(found.high, 4)) == limits
+    estimate = statistics.auc_contrast(scores[[row, 0]], label, (1, -1))
+    width = statistics.Z * estimate.error
+    assert round(2 * stats.norm.sf(abs(estimate.value) / estimate.error), 4) == p
+    assert (round(found.difference - width, 4), round(found.difference + width, 4)) == limits and round(found.difference, 4) == difference
+    assert 12 < estimate.freedom < 42 and p < found.p < p + 0.02 and found.low < limits[0] and found.high > limits[1]
 
 
 def _by_definition(scores, label):
@@ -82,33 +95,89 @@ def test_delong_equals_its_definition_with_ties():
     assert aucs[0] == pytest.approx(roc_auc_score(label, scores[0]), abs=1e-12)
 
 
-def test_delongs_paired_test_is_the_normal_test_of_the_difference():
+def test_delongs_paired_test_is_the_t_test_of_the_difference():
     generator = np.random.default_rng(2)
     label = np.repeat([0, 1], 30)
     first, second = generator.normal(size=(2, 60)) + np.array([[1.5], [0.3]]) * label
-    found = statistics.delong_test(first, second, label)
+    found, estimate = statistics.delong_test(first, second, label), statistics.auc_contrast(np.stack([first, second]), label, (1, -1))
     aucs, covariance = _by_definition(np.stack([first, second]), label)
     deviation = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    assert found.difference == pytest.approx(aucs[0] - aucs[1], abs=1e-12)
-    assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.difference) / deviation), abs=1e-12)
+    assert found.difference == pytest.approx(aucs[0] - aucs[1], abs=1e-12) and estimate.error == pytest.approx(deviation, abs=1e-12)
+    assert 29 < estimate.freedom < 58, "two groups of thirty, by Welch and Satterthwaite"
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.difference) / deviation, estimate.freedom), abs=1e-12)
     assert (found.low + found.high) / 2 == pytest.approx(found.difference, abs=1e-12)
     swapped = statistics.delong_test(second, first, label)
-    assert swapped.difference == -found.difference and swapped.p == found.p
+    assert swapped.difference == -found.difference and swapped.p == pytest.approx(found.p)
+
+
+def test_images_of_a_patient_make_a_test_no_surer():
+    """The same image four times is one patient's: Obuchowski's variance is DeLong's of the patients, not a quarter of it."""
+    generator = np.random.default_rng(2)
+    label = np.repeat([0, 1], 12)
+    scores = generator.normal(size=(2, 24)) + np.array([[1.5], [0.3]]) * label
+    once = statistics.auc_contrast(scores, label, (1, -1))
+    four = statistics.auc_contrast(np.repeat(scores, 4, axis=1), np.repeat(label, 4), (1, -1), np.repeat(np.arange(24), 4))
+    assert four == pytest.approx(once, abs=1e-12) and four.patients == 24
+    as_images = statistics.auc_contrast(np.repeat(scores, 4, axis=1), np.repeat(label, 4), (1, -1))
+    assert as_images.error < 0.55 * once.error
+
+
+def test_patients_of_both_classes_by_obuchowskis_formula():
+    generator = np.random.default_rng(5)
+    patient, label = np.repeat(np.arange(7), 6), np.tile([0, 1, 1], 14)
+    scores = np.round(generator.normal(size=(2, 42)) + generator.normal(size=7)[patient] + label, 1)
+    wins = (scores[:, label == 1][:, :, None] > scores[:, label == 0][:, None]) + 0.5 * (
+        scores[:, label == 1][:, :, None] == scores[:, label == 0][:, None]
+    )
+    difference = wins[0] - wins[1]
+    m, n = difference.shape
+    above, below = (difference.mean(axis) - difference.mean() for axis in (1, 0))
+    sums = [np.array([part[patient[label == value] == who].sum() for who in range(7)]) for part, value in ((above, 1), (below, 0))]
+    expected = 7 / 6 * (sums[0] @ sums[0] / m**2 + sums[1] @ sums[1] / n**2 + 2 * sums[0] @ sums[1] / (m * n))
+    found = statistics.auc_contrast(scores, label, (1, -1), patient)
+    assert found.value == pytest.approx(difference.mean()) and found.error == pytest.approx(math.sqrt(expected), abs=1e-12)
+    assert found.freedom <= 6 and found.patients == 7
 
 
 def test_what_delong_cannot_estimate_is_nan_with_the_reason():
-    label = np.array([0, 0, 1, 1])
-    separated = statistics.auc_interval(np.array([0.1, 0.2, 0.8, 0.9]), label)
-    assert math.isnan(separated.low) and "separated completely" in separated.reason
-    constant = statistics.auc_interval(np.full(4, 0.3), label)
+    constant = statistics.auc_interval(np.full(4, 0.3), np.array([0, 0, 1, 1]))
     assert math.isnan(constant.low) and "all scores are equal" in constant.reason
     single = statistics.auc_interval(np.array([0.1, 0.2, 0.8]), np.array([0, 0, 1]))
     assert math.isnan(single.high) and "one sample only" in single.reason
-    score = np.array([0.1, 0.6, 0.4, 0.9])
+    label, score = np.repeat([0, 1], 5), np.random.default_rng(0).random(10)
     same = statistics.delong_test(score, score, label)
-    assert same.difference == 0 and math.isnan(same.p) and "variance" in same.reason
+    assert same.difference == 0 and math.isnan(same.p) and same.reason == "no test: all pairs are equal"
+    assert statistics.auc_contrast(np.stack([score, score]), label, (1, -1)).lower() == 0, "the same model is no worse than itself"
+    ranked = statistics.auc_contrast(np.stack([score, score**2]), label, (1, -1))
+    assert math.isnan(ranked.lower()) and ranked.reason == "the variance of the difference is 0"
+    few = statistics.delong_test(score[1:], score[::-1][1:], label[1:])
+    assert math.isnan(few.p) and few.reason == "no test: 4 patients of one class, at least 5 are needed" and math.isfinite(few.difference)
     with pytest.raises(ValueError, match="3 positive and 0 negative"):
         statistics.delong(np.ones(3), np.ones(3))
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0, 4.0, 9.0])
+def test_the_interval_of_an_auc_stays_within_0_and_1_and_has_a_width(shift):
+    generator, label = np.random.default_rng(7), np.repeat([0, 1], (9, 14))
+    score = generator.normal(size=23) + shift * label
+    (auc,), _ = statistics.delong(score, label)
+    interval, mirrored = statistics.auc_interval(score, label), statistics.auc_interval(-score, label)
+    assert 0 <= interval.low < interval.high <= 1 and interval.low <= auc <= interval.high and interval.high - interval.low > 0.01
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx(interval[:2])
+    if shift == 9:  # separated completely: nine pairs that share no sample are all in order, which an AUC of `low` does in 2.5 %
+        assert auc == 1 and interval.low**9 == pytest.approx(0.025) and interval.high == 1 and interval.reason == ""
+
+
+def test_the_interval_of_an_auc_near_1_holds_it():
+    """True AUC Φ(2.5 / √2) = 0.961, 15 of each class: on the plain scale the limits hold it in 87 %, on the logit scale in 98."""
+    generator, label, truth = np.random.default_rng(0), np.repeat([0, 1], 15), stats.norm.cdf(2.5 / math.sqrt(2))
+    held, plain = 0, 0
+    for _ in range(1000):
+        score = generator.normal(size=30) + 2.5 * label
+        low, high, _ = statistics.auc_interval(score, label)
+        (auc,), covariance = statistics.delong(score, label)
+        held, plain = held + (low <= truth <= high), plain + (abs(auc - truth) <= statistics.Z * math.sqrt(covariance[0, 0]))
+    assert held / 1000 >= 0.94 and plain / 1000 < 0.92
 
 
 def test_wilson_equals_its_formula():
@@ -149,8 +218,9 @@ def test_draws_of_one_class_are_left_out_and_one_patient_has_no_interval():
     aucs = statistics.bootstrapped_aucs(np.array([0.2, 0.9]), np.array([0, 1]), np.array([0, 1]), weights)
     assert np.isnan(aucs[:2]).all() and aucs[2] == 1
     assert "undefined in most draws" in statistics.percentile_interval(aucs, 5).reason
-    assert statistics.percentile_interval(np.ones(9), 1).reason == "no interval: one patient, a bootstrap takes at least 5"
-    assert statistics.percentile_interval(np.ones(9), 4).reason == "no interval: 4 patients, a bootstrap takes at least 5"
+    assert "same value" in statistics.percentile_interval(np.ones(9), 5).reason, "a width of 0 would be certainty"
+    assert statistics.percentile_interval(np.ones(9), 1).reason == "no interval: one patient, at least 5 are needed"
+    assert statistics.percentile_interval(np.ones(9), 4).reason == "no interval: 4 patients, at least 5 are needed"
 
 
 def test_patients_and_not_images_decide_how_wide_an_interval_is():
@@ -177,30 +247,92 @@ def test_few_patients_have_limits_that_hold_the_truth_too_seldom(patients, cover
     assert covered[0] < held / 400 < covered[1]
 
 
-def test_bootstrapped_p():
-    assert statistics.bootstrap_p(np.array([0.1] * 1999)) == 2 / 2000
-    assert statistics.bootstrap_p(np.array([-0.1, 0.1] * 500)) == 1.0
+def test_a_patient_counts_once_however_many_images_it_has():
+    values, patient = np.array([0.1, 0.3, 0.1, 0.4, 0.2, 0.0, 0.6, 0.6, 0.6]), np.array(list("aabcdefff"))
+    found = statistics.over_patients(values, patient)
+    expected = stats.ttest_1samp([0.2, 0.1, 0.4, 0.2, 0.0, 0.6], 0)
+    assert found.test().p == pytest.approx(expected.pvalue) and found.patients == 6 and found.value == pytest.approx(0.25)
+    assert found.test()[1:3] == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.lower() == pytest.approx(
+        stats.ttest_1samp([0.2, 0.1, 0.4, 0.2, 0.0, 0.6], 0, alternative="greater").confidence_interval(0.95).low
+    )
+    few = statistics.over_patients(values[:5], patient[:5])
+    assert (
+        few.test().reason == "no test: 4 patients, at least 5 are needed" and few.value == pytest.approx(0.225) and math.isnan(few.lower())
+    )
+    equal = statistics.over_patients(np.zeros(9), patient)
+    assert equal.test().reason == "no test: all pairs are equal" and equal.lower() == 0
 
 
-def test_wilcoxon_is_exact_however_many_pairs_are_equal():
-    """Five pairs that differ, all one way: p cannot be under 2 / 2^5."""
-    for equal in (0, 9, 40):
-        first = np.concatenate([[0.1, 0.2, 0.3, 0.4, 0.5], np.full(equal, 0.7)])
-        second = np.concatenate([np.zeros(5), np.full(equal, 0.7)])
-        assert statistics.wilcoxon_p(first, second) == (0.0625, "")
+def test_as_many_images_a_patient_are_what_a_mixed_model_finds():
+    import statsmodels.api as sm  # here: importing it takes seconds
+
+    generator, patient = np.random.default_rng(1), np.repeat(np.arange(12), 8)
+    values = 0.05 + 0.3 * generator.normal(size=12)[patient] + 0.1 * generator.normal(size=96)
+    mixed = sm.MixedLM(values, np.ones(96), groups=patient).fit()
+    found = statistics.over_patients(values, patient)
+    assert found.value == pytest.approx(mixed.params[0], abs=1e-6) and found.error == pytest.approx(mixed.bse[0], rel=1e-3)
 
 
-def test_wilcoxon_leaves_out_equal_pairs():
-    first, second = np.array([0.5, 0.6, 0.9, 0.7, 0.8, 0.3]), np.array([0.4, 0.6, 0.7, 0.4, 0.4, 0.25])
-    p, reason = statistics.wilcoxon_p(first, second)
-    assert p == pytest.approx(stats.wilcoxon((first - second)[[0, 2, 3, 4, 5]]).pvalue, abs=1e-12) and reason == ""
-    assert p == pytest.approx(2 / 2**5)  # all five differences positive: 1 of 32 signs on either side
-    assert statistics.wilcoxon_p(first, first)[1] == "no test: all pairs are equal"
+@pytest.fixture(scope="module")
+def simulation():
+    """benchmarks/coverage.py."""
+    specification = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("patients", "power"), [(5, 0.35), (12, 0.8)])
+def test_type_1_error_and_power_of_the_test_over_patients(simulation, patients, power):
+    """Ten images a patient that go together. With the images for patients 0.1.0's test rejected equal methods in four of ten cases."""
+    generator, rejected = np.random.default_rng(3), {}
+    for shift in (0.0, 0.1):
+        drawn = [simulation.differences("normal", patients, generator) for _ in range(2000)]
+        rejected[shift] = np.mean([statistics.over_patients(values + shift, who).test().p < 0.05 for values, who in drawn])
+        images = np.mean([stats.wilcoxon(values + shift).pvalue < 0.05 for values, _ in drawn[:200]])
+        assert images > 0.3
+    assert rejected[0.0] <= 0.06 and rejected[0.1] > power
+
+
+@pytest.mark.parametrize(("classes", "power"), [((5, 40, 6), 0.25), ((10, 10, 6), 0.45), ((5, None, 6), 0.35)])
+def test_type_1_error_and_power_of_the_test_of_two_aucs(simulation, classes, power):
+    generator, rejected = np.random.default_rng(4), {}
+    for better in (0.0, 1.5):
+        drawn = [simulation.scores(*classes, (1 + better, 1), generator) for _ in range(2000 if not better else 400)]
+        rejected[better] = np.mean([statistics.delong_test(*both, label, who).p < 0.05 for both, label, who in drawn])
+    assert rejected[0.0] <= 0.06 and rejected[1.5] > power
+
+
+QUICK = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0.45, 0))
+
+
+def test_coverage_of_the_interval_over_seeds_and_centres(simulation):
+    """Whichever of seed, centre and residual dominates or is 0; the table of all shapes, with more draws, is results/coverage/."""
+    for number, spread in enumerate(QUICK):
+        values = simulation.crossed(3, 5 - number % 2, spread, 2000, np.random.default_rng(number))
+        assert simulation.held(values, statistics.crossed_interval) >= 0.93, spread
+    centers = simulation.crossed(3, 4, (0, 1, 0), 500, np.random.default_rng(0))
+    assert simulation.held(centers, simulation.bootstrapped) < 0.9, "what 0.1.0 had"
+
+
+def test_the_committed_table_has_the_coverage_and_the_errors_that_are_claimed():
+    intervals, tests = (pd.read_csv(ROOT / "results" / "coverage" / f"{name}.csv") for name in ("intervals", "tests"))
+    assert intervals["crossed_interval"].min() >= 0.93 and intervals["draws"].min() >= 2000 and len(intervals) == 10 * 15
+    equal = tests[(tests["effect"] == 0) & (tests["differences"] != "skewed")]
+    assert equal["by patient"].max() <= 0.06 and tests["draws"].min() >= 2000
 
 
 def test_holm_by_hand_and_beside_undefined_values():
     assert statistics.holm([0.01, math.nan, 0.04, 0.03]) == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
     assert np.isnan(statistics.holm([math.nan])).all()
+
+
+def test_a_family_is_one_metric_budget_seed_and_division():
+    table = pd.DataFrame({"seed": 0, "split_id": "own", "budget": "rounds", "metric": "auc", "p": [0.01, 0.02, math.nan, 0.03]})
+    assert statistics.holm_families(table).tolist() == pytest.approx([0.03, 0.04, math.nan, 0.04], nan_ok=True)
+    two = statistics.holm_families(pd.concat([table, table.assign(budget="updates")]))
+    assert two.tolist() == pytest.approx([0.03, 0.04, math.nan, 0.04] * 2, nan_ok=True)
 
 
 def test_the_papers_p_comes_from_the_pooled_test():
@@ -226,17 +358,22 @@ def test_t_test_equals_scipy_from_values():
 
 
 def test_crossed_interval_by_hand():
-    """Seeds that differ by 0.1, centres that do not: both draws are the first seed in a quarter of the cases, the second in another."""
+    """Seeds' means 0.1 and 0.2, centres' means alike: the seeds' standard error 0.05 and one degree of freedom."""
     low, high, reason = statistics.crossed_interval(np.array([[0.1, 0.1], [0.2, 0.2]]))
-    assert (low, high, reason) == (pytest.approx(0.1), pytest.approx(0.2), "")
+    width = stats.t.ppf(0.975, 1) * 0.05
+    assert (low, high, reason) == (pytest.approx(0.15 - width), pytest.approx(0.15 + width), "")
+    both = np.add.outer([0.0, 0.3, 0.6], [0.0, 0.1, 0.2, 0.3])
+    seeds, centers = stats.sem([0, 0.3, 0.6]) ** 2, stats.sem([0, 0.1, 0.2, 0.3]) ** 2
+    freedom = (seeds + centers) ** 2 / (seeds**2 / 2 + centers**2 / 3)
+    width = stats.t.ppf(0.975, freedom) * math.sqrt(seeds + centers)
+    assert statistics.crossed_interval(both)[:2] == pytest.approx((0.45 - width, 0.45 + width))
     assert statistics.crossed_interval(np.full((3, 4), 0.5))[:2] == (0.5, 0.5)
 
 
 def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
     values = np.random.default_rng(0).normal(size=(10, 1)) + np.zeros((10, 10))  # ten centres that say the same
     low, high, _ = statistics.crossed_interval(values)
-    error = stats.sem(values.mean(1))
-    assert 0.7 < (high - low) / (2 * 1.96 * error) < 1.1, "as wide as ten values have it, not a hundred"
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 9) * stats.sem(values.mean(1))), "of ten values, not of a hundred"
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (0, 3)])

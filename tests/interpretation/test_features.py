@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import ttest_ind_from_stats
+from scipy.stats import ttest_ind, ttest_ind_from_stats, ttest_rel
 
 from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.loading import ImageDataset
@@ -99,19 +99,34 @@ def test_pooled_t_test_equals_that_of_the_papers_summary():
 def test_score_tests_say_why_there_is_none():
     parts = [
         predictions([0.1, 0.2, 0.4], [1, 1, 1], "one class"),
-        predictions([0.1, 0.2], [0, 1], "two scores"),
-        predictions([0.1, 0.1, 0.2, 0.2], [0, 0, 1, 1], "equal"),
-        predictions([0.9, 0.1, 0.2, 0.3], [0, 1, 1, 1], "one negative"),
+        predictions([0.1, 0.2, 0.3, 0.1], [0, 1, 1, 0], "four patients"),
+        predictions([0.1, 0.1, 0.1, 0.2, 0.2], [0, 0, 0, 1, 1], "equal"),
+        predictions([0.9, 0.1, 0.2, 0.3, 0.25], [0, 1, 1, 1, 1], "one negative"),
         predictions([0.5], [1], "A", model="B"),  # not its own centre's model
     ]
     tests = feats.score_tests(feats.score_table(pd.concat(parts), "image")).set_index("center")
     assert tests["reason"].to_dict() == {
         "one class": "only one class: 3 positive, 0 negative",
-        "two scores": "2 scores, a pooled variance needs 3",
+        "four patients": "4 patients, at least 5 are needed",
         "equal": "the scores of each class are all equal",
         "one negative": "",
     }
     assert tests["p"].isna().tolist() == [True, True, True, False] and np.isnan(tests.loc["one negative", "std_0"])
+    assert tests.loc["one negative", ["test", "patients"]].tolist() == ["independent t", 5]
+
+
+def test_images_of_one_patient_are_not_independent_scores():
+    rng = np.random.default_rng(0)
+    patient, label = np.repeat(np.arange(7), 6), np.tile([0, 1], 21)
+    table = predictions(rng.normal(size=7)[patient] + 0.3 * label + rng.normal(size=42), label).assign(patient=patient)
+    row = feats.score_tests(feats.score_table(table, "image")).iloc[0]
+    means = table.groupby(["patient", "label"])["probability"].mean().unstack()
+    assert row["p"] == pytest.approx(ttest_rel(means[1], means[0]).pvalue) and (row["test"], row["patients"]) == ("paired t", 7)
+    assert (row["n_0"], row["n_1"]) == (21, 21) and row["mean_1"] == pytest.approx(table.query("label == 1")["probability"].mean())
+    apart = table[table["label"] == (table["patient"] % 2)]  # a patient has one class: the patients' means are what is compared
+    row = feats.score_tests(feats.score_table(apart, "image")).iloc[0]
+    means = apart.groupby("patient")["probability"].mean()
+    assert row["p"] == pytest.approx(ttest_ind(means[1::2], means[::2]).pvalue) and row["test"] == "independent t"
 
 
 def test_median_cases():

@@ -1,4 +1,4 @@
-"""Classification metrics from probabilities, with a cutoff that comes from training data (paper: "Statistical analyses")."""
+"""Classification metrics from probabilities, at a cutoff that comes from validation or training data (`prediction.chosen_cutoff`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from vfmgl_lib.evaluation.metric import Metric
 
+ONE_CLASS = "neither validation nor training set has both classes"
 AT_CUTOFF = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
 NOBODY = float(np.nextafter(1.0, 2.0))  # the cutoff that no probability reaches, not even one of exactly 1
 
 
 def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
-    """The probability at which sensitivity + specificity - 1 is highest on the training set; NaN if only one class is there.
+    """The probability at which sensitivity + specificity - 1 is highest on a set; NaN if only one class is there.
 
     Args:
         probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
@@ -33,7 +34,7 @@ def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: f
 
     Args:
         probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
-        cutoff: from training data; NaN: the training set has one class; None: the model has no training set of its own.
+        cutoff: not from these samples; NaN: no set to choose it on has both classes; None: the model has no training set of its own.
     Returns: metrics whose value is NaN, with the reason, where it is not defined.
     Raises: ValueError: for probabilities outside [0, 1] or NaN.
     """
@@ -45,7 +46,7 @@ def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: f
     one_class = "" if positives and negatives else f"only one class: {positives} positive, {negatives} negative"
     metrics = [Metric("auc", math.nan if one_class else float(roc_auc_score(label, probability)), len(label), one_class)]
     if cutoff is None or math.isnan(cutoff):
-        reason = f"no cutoff: {'the model has no training set of its own' if cutoff is None else 'the training set has only one class'}"
+        reason = f"no cutoff: {'the model has no training set of its own' if cutoff is None else ONE_CLASS}"
         return [
             *metrics,
             *(Metric(name, math.nan, len(label), reason) for name in AT_CUTOFF),

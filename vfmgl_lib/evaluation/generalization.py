@@ -14,12 +14,13 @@ from scipy.stats import spearmanr
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.patients import same_name
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
+from vfmgl_lib.evaluation.statistics import holm_families
 
 MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
 OWN_SPLIT = "own"
-LOWER_IS_BETTER = ("assd", "hd95")
 ABLATION = ("hgkt", "hgkt_kd", "vfmgl")
 STEPS = (("hgkt", "hgkt_kd"), ("hgkt", "vfmgl"), ("hgkt_kd", "vfmgl"))  # panels d, e and f of Fig. 9
 SIGNIFICANT = 0.05
@@ -68,18 +69,20 @@ def _check_sizes(results: pd.DataFrame) -> None:
 
 
 def cross_centers(
-    results: pd.DataFrame, metric: str, method: str = "vfmgl", budget: str = "rounds", margin: float = MARGIN
+    results: pd.DataFrame, limits: pd.DataFrame, metric: str, method: str = "vfmgl", budget: str = "rounds", margin: float = MARGIN
 ) -> pd.DataFrame:
     """Every local model on every centre's test set, and whether it generalises there (paper: Fig. 6).
 
-    A model generalises to a centre if it falls short of the centre's own model by `margin` at most, which is also so where it is better.
+    A model generalises to a centre if the one-sided 95 % limit of how far it may be behind the centre's own model, by patient, is within
+    the margin. Where there is no limit there is no verdict: a few patients cannot show it.
 
     Args:
         results: see the module; of several seeds the means are taken (`over_seeds`).
+        limits: from `margin.margin_limits`, of the same metric, method and budget.
         margin: in units of the metric, at least 0.
-    Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model),
-        generalizes (True, False, or NA: at home, at an external centre, where a value is undefined), margin, reason (of an undefined
-        value or of an NA away from home).
+    Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model), ahead and
+        limit (see `margin_limits`), patients, generalizes (True, False, or NA: at home, at an external centre, where a value is undefined
+        or there is no limit), margin, reason (of an undefined value or of an NA away from home).
     Raises: ValueError: a negative margin; no such metric, method or budget.
     """
     if not margin >= 0:
@@ -88,19 +91,23 @@ def cross_centers(
     rows = rows[(rows["split"] == "test") & ~rows["model_center"].isin(NOT_LOCAL)].copy()
     home = rows[rows["model_center"] == rows["test_center"]].set_index("test_center")["value"]
     rows["own"] = rows["test_center"].map(home)
-    short = (rows["value"] - rows["own"]) if metric in LOWER_IS_BETTER else (rows["own"] - rows["value"])
+    rows = rows.merge(limits.rename(columns={"reason": "no_limit"}), on=["model_center", "test_center"], how="left")
     away = rows["model_center"] != rows["test_center"]
-    # Values are means of counts: 0.85 - 0.80 exceeds 0.05 by rounding alone.
-    verdict = (short <= margin + 1e-9).astype("boolean")
-    rows["generalizes"] = verdict.mask(short.isna() | ~away)
+    verdict = (rows["limit"] >= -margin - 1e-9).astype("boolean")  # -0.05 of an equal model's 0 may be missed by rounding alone
+    rows["generalizes"] = verdict.mask(rows["limit"].isna() | ~away)
     rows["margin"] = margin
     # A value that is there may have a reason already: why it has no interval.
     external, defined = ~rows["test_center"].isin(home.index), rows["value"].notna()
-    for where, why in ((external, "an external centre has no model of its own"), (away & ~external, "the centre's own model has no value")):
-        unanswered = where & defined & rows["own"].isna()
-        rows.loc[unanswered, "reason"] = [f"{why}; {text}" if text else why for text in rows.loc[unanswered, "reason"]]
-    columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "generalizes", "margin"]
-    columns.append("reason")
+    here, own = away & ~external, rows["own"].notna()
+    for where, why in (
+        (external, "an external centre has no model of its own"),
+        (here & ~own, "the centre's own model has no value"),
+        (here & own & rows["limit"].isna(), rows["no_limit"].fillna("no limit: the pair is not among the limits")),
+    ):
+        said = pd.DataFrame({"why": why, "reason": rows["reason"]}, index=rows.index)[where & defined]
+        rows.loc[said.index, "reason"] = [f"{row.why}; {row.reason}" if row.reason else row.why for row in said.itertuples()]
+    columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "ahead", "limit"]
+    columns += ["patients", "generalizes", "margin", "reason"]
     return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
 
 
@@ -221,22 +228,23 @@ def subgroups(
     budget: str = "rounds",
     age: float | None = None,
 ) -> pd.DataFrame:
-    """A method's models on groups of test patients, at cutoffs from the whole training sets (paper: "Robustness, part I"; Discussion).
+    """A method's models on groups of test patients, at the cutoffs of the whole models (paper: "Robustness, part I"; Discussion).
 
     Groups: patients up to the mean age of all patients of the table, those above it, and those with a well-differentiated endometrioid
     carcinoma (grade 1 of type I). Where a group has one class only it has no AUC, and its accuracy stands alone, as in the paper.
 
     Args:
-        final: final predictions of one seed with their training rows, for the cutoffs; a segmentation's have no subgroups.
+        final: final predictions of one seed with their validation and training rows, for the cutoffs; a segmentation's have no subgroups.
         patients: `data.patients.read_patients`; None: there is no table.
         unit: "patient" or "image" (`prediction.scoring_unit`).
         chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
         age: years that divide the ages; None: the mean of all patients.
     Returns: group, title, seed, center ("all": counts of all centres summed), split ("test" or "external"), model_center, metric, value,
-        low, high, interval, n, numerator, denominator, cutoff, unknown (patients whose age or grade is not in the table), reason.
+        low, high, interval, n, numerator, denominator, cutoff, cutoff_from (the set it was chosen on: "val", "train" or
+        ""), unknown (patients whose age or grade is not in the table), reason.
     """
     mine = final[(final["method"] == method) & (final["budget"] == budget) & (final["split_id"] == OWN_SPLIT)]
-    mine = mine[(mine["model_center"] == mine["test_center"]) & mine["split"].isin(["train", "test"])]
+    mine = mine[(mine["model_center"] == mine["test_center"]) & mine["split"].isin(["train", "val", "test"])]
     outside = _given(final[(final["method"] == method) & (final["budget"] == budget)], chosen or {})
     rows = pd.concat([mine, outside], ignore_index=True)
     if rows.empty:
@@ -253,11 +261,12 @@ def subgroups(
     keys = tested["patient"].map(same_name)
     found = []
     for group, (title, members, known) in _groups(patients, age).items():
-        inside = rows[(rows["split"] == "train") | rows["patient"].map(same_name).isin(members)]
+        inside = rows[(rows["split"] != "test") | rows["patient"].map(same_name).isin(members)]
         table = results_table(inside, unit=unit)
-        cutoffs = table[table["metric"] == "cutoff"].set_index("test_center")["value"]
+        cutoffs = table[table["metric"] == "cutoff"].set_index("test_center")
         table = table[(table["split"] == "test") & table["metric"].isin(SUBGROUP_METRICS)].rename(columns={"test_center": "center"})
-        table["cutoff"] = table["center"].map(cutoffs)
+        table["cutoff"] = table["center"].map(cutoffs["value"])
+        table["cutoff_from"] = table["center"].map(cutoffs["split"].where(cutoffs["value"].notna(), "")).fillna("")
         unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
         empty = sorted(set(tested["test_center"]) - set(table["center"]))
         nobody = {center for center in empty if unknown.get(center, 0) == tested[tested["test_center"] == center]["patient"].nunique()}
@@ -313,8 +322,8 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
         tests: from `cell_tests`; None: no test.
     Returns: metric, step ("HGKT → VFMGL"), before, after (methods), model_center, test_center, value_before, value_after, difference
         (after less before), improved (NA where undefined), seeds, n, unit, reason and, of the test, tested_seed, tested_difference (that
-        of the seed), low, high, p, p_holm, test, test_reason; significant: "better" or "worse" where p by Holm is below 0.05 and the
-        tested seed's difference has the sign of the mean.
+        of the seed), low, high, p, p_holm, test, patients, test_reason; significant: "better" or "worse" where p by Holm is below 0.05 and
+        the tested seed's difference has the sign of the mean.
     Raises: ValueError: fewer than two of the three methods, or no such metric or budget.
     """
     there = [name for name in ABLATION if (results["method"] == name).any()]
@@ -341,7 +350,7 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
     columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
     table = table.assign(metric=metric)[[*columns, "reason"]]
     if tests is None:
-        nothing = dict.fromkeys(("tested_seed", "tested_difference", "low", "high", "p", "p_holm"), np.nan)
+        nothing = dict.fromkeys(("tested_seed", "tested_difference", "low", "high", "p", "p_holm", "patients"), np.nan)
         return table.assign(**nothing, test="", test_reason=NOT_TESTED, significant="")
     table = table.merge(tests, on=["before", "after", *key], how="left").fillna({"test": "", "test_reason": NOT_TESTED})
     clear = (table["p_holm"] < SIGNIFICANT) & (np.sign(table["tested_difference"]) == np.sign(table["difference"]))
@@ -352,11 +361,12 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
 def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "rounds") -> pd.DataFrame:
     """A paired test of every step of the ablation at every pair of model and test centre (`results.compare_methods`).
 
-    Holm's correction is over the pairs of a step.
+    Holm's correction is over all steps and pairs (`statistics.holm`).
 
     Args:
         final: final predictions of one seed.
-    Returns: before, after, model_center, test_center, tested_seed, tested_difference, its low and high, p, p_holm, test, test_reason.
+    Returns: before, after, model_center, test_center, tested_seed, tested_difference, its low and high, p, p_holm, test, patients,
+        test_reason.
     Raises: ValueError: predictions of several seeds.
     """
     rows = final[final["method"].isin(ABLATION) & (final["split_id"] == OWN_SPLIT) & (final["budget"] == budget)]
@@ -374,10 +384,11 @@ def cell_tests(final: pd.DataFrame, metric: str, *, unit: str, budget: str = "ro
         if both["method"].nunique() == 2:
             found.append(compare_methods(both, after, unit=unit, metrics=[metric]).assign(before=before, after=after))
     table = pd.concat(found, ignore_index=True)
+    table["p_holm"] = holm_families(table)
     table = table.rename(columns={"reason": "test_reason", "seed": "tested_seed", "difference": "tested_difference"})
     table = table.join(pairs, on=table["center"].astype(int))
     columns = ["before", "after", "model_center", "test_center", "tested_seed", "tested_difference", "low", "high", "p", "p_holm", "test"]
-    return table[[*columns, "test_reason"]]
+    return table[[*columns, "patients", "test_reason"]]
 
 
 def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -386,14 +397,15 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: from `ablation`.
     Returns: step, before, after, mean_change (over all defined pairs), mean_change_home, mean_change_away, improved, of (defined pairs),
-        share, significantly_better, significantly_worse (as `significant` has it; NA without tests), undefined.
+        share, significantly_better, significantly_worse (as `significant` has it; NA where no pair has a p), tested (pairs with a p),
+        undefined.
     """
     found = []
     for (step, before, after), group in table.groupby(["step", "before", "after"], sort=False):
         defined = group.dropna(subset=["difference"])
         home = defined["model_center"] == defined["test_center"]
         improved = defined["improved"].astype(bool)
-        tested = bool((group["test_reason"] != NOT_TESTED).any())
+        tested = int(group["p_holm"].notna().sum())
         found.append(
             {
                 "step": step,
@@ -407,6 +419,7 @@ def ablation_summary(table: pd.DataFrame) -> pd.DataFrame:
                 "share": improved.mean() if len(defined) else np.nan,
                 "significantly_better": int((defined["significant"] == "better").sum()) if tested else pd.NA,
                 "significantly_worse": int((defined["significant"] == "worse").sum()) if tested else pd.NA,
+                "tested": tested,
                 "undefined": len(group) - len(defined),
             }
         )
@@ -427,12 +440,12 @@ def _chosen(results: pd.DataFrame, metric: str, method: str, budget: str, split_
 
 
 def _given(final: pd.DataFrame, chosen: Mapping[str, str]) -> pd.DataFrame:
-    """External centres' test rows and the training rows of the model that each is given, renamed as if the model were its own."""
+    """External centres' test rows and the training and validation rows of the model that each is given, as if the model were its own."""
     parts = []
     for center, model in chosen.items():
         rows = final[(final["model_center"] == model) & (final["split_id"] == OWN_SPLIT)]
         tested = rows[(rows["test_center"] == center) & (rows["split"] == "test")]
-        trained = rows[(rows["test_center"] == model) & (rows["split"] == "train")]
+        trained = rows[(rows["test_center"] == model) & (rows["split"] != "test")]
         if tested.empty:
             raise ValueError(f"external centre {center}: the model of {model} has no predictions there")
         parts.append(pd.concat([tested, trained]).assign(model_center=center, test_center=center))
@@ -461,4 +474,4 @@ def _absent(group: str, center: str, homes: Mapping[str, str], reason: str) -> d
     about |= {"model_center": homes.get(center, ""), "metric": "accuracy"}
     nothing = dict.fromkeys(("value", "low", "high"), np.nan) | {"interval": "", "n": 0}
     nothing |= dict.fromkeys(("numerator", "denominator", "cutoff"), np.nan)
-    return about | nothing | {"unknown": 0, "reason": reason}
+    return about | nothing | {"cutoff_from": "", "unknown": 0, "reason": reason}

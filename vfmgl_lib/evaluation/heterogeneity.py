@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
 from vfmgl_lib.randomness import seed_sequence
 
 IDENTITY = ("id", "center", "patient")
@@ -117,7 +118,7 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Cross-validation in five folds by patient (fewer where a centre has fewer patients), centres weighted equally. The interval is
     a bootstrap over patients within each centre, of predictions that stand: it says how sure the number is for more patients like
-    these, not what another training set would have given; with a handful of patients it is too narrow.
+    these, not what another training set would have given.
 
     Args:
         features: from `image_features`: id, center, patient, and numbers.
@@ -127,7 +128,7 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
         images             images of `center` taken for `predicted`
         share              the same as a share of the centre's images
         balanced_accuracy  in every row: the mean over the centres of the share that is right
-        low, high          in every row: its 95 % interval
+        low, high          in every row: its 95 % interval, NaN where a centre has fewer patients than `statistics.MIN_PATIENTS`
         chance             in every row: 1 / number of centres, what guessing gives
         patients           in every row: patients of all centres
     Raises: ValueError: fewer than two centres, a centre with one patient only, a statistic that is not finite.
@@ -165,10 +166,12 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _interval(truth: np.ndarray, right: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile interval of the balanced accuracy: the patients of each centre are drawn with replacement."""
+    """95 % percentile interval of the balanced accuracy: the patients of each centre are drawn with replacement; NaN for too few."""
     accuracy = np.zeros(DRAWS)
     per_patient = pd.DataFrame({"center": truth, "patient": patients, "right": right}).groupby(["center", "patient"])["right"]
     found = per_patient.agg(["sum", "size"])
+    if found.groupby(level="center").size().min() < MIN_PATIENTS:
+        return float("nan"), float("nan")
     for _, own in found.groupby(level="center"):
         drawn = rng.integers(len(own), size=(DRAWS, len(own)))
         accuracy += own["sum"].to_numpy()[drawn].sum(axis=1) / own["size"].to_numpy()[drawn].sum(axis=1)

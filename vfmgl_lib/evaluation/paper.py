@@ -42,7 +42,7 @@ TABLES = {
 # Columns that look like numbers in some run, or whose empty cells mean "nothing".
 TEXT = tuple(
     "task where method split_id budget model_center test_center center split metric unit interval reason source test test_reason group "
-    "title before after step stage model quantity item text setting here remark".split()
+    "title cutoff_from before after step stage model quantity item text setting here remark".split()
 )
 # The paper's method and metric -> quantity in lightweight.csv; its "flops" are multiply-accumulates.
 LIGHTWEIGHT = {
@@ -418,7 +418,8 @@ def _subgroup(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict
         raise NotMeasuredError(next(filter(None, rows["reason"]), f"subgroups.csv has no {row['metric']} of centre {center}"))
     found = found.iloc[0]
     notes = [f"here {found['title']}"]
-    notes += [f"cutoff {found['cutoff']:.4f} from the training set"] if row["metric"] == "accuracy" else []
+    from_set = {"val": "validation", "train": "training"}.get(found.get("cutoff_from", ""))
+    notes += [f"cutoff {found['cutoff']:.4f} from the {from_set} set"] if row["metric"] == "accuracy" and from_set else []
     return _number(found, protocol="; ".join(notes))
 
 
@@ -457,7 +458,7 @@ def _ablation(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict
     value = {"n": found["of"], "seeds": step["seeds"].max(), "reason": "no pair of model and test centre has a value"}
     if row["metric"] == "cross_centre_results_improved":
         clear = found["significantly_better"]
-        tested = "not tested" if pd.isna(clear) else f"significant by Holm's correction: {clear} of {found['of']}"
+        tested = "not tested" if pd.isna(clear) else f"significant by Holm's correction: {clear} of {found['tested']} tested"
         counts = {"numerator": found["improved"], "denominator": found["of"]}
         return value | counts | {"measured": found["share"], "protocol": f"any gain counts; {tested}"}
     pairs = f"mean over {found['of']} pairs of model and test centre; {MEAN_OF_CLASSES}"

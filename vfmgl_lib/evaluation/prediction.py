@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,12 +68,30 @@ def scoring_unit(table: pd.DataFrame, is_segmentation: bool) -> str:
     return "patient"
 
 
-def training_cutoff(train: pd.DataFrame, unit: str) -> float:
-    """Youden's cutoff from predictions on the training set; NaN for a segmentation or a training set of one class."""
-    if "probability" not in train:
-        return math.nan
-    scores = by_patient(train) if unit == "patient" else train
-    return youden_cutoff(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int))
+class Cutoff(NamedTuple):
+    """value: a probability, NaN where there is none; split: the set it was chosen on, "val" or "train", "" where there is none."""
+
+    value: float
+    split: str
+
+
+def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
+    """Youden's cutoff of a model on its own centre's validation set; where there is none, or one class in it, on its training set.
+
+    The paper chooses on training data, to which a model is fitted and on which its probabilities are too good.
+
+    Args:
+        own: split -> the model's predictions on that set of its own centre, as `predict` gives them; "test" is not looked at.
+        unit: "patient" or "image".
+    Returns: NaN for a segmentation, or where neither set has both classes.
+    """
+    for split in ("val", "train"):
+        if split in own and "probability" in own[split]:
+            scores = by_patient(own[split]) if unit == "patient" else own[split]
+            value = youden_cutoff(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int))
+            if math.isfinite(value):
+                return Cutoff(value, split)
+    return Cutoff(math.nan, "")
 
 
 def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:

@@ -1,10 +1,10 @@
 """From predictions to result tables: every metric with its count and interval, and paired comparisons of the methods.
 
 Everything here reads predictions (and mask files, for distances); nothing trains, so that it can be done again at any time. Cutoffs come
-from the same model's predictions on its own training set.
+from the same model's predictions on its own validation set, where there is none on its training set (`prediction.chosen_cutoff`).
 
 Intervals: where a patient counts once, DeLong for an AUC and Wilson for a share; where several samples of one patient count, and for every
-mean over images, percentiles of a bootstrap over patients, of whom there must be five (`statistics.MIN_PATIENTS`).
+mean over images, percentiles of a bootstrap over patients, of whom there must be five (`statistics.MIN_PATIENTS`). Tests are by patient.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tqdm import tqdm
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
-from vfmgl_lib.evaluation.classification import AT_CUTOFF, by_patient, classification_metrics
+from vfmgl_lib.evaluation.classification import AT_CUTOFF, ONE_CLASS, by_patient, classification_metrics
 from vfmgl_lib.evaluation.metric import Metric
-from vfmgl_lib.evaluation.prediction import training_cutoff
+from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import DRAWS, NO_INTERVAL, Interval
 
@@ -36,6 +36,7 @@ COLUMNS = [*MODEL, "test_center", "split", "metric", "unit", "value", "low", "hi
 ALL = "all"
 NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
 BOOTSTRAP = "patient bootstrap"
+DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
 def final_predictions(predictions: pd.DataFrame, report_rounds: Mapping[str, int]) -> pd.DataFrame:
@@ -128,8 +129,9 @@ def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: i
         draws, seed: of the bootstrap.
     Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
-        interval is NaN). A metric "cutoff" is the model's cutoff. model_center and test_center "all": every centre's own model on its own
-        test set, counted together (no AUC: scores of different models are not on one scale).
+        interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on: its split is "val" or
+        "train". "brier" is the mean squared difference of probability and label. model_center and test_center "all":
+        every centre's own model on its own test set, counted together (no AUC: scores of different models are not on one scale).
     Raises: ValueError: `check_predictions`.
     """
     check_predictions(final)
@@ -141,9 +143,9 @@ def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: i
         for model, of_model in of_run.groupby("model_center", sort=False):
             cutoff = _cutoff(of_model, model, unit)
             if cutoff is not None and "probability" in final:
-                reason = "" if math.isfinite(cutoff) else "the training set has only one class"
-                found = Found(Metric("cutoff", cutoff, 0, reason), unit, NO_INTERVAL, "")
-                rows.append(_row(found, about, model, model, "train"))
+                found = Found(Metric("cutoff", cutoff.value, 0, "" if cutoff.split else ONE_CLASS), unit, NO_INTERVAL, "")
+                rows.append(_row(found, about, model, model, cutoff.split or "train"))
+            cutoff = None if cutoff is None else cutoff.value
             for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
                 units = _units(part, unit, cutoff)
                 rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff, draws, seed)]
@@ -177,10 +179,10 @@ def check_predictions(final: pd.DataFrame) -> None:
         )
 
 
-def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> float | None:
-    """Youden's cutoff on the model's own training set; None: it has none here."""
-    own = of_model[(of_model["test_center"] == model) & (of_model["split"] == "train")]
-    return training_cutoff(own, unit) if len(own) else None
+def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> Cutoff | None:
+    """None: the model has no training set of its own here."""
+    own = dict(tuple(of_model[of_model["test_center"] == model].groupby("split")))
+    return chosen_cutoff(own, unit) if "train" in own else None
 
 
 def _units(part: pd.DataFrame, unit: str, cutoff: float | None) -> pd.DataFrame:
@@ -214,10 +216,19 @@ def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None, draws: int, s
         elif metric.name != "auc":
             yield _share(metric, units, unit, sampled)
         elif sampled is None:
-            yield _found(metric, unit, statistics.auc_interval(score, label), "DeLong")
+            yield _found(metric, unit, statistics.auc_interval(score, label), DISJOINT if metric.value in (0, 1) else "DeLong")
         else:
             values = statistics.bootstrapped_aucs(score, label, *sampled)
             yield _found(metric, unit, statistics.percentile_interval(values, _scarcer(sampled[0], label)), BOOTSTRAP)
+    yield _brier(units, unit, draws, seed)
+
+
+def _brier(units: pd.DataFrame, unit: str, draws: int, seed: int) -> Found:
+    squared = (units["probability"] - units["label"]).to_numpy() ** 2
+    patient, weights = _drawn(units, draws, seed)
+    bootstrapped = statistics.bootstrapped_ratios(squared, np.ones(len(squared)), patient, weights)
+    interval = statistics.percentile_interval(bootstrapped, weights.shape[1])
+    return _found(Metric("brier", float(squared.mean()), len(squared)), unit, interval, BOOTSTRAP)
 
 
 def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, seed: int) -> Iterator[Found]:
@@ -286,21 +297,18 @@ def _scarcer(patient: np.ndarray, label: np.ndarray) -> int:
     return min(len(np.unique(patient[label == value])) for value in (0, 1))
 
 
-def compare_methods(
-    final: pd.DataFrame, reference: str = "vfmgl", *, unit: str, metrics: Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0
-) -> pd.DataFrame:
+def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """Paired comparison of every method with the reference: each centre's own models on its own test set.
 
-    AUC: DeLong's paired test; where several samples of one patient count, a paired bootstrap over patients. Metrics of overlap: Wilcoxon's
-    signed-rank test over the images (which takes them as independent, as the paper does), the interval of the mean difference by the
-    bootstrap over patients. Holm's correction over all centres and methods of one metric, budget, seed and division.
+    Tests are by patient (`paired_estimate`). Holm's correction is over all centres and methods of one metric, budget, seed and division:
+    the family that `statistics.holm` states.
 
     Args:
         final: final predictions.
         unit: as for `results_table`.
         metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
-    Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method), low, high, p, p_holm, test, n,
-        reason.
+    Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
+        patients of their mean differences), low, high, p, p_holm, test, n (samples), patients, reason.
     Raises: ValueError: the reference is not there; two methods with different test sets (names samples); a prediction that is NaN.
     """
     check_predictions(final)
@@ -312,18 +320,19 @@ def compare_methods(
     for (run_seed, split_id, budget, center), rows in own.groupby(["seed", "split_id", "budget", "test_center"], sort=False):
         sides = dict(tuple(rows.groupby("method", sort=False)))
         for method in [name for name in sides if name != reference and reference in sides]:
-            pair = _paired(sides[reference], sides[method], reference, method, center)
+            pair = paired(sides[reference], sides[method], reference, method, center)
             for metric in wanted:
+                if metric not in (possible := OVERLAPS if "tp" in pair else ("auc",)):
+                    raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
                 about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
-                found.append({**about, "reference": reference, **_compared(pair, metric, unit, draws, seed)})
+                found.append({**about, "reference": reference, **_tested([pair], metric, unit)})
     columns = ["seed", "split_id", "budget", "center", "metric", "method", "reference", "difference", "low", "high", "p"]
-    table = pd.DataFrame(found, columns=[*columns, "test", "n", "reason"])
-    family = table.groupby(["seed", "split_id", "budget", "metric"], sort=False)["p"]
-    table.insert(len(columns), "p_holm", family.transform(statistics.holm) if len(table) else [])
+    table = pd.DataFrame(found, columns=[*columns, "test", "n", "patients", "reason"])
+    table.insert(len(columns), "p_holm", statistics.holm_families(table))
     return table
 
 
-def _paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, center: str) -> pd.DataFrame:
+def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, center: str) -> pd.DataFrame:
     """Both methods' rows of each sample side by side.
 
     Raises: ValueError: samples that only one of them has, or labels that differ (of a mask, its numbers of pixels inside and in all).
@@ -347,48 +356,46 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cen
     return pair
 
 
-def _compared(pair: pd.DataFrame, metric: str, unit: str, draws: int, seed: int) -> dict:
-    possible = OVERLAPS if "tp" in pair else ("auc",)
-    if metric not in possible:
-        raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
+def _tested(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> dict:
+    estimate, n = paired_estimate(pairs, metric, unit)
+    clustered = "by patient" if metric == "auc" and n > estimate.patients else ""
+    name = " ".join(filter(None, ["paired DeLong" if metric == "auc" else "paired t over patients", clustered]))
+    found = estimate.test()
+    return {**found._asdict(), "test": name if math.isfinite(found.p) else "", "n": n, "patients": estimate.patients}
+
+
+def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tuple[statistics.Estimate, int]:
+    """The difference of two models on the same samples, judged by patient, and over how many samples it is.
+
+    AUC: DeLong's covariance, patients with several samples as clusters. Overlaps and distances: the mean over patients of each patient's
+    mean difference. Of several runs the mean difference counts: it is that of these very runs, for other patients.
+
+    Args:
+        pairs: from `paired`, one a run, all of the same samples.
+        metric: "auc", any of `segmentation.OVERLAPS`, or of `segmentation.DISTANCES` where they were measured.
+        unit: as for `results_table`.
+    """
     if metric == "auc":
-        return _compared_aucs(pair, unit, draws, seed)
-    mine = overlaps(pair)[metric]
-    other = overlaps(pair[[f"{name}_other" for name in COUNTS]].set_axis(COUNTS, axis=1))[metric]
-    both = (mine.notna() & other.notna()).to_numpy()
-    mine, other, known = mine[both], other[both], pair[both]
-    p, reason = statistics.wilcoxon_p(mine.to_numpy(), other.to_numpy())
-    if not len(known):
-        return {"difference": math.nan, "low": math.nan, "high": math.nan, "p": p, "test": "", "n": 0, "reason": reason}
-    patient, weights = _drawn(known, draws, seed)
-    difference = (mine - other).to_numpy()
-    interval = statistics.percentile_interval(
-        statistics.bootstrapped_ratios(difference, np.ones(len(known)), patient, weights), weights.shape[1]
-    )
-    return {
-        **{"difference": float(difference.mean()), "low": interval.low, "high": interval.high, "p": p},
-        **{"test": "paired Wilcoxon" if math.isfinite(p) else "", "n": len(known), "reason": reason or interval.reason},
-    }
+        return _auc_difference(pairs, unit)
+    values = []
+    for pair in pairs:
+        sides = [pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other")]
+        mine, other = (pair[metric], pair[f"{metric}_other"]) if metric in DISTANCES else (overlaps(side)[metric] for side in sides)
+        values.append(pd.Series((mine - other).to_numpy(dtype=float), pd.MultiIndex.from_frame(pair[["id", "patient"]])))
+    difference = pd.concat(values, axis=1).mean(axis=1, skipna=False).dropna()
+    if difference.empty:
+        return statistics.Estimate(math.nan, math.nan, math.nan, 0, "no pairs"), 0
+    return statistics.over_patients(difference.to_numpy(), difference.index.get_level_values("patient")), len(difference)
 
 
-def _compared_aucs(pair: pd.DataFrame, unit: str, draws: int, seed: int) -> dict:
-    if unit == "patient":
-        pair = pair.groupby("patient", sort=True)[["probability", "probability_other", "label"]].mean().reset_index()
-    label = pair["label"].to_numpy(dtype=int)
-    scores = [pair[name].to_numpy() for name in ("probability", "probability_other")]
-    nothing = {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "test": "", "n": len(label)}
+def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistics.Estimate, int]:
+    sides = ["probability", "probability_other"]
+    by = [pair.groupby("patient" if unit == "patient" else "id", sort=True) for pair in pairs]
+    tables = [samples[[*sides, "label"]].mean() for samples in by]
+    label, patient = tables[0]["label"].to_numpy(dtype=int), by[0]["patient"].first().to_numpy()
     if len(np.unique(label)) < 2:
-        return nothing | {"reason": f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"}
-    sampled = _sampled(pair, draws, seed)
-    if sampled is None:
-        found = statistics.delong_test(*scores, label)
-        test = "paired DeLong" if math.isfinite(found.p) else ""
-        return {**nothing, **found._asdict(), "test": test}
-    differences = np.subtract(*(statistics.bootstrapped_aucs(score, label, *sampled) for score in scores))
-    interval = statistics.percentile_interval(differences, _scarcer(sampled[0], label))
-    aucs = [statistics.delong(score, label)[0][0] for score in scores]
-    defined = math.isfinite(interval.low)
-    return nothing | {
-        **{"difference": float(aucs[0] - aucs[1]), "low": interval.low, "high": interval.high, "reason": interval.reason},
-        **{"p": statistics.bootstrap_p(differences) if defined else math.nan, "test": "paired patient bootstrap" if defined else ""},
-    }
+        reason = f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"
+        return statistics.Estimate(math.nan, math.nan, math.nan, len(np.unique(patient)), reason), len(label)
+    scores = np.stack([table[side].to_numpy() for table in tables for side in sides])
+    weights = np.tile([1.0, -1.0], len(pairs)) / len(pairs)
+    return statistics.auc_contrast(scores, label, weights, patient), len(label)

@@ -12,7 +12,7 @@ import torch
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.prediction import mean_embedding, metrics_of, predict, training_cutoff
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, mean_embedding, metrics_of, predict
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.files import write_text
@@ -101,12 +101,10 @@ class RoundEvaluation:
         return model
 
     def _own(self, tables: RoundTables, student: Student, center: str, number: int, stage: str, masks: Path | None) -> float:
-        """A model on its own centre's train, validation and test sets; returns the cutoff chosen on the training set."""
-        cutoff = float("nan")
-        for split, data in self.datasets[center].items():
-            predictions = self._predict(student, data, masks if split == "test" else None)
-            if split == "train":
-                cutoff = training_cutoff(predictions, self.unit)
+        """A model on its own centre's train, validation and test sets; returns its cutoff (`prediction.chosen_cutoff`)."""
+        own = {split: self._predict(student, data, masks if split == "test" else None) for split, data in self.datasets[center].items()}
+        cutoff = chosen_cutoff(own, self.unit).value
+        for predictions in own.values():
             self._add(tables, predictions, cutoff, center, number, stage)
         return cutoff
 

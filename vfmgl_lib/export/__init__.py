@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib import __version__
+from vfmgl_lib.evaluation.classification import ONE_CLASS
 from vfmgl_lib.evaluation.complexity import count
-from vfmgl_lib.evaluation.prediction import scoring_unit, training_cutoff
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.export.checks import (
     ExportError,
@@ -173,13 +174,14 @@ def is_phantom(study: Study) -> bool:
 def _cutoff(study: Study, center: str, stage: str, round_number: int, unit: str) -> tuple[float | None, str]:
     if study.settings.is_segmentation:
         return None, "none: a pixel is foreground where its probability is above 0.5"
-    rows = own_rows(study, center, stage, round_number, "train")
-    if rows.empty:
+    own = {split: own_rows(study, center, stage, round_number, split) for split in ("val", "train")}
+    if own["train"].empty:
         return None, f"none: the study has no predictions of this model ({center}, stage {stage}, round {round_number}) on its training set"
-    cutoff = training_cutoff(rows, unit)
-    if np.isnan(cutoff):
-        return None, "none: the training set has one class only"
-    return cutoff, f"Youden's index on the {len(rows)} training images of {center}, per {unit}"
+    cutoff = chosen_cutoff(own, unit)
+    if np.isnan(cutoff.value):
+        return None, f"none: {ONE_CLASS}"
+    named = {"val": "validation", "train": "training"}[cutoff.split]
+    return cutoff.value, f"Youden's index on the {len(own[cutoff.split])} {named} images of {center}, per {unit}"
 
 
 def _card_results(study: Study, about: Description) -> pd.DataFrame:

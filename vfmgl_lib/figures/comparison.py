@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE
-from vfmgl_lib.evaluation.generalization import LOWER_IS_BETTER, OWN_SPLIT, over_seeds
+from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
     DOUBLE,

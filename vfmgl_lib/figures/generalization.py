@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.evaluation.generalization import ABLATION, LOWER_IS_BETTER, SIGNIFICANT, STEPS
+from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
 from vfmgl_lib.figures.rounds import HOME, LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
@@ -92,14 +93,19 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     _arrows(right, table, models, printed, center_style(models, all_centers))
     tested = table.rename(columns={"test_center": "center"})
     unknown = table["generalizes"].isna() & (table["model_center"] != table["test_center"]) & table["test_center"].isin(models)
-    dotted = " Dotted: not defined." if unknown.any() else ""
+    dotted = " Dotted: no verdict." if unknown.any() else ""
     outside = f" External, without a model of their own: {', '.join(printed[name] for name in external)}." if external else ""
     footnote(
         figure,
-        f"✓ and arrow: the model falls short of the test centre's own model by {limit} at most. Frame and disc: at home.{dotted}{outside} "
+        f"✓ and arrow: the model is behind the test centre's own model by {limit} at most, by the one-sided 95 % limit over patients. "
+        f"Frame and disc: at home.{dotted}{outside} "
         f"{set_sizes(tested, printed)}{_seeds(table)}",
     )
-    footnote(figure, undefined(tested.assign(metric=metric), printed, "model_center", "all models"))
+    tested = tested.assign(metric=metric)
+    footnote(figure, undefined(tested, printed, "model_center", "all models"))
+    bare = tested[unknown & tested["value"].notna()]
+    bare = bare.assign(value=np.nan, reason=bare["reason"].str.split("; ").str[0])
+    footnote(figure, undefined(bare, printed, "model_center", "all models", lead="No verdict"))
     return figure
 
 
@@ -282,7 +288,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
             figure.colorbar(picture, ax=list(line), shrink=0.9, pad=0.01, label=label)
     kinds = ", ".join(sorted({kind for kind in table["test"] if kind}))
     one = " of one seed, where it has the sign of the mean" if table["seeds"].max() > 1 else ""
-    star = f"*: p < {SIGNIFICANT:g} ({kinds}{one}, Holm over the pairs of a step)." if kinds else "Not tested for significance."
+    star = f"*: p < {SIGNIFICANT:g} ({kinds}{one}, Holm over all steps and pairs)." if kinds else "Not tested for significance."
     better = " Less is better: purple still means better." if distance else ""
     counts = table.rename(columns={"test_center": "center", "difference": "value"}).assign(metric=metric)
     footnote(figure, f"{star}{better} Frame: at home. VFMGL is HGKT+KD+DDBL. {set_sizes(counts, printed)}{_seeds(table)}")
@@ -430,6 +436,12 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     bars = f"Bars: 95 % interval ({kinds}). " if kinds else ""
     pooled = table[table["center"] == POOLED]
     apart = " An AUC is not pooled." if "auc" in metrics and len(pooled) and "auc" not in set(pooled["metric"]) else ""
-    footnote(figure, f"{bars}Patients: {'; '.join(counts)}. Cutoffs are those of the whole training sets.{apart}")
+    footnote(figure, f"{bars}Patients: {'; '.join(counts)}. Cutoffs: {_cutoffs(table)}.{apart}")
     footnote(figure, undefined(table.assign(group=table["title"]), printed, "group", "all groups"))
     return figure
+
+
+def _cutoffs(table: pd.DataFrame) -> str:
+    """Which sets they were chosen on, each whole, whatever the group."""
+    kinds = {"val": "validation sets", "train": "training sets"}
+    return f"of the whole {' and '.join(kinds[name] for name in kinds if (table['cutoff_from'] == name).any()) or 'training sets'}"

@@ -212,8 +212,8 @@ def center_confusion(table: pd.DataFrame) -> Figure:
     said = table.iloc[0]
     bar.ax.axhline(said["chance"], color="white", linewidth=1.2)
     bar.ax.annotate("chance ", (0, said["chance"]), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=5.5, color=MUTED)
-    interval = f"95 % interval {said['low']:.2f} to {said['high']:.2f}, chance {said['chance']:.2f}"
-    axis.set_title(f"Balanced accuracy {said['balanced_accuracy']:.2f}\n{interval}")
+    limits = f"95 % interval {said['low']:.2f} to {said['high']:.2f}" if np.isfinite(said["low"]) else "too few patients for an interval"
+    axis.set_title(f"Balanced accuracy {said['balanced_accuracy']:.2f}\n{limits}, chance {said['chance']:.2f}")
     about = f"Logistic regression on simple statistics of {images.sum()} images of {said['patients']} patients, cross-validated by patient."
     footnote(figure, f"{about} In brackets: images.")
     return figure

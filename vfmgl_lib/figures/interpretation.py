@@ -140,7 +140,10 @@ def localisation(summary: pd.DataFrame) -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
     shares = summary[summary["model"] == models[0]].set_index("center")["area"].reindex(rows)
     areas = ", ".join(f"{printed[row]} {100 * share:.1f} %" for row, share in shares.items() if np.isfinite(share))
-    footnote(figure, f"Bars: 95 % intervals, bootstrap over patients. Mean share of the image that the lesion takes: {areas}.")
+    footnote(
+        figure,
+        f"Bars: 95 % intervals, over patients (at least five). Mean share of the image that the lesion takes: {areas}.",
+    )
     undefined = summary[(summary["center"] == rows[-1]) & (summary["undefined"] > 0)]
     told = ", ".join(f"{row.model} {row.undefined}" for row in undefined.itertuples())
     footnote(figure, f"Maps without any positive evidence, left out: {told}." if told else "")
@@ -276,7 +279,9 @@ def score_charts(scores: pd.DataFrame, tests: pd.DataFrame, classes: Sequence[st
             axis.text(0.5, 1.06, _p_text(found.iloc[0]) if len(found) else "", ha="center", va="center", fontsize=6.5)
             grid(axis)
         line[0].set_ylabel("score (probability)")
-    footnote(figure, "Bars: mean ± SD. p: independent two-tailed t-test, pooled variance.")
+    paired = tests["test"].eq("paired t").any()
+    kind = "two-tailed paired t-test of the patients' two means" if paired else "independent two-tailed t-test, pooled variance"
+    footnote(figure, f"Bars: mean ± SD. p: {kind}.")
     for reason, rows in tests[(tests["reason"] != "") & tests["split"].isin(splits)].groupby("reason"):
         places = ", ".join(f"{printed[row.center]} {SPLITS[row.split]}" for row in rows.itertuples())
         footnote(figure, f"No test ({reason}): {places}.")

@@ -36,6 +36,7 @@ TITLES = {
     "specificity": "specificity",
     "ppv": "PPV",
     "npv": "NPV",
+    "brier": "Brier score",
     "dice": "Dice (foreground)",
     "dice_mean_of_classes": "Dice (mean of background and foreground)",
     "iou": "IoU",

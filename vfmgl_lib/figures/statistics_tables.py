@@ -11,7 +11,9 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.evaluation.generalization import LOWER_IS_BETTER, OWN_SPLIT
+from vfmgl_lib.evaluation.classification import AT_CUTOFF
+from vfmgl_lib.evaluation.generalization import OWN_SPLIT
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.figures.comparison import (
     CLASSIFICATION,
     POOLED,
@@ -47,12 +49,13 @@ def statistics_table(
         tests: from `results.compare_methods`, of one seed; None: no tests.
         metrics: None: those of a classification or a segmentation that the results have.
     Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
+        cutoff_from (the sets on which the cutoff of such a value was chosen: "val", "train", both where seeds or centres differ),
         over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best, p, p_holm, test,
         tested_seed, reference, reason; in the order in which they are printed.
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
-    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER) if "dice" in there else CLASSIFICATION
+    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER) if "dice" in there else (*CLASSIFICATION, "brier")
     metrics = list(metrics or (metric for metric in known if metric in there))
     drawn, _ = in_order(results["method"], methods)
     table = at_home(results, metrics, drawn, budget)
@@ -74,11 +77,21 @@ def statistics_table(
     else:
         table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
     table[["test", "reference"]] = table[["test", "reference"]].fillna("")
+    table["cutoff_from"] = _cutoff_sets(table, results[(results["metric"] == "cutoff") & (results["budget"] == budget)])
     table["title"] = [METHODS[method].title for method in table["method"]]
     places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
     order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
-    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "over_fewer"]
+    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "cutoff_from", "over_fewer"]
     return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
+
+
+def _cutoff_sets(table: pd.DataFrame, cutoffs: pd.DataFrame) -> list[str]:
+    """ "val", "train", "train, val" or "" for each row."""
+    cutoffs = cutoffs[cutoffs["value"].notna() & (cutoffs["split_id"] == OWN_SPLIT)]
+    found = {key: set(rows["split"]) for key, rows in cutoffs.groupby(["method", "model_center"])}
+    found |= {(method, POOLED): set(rows["split"]) for method, rows in cutoffs.groupby("method")}
+    rows = table[["method", "center", "metric"]].itertuples(index=False)
+    return [", ".join(sorted(found.get((row.method, row.center), ()))) if row.metric in AT_CUTOFF else "" for row in rows]
 
 
 def table_note(table: pd.DataFrame, note: str = "") -> str:
@@ -94,6 +107,9 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
         f"Value (95 % interval: {kinds})." if kinds else "",
         "Bold: the best of the centre.",
     ]
+    if sets := sorted({name for names in table["cutoff_from"] if names for name in names.split(", ")}, reverse=True):
+        where = " and ".join({"val": "validation", "train": "training"}[name] for name in sets)
+        sentences.append(f"Cutoffs are Youden's on the {where} sets{', whichever a centre has' if len(sets) > 1 else ''}.")
     if table["seeds"].max() > 1:
         sentences.append(f"Means over {seeds_there(table)}, also of the limits.")
     if table["over_fewer"].any():

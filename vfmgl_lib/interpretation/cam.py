@@ -27,6 +27,7 @@ from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset, load_batches
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import lesion_masks
+from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
 from vfmgl_lib.models.students import ResNet18, Student, UNet
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
@@ -253,13 +254,18 @@ def _gain(cases: pd.DataFrame, seed: int) -> dict[str, object]:
 
 
 def bootstrap_mean(values: np.ndarray, strata: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of a mean over patients, drawn with replacement within each stratum; NaN for fewer than two patients.
+    """95 % percentile interval of a mean over patients, drawn with replacement within each stratum.
+
+    Where a stratum has fewer than `statistics.MIN_PATIENTS`, patients are drawn from all together: within it they would vary too little.
 
     Args:
         values: (n,), one a patient.  strata: (n,), e.g. centres.
+    Returns: NaN for fewer patients than that in all.
     """
-    if len(values) < 2:
+    if len(values) < MIN_PATIENTS:
         return float("nan"), float("nan")
+    if np.unique(strata, return_counts=True)[1].min() < MIN_PATIENTS:
+        strata = np.zeros(len(values), int)
     rng = np.random.default_rng(seed_sequence(seed, "localisation"))
     total = np.zeros(DRAWS)
     for stratum in np.unique(strata):

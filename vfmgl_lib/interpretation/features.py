@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 from sklearn.decomposition import PCA
 
 from vfmgl_lib.data.loading import ImageDataset, load_batches
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, too_few
 from vfmgl_lib.models.students import Student
 
 ABOUT = ("id", "patient", "center", "split", "label")
@@ -106,46 +107,54 @@ def score_table(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
         predictions: rows of a study's `predictions` of one round, with stage, model_center, test_center, split, id, patient, probability,
             label; those of other models or centres are left out.
         unit: "patient" (mean probability of its images) or "image".
-    Returns: stage, center, split, label, score.
+    Returns: stage, center, split, patient, label, score.
     """
     own = predictions[predictions["model_center"] == predictions["test_center"]]
     parts = []
     for (stage, center, split), rows in own.groupby(["stage", "test_center", "split"], sort=False):
         scores = by_patient(rows) if unit == "patient" else rows
         about = {"stage": stage, "center": center, "split": split}
-        parts.append(pd.DataFrame({"label": scores["label"].astype(int), "score": scores["probability"]}).assign(**about))
-    return pd.concat(parts, ignore_index=True)[["stage", "center", "split", "label", "score"]]
+        columns = {"patient": scores["patient"], "label": scores["label"].astype(int), "score": scores["probability"]}
+        parts.append(pd.DataFrame(columns).assign(**about))
+    return pd.concat(parts, ignore_index=True)[["stage", "center", "split", "patient", "label", "score"]]
 
 
 def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean ± SD of both classes and the independent two-tailed t-test with pooled variance, as in the paper's Fig. 7c.
 
     The pooled variance is what the paper's printed summaries give (centre D, training: p = 9e-6; Welch's test gives another value).
+    A patient counts once a class, with the mean of its scores. Where patients have images of both classes their groups are not
+    independent: then the test is of the patients' own differences, and those of one class are left out of it.
 
     Args:
         scores: from `score_table`.
-    Returns: stage, center, split, n_0, mean_0, std_0, n_1, mean_1, std_1, t, p, reason (why p is NaN). SDs divide by n − 1.
+    Returns: stage, center, split, n_0, mean_0, std_0, n_1, mean_1, std_1 (of the scores), test ("independent t", "paired t" or ""),
+        patients (in the test), t, p, reason (why p is NaN). SDs divide by n − 1.
     """
     rows = []
     for key, part in scores.groupby(["stage", "center", "split"], sort=False):
-        groups = [part.loc[part["label"] == label, "score"].to_numpy() for label in (0, 1)]
         row: dict[str, object] = dict(zip(("stage", "center", "split"), key, strict=True))
-        for label, values in enumerate(groups):
-            row[f"n_{label}"] = len(values)
-            row[f"mean_{label}"] = values.mean() if len(values) else np.nan
-            row[f"std_{label}"] = values.std(ddof=1) if len(values) > 1 else np.nan
-        reason = _no_test(groups)
-        test = (np.nan, np.nan) if reason else ttest_ind(groups[1], groups[0], equal_var=True)
-        rows.append(row | {"t": float(test[0]), "p": float(test[1]), "reason": reason})
+        for label in (0, 1):
+            values = part.loc[part["label"] == label, "score"]
+            row |= {f"n_{label}": len(values), f"mean_{label}": values.mean(), f"std_{label}": values.std(ddof=1)}
+        wide = part.pivot_table(index="patient", columns="label", values="score").reindex(columns=[0, 1])
+        both = wide.dropna()
+        groups = [both[label] if len(both) else wide[label].dropna() for label in (0, 1)]
+        patients = len(both) or sum(map(len, groups))
+        reason = _no_test(part, groups, patients)
+        name, function = ("paired t", ttest_rel) if len(both) else ("independent t", ttest_ind)
+        test = (np.nan, np.nan) if reason else function(groups[1], groups[0])
+        row |= {"test": "" if reason else name, "patients": patients, "t": float(test[0]), "p": float(test[1])}
+        rows.append(row | {"reason": reason})
     return pd.DataFrame(rows)
 
 
-def _no_test(groups: list[np.ndarray]) -> str:
-    sizes = [len(values) for values in groups]
-    if 0 in sizes:
-        return f"only one class: {sizes[1]} positive, {sizes[0]} negative"
-    if sum(sizes) < 3:
-        return f"{sum(sizes)} scores, a pooled variance needs 3"
+def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
+    positive = int(part["label"].sum())
+    if positive in (0, len(part)):
+        return f"only one class: {positive} positive, {len(part) - positive} negative"
+    if patients < MIN_PATIENTS:
+        return too_few(patients)
     if all(np.ptp(values) == 0 for values in groups):
         return "the scores of each class are all equal"
     return ""
