@@ -1,6 +1,7 @@
 """Passes of the student a batch: the stated formula against torch's own count of the multiplications of every method's training."""
 
 import copy
+from itertools import repeat
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 from vfmgl_lib.comparators.compute import ENCODER_SHARE, distillation_passes, hgkt_passes, student_passes
 from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.config import load_settings
+from vfmgl_lib.federation.stage_two import _distil, _divergences
 from vfmgl_lib.models.students import ResNet18, UNet
 
 TASKS = {"nuclei": "unet", "endometrial": "resnet18"}
@@ -66,18 +68,24 @@ def test_a_step_of_hgkt_with_its_hessian_vector_products(federation, task, inner
     stacks, forward = client.teacher_features(batch), _forward(client, images)
     step = _counted(lambda: client.hgkt.step(images, target, stacks))
     # The matching loss's own products, and what is not needed by the images, are within a tenth.
-    assert step / forward == pytest.approx(hgkt_passes(inner_steps, ENCODER_SHARE[TASKS[task]]), rel=0.1)
+    share = ENCODER_SHARE[TASKS[task]]
+    assert step / forward == pytest.approx(hgkt_passes(inner_steps, share), rel=0.1)
+    kept = _counted(lambda: client.hgkt.step(images, target, stacks, meta_step=False))
+    assert kept / forward == pytest.approx(3, rel=0.12)
+    assert hgkt_passes(inner_steps, share, every=4) == pytest.approx(3 + (hgkt_passes(inner_steps, share) - 3) / 4)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_of_stage_two(federation, task):
-    client = federation(task, "hgkt_kd", student__width=32, transfer__critical_stages=0)[0][0]
+    client = federation(task, "hgkt_kd", student__width=32, transfer__critical_stages=0, deduction__gradient_every=0)[0][0]
     forward = _forward(client, next(iter(client._load(2, "II", 0)))[0])
     shared = {name: tensor.clone() for name, tensor in client.student.state_dict().items()}
-    client.recalibrate = lambda model: None  # not counted
-    stage = _counted(lambda: client._stage_two(2, shared, 1.0, (), lambda batches: None))
-    batches = len(client.batches(2, "II"))
-    assert stage / batches / forward == pytest.approx(distillation_passes(ENCODER_SHARE[TASKS[task]]), rel=0.06)  # as above
+    teacher, batches, share = client.teaching_copy(shared), len(client.batches(2, "II")), ENCODER_SHARE[TASKS[task]]
+    client.student.train()
+    stage = _counted(lambda: _distil(client, teacher, 2, 1.0, repeat(True), lambda batches: None))
+    assert stage / batches / forward == pytest.approx(distillation_passes(share), rel=0.06)  # as above
+    before = _counted(lambda: list(_divergences(client, teacher, 2))) / batches / forward
+    assert before == pytest.approx(distillation_passes(share, quantile=True) - distillation_passes(share), rel=0.06)
 
 
 def test_a_head_trained_alone_costs_a_forward_pass(federation):

@@ -53,7 +53,7 @@ def test_without_its_teacher_hgkt_follows_the_task_alone(federation):
     clients, server = federation("nuclei", "hgkt_beta0")
     others, other_server = federation("nuclei", "hgkt_beta0")
     for client in others:
-        client.teacher_features = lambda batch, own=client.teacher_features: [torch.randn_like(stack) for stack in own(batch)]
+        client.teacher_features = lambda *batch, own=client.teacher_features: [torch.randn_like(stack) for stack in own(*batch)]
     list(run_rounds(clients, server, 2)), list(run_rounds(others, other_server, 2))
     for one, other in zip(clients, others, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.student.parameters(), other.student.parameters(), strict=True))

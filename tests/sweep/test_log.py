@@ -94,7 +94,8 @@ def test_both_budgets_have_rows_of_their_own_where_they_differ(small, tmp_path):
     metrics = read(tmp_path / "log", "metrics.csv")
     shared = metrics[(metrics["model_center"] == "SiteA") & (metrics["test_center"] == "SiteA") & (metrics["metric"] == "specificity")]
     table = job.study.metrics.query("split == 'test' and metric == 'specificity' and model_center == 'SiteA' and test_center == 'SiteA'")
-    wanted = {"rounds": table[table["round"] == 2]["value"].item(), "updates": table[table["round"] == 6]["value"].item()}
+    wanted = {budget: table[table["round"] == number]["value"].item() for budget, number in job.study.report_rounds.items()}
+    assert job.study.report_rounds == {"rounds": 2, "updates": 6, "hgkt_updates": 4}
     assert dict(zip(shared["budget"], shared["value"].astype(float), strict=True)) == pytest.approx(wanted, rel=1e-4)
 
 

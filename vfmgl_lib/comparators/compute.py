@@ -7,8 +7,11 @@ evaluation, and not the pass over the training images that re-estimates the stat
     update                  3
     HGKT, T virtual steps   9 + 6 + 3 e + 9 e (T - 1)     kept step, virtual task step and outer loss; the task step's Hessian-vector
                                                           product; T matching steps, which run the encoder alone, and T - 1 products of
-                                                          theirs (T = 0: 9)
-    stage II                4 + 2 (1 - e)                 an update, the shared model's pass, and its head there and back
+                                                          theirs (T = 0: 9). All but the kept step in every n-th batch alone
+                                                          (`transfer.hypergradient_every`)
+    stage II                4 + 2 (1 - e)                 an update, the shared model's pass, and its head there and back; of every batch,
+                                                          kept or not
+    rule quantile           2                             the shared model's pass, the encoder and the shared head, before stage II
 
 e is the share of the encoder in a forward pass. A test holds these counts against torch's own flop counter.
 """
@@ -23,19 +26,25 @@ ENCODER_SHARE = {"unet": 0.29, "resnet18": 1.0}  # of the multiplications of a f
 TWICE = ("harmofl", "ditto", "proxyfl")  # two gradients a batch: of a perturbed model, or of a second one
 
 
-def hgkt_passes(inner_steps: int, encoder: float) -> float:
+def hgkt_passes(inner_steps: int, encoder: float, every: int = 1) -> float:
     """Passes of one HGKT step.
 
     Args:
         inner_steps: T, virtual steps on the matching loss.
         encoder: e, share of the encoder in a forward pass, in (0, 1].
+        every: a hypergradient is taken in every n-th batch.
     """
-    return 3 * UPDATE + ((6 + 3 * encoder + 9 * encoder * (inner_steps - 1)) if inner_steps else 0.0)
+    virtual = 2 * UPDATE + ((6 + 3 * encoder + 9 * encoder * (inner_steps - 1)) if inner_steps else 0.0)
+    return UPDATE + virtual / every
 
 
-def distillation_passes(encoder: float) -> float:
-    """Passes of one kept batch of stage II; freezing stages saves some of it, which is not counted."""
-    return UPDATE + 1 + 2 * (1 - encoder)
+def distillation_passes(encoder: float, quantile: bool = False) -> float:
+    """Passes of one batch of stage II; what dropped batches and frozen stages save is not counted.
+
+    Args:
+        quantile: the batches are measured before the stage (`deduction.rule`).
+    """
+    return UPDATE + 1 + 2 * (1 - encoder) + (2 if quantile else 0)
 
 
 def student_passes(settings: StudySettings, rounds: int) -> float:
@@ -53,7 +62,8 @@ def student_passes(settings: StudySettings, rounds: int) -> float:
     if method in ("fedrep", "fedper"):
         passes += settings.comparators.fedrep.head_epochs / settings.federation.epochs  # a forward pass; the head itself is nothing
     if strategy.transfer:
-        passes += hgkt_passes(settings.transfer.inner_steps, encoder)
+        passes += hgkt_passes(settings.transfer.inner_steps, encoder, settings.transfer.hypergradient_every)
     if strategy.distillation:
-        passes += distillation_passes(encoder) * (rounds - 1) / rounds  # from the second round on
+        quantile = strategy.deduction and settings.deduction.rule == "quantile"
+        passes += distillation_passes(encoder, quantile) * (rounds - 1) / rounds  # from the second round on
     return passes

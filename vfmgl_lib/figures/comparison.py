@@ -58,16 +58,17 @@ def in_order(there: Iterable[str], methods: Sequence[str] | None = None) -> tupl
 
     Args:
         there: methods a table has.
-        methods: those wanted; None: all of `METHODS`.
+        methods: those wanted; None: all that the table has of `METHODS`.
     Raises: ValueError: a wanted method that is not in `METHODS`, or none of those wanted in the table.
     """
-    there, wanted = set(there), list(METHODS if methods is None else methods)
+    there = set(there)
+    wanted = [method for method in METHODS if method in there] if methods is None else list(methods)
     unknown = [method for method in wanted if method not in METHODS]
     if unknown:
         raise ValueError(f"methods {unknown} are unknown, known are {', '.join(METHODS)}")
     drawn = [method for method in METHODS if method in wanted and method in there]
     if not drawn:
-        raise ValueError(f"the table has none of the methods {', '.join(wanted)}, it has {', '.join(sorted(there)) or 'none'}")
+        raise ValueError(f"the table has none of the methods {', '.join(wanted or METHODS)}, it has {', '.join(sorted(there)) or 'none'}")
     absent = [METHODS[method].title for method in METHODS if method in wanted and method not in there]
     return drawn, f"Not in the results, so not drawn: {', '.join(absent)}." if absent else ""
 

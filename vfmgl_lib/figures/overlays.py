@@ -86,7 +86,7 @@ def _at_home(final: pd.DataFrame, budget: str) -> pd.DataFrame:
 def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
     """Contours of truth and prediction of every method on the same images, which are the rows; Dice in the corner.
 
-    More than six methods go on in a second line. Each row is cut to what is outlined in it by anyone, with a margin.
+    More than six methods go on in further lines. Each row is cut to what is outlined in it by anyone, with a margin.
 
     Args:
         table: from `overlay_table`: shown, id, center, score, by, image (S, S, 3) in [0, 1], truth and mask (S, S) bool, method, dice.
@@ -95,8 +95,8 @@ def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figur
     drawn, absent = in_order(table["method"], methods)
     rows = [(shown, group.set_index("method")) for shown, group in table.groupby("shown", sort=False)]
     printed = names(sorted(table["center"].unique()))
-    columns = len(drawn) + 1 if len(drawn) <= PER_ROW else math.ceil((len(drawn) + 1) / 2)
-    lines = math.ceil((len(drawn) + 1) / columns)
+    lines = math.ceil((len(drawn) + 1) / (PER_ROW + 1))
+    columns = math.ceil((len(drawn) + 1) / lines)
     cell = min(30 * MM, (DOUBLE - LABEL) / columns)
     figure = new_figure(columns * cell + LABEL, len(rows) * lines * (cell + 2.5 * MM) + 14 * MM, layout="compressed")
     axes = figure.subplots(len(rows) * lines, columns, squeeze=False)

@@ -52,7 +52,7 @@ METHOD_STYLE = {
     "metafed": ("#DD8FBF", _SOLID, "v"),
     "fedbn": ("#44AA99", _LONG, "d"),
     "ditto": ("#AA4499", _DASHED, "H"),
-    "fedrep": ("#999933", _DOTTED, "*"),
+    "fedrep": ("#999933", _MIXED, "*"),
     "fedper": ("#BBA14F", _DASHED, "8"),
     "proxyfl": ("#661100", _MIXED, (3, 1, 0)),
     "pooled": ("#4D4D4D", _LONG, (5, 0, 180)),
