@@ -70,7 +70,7 @@ def test_gain_and_interval_by_hand(tool):
     gain = found.loc[("random", "gain, matched updates"), ["value", "low", "high"]].tolist()
     assert gain == pytest.approx([0.15, 0.15 - 0.6353, 0.15 + 0.6353], abs=1e-4)
     assert found.loc[("random", "gain, matched rounds"), "value"] == pytest.approx(0.4)
-    # Differences 0.2, 0.2 and -0.1, -0.1.
+    # Differences 0.2, 0.2 and -0.1, -0.1: standard error 0.15.
     assert found.loc[("mobilenet", "student less random's"), ["value", "low", "high"]].tolist() == pytest.approx(
         [0.05, 0.05 - 1.9059, 0.05 + 1.9059], abs=1e-4
     )
