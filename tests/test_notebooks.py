@@ -140,7 +140,8 @@ def test_comparison_generalization_and_the_papers_numbers(task: str, tmp_path: P
     folder = tmp_path / "smallest" / task
     compared, generalized, beside = (folder / "figures" / name for name in names)
     main, other = ("auc", "accuracy") if task == "endometrial" else ("dice", "assd")
-    assert figures_of(compared) >= {f"{main}_at_both_budgets", f"{other}_at_both_budgets", "radar", "roc", "decision_curves", "overlays"}
+    assert figures_of(compared) >= {f"{main}_at_both_budgets", f"{other}_at_both_budgets", "radar", "roc", "decision_curves"}
+    assert figures_of(compared) >= {"reliability", "overlays"}
     outside = {"external"} if task == "endometrial" else set()
     assert figures_of(generalized) >= {"cross_centers", "divisions", "ablation_matrices"} | outside
     assert figures_of(beside) == {"states", "paper_and_measured"}

@@ -33,6 +33,18 @@ def matrix(values: list[list[float]], tests: str = "ABC", **further) -> list[dic
     return [result(m, t, values[i][j], **further) for i, m in enumerate(models) for j, t in enumerate(tests)]
 
 
+def limits(rows: list[dict], width: float = 0.0) -> pd.DataFrame:
+    """A limit for every pair of models: the difference of their values less `width`, as if from twelve patients."""
+    value = {(row["model_center"], row["test_center"]): row["value"] * (-1 if row["metric"] == "assd" else 1) for row in rows}
+    pairs = [(m, t, value[m, t] - value[t, t]) for m, t in value if m != t and (t, t) in value]
+    table = pd.DataFrame(pairs, columns=["model_center", "test_center", "ahead"])
+    return table.assign(limit=table["ahead"] - width, patients=12, reason="")
+
+
+def crossed(rows: list[dict], width: float = 0.0, **further) -> pd.DataFrame:
+    return cross_centers(pd.DataFrame(rows), limits(rows, width), **({"metric": rows[0]["metric"]} | further))
+
+
 def cell(table: pd.DataFrame, model: str, test: str) -> pd.Series:
     (row,) = table[(table["model_center"] == model) & (table["test_center"] == test)].to_dict("records")
     return row
@@ -61,55 +73,70 @@ def test_a_seed_without_a_value_leaves_none():
 # Cross-centre map
 
 
-def test_margin_is_met_at_its_edge_and_not_beyond():
-    table = cross_centers(pd.DataFrame(matrix([[0.80, 0.85, 0.60], [0.75, 0.90, 0.70], [0.749, 0.95, 0.70]])), "auc")
+def test_the_limit_and_not_the_value_has_to_be_within_the_margin():
+    rows = matrix([[0.80, 0.85, 0.60], [0.75, 0.90, 0.70], [0.749, 0.95, 0.70]])
+    table = crossed(rows)
     found = {(row.model_center, row.test_center): row.generalizes for row in table.itertuples()}
-    # A's own 0.80: B falls short by exactly 0.05, C by more. B's own 0.90: A short by 0.05, C better. C's own 0.70: A short by 0.1.
+    # A's own 0.80: B is behind by exactly 0.05, C by more. B's own 0.90: A is behind by 0.05, C ahead. C's own 0.70: A is behind by 0.1.
     assert found["B", "A"] and not found["C", "A"]
     assert found["A", "B"] and found["C", "B"]
     assert not found["A", "C"] and found["B", "C"]
     assert all(pd.isna(found[center, center]) for center in "ABC")
     assert cell(table, "A", "B")["own"] == 0.90 and set(table["margin"]) == {0.05}
+    wide = crossed(rows, 0.06)
+    assert cell(wide, "B", "C")["value"] == cell(wide, "B", "C")["own"] and not cell(wide, "B", "C")["generalizes"], (
+        "few patients show little"
+    )
+    assert cell(wide, "C", "B")["generalizes"] and cell(wide, "C", "B")["limit"] == pytest.approx(-0.01)
+    assert wide["generalizes"].sum() == 1
 
 
 def test_margin_is_a_parameter():
-    rows = pd.DataFrame(matrix([[0.80, 0.85], [0.70, 0.90]], "AB"))
-    assert [cross_centers(rows, "auc", margin=m)["generalizes"].sum() for m in (0.0, 0.05, 0.1)] == [0, 1, 2]
+    rows = matrix([[0.80, 0.85], [0.70, 0.90]], "AB")
+    assert [crossed(rows, margin=m)["generalizes"].sum() for m in (0.0, 0.05, 0.1)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"margin must be at least 0, got -0\.1"):
-        cross_centers(rows, "auc", margin=-0.1)
+        crossed(rows, margin=-0.1)
 
 
 def test_distances_generalize_downwards():
-    rows = pd.DataFrame(matrix([[2.0, 5.0], [1.0, 3.0]], "AB", metric="assd"))
-    table = cross_centers(rows, "assd", margin=0.5)
+    table = crossed(matrix([[2.0, 5.0], [1.0, 3.0]], "AB", metric="assd"), margin=0.5)
     assert cell(table, "B", "A")["generalizes"] and not cell(table, "A", "B")["generalizes"]
 
 
+def test_without_a_limit_there_is_no_verdict_but_a_reason():
+    rows = matrix([[0.8, 0.8], [0.8, 0.8]], "AB")
+    few = limits(rows).assign(limit=NAN, patients=4, reason="no limit: 4 patients, at least 5 are needed")
+    table = cross_centers(pd.DataFrame(rows), few, "auc")
+    assert table["generalizes"].isna().all()
+    assert cell(table, "A", "B")["reason"] == "no limit: 4 patients, at least 5 are needed" and cell(table, "A", "A")["reason"] == ""
+    summary = generalization_summary(table).set_index("model_center")
+    assert summary.loc["A", ["generalizes_to", "of", "undefined"]].tolist() == ["", 0, "B"]
+    assert "not among the limits" in cell(cross_centers(pd.DataFrame(rows), few[:1], "auc"), "B", "A")["reason"]
+
+
 def test_undefined_values_have_no_verdict_and_a_reason():
-    table = cross_centers(pd.DataFrame(matrix([[0.8, NAN, 0.7], [0.8, NAN, 0.7], [0.8, NAN, 0.7]])), "auc")
+    table = crossed(matrix([[0.8, NAN, 0.7], [0.8, NAN, 0.7], [0.8, NAN, 0.7]]))
     row = cell(table, "A", "B")
     assert pd.isna(row["generalizes"]) and row["reason"] == "one class"
-    only_own = matrix([[0.8, 0.6], [0.8, NAN]], "AB")
-    row = cell(cross_centers(pd.DataFrame(only_own), "auc"), "A", "B")
+    row = cell(crossed(matrix([[0.8, 0.6], [0.8, NAN]], "AB")), "A", "B")
     assert pd.isna(row["generalizes"]) and row["value"] == 0.6 and row["reason"] == "the centre's own model has no value"
 
 
 def test_external_centre_has_no_own_model():
-    table = cross_centers(pd.DataFrame(matrix([[0.8, 0.8, 0.7], [0.8, 0.8, 0.7]], "ABE")), "auc")
-    row = cell(table, "A", "E")
+    rows = matrix([[0.8, 0.8, 0.7], [0.8, 0.8, 0.7]], "ABE")
+    row = cell(crossed(rows), "A", "E")
     assert pd.isna(row["own"]) and pd.isna(row["generalizes"]) and row["reason"] == "an external centre has no model of its own"
-    rows = pd.DataFrame(matrix([[0.8, 0.8, 0.7], [0.8, 0.8, 0.7]], "ABE")).assign(low=NAN, high=NAN, reason="no interval")
-    table = cross_centers(rows, "auc")
+    table = cross_centers(pd.DataFrame(rows).assign(low=NAN, high=NAN, reason="no interval"), limits(rows), "auc")
     assert cell(table, "A", "E")["reason"] == "an external centre has no model of its own; no interval"
     assert cell(table, "A", "B")["reason"] == "no interval" and cell(table, "A", "B")["generalizes"]
 
 
 def test_shared_pooled_and_other_rows_are_left_out():
-    rows = matrix([[0.8, 0.8], [0.8, 0.8]], "AB")
-    rows += [result("shared", "A", 0.1), result("all", "all", 0.2), result("A", "A", 0.99, split="train")]
+    own = matrix([[0.8, 0.8], [0.8, 0.8]], "AB")
+    rows = [*own, result("shared", "A", 0.1), result("adapted", "A", 0.1), result("all", "all", 0.2), result("A", "A", 0.99, split="train")]
     rows += [result("A", "A", 0.1, split_id="0.6-1"), result("A", "A", 0.1, budget="updates"), result("A", "A", 0.1, method="fedavg")]
     rows += [result("A", "A", 0.1, metric="accuracy")]
-    table = cross_centers(pd.DataFrame(rows), "auc")
+    table = cross_centers(pd.DataFrame(rows), limits(own), "auc")
     assert len(table) == 4 and set(table["value"]) == {0.8}
 
 
@@ -123,11 +150,11 @@ def test_shared_pooled_and_other_rows_are_left_out():
 )
 def test_what_is_not_there_is_named(changed, message):
     with pytest.raises(ValueError, match=message):
-        cross_centers(pd.DataFrame(matrix([[0.8, 0.8], [0.8, 0.8]], "AB")), **({"metric": "auc"} | changed))
+        crossed(matrix([[0.8, 0.8], [0.8, 0.8]], "AB"), **changed)
 
 
 def test_summary_says_where_and_whether_mutually():
-    table = cross_centers(pd.DataFrame(matrix([[0.8, 0.9, NAN], [0.8, 0.9, NAN], [0.1, 0.9, NAN]])), "auc")
+    table = crossed(matrix([[0.8, 0.9, NAN], [0.8, 0.9, NAN], [0.1, 0.9, NAN]]))
     summary = generalization_summary(table).set_index("model_center")
     assert summary.loc["A", ["generalizes_to", "mutual", "count", "of", "undefined"]].tolist() == ["B", "B", 1, 1, "C"]
     assert summary.loc["C", ["generalizes_to", "mutual", "count", "of", "undefined"]].tolist() == ["B", "", 1, 2, ""]
@@ -283,15 +310,16 @@ def predictions(seed: int = 0, n: int = 60) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def test_every_pair_is_tested_and_corrected_over_the_pairs():
+def test_every_pair_is_tested_and_corrected_over_all_steps_and_pairs():
     tests = cell_tests(predictions(), "auc", unit="image")
     assert len(tests) == 3 * 4
     same = tests[(tests["before"] == "hgkt") & (tests["after"] == "hgkt_kd")]
     better = tests[(tests["before"] == "hgkt") & (tests["after"] == "vfmgl")]
     assert (better["p_holm"] < 0.001).all() and (better["low"] > 0).all()
     assert not (same["p_holm"] < 0.05).any()
-    ordered = better.sort_values("p")
-    assert ordered["p_holm"].iloc[0] == pytest.approx(min(1, 4 * ordered["p"].iloc[0]))
+    tested = tests.dropna(subset=["p"])
+    assert len(tested) == 8, "HGKT+KD is HGKT here: no p, and no part of the family"
+    assert tests["p_holm"].min() == pytest.approx(8 * tests["p"].min()), "one family: all steps and pairs, as `statistics.holm` says"
     assert set(better["test"]) == {"paired DeLong"} and same["test_reason"].ne("").all()  # equal scores: no test, but a reason
     pairs = set(better[["model_center", "test_center"]].itertuples(index=False, name=None))
     assert pairs == {(m, t) for m in "AB" for t in "AB"}
@@ -301,7 +329,15 @@ def test_tests_join_the_ablation():
     table = ablation(three(), "auc", tests=cell_tests(predictions(), "auc", unit="image"))
     summary = ablation_summary(table).set_index("step")
     assert summary.loc["HGKT → VFMGL", ["significantly_better", "significantly_worse"]].tolist() == [3, 0]
-    assert summary.loc["HGKT → HGKT+KD", "significantly_better"] == 0
+    assert pd.isna(summary.loc["HGKT → HGKT+KD", "significantly_better"]) and summary["tested"].tolist() == [0, 4, 4], "no p, no count"
+
+
+def test_fewer_than_five_patients_leave_nothing_significant_to_count():
+    few = predictions(n=8)  # four of each class
+    tests = cell_tests(few, "auc", unit="image")
+    assert tests[["p", "p_holm", "low"]].isna().all(axis=None) and tests["test_reason"].str.contains("4 patients of one class").all()
+    table = ablation(three(), "auc", tests=tests)
+    assert set(table["significant"]) == {""} and ablation_summary(table)["significantly_better"].isna().all()
 
 
 def test_a_gain_counts_as_significant_where_the_tested_seed_has_it_too():
@@ -370,12 +406,21 @@ def test_age_groups_by_the_mean_of_all_patients():
     assert rows_of(other, "older", "A", "auc")["n"] == 6 and "no test patient" in rows_of(other, "younger", "A", "accuracy")["reason"]
 
 
+def test_cutoff_is_that_of_the_whole_validation_set_where_there_is_one():
+    final, patients = clinic()
+    train = final[final["split"] == "train"]
+    val = train.assign(split="val", probability=train["probability"] * 1.3, id=train["id"] + "v", patient=train["patient"] + "v")
+    row = rows_of(subgroups(pd.concat([final, val]), patients, unit="image"), "younger", "A", "accuracy")
+    assert row["cutoff"] == pytest.approx(0.71 * 1.3) and row["cutoff_from"] == "val" and row["n"] == 4
+
+
 def test_cutoff_is_that_of_the_whole_training_set():
     final, patients = clinic()
     train = final["split"] == "train"
     high = final.assign(probability=np.where(train, final["probability"] * 1.3, final["probability"]))
     row = rows_of(subgroups(high, patients, unit="image"), "younger", "A", "accuracy")
     assert row["cutoff"] == pytest.approx(0.71 * 1.3)  # the lowest positive score of the training set, which no test score reaches
+    assert row["cutoff_from"] == "train"
     assert row["value"] == 0.5 and rows_of(subgroups(high, patients, unit="image"), "younger", "A", "sensitivity")["value"] == 0
 
 

@@ -82,8 +82,8 @@ def whole_run(task: str, origin: str = "own", **further) -> dict[str, pd.DataFra
                 one_class = center in "CD" and group == "older"
                 for name in ("auc", "accuracy"):
                     value, reason = (NAN, "only one class") if one_class and name == "auc" else (0.8, "")
-                    groups.append((group, f"age {group}", center, name, value, 0.7, 0.9, 10, 8.0, 10.0, 0.5, reason))
-        columns = "group title center metric value low high n numerator denominator cutoff reason".split()
+                    groups.append((group, f"age {group}", center, name, value, 0.7, 0.9, 10, 8.0, 10.0, 0.5, "val", reason))
+        columns = "group title center metric value low high n numerator denominator cutoff cutoff_from reason".split()
         run["subgroups"] = pd.DataFrame(groups, columns=columns)
         scores = [(stage, c, s, 0.5, 0.8 - 0.3 * (stage == "I")) for stage in ("II", "I") for c in training for s in ("train", "test")]
         run["score_tests"] = pd.DataFrame(scores, columns=["stage", "center", "split", "mean_0", "mean_1"]).assign(
@@ -198,7 +198,7 @@ def test_external_similarity_and_auc(everything):
 
 def test_subgroups_and_well_differentiated(everything):
     older = one(everything, center="C", split="test age>54.7")
-    assert older["metric"] == "accuracy" and older["counts"] == "8/10" and "cutoff 0.5000" in older["protocol"]
+    assert older["metric"] == "accuracy" and older["counts"] == "8/10" and "cutoff 0.5000 from the validation set" in older["protocol"]
     well = one(everything, metric="accuracy_well_differentiated_eec")
     assert (well["paper_counts"], well["counts"]) == ("111/157", "40/50")  # A to E, not F
     assert "centres A, B, C, D, E" in well["protocol"]

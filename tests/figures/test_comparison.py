@@ -303,6 +303,21 @@ def test_statistics_have_the_tests_of_one_seed(make_results, make_tests):
         statistics_tables.statistics_table(results, pd.concat([tests, tests.assign(seed=1)]))
 
 
+def test_statistics_say_on_which_set_a_cutoff_was_chosen(make_results):
+    results = make_results(["A", "B"], THREE)
+    own = results[(results["model_center"] == results["test_center"]) & (results["metric"] == "auc")]
+    cutoffs = own.assign(metric="cutoff", value=0.4, split=np.where(own["model_center"] == "A", "val", "train"))
+    table = statistics_tables.statistics_table(pd.concat([results, cutoffs]))
+    found = table[table["metric"] == "accuracy"].groupby("center")["cutoff_from"].unique()
+    assert [list(found[center]) for center in ("A", "B", "all")] == [["val"], ["train"], ["train, val"]]
+    assert set(table.loc[table["metric"] == "auc", "cutoff_from"]) == {""}
+    note = statistics_tables.table_note(table)
+    assert "Cutoffs are Youden's on the validation and training sets, whichever a centre has." in note
+    only = statistics_tables.statistics_table(pd.concat([results, cutoffs.assign(split="train")]))
+    assert "Cutoffs are Youden's on the training sets." in statistics_tables.table_note(only)
+    assert "Cutoffs" not in statistics_tables.table_note(statistics_tables.statistics_table(results))
+
+
 def test_statistics_are_written_escaped(make_results, make_tests, tmp_path):
     centers = ["A & B_50%", "Łódź $1 <b>x</b>"]
     results = make_results(centers, THREE, one_class=centers[1])

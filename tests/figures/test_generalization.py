@@ -19,6 +19,16 @@ def words(figure) -> str:
     return figure.get_supxlabel().replace("\n", " ")
 
 
+def crossed(results: pd.DataFrame, metric: str, width: float = 0.0, **further) -> pd.DataFrame:
+    """`cross_centers` with limits that are `width` under the differences of the values, means of the seeds."""
+    rows = results[(results["metric"] == metric) & (results["budget"] == "rounds") & ~results["model_center"].isin(["shared", "all"])]
+    value = rows.groupby(["model_center", "test_center"])["value"].mean() * (-1 if metric == "assd" else 1)
+    pairs = [(m, t, value[m, t] - value[t, t]) for m, t in value.index if m != t and (t, t) in value]
+    limits = pd.DataFrame(pairs, columns=["model_center", "test_center", "ahead"])
+    limits = limits.assign(limit=limits["ahead"] - width, patients=20, reason="")
+    return tables.cross_centers(results, limits, metric, **further)
+
+
 def panels(figure) -> list:
     return [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
 
@@ -29,7 +39,7 @@ def patches(axis, kind: type) -> list:
 
 @pytest.mark.parametrize(("centers", "external"), [(TWO, []), (FOUR, ["E", "F"]), (SIX, [])])
 def test_a_model_that_generalises_has_a_tick_and_an_arrow(centers, external, make_results, collisions):
-    table = tables.cross_centers(make_results(centers, ["vfmgl"], external=external), "auc")
+    table = crossed(make_results(centers, ["vfmgl"], external=external), "auc")
     figure = generalization.generalization_map(table, "auc")
     matrix, circle = panels(figure)
     reaching = table[table["generalizes"].fillna(False).astype(bool)]
@@ -46,25 +56,41 @@ def test_a_model_that_generalises_has_a_tick_and_an_arrow(centers, external, mak
     assert [discs[tuple(place.round(9))] for place in ends] == [styles[test]["color"] for test in reaching["test_center"]]
     assert circle.get_title() == f"{len(reaching)} of {len(centers) * (len(centers) - 1)} pairs generalise"
     assert ("External, without a model of their own: E, F." in words(figure)) == bool(external)
-    assert "own model by 0.05 at most" in words(figure) and "Means of" not in words(figure)
+    assert "own model by 0.05 at most, by the one-sided 95 % limit over patients." in words(figure) and "Means of" not in words(figure)
     assert not collisions(figure)
 
 
 def test_map_of_an_undefined_centre_and_of_none_that_generalises(make_results, collisions):
     results = make_results(FOUR, ["vfmgl"], one_class="B")
-    figure = generalization.generalization_map(tables.cross_centers(results, "auc", margin=0), "auc")
+    figure = generalization.generalization_map(crossed(results, "auc", margin=0), "auc")
     matrix, circle = panels(figure)
     assert [text.get_text() for text in matrix.texts].count("n/a") == 4
     assert sum(arrow.get_linestyle() != "-" for arrow in patches(circle, FancyArrowPatch)) == 3
-    assert "Dotted: not defined." in words(figure) and "0 positive, 40 negative): B (all models)." in words(figure)
+    assert "Dotted: no verdict." in words(figure) and "0 positive, 40 negative): B (all models)." in words(figure)
     assert not collisions(figure)
     home = results["model_center"] == results["test_center"]
-    figure = generalization.generalization_map(tables.cross_centers(results.assign(value=np.where(home, 0.9, 0.2)), "auc"), "auc")
+    figure = generalization.generalization_map(crossed(results.assign(value=np.where(home, 0.9, 0.2)), "auc"), "auc")
     assert "no model generalises" in panels(figure)[1].texts[-1].get_text()
 
 
+def test_map_without_a_limit_says_why_there_is_no_verdict(make_results, collisions):
+    results = make_results(FOUR, ["vfmgl"])
+    few = crossed(results, "auc")
+    away = few["model_center"] != few["test_center"]
+    lacking = away & ((few["test_center"] != "D") | (few["model_center"] == "B"))
+    few.loc[lacking, "generalizes"], few.loc[lacking, "reason"] = pd.NA, "no limit: 4 patients, at least 5 are needed; no interval"
+    few.loc[away & ~lacking, "generalizes"] = False
+    figure = generalization.generalization_map(few, "auc")
+    assert panels(figure)[1].get_title() == "0 of 2 pairs generalise" and "Dotted: no verdict." in words(figure)
+    assert (
+        "No verdict (no limit: 4 patients, at least 5 are needed): B (all other models); C (all other models); A (all other models); D (B)."
+        in words(figure)
+    )
+    assert not [text for text in panels(figure)[0].texts if "✓" in text.get_text()] and not collisions(figure)
+
+
 def test_map_of_a_distance_names_its_unit_and_seeds(make_results):
-    table = tables.cross_centers(make_results(SIX, ["vfmgl"], metrics=SEGMENTATION, seeds=2), "assd", margin=0.3)
+    table = crossed(make_results(SIX, ["vfmgl"], metrics=SEGMENTATION, seeds=2), "assd", margin=0.3)
     figure = generalization.generalization_map(table, "assd")
     assert "own model by 0.3 px at most" in words(figure) and "Means of 2 seeds." in words(figure) and "Images in the" in words(figure)
     assert figure.axes[-1].get_ylabel() == "ASSD (px)" and figure.axes[0].images[0].get_clim()[1] >= table["value"].max()
@@ -102,7 +128,7 @@ def test_without_external_centres_the_figure_says_so(make_results):
 @pytest.mark.parametrize("centers", [TWO, SIX])
 def test_ablation_has_six_panels_on_two_scales(centers, make_results, collisions):
     table = tables.ablation(make_results(centers, ABLATION, metrics=SEGMENTATION), "dice")
-    table["test"], table["significant"] = "paired Wilcoxon", np.where(np.arange(len(table)) % 5 == 0, "better", "")
+    table["test"], table["significant"] = "paired t over patients", np.where(np.arange(len(table)) % 5 == 0, "better", "")
     figure = generalization.ablation(table, "dice")
     axes = panels(figure)
     assert [axis.get_title(loc="left")[0] for axis in axes] == list("abcdef")
@@ -119,7 +145,7 @@ def test_ablation_has_six_panels_on_two_scales(centers, make_results, collisions
         assert axis.get_title(loc="left").endswith(f"mean {mean}, better in {int(rows['improved'].sum())} of {len(rows)}")
     full = table[(table["after"] == "vfmgl") & (table["model_center"] == min(centers)) & (table["test_center"] == min(centers))]
     assert axes[2].texts[0].get_text() == f"{full['value_after'].iloc[0]:.2f}"
-    assert "*: p < 0.05 (paired Wilcoxon, Holm over the pairs of a step)." in words(figure)
+    assert "*: p < 0.05 (paired t over patients, Holm over all steps and pairs)." in words(figure)
     assert not collisions(figure)
 
 
@@ -182,7 +208,7 @@ def groups(centers: list[str]) -> pd.DataFrame:
                 about = (group, title, 0, center, "external" if center == centers[-1] else "test", metric)
                 rows.append((*about, *numbers, "" if lost else "Wilson", 20 + place, "only one class" if lost else ""))
     columns = ["group", "title", "seed", "center", "split", "metric", "value", "low", "high", "interval", "n", "reason"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(cutoff_from="val")
 
 
 @pytest.mark.parametrize("centers", [TWO, FOUR])
@@ -195,7 +221,11 @@ def test_subgroups_have_a_dot_each_and_name_what_is_undefined(centers, collision
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[-1] == "all centres" and sum("(external)" in name for name in names) == 1
     assert "Not defined (only one class): " in words(figure) and "age > 55.6)" in words(figure)
-    assert "An AUC is not pooled." in words(figure) and "age ≤ 55.6: " in words(figure)
+    assert (
+        "Cutoffs: of the whole validation sets." in words(figure)
+        and "An AUC is not pooled." in words(figure)
+        and "age ≤ 55.6: " in words(figure)
+    )
     assert not collisions(figure)
 
 

@@ -119,7 +119,13 @@ def test_score_charts_print_p_and_the_reason_for_none():
         columns=["stage", "center", "split", "label", "score"],
     )
     tests = pd.DataFrame(
-        {"center": ["A", "B"], "split": "test", "p": [3e-5, np.nan], "reason": ["", "only one class: 1 positive, 0 negative"]}
+        {
+            "center": ["A", "B"],
+            "split": "test",
+            "test": ["independent t", ""],
+            "p": [3e-5, np.nan],
+            "reason": ["", "only one class: 1 positive, 0 negative"],
+        }
     )
     said = texts(drawn.score_charts(scores, tests, CLASSES))
     assert "p = 3.0e-05" in said and "no test" in said and "No test (only one class: 1 positive, 0 negative): B test." in said

@@ -44,8 +44,9 @@ def test_home_away_and_difference_by_hand():
     assert found.loc[("vfmgl", "both", "home"), ["value", "seeds"]].tolist() == pytest.approx([0.85, 2]), "the seed without a value"
     assert found.loc[("vfmgl", "both", "away"), ["value", "seeds", "centers"]].tolist() == pytest.approx([0.7 / 3, 3, 2])
     # VFMGL ahead at home: 0.3, 0.3 of seed 0 and 0.1, 0.1 of seed 1. Away, A's test set has B's model and B's A's: -0.2, -0.2; -0.4, -0.4.
-    assert found.loc[("fedavg", "updates", "home"), ["ahead", "low", "high"]].tolist() == pytest.approx([0.2, 0.1, 0.3])
-    assert found.loc[("fedavg", "updates", "away"), ["ahead", "low", "high"]].tolist() == pytest.approx([-0.3, -0.4, -0.2])
+    # Seeds' means differ, centres' do not: t with one degree of freedom (12.706) times the seeds' standard error of 0.1.
+    assert found.loc[("fedavg", "updates", "home"), ["ahead", "low", "high"]].tolist() == pytest.approx([0.2, -1.0706, 1.4706], abs=1e-4)
+    assert found.loc[("fedavg", "updates", "away"), ["ahead", "low", "high"]].tolist() == pytest.approx([-0.3, -1.5706, 0.9706], abs=1e-4)
     one = found.loc[("fedavg", "rounds", "home")]
     assert one["ahead"] == pytest.approx(0.7) and one[["sd", "low", "high"]].isna().all(), "one seed: no spread"
     assert found.loc[("vfmgl", "both", "home"), ["ahead", "low", "high"]].isna().all()

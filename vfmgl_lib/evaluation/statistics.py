@@ -83,7 +83,8 @@ def over_patients(values: np.ndarray, patient: np.ndarray) -> Estimate:
 
     Of as many images a patient it is what a mixed model with a random effect of the patient gives. With five patients Wilcoxon's test of
     the means could not reach p = 0.05 at all; the t-test holds its level where differences are symmetric, as they are where two methods
-    are alike; where they are as skewed as an exponential distribution it rejects in 7 (30 patients) to 11 % (five).
+    are alike; where they are as skewed as an exponential distribution it rejects in 7 (30 patients) to
+    10 % (five).
 
     Args:
         values: (n,) of the images.  patient: (n,) names or numbers.

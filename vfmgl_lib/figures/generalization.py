@@ -103,9 +103,11 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     )
     tested = tested.assign(metric=metric)
     footnote(figure, undefined(tested, printed, "model_center", "all models"))
-    bare = tested[unknown & tested["value"].notna()]
-    bare = bare.assign(value=np.nan, reason=bare["reason"].str.split("; ").str[0])
-    footnote(figure, undefined(bare, printed, "model_center", "all models", lead="No verdict"))
+    unanswered = tested.assign(
+        value=np.where(unknown & tested["value"].notna(), np.nan, 0.0), reason=tested["reason"].str.split("; ").str[0]
+    )
+    unanswered = unanswered[tested["model_center"] != tested["center"]]
+    footnote(figure, undefined(unanswered, printed, "model_center", "all other models", lead="No verdict"))
     return figure
 
 
