@@ -70,7 +70,7 @@ def test_map_of_an_undefined_centre_and_of_none_that_generalises(make_results, c
     assert not collisions(figure)
     home = results["model_center"] == results["test_center"]
     figure = generalization.generalization_map(crossed(results.assign(value=np.where(home, 0.9, 0.2)), "auc"), "auc")
-    assert "no model generalises" in panels(figure)[1].texts[-1].get_text()
+    assert "none is shown" in panels(figure)[1].texts[-1].get_text()
 
 
 def test_map_without_a_limit_says_why_there_is_no_verdict(make_results, collisions):
@@ -86,6 +86,8 @@ def test_map_without_a_limit_says_why_there_is_no_verdict(make_results, collisio
         "No verdict (no limit: 4 patients, at least 5 are needed): B (all other models); C (all other models); A (all other models); D (B)."
         in words(figure)
     )
+    few["generalizes"] = few["generalizes"].mask(away)
+    assert panels(generalization.generalization_map(few, "auc"))[1].texts[-1].get_text() == "no verdict\non any pair"
     assert not [text for text in panels(figure)[0].texts if "✓" in text.get_text()] and not collisions(figure)
 
 

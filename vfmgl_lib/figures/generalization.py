@@ -177,7 +177,8 @@ def _arrows(axis: Axes, table: pd.DataFrame, models: list[str], printed: Mapping
         axis.text(*(place * (1.22, 1.22)), printed[name], ha=side, va=height, fontsize=6.5, weight="bold")
     reached = away["generalizes"].fillna(False).astype(bool)
     if not reached.any():
-        axis.text(0, 0, "no model generalises\nto another centre", ha="center", va="center", color=MUTED)
+        said = "none is shown\nto generalise" if away["generalizes"].notna().any() else "no verdict\non any pair"
+        axis.text(0, 0, said, ha="center", va="center", color=MUTED)
     axis.set_title(f"{int(reached.sum())} of {int(away['generalizes'].notna().sum())} pairs generalise", loc="center")
 
 
