@@ -13,6 +13,8 @@ from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation import inversion
 from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
+from vfmgl_lib.models.students import build_student
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 LIBRARY = Path(inversion.__file__).parent.parent
@@ -46,12 +48,12 @@ def test_nothing_in_the_library_imports_the_attack():
 @pytest.mark.parametrize("task", ["nuclei", "endometrial"])
 def test_the_simulated_epoch_is_the_centres_own(phantoms, task):
     """On the true images the simulated change is what a client of FedAvg sends, and the batch statistics are those in its update."""
-    settings = inversion.small_task(small(task))
+    settings = inversion.small_task(small(task)).model_copy(update={"batch_norm": "running"})
     manifest = phantoms[task]
     center = manifest.training_centers[0]
     data = inversion.ImageDataset(manifest, manifest.select(center, "train"), 32)
     with torch_seed(seed_sequence(0, "student")):
-        student = inversion.STUDENTS[settings.student.name](2, 4)
+        student = build_student(settings.student.name, 2, 4)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     client = Client(center, settings, copy.deepcopy(student), None, data, torch.device("cpu"))
     update = client.run_round(1, before)
@@ -74,6 +76,22 @@ def test_the_simulated_epoch_is_the_centres_own(phantoms, task):
     ]
     assert inversion._statistics_distance(seen, statistics) < 1e-6
     assert inversion._statistics_distance(seen[:1], statistics) > 1e-4, "other batches have other statistics"
+
+
+def test_the_server_reads_re_estimated_statistics_as_they_are(phantoms, monkeypatch):
+    """Those in the update of one step are the moments of its images under the model sent, and the attack uses them as such."""
+    seen = {}
+    monkeypatch.setattr(inversion, "_statistics_distance", lambda batches, statistics: seen.update(sent=statistics) or torch.zeros(()))
+    reconstruct = inversion.reconstruct
+    monkeypatch.setattr(inversion, "reconstruct", lambda *given: seen.update(model=given[0], after=given[2]) or reconstruct(*given))
+    table = inversion.inversion(small("nuclei"), phantoms["nuclei"], "SiteA", [View("step", images=2)], 2, Attack(iterations=1))
+    images = torch.stack([torch.from_numpy(image) for image in table.loc[table["view"] == inversion.TRUE, "image"]]).permute(0, 3, 1, 2)
+    model = seen["model"]
+    model.load_state_dict(seen["after"])
+    recalibrate(model, [images])
+    for (mean, variance), layer in zip(seen["sent"], batch_norms(model).values(), strict=True):
+        torch.testing.assert_close(mean, layer.running_mean)
+        torch.testing.assert_close(variance, layer.running_var)
 
 
 def test_the_attack_comes_closer_to_the_seen_change(phantoms, monkeypatch):
