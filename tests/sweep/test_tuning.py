@@ -127,6 +127,12 @@ def test_the_tuning_s_seed_is_never_reported(workspace):
     assert {job.seed for job in tuning_plan(workspace, ["local"])} == {7}
 
 
+@pytest.mark.parametrize("factors", [(3.0,), (1.0, 0.0), (1.0, 1.0, 3.0)])
+def test_a_grid_without_the_profile_s_own_value_is_refused(small, factors):
+    with pytest.raises(ConfigError, match="factors must be above 0, each one once, and 1 among them"):
+        small(comparison__tuning__factors=factors)
+
+
 def test_a_table_of_other_settings_and_sets_without_validation_are_refused(workspace, small, tmp_path):
     write_tuning(tmp_path, tuning_plan(workspace, ["local"]))
     file, other = tmp_path / "phantoms-nuclei" / "tuning.csv", small(optimizer__lr=0.5)
