@@ -13,7 +13,6 @@ from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.study import find_study
 
 CONTROLS = {
-    "fedper": {"comparators.fedrep.head_epochs": (1, 0)},
     "hgkt_beta0": {"transfer.beta": (0.5, 0.0)},
     "hgkt_random": {"teacher.source": ("pocket_vit", "random:pocket_vit")},
 }

@@ -32,7 +32,7 @@ def _equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("method", ["vfmgl", "fedavg", "fedprox", "harmofl", "metafed", "local"])
+@pytest.mark.parametrize("method", ["vfmgl", "fedavg", "fedprox", "harmofl", "metafed", "fedbn", "proxyfl", "local"])
 def test_the_network_changes_no_bit(federation, wire, tmp_path, method):
     apart, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
     together, other = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2)

@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     "fedbn": Method("FedBN", "Li et al. 2021, ICLR"),
     "ditto": Method("Ditto", "Li et al. 2021, ICML", tunes=("comparators.ditto.proximity",)),
     "fedrep": Method("FedRep", "Collins et al. 2021, ICML"),
-    "fedper": Method("FedPer", "Arivazhagan et al. 2019, arXiv", parent="fedrep", overrides={"comparators.fedrep.head_epochs": 0}),
+    "fedper": Method("FedPer", "Arivazhagan et al. 2019, arXiv:1912.00818", overrides={"comparators.fedrep.head_epochs": 0}),
     "proxyfl": Method("ProxyFL", "Kalra et al. 2023, Nature Communications; the paper's reference 29"),
     "pooled": Method("Pooled (not private)", "upper bound: all centres' training images in one place", private=False),
     "frozen_probe": Method(
