@@ -22,8 +22,9 @@ def _batches(sizes=(7, 3, 2)):
     return [torch.rand(size, 3, 9, 9, generator=generator) + index for index, size in enumerate(sizes)]
 
 
-def test_statistics_are_the_pooled_moments_of_all_inputs_of_the_pass(net):
-    batches = _batches()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_are_the_pooled_moments_of_all_inputs_of_the_pass(net, dtype):
+    net, batches = net.to(dtype), [batch.to(dtype) for batch in _batches()]
     first = [net[0](batch) for batch in batches]
     second = []
     for maps in first:  # the pass by hand: every batch normalised by itself, no dropout

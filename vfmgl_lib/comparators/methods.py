@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
         overrides={"teacher.source": with_random_weights},
     ),
     "hgkt_kd": Method("HGKT+KD", "the paper's Fig. 9, second matrix", updates=3),
-    "vfmgl_task": Method("VFMGL without KL", "control: stage II on the task loss alone, every batch", updates=3, parent="vfmgl"),
+    "vfmgl_task": Method("VFMGL without KL", "control: stage II on the task loss alone, every batch", updates=3, parent="hgkt_kd"),
     "vfmgl_random": Method("VFMGL, random drops", "control: DDBL's decisions permuted within centre and round", updates=3, parent="vfmgl"),
     "vfmgl": Method("VFMGL", "the paper: HGKT+KD+DDBL", updates=VFMGL_UPDATES),
 }

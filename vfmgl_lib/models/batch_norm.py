@@ -74,7 +74,7 @@ def use_batch_statistics(model: nn.Module) -> None:
 def _collector(found: list[tuple[int, Tensor, Tensor]]):
     def collect(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
-        found.append((count, layer.running_mean.double(), layer.running_var.double() * (count - 1)))
+        found.append((count, layer.running_mean.double().clone(), layer.running_var.double() * (count - 1)))  # a float64 model is no copy
 
     return collect
 
