@@ -336,6 +336,11 @@ class StudySettings(Settings):
     def is_segmentation(self) -> bool:
         return self.loss == "dice"
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images at once in evaluation. Where a batch is normalised by itself its size matters: as in training."""
+        return max(32 if self.batch_norm != "batch" else 1, self.optimizer.batch_size)
+
     def key(self, *data: str) -> str:
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 

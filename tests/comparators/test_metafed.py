@@ -167,7 +167,7 @@ def test_validation_score_by_hand(federation, task):
             values.append(float(predicted == item["target"]))
         else:
             values.append(2 * int((predicted & item["target"]).sum()) / int(predicted.sum() + item["target"].sum()))
-    assert validation_score(student, data, client.device) == pytest.approx(sum(values) / len(values))
+    assert validation_score(student, data, client.settings, client.device) == pytest.approx(sum(values) / len(values))
 
 
 def test_without_a_validation_set_it_says_what_to_set(federation):

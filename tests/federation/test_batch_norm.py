@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
+from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.models.batch_norm import recalibrate
@@ -44,7 +45,8 @@ def test_the_shared_model_teaches_with_the_statistics_of_the_centre_where_it_tea
     copy_of = client.teaching_copy
     monkeypatch.setattr(client, "teaching_copy", lambda state: taught.append(copy_of(state)) or taught[-1])
     client.run_round(2, server.message(client.center, 2))
-    (shared,) = taught
+    shared, untrained = taught  # the other is what it is held against
+    assert _equal(untrained.state_dict(), _by_hand(client, client.initial_state))
     assert not shared.training and _equal(shared.state_dict(), _by_hand(client, server.state))
 
 
@@ -61,6 +63,15 @@ def test_a_batch_that_is_normalised_by_itself_needs_no_statistics(federation, me
     clients, server = federation("nuclei", method, batch_norm="batch")
     list(run_rounds(clients, server, 2))
     assert not [name for name in server.state if "running" in name]
+
+
+def test_no_image_is_predicted_as_a_batch_of_one_where_a_batch_is_normalised_by_itself(federation):
+    """At 32 px ResNet18 ends in a single place: one image alone could not be normalised at all."""
+    (client, *_), _ = federation("endometrial", "local", batch_norm="batch")
+    three = ImageDataset.__new__(ImageDataset)
+    three.__dict__ = client.data.__dict__ | {"table": client.data.table.head(3)}
+    size = client.settings.evaluation_batch_size
+    assert size == 2 and len(predict(client.student, three, batch_size=size, device=client.device)) == 3
 
 
 def test_the_shared_model_is_measured_with_averaged_statistics_and_adapted(federation, phantoms, tmp_path):

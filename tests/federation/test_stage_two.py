@@ -224,3 +224,13 @@ def test_the_run_that_finds_ddbls_decisions_is_taken_back_whole(federation, monk
     control, parent = (_after_stage_two(federation, method, kappa=kappa, **changes) for method in ("vfmgl_random", "hgkt_kd"))
     assert _same_client(control, parent) and _stage(control)[0]["permuted"] == 1
     assert [step["divergence"] for step in _stage(control)[1]] == [step["divergence"] for step in _stage(parent)[1]]
+
+
+@pytest.mark.parametrize("rule", ["kappa", "quantile"])
+def test_a_divergence_that_is_no_number_is_an_error_and_not_a_dropped_batch(federation, rule):
+    (client, _), _ = federation("nuclei", deduction__rule=rule)
+    broken = {name: tensor * torch.nan if name == "head.weight" else tensor for name, tensor in client.initial_state.items()}
+    with pytest.raises(
+        FloatingPointError, match=r"centre SiteA, round 2: the KL from the shared model is nan at step 0 of stage II.*lower optimizer\.lr"
+    ):
+        run_stage_two(client, 2, broken, 0.5, FROZEN["nuclei"], lambda batches: None)

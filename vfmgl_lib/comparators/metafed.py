@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings
-from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import Server, State, Update, check_update
 from vfmgl_lib.kernels.overlap import foreground_dice
+from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
 BETTER_THAN_CHANCE = 0.5  # a teacher that is no better than the student and below this teaches nothing
@@ -115,7 +116,7 @@ class MetaFedClient(Client):
             return
         teacher = self.teaching_copy(received)
         if phase(self.settings, round_number) == "personalisation":
-            scores = (validation_score(model, self.validation, self.device) for model in (self.student, teacher))
+            scores = (validation_score(model, self.validation, self.settings, self.device) for model in (self.student, teacher))
             self.lesson_weight = personal_weight(chosen.distillation, *scores)
         elif self.flag:
             self.lesson_weight = chosen.distillation
@@ -144,7 +145,7 @@ class MetaFedClient(Client):
 
     def end_round(self, round_number: int) -> None:
         if round_number >= init_rounds(self.settings) and not self.flag:
-            score = validation_score(self.student, self.validation, self.device)
+            score = validation_score(self.student, self.validation, self.settings, self.device)
             self.flag = score > self.settings.comparators.metafed.threshold
 
     def state_dict(self) -> State:
@@ -156,12 +157,12 @@ class MetaFedClient(Client):
 
 
 @torch.inference_mode()
-def validation_score(student: Student, data: ImageDataset, device: torch.device) -> float:
+def validation_score(student: Student, data: ImageDataset, settings: StudySettings, device: torch.device) -> float:
     """Accuracy at cutoff 0.5, or mean foreground Dice (both masks empty: 1), in [0, 1]; the student is put into eval mode."""
     student.eval()
     scores = []
-    rows = list(range(len(data)))
-    for batch in load_batches(data, [rows[start : start + 32] for start in range(0, len(rows), 32)]):
+    members = fixed_batches(len(data), settings.evaluation_batch_size, uses_batch_statistics(student))
+    for batch in load_batches(data, members):
         predicted, target = student(batch["image"].to(device)).argmax(1).cpu(), batch["target"]
         if target.dim() == 1:
             scores += (predicted == target).double().tolist()

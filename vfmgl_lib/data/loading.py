@@ -159,14 +159,18 @@ def epoch_batches(n: int, batch_size: int, seed: np.random.SeedSequence) -> list
     return _cut(np.random.default_rng(seed).permutation(n).tolist(), batch_size)
 
 
-def fixed_batches(n: int, batch_size: int = FIXED_BATCH) -> list[list[int]]:
-    """Row numbers in the table's order, the same whenever asked for; a last batch of one joins the one before, as in `epoch_batches`."""
-    return _cut(list(range(n)), batch_size)
+def fixed_batches(n: int, batch_size: int = FIXED_BATCH, join_last: bool = True) -> list[list[int]]:
+    """Row numbers in the table's order, the same whenever asked for.
+
+    Args:
+        join_last: a last batch of one joins the one before, as in `epoch_batches`; no matter where no image depends on its neighbours.
+    """
+    return _cut(list(range(n)), batch_size, join_last)
 
 
-def _cut(order: list[int], batch_size: int) -> list[list[int]]:
+def _cut(order: list[int], batch_size: int, join_last: bool = True) -> list[list[int]]:
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+    if join_last and batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] += last
     return batches

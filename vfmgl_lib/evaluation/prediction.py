@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.classification import by_patient, classification_metrics, youden_cutoff
 from vfmgl_lib.evaluation.metric import Metric
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
+from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
 
@@ -31,7 +32,7 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
     """
     student.eval()
     rows, hashes = [], data.table["sha256"].tolist()
-    for batch in load_batches(data, _members(data, batch_size)):
+    for batch in load_batches(data, fixed_batches(len(data), batch_size, uses_batch_statistics(student))):
         logits = student.infer(batch, [hashes[row] for row in batch["row"].tolist()], device).float().cpu()
         if logits.dim() == 2:
             rows += [
@@ -53,12 +54,9 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
 def mean_embedding(student: Student, data: ImageDataset, *, batch_size: int, device: torch.device) -> np.ndarray:
     """(D,) float64, the mean of `Student.embed` over a data set; the student is put into eval mode."""
     student.eval()
-    total = sum(student.embed(batch["image"].to(device)).double().sum(0) for batch in load_batches(data, _members(data, batch_size)))
+    batches = load_batches(data, fixed_batches(len(data), batch_size, uses_batch_statistics(student)))
+    total = sum(student.embed(batch["image"].to(device)).double().sum(0) for batch in batches)
     return total.cpu().numpy() / len(data)
-
-
-def _members(data: ImageDataset, batch_size: int) -> list[list[int]]:
-    return [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
 
 
 def scoring_unit(table: pd.DataFrame, is_segmentation: bool) -> str:

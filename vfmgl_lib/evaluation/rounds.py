@@ -123,9 +123,7 @@ class RoundEvaluation:
 
     @property
     def _batch_size(self) -> int:
-        # Where a batch is normalised by itself its size matters: as in training.
-        least = 32 if self.settings.batch_norm != "batch" else 1
-        return max(least, self.settings.optimizer.batch_size)
+        return self.settings.evaluation_batch_size
 
     def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
         return predict(student, data, batch_size=self._batch_size, device=self.device, masks=masks)

@@ -157,14 +157,29 @@ def _distil(
                 autocast=client.settings.compute.autocast,
             )
         )
+        _check_finite(records[-1].divergence, client, round_number, step)
         progress(1)
     return records
 
 
 def _divergences(client: Client, shared: Student, round_number: int) -> Iterator[float]:
     """The KL of every batch of the stage at the student as it is."""
-    for images, _ in client.stage_two_batches(round_number):
-        yield untouched_divergence(client.student, shared, images, client.settings.deduction, client.settings.compute.autocast)
+    for step, (images, _) in enumerate(client.stage_two_batches(round_number)):
+        found = untouched_divergence(client.student, shared, images, client.settings.deduction, client.settings.compute.autocast)
+        _check_finite(found, client, round_number, step)
+        yield found
+
+
+def _check_finite(divergence: float, client: Client, round_number: int, step: int) -> None:
+    """A KL that is not a number is under no threshold: its batch would be dropped without a word.
+
+    Raises: FloatingPointError: naming centre, round and step.
+    """
+    if not math.isfinite(divergence):
+        raise FloatingPointError(
+            f"centre {client.center}, round {round_number}: the KL from the shared model is {divergence} at step {step} of stage II; "
+            f"training diverged, lower optimizer.lr (now {client.settings.optimizer.lr})"
+        )
 
 
 def _permuted(kept: list[bool], client: Client, round_number: int) -> list[bool]:

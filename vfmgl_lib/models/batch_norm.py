@@ -71,6 +71,11 @@ def use_batch_statistics(model: nn.Module) -> None:
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a batch is normalised by itself in evaluation too, so that a prediction depends on the images beside it."""
+    return any(layer.running_mean is None for layer in batch_norms(model).values())
+
+
 def _collector(found: list[tuple[int, Tensor, Tensor]]):
     def collect(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
