@@ -200,6 +200,8 @@ def load_study(folder: Path, data: Path | None = None) -> Study:
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: not a study's folder, it has no config.json; expected e.g. runs/smoke/nuclei/studies/vfmgl-seed0-...")
+    if not (folder / "environment.json").is_file():
+        raise ConfigError(f"{folder}: not a whole study's folder, it has no environment.json; copy the folder whole, or run the study anew")
     start = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
     check_version(folder, start.get("vfmgl_lib", FIRST_VERSION), "run the study anew, or read it with the version that made it")
     if not (folder / COMPLETE).is_file():

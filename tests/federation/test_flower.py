@@ -127,6 +127,9 @@ def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp
     (tmp_path / "study.json").write_text('{"key": "key"}')  # as 0.1.0 wrote it
     with pytest.raises(ValueError, match=r"was made with vfmgl_lib 0.1.0, this is .*; choose another folder"):
         Site(clients[0], tmp_path, "key")
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(ValueError, match="holds rounds of an unknown study, its study.json is missing; choose another folder"):
+        Site(clients[0], tmp_path, "key")
 
 
 def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):

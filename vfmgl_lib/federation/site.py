@@ -50,10 +50,13 @@ class Site:
             check_version(folder, found.get("vfmgl_lib", FIRST_VERSION), "choose another folder, or go on with the version that made it")
             if found["key"] != key:
                 raise ValueError(f"{folder}: holds the rounds of study {found['key']}, this one is {key}; choose another folder")
+        elif (folder / "rounds").is_dir():
+            raise ValueError(f"{folder}: holds rounds of an unknown study, its study.json is missing; choose another folder")
+        else:
+            write_json(mark, {"key": key, "vfmgl_lib": __version__})  # first, so that no rounds are without it
         if not self._round(0).is_dir():
             with new_folder(self._round(0)) as part:
                 save_client(client, part)
-            write_json(mark, {"key": key, "vfmgl_lib": __version__})
 
     @staticmethod
     def study_key(settings: StudySettings, manifest: Manifest) -> str:
