@@ -297,6 +297,9 @@ def test_a_study_of_another_version_is_refused_before_its_settings_are_read(stud
             load_study(old)
         assert main([str(old), "--center", "SiteA", "--out", str(tmp_path / "x")]) == 1 and not (tmp_path / "x").exists()
         (old / "complete.json").unlink(missing_ok=True)
+    (old / "environment.json").unlink()
+    with pytest.raises(ConfigError, match=r"not a whole study's folder, it has no environment\.json; copy the folder whole"):
+        load_study(old)
 
 
 def test_inputs_named_for_predict_are_the_manifests(studies):

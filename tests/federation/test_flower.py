@@ -128,7 +128,7 @@ def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp
     with pytest.raises(ValueError, match=r"was made with vfmgl_lib 0.1.0, this is .*; choose another folder"):
         Site(clients[0], tmp_path, "key")
     (tmp_path / "study.json").unlink()
-    with pytest.raises(ValueError, match="holds rounds of an unknown study, its study.json is missing; choose another folder"):
+    with pytest.raises(ValueError, match=r"holds rounds of an unknown study, its study\.json is missing; choose another folder"):
         Site(clients[0], tmp_path, "key")
 
 
