@@ -33,6 +33,23 @@ def test_every_profile_is_valid_for_every_task_and_its_deviations_are_its_lines(
         assert deviations.empty == (profile == "paper")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "reader"),
+    [
+        ("transfer__ridge_penalty", 7.0, {"transfer__projection": "ridge"}),
+        ("deduction__quantile", 0.1, {"deduction__rule": "quantile"}),
+        ("deduction__gradient_every", 0, None),  # what it changes is logged, and no number of a study
+    ],
+)
+def test_a_key_has_no_setting_that_nothing_reads(setting, value, reader):
+    def key(**changes):
+        return load_settings("nuclei", **changes).key()
+
+    assert key() == key(**{setting: value})
+    if reader:
+        assert len({key(), key(**reader), key(**reader, **{setting: value})}) == 3
+
+
 def test_overrides_reach_nested_settings():
     settings = load_settings("nuclei", "smoke", seed=7, federation__rounds=2, data__per_center={"train": 3})
     assert (settings.seed, settings.federation.rounds, settings.data.per_center) == (7, 2, {"train": 3})

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmgl_lib import __version__, export
+from vfmgl_lib import __version__, export, model_card
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.export import checks, export_model
 from vfmgl_lib.export.__main__ import main
@@ -263,6 +263,56 @@ def test_which_statistics_a_model_carries_is_said(exported, studies):
     running = replace(study, settings=study.settings.model_copy(update={"batch_norm": "running"}))
     assert export._statistics(running, "SiteA") == "running averages of training"
     assert export._statistics(running, "shared") == "mean over the centres of running averages of training"
+
+
+def _of(study, method, batch_norm="recalibrated", **exchange):
+    changed = {"method": method, "batch_norm": batch_norm, "exchange": study.settings.exchange.model_copy(update=exchange)}
+    return replace(study, settings=study.settings.model_copy(update=changed))
+
+
+def test_a_pooled_model_s_statistics_are_of_the_pool_and_an_adopted_one_s_the_mean(studies):
+    study, mean = studies["nuclei"], "mean over the centres of running averages of training"
+    own = "re-estimated on the 12 training images of SiteA, without labels"
+    assert export._statistics(_of(study, "pooled"), "SiteA") == own
+    assert export._statistics(_of(study, "pooled"), "shared") == (
+        "re-estimated in one pass over the training images of all centres, without labels"
+    )
+    pool = "running averages of training on the images of all centres"
+    assert {export._statistics(_of(study, "pooled", "running"), center) for center in ("SiteA", "shared")} == {pool}
+    for method, said in {
+        "fedavg": mean,
+        "fedrep": mean,
+        "fedbn": "running averages of training",
+        "fedavg_ft": "running averages of training",
+        "ditto": "running averages of training",
+        "proxyfl": "running averages of training",
+        "vfmgl": "running averages of training",
+    }.items():
+        assert export._statistics(_of(study, method, "running"), "SiteA") == said, method
+        assert export._statistics(_of(study, method), "SiteA") == own, method
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("pooled", "**Not private: the training images of all centres were put in one place.**"),
+        ("local", "Each centre trained alone: no image and no parameter left it."),
+        (
+            "vfmgl",
+            "What left a centre, parameters and statistics of batch normalisation; the number of its images and its training loss.",
+        ),
+        ("fedbn", "What left a centre, parameters but those of batch normalisation, whose statistics stayed too; the number"),
+        ("fedrep", "What left a centre, parameters but the last layer's, and statistics of batch normalisation; the number"),
+        ("proxyfl", "What left a centre, of a second model that learnt beside this one, which stayed: parameters and statistics"),
+    ],
+)
+def test_the_card_says_what_left_a_centre(studies, method, said):
+    data = "\n".join(model_card._data(_of(studies["nuclei"], method), "SiteA"))
+    assert said in data and ("No image did" in data or method in ("pooled", "local"))
+    counts = "\n".join(model_card._data(_of(studies["nuclei"], method, share_counts=False), "SiteA"))
+    assert "number of its images" not in counts
+    own, shared = ("\n".join(model_card._data(_of(studies["nuclei"], "ditto"), center)) for center in ("SiteA", "shared"))
+    assert "second model" in own and "second model" not in shared
 
 
 def test_a_model_that_normalises_each_batch_by_itself_is_refused(studies, tmp_path):

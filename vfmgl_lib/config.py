@@ -140,7 +140,8 @@ class FederationSettings(Settings):
     local_epochs: int = Field(ge=1)
     weights: Literal["samples", "uniform"]
     local_start: Literal["own", "shared", "mix"] = Field(
-        description="what stage I of a method with stage II starts from: the centre's own model, the shared one, or the mean of both"
+        description="what stage I of a method with stage II starts from: the centre's own model, the shared one, or the mean of both; "
+        "a method without stage II starts from its own, so that with another value HGKT+KD differs from HGKT in its start too"
     )
     match_updates: bool = Field(
         description="a method with fewer updates a batch than VFMGL goes on beyond `rounds` to as many updates, and is reported at both"
@@ -341,20 +342,31 @@ class StudySettings(Settings):
         """Images at once in evaluation. Where a batch is normalised by itself its size matters: as in training."""
         return max(32 if self.batch_norm != "batch" else 1, self.optimizer.batch_size)
 
+    @property
+    def own_comparators(self) -> dict[str, dict[str, Any]]:
+        """The parts of `comparators` that this method reads."""
+        # Logit distillation fits the frozen probe as its teacher; FedPer is FedRep with a setting of its own.
+        used = (self.method, {"logit_kd": "frozen_probe", "fedper": "fedrep"}.get(self.method, ""))
+        return {name: part for name, part in self.comparators.model_dump(mode="json").items() if name in used}
+
     def key(self, *data: str) -> str:
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
-        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings, a plain exchange).
+        processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings, a plain exchange, the penalty
+        of projections that are not fitted, the quantile under another rule, how often a ratio is logged).
         """
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
-        # Logit distillation fits the frozen probe as its teacher; FedPer is FedRep with a setting of its own.
-        used = (self.method, {"logit_kd": "frozen_probe", "fedper": "fedrep"}.get(self.method, ""))
         if self.exchange == PLAIN_EXCHANGE:
             del values["exchange"]
-        values["comparators"] = {name: part for name, part in values["comparators"].items() if name in used}
+        if self.transfer.projection != "ridge":
+            del values["transfer"]["ridge_penalty"]
+        if self.deduction.rule != "quantile":
+            del values["deduction"]["quantile"]
+        del values["deduction"]["gradient_every"]
+        values["comparators"] = self.own_comparators
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 
     def deviations(self) -> pd.DataFrame:

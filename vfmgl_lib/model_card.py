@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
+from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.comparators.two_models import TwoModelClient
+from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.manifest import SPLITS
+from vfmgl_lib.evaluation.results import SHARED
+from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.predict import Description
 from vfmgl_lib.study import Study
@@ -36,7 +41,7 @@ def model_card(
         warning if doubts else [],
         _intended(about),
         _training(study, about),
-        _data(study),
+        _data(study, made["model_center"]),
         _performance(made["model_center"], results),
         _int8(int8),
         _files(about, files, check, counts),
@@ -74,7 +79,7 @@ def _training(study: Study, about: Description) -> list[str]:
     return ["## Training", "", *_table(["", ""], rows.items()), ""]
 
 
-def _data(study: Study) -> list[str]:
+def _data(study: Study, model_center: str) -> list[str]:
     table, manifest = study.manifest.table, study.manifest
     rows = []
     for center in manifest.centers:
@@ -86,11 +91,31 @@ def _data(study: Study) -> list[str]:
     return [
         "## Data",
         "",
-        f"Images (patients) per centre and split; manifest {manifest.sha256[:16]}.{by} Parameters alone left a centre, no image did.",
+        f"Images (patients) per centre and split; manifest {manifest.sha256[:16]}.{by} {what_left(study.settings, model_center)}",
         "",
         *_table(["centre", *SPLITS, ""], rows),
         "",
     ]
+
+
+SENT = {  # by `Strategy.keeps`
+    "": "parameters and statistics of batch normalisation",
+    "batch_norm": "parameters but those of batch normalisation, whose statistics stayed too",
+    "last_layer": "parameters but the last layer's, and statistics of batch normalisation",
+}
+
+
+def what_left(settings: StudySettings, center: str) -> str:
+    """What left a centre for this model, in a sentence; `center`: whose model it is, or "shared"."""
+    strategy = STRATEGIES[settings.method]
+    if not METHODS[settings.method].private:
+        return "**Not private: the training images of all centres were put in one place.**"
+    if not strategy.sends:
+        return "Each centre trained alone: no image and no parameter left it."
+    beside = issubclass(client_class(settings.method), TwoModelClient) and center != SHARED
+    model = "of a second model that learnt beside this one, which stayed: " * beside
+    counts = "; the number of its images and its training loss" * settings.exchange.share_counts
+    return f"What left a centre, {model}{SENT[strategy.keeps]}{counts}. No image did."
 
 
 def _performance(center: str, results: pd.DataFrame) -> list[str]:

@@ -23,7 +23,7 @@ from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.comparators.pooled import pool_data
-from vfmgl_lib.config import ConfigError, StudySettings
+from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
@@ -55,7 +55,7 @@ def run_study(
     """Runs a study, goes on with an interrupted one, or loads a complete one.
 
     Args:
-        settings: which method, seed, sizes.
+        settings: which method, seed, sizes; without the method's overrides, which are laid over them here.
         manifest: the samples; with `settings.centers` only those centres take part.
         folder: where studies lie; this one's folder is made in it.
         progress: show a bar over all batches, with the time left.
@@ -72,8 +72,17 @@ def run_study(
         if study.complete:
             log.info("loaded the complete study %s", study.folder.name)
         else:
+            _warn_of_an_idle_control(settings, study.settings)
             _train(study, teacher, progress, teacher_cache, engine)
     return study
+
+
+def _warn_of_an_idle_control(given: StudySettings, made: StudySettings) -> None:
+    """Where a control's overrides are the settings already, as a random teacher may be."""
+    method = METHODS[made.method]
+    if method.parent and method.overrides and made == given:
+        values = ", ".join(f"{name} is {setting_value(given, name)}" for name in method.overrides)
+        log.warning("%s: %s already, so that this control is %s itself under another title", made.method, values, method.parent)
 
 
 def is_running(folder: Path) -> bool:

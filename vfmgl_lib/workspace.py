@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study import Study, find_study
 from vfmgl_lib.training import run_study
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Workspace:
         doubts = ["PHANTOM images"] * self.on_phantoms + doubts_about(settings.teacher.source)
         proves = "this run shows that the code works, nothing about the paper's claims"
         lines = {"read this first": f"{' and '.join(doubts)}: {proves}"} if doubts else {}
+        lines |= {"seed": reserved_seed(settings)} if reserved_seed(settings) else {}
         lines |= {
             "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
             "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
@@ -132,7 +136,16 @@ def open_workspace(
             f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if reserved_seed(settings):
+        log.warning("seed %s", reserved_seed(settings))
     return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
+
+
+def reserved_seed(settings: StudySettings) -> str:
+    """What is wrong with reporting this seed; "" if nothing is."""
+    if settings.seed != settings.comparison.tuning.seed:
+        return ""
+    return f"{settings.seed} is the tuning's (comparison.tuning.seed): settings were chosen on it, its results are not to be reported"
 
 
 def _prepared(layout: str, root: Path, folder: Path) -> Prepared:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vfmgl_lib import training
 from vfmgl_lib.comparators.methods import METHODS, with_overrides, with_random_weights
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
@@ -45,6 +46,24 @@ def test_the_study_of_a_control_is_made_of_its_settings(phantoms, tmp_path):
     random, other = find_study(settings.model_copy(update={"method": "hgkt_random"}), phantoms["nuclei"], tmp_path)
     assert "RANDOM weights" in random.teacher_description and other.stack_shapes == teacher.stack_shapes
     assert random.folder != find_study(settings.model_copy(update={"method": "hgkt"}), phantoms["nuclei"], tmp_path)[0].folder
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "idle"),
+    [
+        ("hgkt_random", {"teacher__source": "random:pocket_vit"}, "teacher.source is random:pocket_vit already"),
+        ("hgkt_random", {}, ""),
+        ("hgkt_beta0", {"transfer__beta": 0}, "transfer.beta is 0.0 already"),
+        ("hgkt", {"teacher__source": "random:pocket_vit"}, ""),
+        ("vfmgl_task", {}, ""),
+    ],
+)
+def test_a_control_that_changes_nothing_is_said_to_be_its_parent(phantoms, tmp_path, monkeypatch, caplog, method, changes, idle):
+    monkeypatch.setattr(training, "_train", lambda *arguments: None)
+    settings = load_settings("nuclei", "smoke", method=method, data__image_size=32, **changes)
+    training.run_study(settings, phantoms["nuclei"], tmp_path, progress=False)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ([f"{method}: {idle}, so that this control is hgkt itself under another title"] if idle else [])
 
 
 def test_without_its_teacher_hgkt_follows_the_task_alone(federation):

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
+from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.site import Site
 from vfmgl_lib.models.batch_norm import recalibrate
 
 
@@ -88,3 +90,18 @@ def test_the_shared_model_is_measured_with_averaged_statistics_and_adapted(feder
     written = pd.concat(tables.predictions).query(f"test_center == '{at}' and split == 'test'")
     scores = {model: part["probability"].tolist() for model, part in written.groupby("model_center")}
     assert scores["adapted"] == scores[at] != scores["shared"], "FedAvg's own model is the shared one, adapted"
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedbn"])
+@pytest.mark.parametrize("batch_norm", ["recalibrated", "running"])
+def test_a_site_keeps_the_last_shared_model_as_received_and_adapted(federation, tmp_path, batch_norm, method):
+    clients, server = federation("nuclei", method, batch_norm=batch_norm)
+    (done,) = run_rounds(clients, server, 1)
+    site = Site(clients[0], tmp_path, "study")
+    site.finish({name: torch.zeros_like(tensor) for name, tensor in done.shared.items()})
+    site.finish(done.shared)  # told twice: the later one
+    received, adapted = (load_tensors(tmp_path / "shared", name) for name in ("shared", "adapted"))
+    whole = clients[0].completed(done.shared)
+    assert _equal(received, done.shared) and (_equal(whole, received) == (method == "fedavg"))
+    assert _equal(adapted, _by_hand(clients[0], whole) if batch_norm == "recalibrated" else whole)
+    assert _equal(adapted, received) == (method == "fedavg" and batch_norm == "running")

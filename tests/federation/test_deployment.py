@@ -10,11 +10,9 @@ import threading
 from dataclasses import replace
 
 import pytest
-import torch
 import yaml
 
 from vfmgl_lib.assembly import taking_part
-from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.sources import prepare
 from vfmgl_lib.federation import credentials, deployment
@@ -22,7 +20,6 @@ from vfmgl_lib.federation.__main__ import main
 from vfmgl_lib.federation.deployment import _own_data, check_server, check_site, plain, read_site
 from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.sandbox import landlock_version
-from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import superlink
 from vfmgl_lib.federation.supernode import admitted
 
@@ -283,6 +280,17 @@ def test_another_server_than_the_coordinators(federation, tmp_path, with_tls):
     assert ("ca.pem does not vouch for its certificate" if with_tls else "does not speak TLS as the server does") in said
 
 
+@pytest.mark.parametrize(("method", "message"), [("pooled", "it pools the centres' images"), ("magic", "there are local, fedavg")])
+def test_a_study_edited_to_what_does_not_run_over_a_network_does_not_start(federation, capsys, method, message):
+    for folder, command in zip(federation, ("server", "site"), strict=True):
+        file = folder / "study.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"method": method}))
+        for started in (command, "check"):
+            assert main([started, str(folder)]) == 1
+            said = "".join(capsys.readouterr())
+            assert str(file) in said and method in said and message in said, started
+
+
 def test_a_folder_that_is_neither(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 1
     assert f"error: {tmp_path}: holds neither server.yaml nor site.yaml" in capsys.readouterr().err
@@ -363,11 +371,3 @@ def test_who_is_admitted(federation, tmp_path):
         served("SiteA", "SiteB")
     with pytest.raises(ConnectionError, match="refused"):
         admitted(f"127.0.0.1:{port}", site / "ca.pem", site / "key")
-
-
-def test_the_last_model_can_be_told_twice(tmp_path):
-    told = Site.__new__(Site)
-    told.folder = tmp_path
-    for value in (1.0, 2.0):
-        told.finish({"weight": torch.full((2,), value)})
-    assert load_tensors(tmp_path / "shared", "shared")["weight"].tolist() == [2.0, 2.0]

@@ -1,5 +1,7 @@
 """The log of results that is committed: valid at any time, small, never of two kinds of settings."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -104,6 +106,50 @@ def test_other_settings_are_not_mixed_in(small, tmp_path):
     with pytest.raises(ConfigError, match=r"studies.csv: holds studies of other settings or data \(.* instead of .*\); choose another"):
         check_log(tmp_path / "log", plan(small(optimizer__lr=0.5), ["local"], [0]))
     check_log(tmp_path / "log", plan(small().variant(seed=5, split=(0.6, 1)), ["local"], [5]))
+
+
+def test_seeds_of_a_method_with_other_settings_of_its_own_are_not_mixed(small, tmp_path, monkeypatch):
+    log, methods = tmp_path / "log", ["local", "fedavg", "fedprox", "logit_kd", "fedper", "hgkt_beta0"]
+    write_log(log, plan(small(), methods, [0]))
+    assert read(log, "studies.csv").set_index("method")["own"].to_dict() == {
+        "local": "",
+        "fedavg": "revision=2",
+        "fedprox": "comparators.fedprox.mu=0.01 revision=2",
+        "logit_kd": "comparators.frozen_probe.inverse_regularization=1.0 comparators.logit_kd.distillation_share=0.5 "
+        "comparators.logit_kd.temperature=5.0 revision=2",
+        "fedper": "comparators.fedrep.head_epochs=0",
+        "hgkt_beta0": "transfer.beta=0.0",
+    }
+    other = small(comparators__fedprox__mu=1.0)
+    message = r"holds fedprox with comparators.fedprox.mu=0.01 revision=2, this one has comparators.fedprox.mu=1.0 revision=2; run all"
+    with pytest.raises(ConfigError, match=message):
+        check_log(log, plan(other, ["fedprox"], [1]))
+    check_log(log, plan(other, ["fedprox"], [0, 1])), check_log(log, plan(other, ["local", "fedper"], [1]))
+    with pytest.raises(ConfigError, match=r"holds logit_kd with .*inverse_regularization=1.0 .*, this one has .*=2.0 "):
+        check_log(log, plan(small(comparators__frozen_probe__inverse_regularization=2.0), ["logit_kd"], [1]))
+    with monkeypatch.context() as patched:
+        patched.setitem(module.METHODS, "local", replace(module.METHODS["local"], revision=2))
+        with pytest.raises(ConfigError, match="holds local with nothing own, this one has revision=2"):
+            check_log(log, plan(small(), ["local"], [1]))
+    read(log, "studies.csv").drop(columns="own").to_csv(log / "phantoms-nuclei" / "studies.csv", index=False)
+    with pytest.raises(ConfigError, match=r"holds fedprox with nothing own, this one has comparators.fedprox.mu=0.01"):
+        check_log(log, plan(small(), ["fedprox"], [1]))
+
+
+def test_seeds_of_a_control_with_another_teacher_of_its_own_are_not_mixed(small, tmp_path):
+    write_log(tmp_path / "log", plan(small(), ["hgkt_random"], [0]))
+    other = small(teacher__source="random:test_vit2")
+    with pytest.raises(ConfigError, match=r"holds hgkt_random with test_vit, .*, this one has test_vit2, "):
+        check_log(tmp_path / "log", plan(other, ["hgkt_random"], [1]))
+
+
+def test_settings_that_nothing_reads_do_not_part_a_log(small, tmp_path):
+    write_log(tmp_path / "log", plan(small(), ["hgkt", "vfmgl"], [0]))
+    unread = {"transfer__ridge_penalty": 7.0, "deduction__quantile": 0.1, "deduction__gradient_every": 0}
+    check_log(tmp_path / "log", plan(small(**unread), ["hgkt", "vfmgl"], [1]))
+    for read_one in ({"transfer__projection": "ridge"}, {"deduction__rule": "quantile"}):
+        with pytest.raises(ConfigError, match="holds studies of other settings"):
+            check_log(tmp_path / "log", plan(small(**read_one), ["vfmgl"], [1]))
 
 
 def test_another_version_is_not_mixed_in(small, tmp_path):

@@ -38,8 +38,9 @@ def test_the_grid_is_every_combination_the_profile_s_own_first(workspace):
     both = [tuple(changes.values()) for changes in grid("fedprox", workspace.settings)]
     assert both == [(rate, mu), (rate, 0.03), (0.03, mu), (0.03, 0.03)]
     assert grid("frozen_probe", workspace.settings) == [], "no rate, nothing to tune"
-    controls = [name for name, method in METHODS.items() if method.parent]
-    assert controls and all(grid(name, workspace.settings) == [] for name in controls), "they have their parents' values"
+    without = [name for name in METHODS if not grid(name, workspace.settings)]
+    assert without == ["frozen_probe", "hgkt_beta0", "hgkt_random", "vfmgl_task", "vfmgl_random"], "controls have their parents' values"
+    assert [job.changes for job in tuning_plan(workspace, ["fedper"])] == [{"optimizer.lr": rate}, {"optimizer.lr": 0.03}]
     for name, method in METHODS.items():
         assert all(setting_value(workspace.settings, setting) > 0 for setting in method.tunes), name
 
@@ -69,7 +70,7 @@ def test_it_goes_on_and_nothing_is_chosen_before_all_have_ended(workspace, tmp_p
     write_tuning(tmp_path, tuning_plan(workspace, ["local", "fedavg"]))
     assert set(read(tmp_path)["state"]) == {"left"} and set(read(tmp_path)["chosen"]) == {"0"}
     with pytest.raises(ConfigError, match=r"tuning.csv: has no chosen value for local .*; tune it, or leave local out"):
-        read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local"])
+        read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local"], [0], [None])
     tuned(workspace, ["fedavg"], tmp_path)
     table = read(tmp_path)
     assert table[["method", "state"]].to_numpy().tolist() == [["local", "left"]] * 2 + [["fedavg", "done"]] * 2
@@ -92,7 +93,7 @@ def test_a_combination_that_fails_is_not_chosen(workspace, tmp_path, monkeypatch
     assert table[["state", "chosen", "error"]].to_numpy().tolist() == [["failed", "0", "FloatingPointError: diverged"], ["done", "1", ""]]
     monkeypatch.setitem(METHODS, "control", replace(METHODS["local"], parent="local"))
     monkeypatch.setattr(type(workspace), "study", lambda self, method: SimpleNamespace(teacher_description=NO_TEACHER))
-    chosen = read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local", "control", "frozen_probe"])
+    chosen = read_tuned(tmp_path / "phantoms-nuclei" / "tuning.csv", workspace, ["local", "control", "frozen_probe"], [0], [None])
     assert chosen == {"local": {"optimizer.lr": 0.03}, "control": {"optimizer.lr": 0.03}, "frozen_probe": {}}
 
 
@@ -127,6 +128,58 @@ def test_the_tuning_s_seed_is_never_reported(workspace):
     assert {job.seed for job in tuning_plan(workspace, ["local"])} == {7}
 
 
+def test_a_workspace_with_the_tuning_s_seed_says_so(workspace, small, caplog):
+    assert not caplog.records and "seed" not in workspace.describe()
+    said = small(comparison__tuning={"factors": (1,), "seed": 7}, seed=7).describe()["seed"]
+    assert said.startswith("7 is the tuning's") and "its results are not to be reported" in said
+    assert [record.getMessage() for record in caplog.records] == [f"seed {said}"]
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    """Workspace, methods -> a table in which the first combination of each was chosen, without any training."""
+
+    def write(workspace, methods):
+        write_tuning(tmp_path, tuning_plan(workspace, methods))
+        file, table = tmp_path / "phantoms-nuclei" / "tuning.csv", read(tmp_path)
+        table.assign(chosen=(~table["method"].duplicated()).astype(int)).to_csv(file, index=False)
+        return file
+
+    return write
+
+
+def test_what_was_chosen_is_not_reported_where_it_was_chosen(workspace, small, chosen):
+    """Not on the table's seed, whatever the profile's is by now; not on a division that may test the patients of its validation sets."""
+    file = chosen(workspace, ["local"])
+    assert read_tuned(file, workspace, ["local"], [0, 1], [None]) == {"local": {"optimizer.lr": workspace.settings.optimizer.lr}}
+    later = small(comparison__tuning={"factors": (3, 1), "seed": 1000}, federation__rounds=1)
+    assert plan(later, ["local"], [7]), "its profile allows the seed"
+    with pytest.raises(ConfigError, match=r"tuning.csv: its settings were chosen on seed 7, which is never reported; give other seeds"):
+        read_tuned(file, later, ["local"], [0, 7], [None])
+    with pytest.raises(ConfigError, match=r"chosen on validation patients of the division own, whom 0.7-4 may test; run 0.7-4 without"):
+        read_tuned(file, workspace, ["local"], [0], [None, (0.7, 4)])
+    divided = workspace.variant(split=(0.7, 4))
+    with pytest.raises(ConfigError, match=r"of the division own, whom 0.7-4 may test"):
+        read_tuned(file, divided, ["local"], [0], [None])
+    assert set(pd.read_csv(chosen(divided, ["local"]))["split_id"]) == {"0.7-4"}
+    assert read_tuned(file, divided, ["local"], [0], [(0.7, 4)]), "where it was chosen on the very division"
+
+
+def test_a_table_of_another_grid_or_other_settings_of_a_method_is_refused(workspace, small, chosen):
+    file, same = chosen(workspace, ["fedprox", "fedrep"]), {"comparison__tuning": {"factors": (3, 1), "seed": 7}, "federation__rounds": 1}
+    methods = ["fedprox", "fedrep"]
+    assert set(read_tuned(file, workspace, methods, [0], [None])) == set(methods)
+    assert read_tuned(file, small(comparators__harmofl__perturbation=0.5, **same), methods, [0], [None]), "that is not theirs"
+    with pytest.raises(ConfigError, match="fedrep was tuned on another grid or with other settings of its own; tune it anew"):
+        read_tuned(file, small(comparators__fedrep__head_epochs=2, **same), methods, [0], [None])
+    with pytest.raises(ConfigError, match="fedprox was tuned on another grid"):  # the chosen mu is on the new grid, too
+        read_tuned(file, small(comparators__fedprox__mu=0.01 / 3, **same), methods, [0], [None])
+    for column in ("own", "split_id"):
+        pd.read_csv(file, dtype=str, keep_default_na=False).drop(columns=column).to_csv(file.with_name("old.csv"), index=False)
+        with pytest.raises(ConfigError, match=f"old.csv: has no column {column}; make it anew with --tune"):
+            read_tuned(file.with_name("old.csv"), workspace, methods, [0], [None])
+
+
 @pytest.mark.parametrize("factors", [(3.0,), (1.0, 0.0), (1.0, 1.0, 3.0)])
 def test_a_grid_without_the_profile_s_own_value_is_refused(small, factors):
     with pytest.raises(ConfigError, match="factors must be above 0, each one once, and 1 among them"):
@@ -139,9 +192,9 @@ def test_a_table_of_other_settings_and_sets_without_validation_are_refused(works
     with pytest.raises(ConfigError, match=r"tuning.csv: holds studies of other settings or data"):
         write_tuning(tmp_path, tuning_plan(other, ["local"]))
     with pytest.raises(ConfigError, match=r"tuning.csv: holds studies of other settings or data"):
-        read_tuned(file, other, ["local"])
+        read_tuned(file, other, ["local"], [0], [None])
     with pytest.raises(ConfigError, match=r"elsewhere.csv: is not there; .* --tune --results DIR` makes it"):
-        read_tuned(tmp_path / "elsewhere.csv", workspace, ["local"])
+        read_tuned(tmp_path / "elsewhere.csv", workspace, ["local"], [0], [None])
     with pytest.raises(ConfigError, match="frozen_probe have nothing to tune"):
         tuning_plan(workspace, ["frozen_probe"])
 

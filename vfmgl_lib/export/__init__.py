@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib import __version__
+from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.evaluation.classification import ONE_CLASS
 from vfmgl_lib.evaluation.complexity import count
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
@@ -26,6 +27,8 @@ from vfmgl_lib.export.checks import (
     refuse,
 )
 from vfmgl_lib.export.formats import int8_model, onnx_model, torchscript_model
+from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.files import new_folder, sha256, write_bytes, write_text
 from vfmgl_lib.model_card import model_card
 from vfmgl_lib.models.students import ResNet18, Student
@@ -156,8 +159,16 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
 
 def _statistics(study: Study, center: str) -> str:
     """Which statistics of batch normalisation a model carries, in words."""
+    method = study.settings.method
     if study.settings.batch_norm == "running":
-        return RUNNING if center != SHARED else f"mean over the centres of {RUNNING}"
+        if method == "pooled":
+            return f"{RUNNING} on the images of all centres"
+        # What overwrites the model at the end of a round brings the server's statistics, but where they stay at home (`Client.adopt`).
+        strategy = STRATEGIES[method]
+        overwritten = strategy.adopts and strategy.keeps != "batch_norm" and client_class(method).adopt is Client.adopt
+        return f"mean over the centres of {RUNNING}" if center == SHARED or overwritten else RUNNING
+    if center == SHARED and method == "pooled":
+        return "re-estimated in one pass over the training images of all centres, without labels"
     if center == SHARED:
         return "mean over the centres of those that each re-estimated on its own training images, without labels"
     return f"re-estimated on the {len(study.manifest.select(center, 'train'))} training images of {center}, without labels"

@@ -138,7 +138,8 @@ class Client:
         if received is None:
             return
         start = self.settings.federation.local_start if self.strategy.distillation else "own"
-        # BN statistics are re-estimated after stage I: training does not read them.
+        # Training normalises by the batch and reads no BN statistics. Those received stand where the running averages of this round start
+        # (`batch_norm: running`); re-estimated ones replace them after stage I.
         if self.strategy.adopts or start == "shared":
             self.overwrite(received)
         elif start == "mix":

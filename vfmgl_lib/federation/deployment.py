@@ -120,10 +120,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     if not HOST.fullmatch(host):
         raise ConfigError(f"host {host!r}: give the server's name or IPv4 address alone, as in federation.example.org")
     _checked(ServerSettings, {"host": "0.0.0.0", "port": port, "wait": WAIT}, "init")
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r}: there are {', '.join(METHODS)}")
-    if not METHODS[method].private:
-        raise ConfigError(f"method {method}: it pools the centres' images and does not run over a network; choose another")
+    _check_method(method, "init")
     overrides = {"teacher__source": teacher} if teacher else {}
     settings = with_overrides(with_available_teacher(load_settings(task, profile, method=method, seed=seed, **overrides)))
     new_server(settings, ["A", "B"], new_student(settings))  # a student that cannot be made is refused here
@@ -322,7 +319,16 @@ def _study(folder: Path) -> StudySettings:
         raise ConfigError(f"{file}: is not a study's settings; the coordinator's `init` makes it")
     remedy = "install that version here, or have the coordinator make the folders anew with `init`"
     check_version(file, values.pop("vfmgl_lib", FIRST_VERSION), remedy)
-    return checked_settings(values)
+    settings = checked_settings(values)
+    _check_method(settings.method, str(file))
+    return settings
+
+
+def _check_method(method: str, where: str) -> None:
+    if method not in METHODS:
+        raise ConfigError(f"{where}: method {method!r}: there are {', '.join(METHODS)}")
+    if not METHODS[method].private:
+        raise ConfigError(f"{where}: method {method}: it pools the centres' images and does not run over a network; choose another")
 
 
 def _own_data(given: SiteFolder, files: bool = False) -> Manifest:

@@ -3,7 +3,7 @@
 A site's folder:
 
     rounds/NNN/   student, stage I's student, the client's state, the update that left, the round's log; whole or not there
-    shared/       the shared model of the last round, where the method has one
+    shared/       the shared model of the last round, where the method has one: as received, and "adapted", as `finish` says
 
 A round that is asked for again with the same message (the server did not get the answer, or was restarted) is answered from disk: nothing
 is trained twice, nothing counted twice. Asked with another message it is trained anew from the state before it.
@@ -90,7 +90,11 @@ class Site:
         return update
 
     def finish(self, shared: State) -> None:
-        """Keeps the shared model of the last round: as received, and with this centre's statistics of batch normalisation."""
+        """Keeps the shared model of the last round: as received, and "adapted", as this centre would use it.
+
+        That is with this centre's statistics of batch normalisation under `batch_norm: recalibrated`, and with the part that stays at home
+        where the method keeps one; otherwise the two are equal.
+        """
         adapted = self.client.teaching_copy(shared).state_dict()
         with new_folder(self.folder / "shared") as part:
             save_tensors(part, {"shared": shared, "adapted": adapted})

@@ -58,7 +58,7 @@ def command_line() -> argparse.ArgumentParser:
         help="own (default: the data's own), comparison (the profile's comparison.splits), or TRAIN-SEED such as 0.6-3",
     )
     what.add_argument("--tune", action="store_true", help="choose each method's rate on validation sets instead (comparison.tuning)")
-    what.add_argument("--tuned", type=Path, metavar="FILE", help="the rates that --tune chose; default: the profile's")
+    what.add_argument("--tuned", type=Path, metavar="FILE", help="what --tune chose, for the division it had; default: the profile's")
     how = parser.add_argument_group("how to run it")
     how.add_argument("--processes", type=_count, default=1, metavar="N", help="studies at a time, default: 1; with cuda a GPU each")
     how.add_argument("--threads", type=_count, metavar="N", help="of each process; default: the cores divided by --processes")
@@ -112,7 +112,7 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
     if given.tune:
         jobs, check, write = tuning_plan(workspace, methods), check_tuning, write_tuning
     else:
-        tuned = read_tuned(given.tuned, workspace, methods) if given.tuned else None
+        tuned = read_tuned(given.tuned, workspace, methods, seeds, splits) if given.tuned else None
         jobs, check, write = plan(workspace, methods, seeds, splits, tuned), check_log, write_log
     if given.status:
         _say(status_table(jobs))

@@ -1,8 +1,9 @@
 """The log of results that is committed: small CSVs of what a sweep has finished, and what of it is missing.
 
-    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings, teacher, version,
-                                       commit; tuned: settings of the method's own (`sweep.tuning`); kept_share: of the batches that
-                                       DDBL kept, where a finished study has it
+    <folder>/<data set>/studies.csv    one row a study, also those that are left: state, rounds, seconds, study, settings (hash of what all
+                                       methods share), teacher, version, commit; own: settings that this method alone reads
+                                       (`own_settings`); tuned: what it has instead of the profile's (`sweep.tuning`); kept_share: of the
+                                       batches that DDBL kept, where a finished study has it
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
                                        of the shared model and of other centres' test sets the main metric alone; budget "both" where
                                        matched rounds and matched updates are the same round
@@ -22,12 +23,12 @@ import pandas as pd
 
 from vfmgl_lib import __version__
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import FIRST_VERSION, ConfigError, check_version
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, setting_value
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_TEACHER, Study
-from vfmgl_lib.sweep.jobs import Job, status_table
+from vfmgl_lib.sweep.jobs import Job, in_words, status_table
 from vfmgl_lib.sweep.summary import MAIN, OF_ALL, summary
 from vfmgl_lib.workspace import Workspace
 
@@ -55,16 +56,39 @@ def settings_key(workspace: Workspace, tuned: bool = False) -> str:
     return hashlib.sha256(f"{shared.key(workspace.prepared.sha256)} {teacher}{' tuned' * tuned}".encode()).hexdigest()[:10]
 
 
+def own_settings(settings: StudySettings) -> str:
+    """What a study has beside the settings that all methods share, in words; two seeds of a method with different ones are no two seeds.
+
+    Its parts of `comparators`, its overrides (but for the teacher, which has a column of its own) and its revision, above 1.
+
+    Args:
+        settings: of a study, with its method's overrides.
+    """
+    method = METHODS[settings.method]
+    own = {f"comparators.{part}.{name}": value for part, values in settings.own_comparators.items() for name, value in values.items()}
+    own |= {name: setting_value(settings, name) for name in method.overrides if name != "teacher.source"}
+    return in_words(own | ({"revision": method.revision} if method.revision > 1 else {}))
+
+
 def check_log(folder: Path, jobs: Sequence[Job]) -> None:
-    """Raises: ConfigError: the log holds studies which these must not be mixed with (`checked_table`, or a method tuned otherwise)."""
+    """Refuses what must not be mixed; of studies that the jobs replace only what all methods share is asked.
+
+    Raises: ConfigError: as `checked_table`, or the log holds a method tuned otherwise, with other settings of its own or another teacher.
+    """
     file = folder / dataset_name(jobs[0].shared) / STUDIES
-    own, replaced = {job.method: job.tuned for job in jobs}, _identities(jobs)
+    given, replaced = {job.method: job for job in jobs}, _identities(jobs)
     for row in checked_table(file, _key(jobs), {job.method: job.study.teacher_description for job in jobs}).to_dict("records"):
-        method, tuned = row["method"], row.get("tuned", "")
-        if tuple(row[name] for name in IDENTITY) not in replaced and own.get(method, tuned) != tuned:
-            raise ConfigError(
-                f"{file}: holds {method} with {tuned or 'nothing tuned'}, this one has {own[method]}; run all of its seeds in one call"
-            )
+        job = given.get(row["method"])
+        if job is None or tuple(row[name] for name in IDENTITY) in replaced:
+            continue
+        mine = {"tuned": job.tuned, "own": own_settings(job.study.settings), "teacher": job.study.teacher_description}
+        for column, value in mine.items():
+            there = row.get(column, "")
+            if there != value:
+                raise ConfigError(
+                    f"{file}: holds {job.method} with {there or f'nothing {column}'}, this one has {value or f'nothing {column}'}; "
+                    "run all of its seeds in one call"
+                )
 
 
 def checked_table(file: Path, key: str, teachers: Mapping[str, str]) -> pd.DataFrame:
@@ -138,6 +162,7 @@ def study_rows(jobs: Sequence[Job], key: str) -> pd.DataFrame:
         teacher=[job.study.teacher_description for job in jobs],
         version=__version__,
         tuned=[job.tuned for job in jobs],
+        own=[own_settings(job.study.settings) for job in jobs],
     )
     starts = [_last_start(job.study) for job in jobs]
     for column in ("commit", "device", "threads"):

@@ -3,11 +3,12 @@
     <folder>/<data set>/tuning.csv    one row for each method and combination of the grid:
         method; tuned: the combination, as "optimizer.lr=0.01 comparators.fedprox.mu=0.01"; metric; value: the mean over the centres of the
         main metric of each centre's own model on its own validation set, averaged over the rounds at which the method is reported; one
-        column a centre ("value at A"); chosen: 1 for the best of its method once all of them have ended; state, seconds, seed, study,
-        settings, teacher, version, commit, error: as in `studies.csv`
+        column a centre ("value at A"); chosen: 1 for the best of its method once all of them have ended; state, seconds, seed, split_id,
+        study, settings, own, teacher, version, commit, error: as in `studies.csv`
 
 The grid is every setting's value times each of `comparison.tuning.factors`, in all combinations. A test set is measured in these studies
 as in all others, and not read here. A sweep takes the table by `read_tuned`: the chosen values become settings of each method's studies.
+They are refused for the seeds and for other divisions than those of the table: what was chosen on a patient is not reported on it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError, StudySettings, setting_value
+from vfmgl_lib.comparators.methods import METHODS, with_overrides
+from vfmgl_lib.config import ConfigError, SplitSettings, StudySettings, changed_settings, setting_value
 from vfmgl_lib.evaluation.results import STAGES
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import Study
-from vfmgl_lib.sweep.jobs import Changes, Job, checked_methods, in_words, tuned_job
-from vfmgl_lib.sweep.log import checked_table, dataset_name, settings_key, study_rows
+from vfmgl_lib.sweep.jobs import Changes, Job, Split, checked_methods, in_words, tuned_job
+from vfmgl_lib.sweep.log import checked_table, dataset_name, own_settings, settings_key, study_rows
 from vfmgl_lib.sweep.summary import MAIN
 from vfmgl_lib.workspace import Workspace
 
@@ -33,7 +34,7 @@ TUNING = "tuning.csv"
 RATE = "optimizer.lr"
 DIGITS = 2  # of a grid's values but the profile's own
 AT = "value at "
-ABOUT = ["state", "seconds", "seed", "study", "settings", "teacher", "version", "commit", "error"]
+ABOUT = ["state", "seconds", "seed", "split_id", "study", "settings", "own", "teacher", "version", "commit", "error"]
 
 
 def grid(method: str, settings: StudySettings) -> list[Changes]:
@@ -120,23 +121,55 @@ def _row(job: Job) -> dict:
     return row | {"metric": metric, "value": values.mean()} | {f"{AT}{center}": value for center, value in values.items()}
 
 
-def read_tuned(file: Path, workspace: Workspace, methods: Iterable[str]) -> dict[str, Changes]:
+def read_tuned(
+    file: Path, workspace: Workspace, methods: Iterable[str], seeds: Iterable[int], splits: Iterable[Split | None]
+) -> dict[str, Changes]:
     """Method -> the settings chosen for it, from a table of `write_tuning`.
 
     Args:
-        workspace: of the sweep that will use them: the same data and settings.
-    Raises: ConfigError: no such table, one of other settings or another version, a method whose tuning has not ended.
+        workspace, seeds, splits: of the sweep that will use them (`jobs.plan`): the same data and settings.
+    Raises: ConfigError: no such table, one of other settings or another version, a method whose tuning has not ended or was on another
+        grid or with other settings of its own, a seed or division that must not be reported with it.
     """
     if not file.is_file():
         raise ConfigError(f"{file}: is not there; `python -m vfmgl_lib.sweep ... --tune --results DIR` makes it")
     methods, tuned = checked_methods(methods), {}
     table = checked_table(file, settings_key(workspace), {method: workspace.study(method).teacher_description for method in methods})
+    lacking = {"own", "split_id"} - set(table.columns)
+    if lacking:
+        raise ConfigError(f"{file}: has no column {', '.join(sorted(lacking))}; make it anew with --tune, which loads finished studies")
+    _check_not_chosen_on(file, table, workspace, seeds, splits)
     for method in methods:
         source = METHODS[method].parent or method
-        combinations = grid(source, workspace.settings)
-        chosen = set(table.loc[(table["method"] == source) & (table["chosen"] == "1"), "tuned"])
+        combinations, rows = grid(source, workspace.settings), table[table["method"] == source]
+        wanted = {(in_words(changes), _own(workspace.settings, source, changes)) for changes in combinations}
+        if len(rows) and set(zip(rows["tuned"], rows["own"], strict=True)) != wanted:
+            raise ConfigError(f"{file}: {source} was tuned on another grid or with other settings of its own; tune it anew")
+        chosen = set(rows.loc[rows["chosen"] == "1", "tuned"])
         found = [changes for changes in combinations if in_words(changes) in chosen]
         if combinations and not found:
             raise ConfigError(f"{file}: has no chosen value for {source} on the grid of these settings; tune it, or leave {method} out")
         tuned[method] = found[0] if found else {}
     return tuned
+
+
+def _own(settings: StudySettings, method: str, changes: Changes) -> str:
+    """`own_settings` of the study that tries these values."""
+    return own_settings(with_overrides(changed_settings(settings.model_copy(update={"method": method}), changes)))
+
+
+def _check_not_chosen_on(
+    file: Path, table: pd.DataFrame, workspace: Workspace, seeds: Iterable[int], splits: Iterable[Split | None]
+) -> None:
+    """Raises: ConfigError: a seed of the tuning, or a division that may test patients on whom it chose."""
+    chosen_on = sorted(set(table["seed"]) & set(map(str, seeds)))
+    if chosen_on:
+        raise ConfigError(f"{file}: its settings were chosen on seed {', '.join(chosen_on)}, which is never reported; give other seeds")
+    own = workspace.settings.data.split
+    asked = {SplitSettings(train=split[0], seed=split[1]).name if split else own.name if own else "own" for split in splits}
+    others = sorted(asked - set(table["split_id"]))
+    if others:
+        raise ConfigError(
+            f"{file}: its settings were chosen on validation patients of the division {', '.join(sorted(set(table['split_id'])))}, whom "
+            f"{', '.join(others)} may test; run {', '.join(others)} without --tuned"
+        )
