@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from vfmgl_lib import training as training_module
+from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.sweep.__main__ import main
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
@@ -49,7 +50,7 @@ def test_the_defaults_are_the_profile_s(call):
     _, said, _ = call("--methods", "local", "--splits", "comparison", "--status")
     assert [line.split()[1:5] for line in said.splitlines()[1:-1]] == [["seed", "0", "split", "0.6-3"], ["seed", "0", "split", "0.7-4"]]
     _, said, _ = call("--status")
-    assert said.splitlines()[-1] == "10 studies: 10 left"
+    assert said.splitlines()[-1] == f"{len(METHODS)} studies: {len(METHODS)} left"
 
 
 def test_a_failed_study_is_status_1_and_logged(call, tmp_path, monkeypatch):
@@ -140,3 +141,5 @@ def test_tunes_and_uses_what_was_chosen(call, tmp_path):
     assert f"local seed 0 lr {float(chosen):g} " in said
     status, _, complained = call("--methods", "local", "--seeds", "0,1000", "--status")
     assert status == 2 and "seed 1000: is the tuning's" in complained
+    status, _, complained = call("--methods", "local", "--seeds", "0", "--splits", "own,0.7-4", "--tuned", file, "--status")
+    assert status == 2 and "whom 0.7-4 may test; run 0.7-4 without --tuned" in complained
