@@ -26,7 +26,7 @@ from scipy import stats
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.files import write_text
 
-SHAPES = tuple(product((3, 4, 5, 7, 10), (4, 5)))  # seeds, centres
+SHAPES = (*product((3, 4, 5, 7, 10), (4, 5)), *product((3, 4, 5, 7, 10), (3,)))  # seeds, centres
 # Standard deviations of seed, centre and residual: each alone, each ten times and three times the others, each 0, and what was worst in
 # a finer search (the seeds dominate, the centres have a third of their deviation, nothing is left).
 SPREADS = (
@@ -38,6 +38,20 @@ DIFFERENCES = ("normal", "bounded", "heavy tails", "skewed")
 IMAGES, SHIFT = 10, 0.1  # images a patient; the effect: a difference of Dice of 0.1, where patients' differences have an SD of about 0.1
 # Positive and negative patients, images of each; None: every patient has images of both classes.
 CLASSES = ((5, 5, 1), (5, 12, 1), (5, 40, 1), (20, 20, 1), (5, 5, 6), (5, 40, 6), (10, 10, 6), (30, 30, 6), (5, None, 6), (15, None, 6))
+# The same with patients that have very different numbers of images. Where they count as fewer than five of a class there is no p.
+UNEQUAL = (
+    (8, 8, (300, *[3] * 7) * 2),
+    (6, 6, (1, 2, 5, 10, 50, 200) * 2),
+    (5, 30, (1, 1, 2, 100, 30, *(1, 3, 10, 30, 2) * 6)),
+    (8, None, (1, 2, 5, 10, 20, 40, 80, 120)),
+    (5, 5, (5, 8, 10, 12, 15) * 2),
+    (6, 6, (5, 8, 10, 12, 15, 20) * 2),
+    (8, 8, (5, 8, 10, 12, 15, 20, 25, 30) * 2),
+    (20, 20, (*(1, 2, 3, 5, 10) * 3, 20, 30, 40, 50, 50) * 2),
+    (5, 60, (*[10] * 5, *(1, 3, 10, 30, 2) * 12)),
+    (8, None, (15, 20, 25, 30, 40, 45, 50, 60)),
+    (40, None, (2, 2, 3, 5, 100) * 8),
+)
 SIGNALS = (1.0, 2.5)  # distance of the classes in SDs of a patient's noise: equal methods both have the first; the effect
 
 
@@ -110,11 +124,15 @@ def differences(kind: str, patients: int, generator: np.random.Generator) -> tup
     return own[patient] + 0.1 * noise, patient
 
 
-def scores(positive: int, negative: int | None, images: int, signals: tuple[float, float], generator: np.random.Generator) -> tuple:
+def scores(
+    positive: int, negative: int | None, images: int | tuple[int, ...], signals: tuple[float, float], generator: np.random.Generator
+) -> tuple:
     """(2, n) scores of two methods, labels and patients; a patient shifts its images, in part alike for both methods."""
     patients = positive + (negative or 0)
-    patient = np.repeat(np.arange(patients), images)
-    label = np.tile(np.arange(images) % 2, patients) if negative is None else (patient < positive).astype(int)
+    counts = np.broadcast_to(images, patients)
+    patient = np.repeat(np.arange(patients), counts)
+    both = np.concatenate([np.arange(count) % 2 for count in counts])
+    label = both if negative is None else (patient < positive).astype(int)
     common = generator.normal(size=patients)[patient]
     own = [generator.normal(size=patients)[patient] + generator.normal(size=patient.size) for _ in signals]
     return np.stack([signal * label + 0.7 * (common + one) for signal, one in zip(signals, own, strict=True)]), label, patient
@@ -146,10 +164,25 @@ def test_rows(draws: int) -> Iterator[dict]:
                 drawn = np.subtract(*(statistics.bootstrapped_aucs(one, label, patient, weights) for one in both))
                 smaller = min((drawn[np.isfinite(drawn)] <= 0).sum(), (drawn[np.isfinite(drawn)] >= 0).sum())
                 p["patient bootstrap (0.1.0)"].append(min(1, 2 * (smaller + 1) / (np.isfinite(drawn).sum() + 1)))
-        group = f"{positive} of both classes" if negative is None else f"{positive} + {negative}"
-        row = {"test": "paired DeLong", "patients": group, "images": images, "differences": "normal scores"}
-        row["effect"] = SIGNALS[1] - SIGNALS[0] if better else 0.0
-        yield row | {name: rejected(found) for name, found in p.items() if found} | {"draws": draws}
+        row = _delong_row(positive, negative, images, better)
+        yield row | {name: rejected(found) for name, found in p.items() if found} | {"draws": draws, "has p": 1.0}
+
+
+def unequal_rows(draws: int) -> Iterator[dict]:
+    for number, (design, better) in enumerate(product(UNEQUAL, (False, True))):
+        generator, p = np.random.default_rng((4, number)), []
+        for _ in range(draws):
+            both, label, patient = scores(*design, (SIGNALS[better], SIGNALS[0]), generator)
+            p.append(statistics.delong_test(*both, label, patient).p)
+        row = _delong_row(*design, better)
+        yield row | {"by patient": rejected(p), "draws": draws, "has p": float(np.mean(np.isfinite(p)))}
+
+
+def _delong_row(positive: int, negative: int | None, images: int | tuple[int, ...], better: bool) -> dict:
+    group = f"{positive} of both classes" if negative is None else f"{positive} + {negative}"
+    counts = images if isinstance(images, int) else f"{min(images)} to {max(images)}"
+    row = {"test": "paired DeLong", "patients": group, "images": counts, "differences": "normal scores"}
+    return row | {"effect": SIGNALS[1] - SIGNALS[0] if better else 0.0}
 
 
 def main() -> None:

@@ -304,23 +304,43 @@ def test_type_1_error_and_power_of_the_test_of_two_aucs(simulation, classes, pow
     assert rejected[0.0] <= 0.06 and rejected[1.5] > power
 
 
+def test_patients_with_very_different_numbers_of_images_have_no_test(simulation):
+    """Two with 1 to 200 images, of six of each class, are nearly all there is: equal methods were rejected in 32 % of the cases."""
+    for design, count in ((0, "8 patients of one class count as 1.1"), (1, "6 patients of one class count as 1.7")):
+        both, label, who = simulation.scores(*simulation.UNEQUAL[design], (1, 1), np.random.default_rng(0))
+        found = statistics.delong_test(*both, label, who)
+        assert math.isnan(found.p) and found.reason == f"no test: {count} for their unequal numbers of images, at least 5 are needed"
+    assert statistics.effective_patients(np.array([4, 4, 4, 0, 4])) == 4
+
+
+def test_type_1_error_and_power_with_unequal_numbers_of_images(simulation):
+    generator, rejected = np.random.default_rng(6), {}
+    for better in (0.0, 1.5):
+        drawn = [simulation.scores(*simulation.UNEQUAL[5], (1 + better, 1), generator) for _ in range(1500 if not better else 300)]
+        rejected[better] = np.mean([statistics.delong_test(*both, label, who).p < 0.05 for both, label, who in drawn])
+    assert 0 < rejected[0.0] <= 0.06 and rejected[1.5] > 0.1
+
+
 QUICK = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0.45, 0))
 
 
 def test_coverage_of_the_interval_over_seeds_and_centres(simulation):
     """Whichever of seed, centre and residual dominates or is 0; the table of all shapes, with more draws, is results/coverage/."""
     for number, spread in enumerate(QUICK):
-        values = simulation.crossed(3, 5 - number % 2, spread, 2000, np.random.default_rng(number))
+        values = simulation.crossed(3, 5 - number % 3, spread, 2000, np.random.default_rng(number))
         assert simulation.held(values, statistics.crossed_interval) >= 0.93, spread
     centers = simulation.crossed(3, 4, (0, 1, 0), 500, np.random.default_rng(0))
     assert simulation.held(centers, simulation.bootstrapped) < 0.9, "what 0.1.0 had"
 
 
-def test_the_committed_table_has_the_coverage_and_the_errors_that_are_claimed():
+def test_the_committed_tables_keep_93_and_6_percent_but_for_skewed_differences():
+    """Where differences are skewed the error is above 6 %, which `over_patients` and the benchmark say: those rows are held to 10 %."""
     intervals, tests = (pd.read_csv(ROOT / "results" / "coverage" / f"{name}.csv") for name in ("intervals", "tests"))
-    assert intervals["crossed_interval"].min() >= 0.93 and intervals["draws"].min() >= 2000 and len(intervals) == 10 * 15
-    equal = tests[(tests["effect"] == 0) & (tests["differences"] != "skewed")]
-    assert equal["by patient"].max() <= 0.06 and tests["draws"].min() >= 2000
+    assert intervals["crossed_interval"].min() >= 0.93 and intervals["draws"].min() >= 2000 and len(intervals) == 15 * 15
+    skewed, equal = tests["differences"] == "skewed", tests["effect"] == 0
+    assert tests.loc[equal & ~skewed, "by patient"].max() <= 0.06 and tests["draws"].min() >= 2000
+    assert tests.loc[equal & skewed, "by patient"].max() <= 0.1
+    assert set(tests["has p"].dropna()) == {0, 1} and (tests["has p"] == 0).sum() == 2 * 4
 
 
 def test_holm_by_hand_and_beside_undefined_values():
@@ -358,16 +378,15 @@ def test_t_test_equals_scipy_from_values():
 
 
 def test_crossed_interval_by_hand():
-    """Seeds' means 0.1 and 0.2, centres' means alike: the seeds' standard error 0.05 and one degree of freedom."""
-    low, high, reason = statistics.crossed_interval(np.array([[0.1, 0.1], [0.2, 0.2]]))
-    width = stats.t.ppf(0.975, 1) * 0.05
-    assert (low, high, reason) == (pytest.approx(0.15 - width), pytest.approx(0.15 + width), "")
+    """Seeds' means 0.1, 0.2 and 0.3, centres' means alike: the seeds' standard error and two degrees of freedom."""
+    low, high, reason = statistics.crossed_interval(np.array([[0.1], [0.2], [0.3]]) + np.zeros(3))
+    width = stats.t.ppf(0.975, 2) * stats.sem([0.1, 0.2, 0.3])
+    assert (low, high, reason) == (pytest.approx(0.2 - width), pytest.approx(0.2 + width), "")
     both = np.add.outer([0.0, 0.3, 0.6], [0.0, 0.1, 0.2, 0.3])
     seeds, centers = stats.sem([0, 0.3, 0.6]) ** 2, stats.sem([0, 0.1, 0.2, 0.3]) ** 2
     freedom = (seeds + centers) ** 2 / (seeds**2 / 2 + centers**2 / 3)
     width = stats.t.ppf(0.975, freedom) * math.sqrt(seeds + centers)
     assert statistics.crossed_interval(both)[:2] == pytest.approx((0.45 - width, 0.45 + width))
-    assert statistics.crossed_interval(np.full((3, 4), 0.5))[:2] == (0.5, 0.5)
 
 
 def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
@@ -376,7 +395,16 @@ def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 9) * stats.sem(values.mean(1))), "of ten values, not of a hundred"
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (0, 3)])
-def test_crossed_interval_needs_two_seeds_and_two_centres(shape):
-    low, high, reason = statistics.crossed_interval(np.zeros(shape))
-    assert math.isnan(low) and math.isnan(high) and reason == "no interval: fewer than two seeds or centres"
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.eye(3)[:2], "fewer than three seeds or centres"),
+        (np.eye(3)[:, :2], "fewer than three seeds or centres"),
+        (np.zeros((0, 3)), "fewer than three seeds or centres"),
+        (np.full((3, 4), 0.3), "the means of all seeds and of all centres are equal"),
+        (np.where(np.eye(3) > 0, math.nan, 0.3), "a seed has no value at a centre"),
+    ],
+)
+def test_where_there_is_no_interval_over_seeds_and_centres_there_is_its_reason(values, reason):
+    low, high, why = statistics.crossed_interval(values)
+    assert math.isnan(low) and math.isnan(high) and why == f"no interval: {reason}"
