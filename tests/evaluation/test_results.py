@@ -356,6 +356,14 @@ def test_the_cutoff_of_a_model_is_chosen_on_its_validation_set_and_says_so():
     assert row["split"] == "train" and row["value"] != cutoff
 
 
+def test_a_patient_of_both_classes_is_not_compared_as_one():
+    final = classified(images=2)
+    first = (final["patient"] == final.loc[final["split"] == "test", "patient"].iloc[0]) & final["id"].ne(final["id"].iloc[0])
+    mixed = final.assign(label=final["label"].where(~first | (final.groupby("patient").cumcount() % 2 == 0), 1 - final["label"]))
+    with pytest.raises(ValueError, match="has images of several classes: the unit must be the image"):
+        compare_methods(mixed, unit="patient")
+
+
 def test_brier_score_and_its_interval_by_patient():
     final = classified(images=4)
     row = one(results_table(final, unit="image"), method="vfmgl", model_center="A", test_center="B", metric="brier")

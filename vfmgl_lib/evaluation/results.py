@@ -377,19 +377,39 @@ def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tu
     """
     if metric == "auc":
         return _auc_difference(pairs, unit)
-    values = []
-    for pair in pairs:
-        sides = [pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other")]
-        mine, other = (pair[metric], pair[f"{metric}_other"]) if metric in DISTANCES else (overlaps(side)[metric] for side in sides)
-        values.append(pd.Series((mine - other).to_numpy(dtype=float), pd.MultiIndex.from_frame(pair[["id", "patient"]])))
-    difference = pd.concat(values, axis=1).mean(axis=1, skipna=False).dropna()
+    difference = _differences(pairs, metric)
     if difference.empty:
         return statistics.Estimate(math.nan, math.nan, math.nan, 0, "no pairs"), 0
     return statistics.over_patients(difference.to_numpy(), difference.index.get_level_values("patient")), len(difference)
 
 
+def patient_differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
+    """Each patient's mean difference, of which `paired_estimate` takes the mean."""
+    return _differences(pairs, metric).groupby(level="patient").mean()
+
+
+def _differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
+    """Of each image the mean over runs, by id and patient; images without a value in a run or model are left out."""
+    values = []
+    for pair in pairs:
+        mine, other = side_values(pair, metric)
+        values.append((mine - other).set_axis(pd.MultiIndex.from_frame(pair[["id", "patient"]])))
+    return pd.concat(values, axis=1).mean(axis=1, skipna=False).dropna()
+
+
+def side_values(pair: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
+    """The metric of each image (an overlap or a distance) of both models of a pair."""
+    if metric in DISTANCES:
+        return pair[metric].astype(float), pair[f"{metric}_other"].astype(float)
+    sides = (pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other"))
+    return tuple(overlaps(side)[metric].set_axis(pair.index).astype(float) for side in sides)
+
+
 def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistics.Estimate, int]:
     sides = ["probability", "probability_other"]
+    if unit == "patient":
+        for pair in pairs:
+            by_patient(pair)  # refuses a patient with images of both classes
     by = [pair.groupby("patient" if unit == "patient" else "id", sort=True) for pair in pairs]
     tables = [samples[[*sides, "label"]].mean() for samples in by]
     label, patient = tables[0]["label"].to_numpy(dtype=int), by[0]["patient"].first().to_numpy()

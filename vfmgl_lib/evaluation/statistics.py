@@ -167,8 +167,9 @@ def auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float]
 
     The variance is DeLong's; where patients have several samples, Obuchowski's (1997), of patients as clusters. Its t has Welch and
     Satterthwaite's degrees of freedom of the two classes' parts: the normal distribution rejects too often where a class is small.
-    Patients have weights, their images: it is the effective number of each class (`effective_patients`, rounded) that must be five and
-    that the degrees of freedom come from. With the number itself equal methods were rejected in up to 76 % of the cases.
+    Patients have weights, their images: it is the effective number of each class (`effective_patients`, rounded) that must be five, and a
+    sum of squares of parts with weights w has the degrees of freedom of (Σ w²)² / Σ w⁴ patients. With the number itself equal methods were
+    rejected in up to 76 % of the cases.
 
     Args:
         scores, label: as for `delong`.  weights: (k,).
@@ -189,14 +190,15 @@ def auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float]
         scarcer = int(np.argmin(counts))
         reason = too_few(int((images[scarcer] > 0).sum()), " of one class", counts[scarcer])
         return Estimate(value, math.nan, math.nan, patients, reason)
-    together = effective_patients(sum(images))
+    shares = [total / total.sum() for total in images]
+    together, free = effective_patients(sum(shares)), [effective_patients(share**2) - 1 for share in (*shares, sum(shares))]
     own = [count / (count - 1) * float(part @ part) for count, part in zip(counts, parts, strict=True)]
     variance = sum(own) + 2 * together / (together - 1) * float(parts[0] @ parts[1])
     if variance <= 1e-15:  # of two equal rankings it is 0 but for rounding
         same = np.allclose(np.asarray(weights) @ scores, 0, rtol=0, atol=1e-12)
         return Estimate(value, 0.0 if same else math.nan, math.nan, patients, "" if same else "the variance of the difference is 0")
-    freedom = sum(own) ** 2 / sum(part**2 / (count - 1) for count, part in zip(counts, own, strict=True))
-    return Estimate(value, math.sqrt(variance), min(freedom, together - 1), patients)
+    freedom = sum(own) ** 2 / sum(part**2 / one for one, part in zip(free[:2], own, strict=True))
+    return Estimate(value, math.sqrt(variance), min(freedom, free[2]), patients)
 
 
 def delong_test(first: np.ndarray, second: np.ndarray, label: np.ndarray, patient: np.ndarray | None = None) -> Test:
