@@ -7,7 +7,8 @@ Claims: `statistics.crossed_interval` holds the mean over seeds and centres in a
 centres, whichever of the variances of seed, centre and residual dominates or is 0 (intervals.csv). The paired tests of `results` reject
 equal methods in at most 6 % at a nominal 5 %, and find an effect (tests.csv); but in 7 to 10 % where patients' differences are as skewed
 as an exponential distribution, and two AUCs have no p ("has p") where patients have too unequal numbers of images. A model that is behind
-by exactly the margin is said to generalise (`margin.within`) as often as margins.csv has it, beside the limit alone.
+by exactly the margin is said to generalise (`margin.within`) as often as margins.csv has it, beside the limit alone. The limits of a mean
+over images, and of an AUC with several images a patient, hold the truth as often as means.csv has it.
 
 Tried beside them, in the same rows: of the intervals 0.1.0's bootstrap of seeds and centres, t over the seeds' means (right for these very
 centres, not for others), and the random-effects variance MS_seed + MS_centre − MS_residual; of the tests Wilcoxon's over images as they
@@ -17,17 +18,19 @@ were in 0.1.0, Wilcoxon's over patients' means, the patient bootstrap of two AUC
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator
 from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.margin import within
 from vfmgl_lib.files import write_text
+from vfmgl_lib.randomness import seed_sequence
 
 SHAPES = (*product((3, 4, 5, 7, 10), (4, 5)), *product((3, 4, 5, 7, 10), (3,)))  # seeds, centres
 # Standard deviations of seed, centre and residual: each alone, each ten times and three times the others, each 0, and what was worst in
@@ -146,6 +149,62 @@ def scores(
     return np.stack([signal * label + 0.7 * (common + one) for signal, one in zip(signals, own, strict=True)]), label, patient
 
 
+@functools.lru_cache(maxsize=8)  # every method and metric of a test set asks for the same draws
+def patient_weights(patients: int, seed: int, *purpose: str | int, draws: int = 2000) -> np.ndarray:
+    """(draws, patients): how often each patient is in a sample of as many, drawn with replacement; read-only."""
+    generator = np.random.default_rng(seed_sequence(seed, "bootstrap", *purpose))
+    weights = generator.multinomial(patients, np.full(patients, 1 / patients), size=draws)
+    weights.setflags(write=False)
+    return weights
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    return tuple(np.nanquantile(values, (0.025, 0.975)))
+
+
+def bootstrapped_ratios(numerator: np.ndarray, denominator: np.ndarray, patient: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(draws,) sum of numerators / sum of denominators over the drawn patients' samples; NaN where the latter is 0.
+
+    A mean is such a ratio with denominators of 1.
+
+    Args:
+        numerator, denominator: (n,).  patient: (n,) index of each sample's patient.  weights: (draws, P) from `patient_weights`.
+    """
+    sums = [np.bincount(patient, weights=values, minlength=weights.shape[1]) for values in (numerator, denominator)]
+    above, below = (weights @ total for total in sums)
+    return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+
+
+def bootstrapped_aucs(score: np.ndarray, label: np.ndarray, patient: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(draws,) AUC over the drawn patients' samples, ties half; NaN where a draw has one class only. Arguments as above, score (n,).
+
+    An AUC is a share of pairs, and how many pairs any two patients win does not change from draw to draw: counted once, a draw costs no
+    more than a quadratic form in the patients' weights, however many samples each has.
+    """
+    weights = weights.astype(float)
+    positive = np.asarray(label) == 1
+    up, down = (np.bincount(patient[chosen], minlength=weights.shape[1]) for chosen in (positive, ~positive))
+    won = ((weights @ _pairs_won(np.asarray(score), positive, patient, weights.shape[1])) * weights).sum(1)
+    pairs = (weights @ up) * (weights @ down)
+    return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1), np.nan)
+
+
+def _pairs_won(score: np.ndarray, positive: np.ndarray, patient: np.ndarray, patients: int) -> np.ndarray:
+    """(P, P): in how many pairs a positive sample of the row's patient is above a negative one of the column's; a tie is half a pair."""
+    _, rank = np.unique(score, return_inverse=True)  # equal for equal scores
+    ranks = rank.max() + 1
+    owners = sparse.csr_array((np.ones(positive.sum()), (patient[positive], rank[positive])), shape=(patients, ranks))
+    won = np.empty((patients, patients))
+    width = max(1, 2**22 // ranks)  # numbers held at once
+    for start in range(0, patients, width):
+        size = min(width, patients - start)
+        chosen = ~positive & (patient >= start) & (patient < start + size)
+        place = rank[chosen] * size + patient[chosen] - start
+        negative = np.bincount(place, minlength=ranks * size).reshape(ranks, size)
+        won[:, start : start + size] = owners @ (np.cumsum(negative, axis=0) - negative / 2)
+    return won
+
+
 def rejected(p: list[float]) -> float:
     """Share of all draws with p < 0.05; a draw without p does not reject."""
     return float(np.mean(np.array(p) < statistics.ALPHA))
@@ -168,8 +227,8 @@ def test_rows(draws: int) -> Iterator[dict]:
             both, label, patient = scores(positive, negative, images, (SIGNALS[better], SIGNALS[0]), generator)
             p["by patient"].append(statistics.delong_test(*both, label, patient).p)
             if images > 1 and draw < 500:
-                weights = statistics.patient_weights(patient.max() + 1, 0, draws=500)
-                drawn = np.subtract(*(statistics.bootstrapped_aucs(one, label, patient, weights) for one in both))
+                weights = patient_weights(patient.max() + 1, 0, draws=500)
+                drawn = np.subtract(*(bootstrapped_aucs(one, label, patient, weights) for one in both))
                 smaller = min((drawn[np.isfinite(drawn)] <= 0).sum(), (drawn[np.isfinite(drawn)] >= 0).sum())
                 p["patient bootstrap (0.1.0)"].append(min(1, 2 * (smaller + 1) / (np.isfinite(drawn).sum() + 1)))
         row = _delong_row(positive, negative, images, better)
@@ -191,6 +250,46 @@ def _delong_row(positive: int, negative: int | None, images: int | tuple[int, ..
     counts = images if isinstance(images, int) else f"{min(images)} to {max(images)}"
     row = {"test": "paired DeLong", "patients": group, "images": counts, "differences": "normal scores"}
     return row | {"effect": SIGNALS[1] - SIGNALS[0] if better else 0.0}
+
+
+def values_of(kind: str, patients: int, images: int | tuple[int, ...], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Values of images whose true mean is 0, and whose they are."""
+    patient = np.repeat(np.arange(patients), images)
+    own = {
+        "normal": lambda: generator.normal(size=patients),
+        "Beta(4, 1)": lambda: generator.beta(4, 1, size=patients) - 0.8,
+        "one in ten fails": lambda: 0.1 - (generator.random(patients) < 0.1) + 0.05 * generator.normal(size=patients),
+    }[kind]()
+    return own[patient] + 0.05 * generator.normal(size=patient.size), patient
+
+
+def mean_rows(draws: int) -> Iterator[dict]:
+    """How often the limits of a mean over images, and of an AUC with several images a patient, hold the truth."""
+    sizes = [*((count, 10) for count in (5, 6, 8, 12, 20)), (8, (300, *[3] * 7)), (12, (5, 10, 30) * 4)]
+    for number, (kind, (patients, images)) in enumerate(product(("normal", "Beta(4, 1)", "one in ten fails"), sizes)):
+        generator, found, tried = np.random.default_rng((6, number)), [], []
+        for draw in range(draws):
+            values, patient = values_of(kind, patients, images, generator)
+            low, high, _ = statistics.ratio_interval(values, np.ones(len(values)), patient)
+            found.append(low <= 0 <= high)
+            if draw < 500:
+                low, high = percentiles(bootstrapped_ratios(values, np.ones(len(values)), patient, patient_weights(patients, 0)))
+                tried.append(low <= 0 <= high)
+        counts = images if isinstance(images, int) else f"{min(images)} to {max(images)}"
+        row = {"interval": "mean", "patients": str(patients), "images": counts, "values": kind, "by patient": np.mean(found)}
+        yield row | {"patient bootstrap (0.1.0)": np.mean(tried), "draws": draws}
+    for number, ((positive, negative), signal) in enumerate(product(((5, 5), (5, 20), (10, 10), (30, 30)), SIGNALS)):
+        generator, found, tried = np.random.default_rng((7, number)), [], []
+        truth = float(stats.norm.cdf(signal / np.sqrt(2 * 3 * 0.49)))
+        for draw in range(draws // 3):
+            (score,), label, patient = scores(positive, negative, 6, (signal,), generator)
+            low, high, _ = statistics.auc_interval(score, label, patient)
+            found.append(low <= truth <= high)
+            if draw < 300:
+                low, high = percentiles(bootstrapped_aucs(score, label, patient, patient_weights(positive + negative, 0)))
+                tried.append(low <= truth <= high)
+        row = {"interval": "AUC", "patients": f"{positive} + {negative}", "images": 6, "values": f"AUC {truth:.3f}"}
+        yield row | {"by patient": np.mean(found), "patient bootstrap (0.1.0)": np.mean(tried), "draws": draws // 3}
 
 
 def losses(kind: str, patients: int, generator: np.random.Generator) -> np.ndarray:
@@ -230,8 +329,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     draws = arguments.draws
-    tests = chain(test_rows(draws), unequal_rows(draws))
-    for name, rows in {"intervals": interval_rows(3 * draws), "tests": tests, "margins": margin_rows(draws)}.items():
+    tables = {
+        "intervals": interval_rows(3 * draws),
+        "tests": chain(test_rows(draws), unequal_rows(draws)),
+        "margins": margin_rows(draws),
+        "means": mean_rows(draws),
+    }
+    for name, rows in tables.items():
         table = pd.DataFrame(list(rows))
         write_text(arguments.out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.4g"))
         print(table.to_string(index=False))

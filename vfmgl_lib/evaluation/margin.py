@@ -7,7 +7,7 @@ The limit is Student's, and of rare failures it knows nothing before one is seen
 average, 12 patients without a failure are common, and the limit is within 0.05 in 29 % of the cases. So a verdict "yes" (`within`) needs
 `SURE_PATIENTS` as well, among whom a failure of one patient in ten is missed in 5 %, and nobody who loses more than `FAILURE` margins.
 Simulated at a difference that is exactly the margin, the verdict is wrong in at most 8 % of the cases where one patient in ten or more is
-affected; a failure of one patient in twenty that costs everything is missed in 23 % with 29 patients and 5 % with 60
+affected; a failure of one patient in twenty that costs everything is missed in 22 % with 29 patients and 4 % with 60
 (`benchmarks/coverage.py`, `results/coverage/margins.csv`). Of an AUC, which has no loss of a patient, the number alone is asked for.
 """
 
@@ -88,7 +88,7 @@ def margin_limits(
 
 
 def _incomparable(pairs: Sequence[pd.DataFrame], metric: str, test: str) -> str:
-    """Why a limit would be of something else: an own model that finds nothing, or images that were left out because a model finds nothing."""
+    """Why a limit would be of something else: images left out because a model finds nothing, or an own model that finds nothing."""
     images = sum(map(len, pairs))
     values = [side_values(pair, metric) for pair in pairs]
     dropped = sum(

@@ -50,8 +50,8 @@ def statistics_table(
         metrics: None: those of a classification or a segmentation that the results have.
     Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
         cutoff_from (the sets on which the cutoff of such a value was chosen: "val", "train", both where seeds or centres differ),
-        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best (of no method where a test has the other sign than the values), p, p_holm, test,
-        tested_seed, reference, reason; in the order in which they are printed.
+        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best (none where a test
+        has the other sign), p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
