@@ -333,7 +333,7 @@ def test_the_committed_tables_of_limits_and_verdicts_say_what_the_docstrings_say
     means, margins = (pd.read_csv(ROOT / "results" / "coverage" / f"{name}.csv") for name in ("means", "margins"))
     covered = means.groupby("values")["by patient"].min()
     assert covered["normal"] >= 0.93 and covered["Beta(4, 1)"] >= 0.9 and covered["one in ten fails"] < 0.6
-    assert means.loc[means["interval"] == "AUC", "by patient"].min() >= 0.92
+    assert means.loc[means["interval"] == "AUC", "by patient"].min() >= 0.91
     behind, few = margins[margins["losses"] != "none"], margins["patients"] < 29
     assert (margins.loc[few, "generalizes"] == 0).all()
     assert behind.loc[behind["losses"] != "one in twenty loses 1", "generalizes"].max() <= 0.08

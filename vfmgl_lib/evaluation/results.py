@@ -129,8 +129,8 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
         unit: "patient" (mean probability of a patient's images is scored) or "image"; a segmentation: "image".
     Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
-        interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on, n its patients: its split is "val" or
-        "train". "brier" is the mean squared difference of probability and label. model_center and test_center "all":
+        interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on: its split is "val" or
+        "train", n its patients. "brier" is the mean squared difference of probability and label. model_center and test_center "all":
         every centre's own model on its own test set, counted together (no AUC: scores of different models are not on one scale).
     Raises: ValueError: `check_predictions`.
     """
