@@ -34,11 +34,11 @@ def matrix(values: list[list[float]], tests: str = "ABC", **further) -> list[dic
 
 
 def limits(rows: list[dict], width: float = 0.0) -> pd.DataFrame:
-    """A limit for every pair of models: the difference of their values less `width`, as if from twelve patients."""
+    """A limit for every pair of models: the difference of their values less `width`, as if from forty patients that are alike."""
     value = {(row["model_center"], row["test_center"]): row["value"] * (-1 if row["metric"] == "assd" else 1) for row in rows}
     pairs = [(m, t, value[m, t] - value[t, t]) for m, t in value if m != t and (t, t) in value]
     table = pd.DataFrame(pairs, columns=["model_center", "test_center", "ahead"])
-    return table.assign(limit=table["ahead"] - width, patients=12, reason="")
+    return table.assign(limit=table["ahead"] - width, worst=table["ahead"], patients=40, reason="")
 
 
 def crossed(rows: list[dict], width: float = 0.0, **further) -> pd.DataFrame:

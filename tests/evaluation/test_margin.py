@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from vfmgl_lib.evaluation.margin import margin_limits
+from vfmgl_lib.evaluation.generalization import cross_centers
+from vfmgl_lib.evaluation.margin import SURE_PATIENTS, margin_limits, within
+from vfmgl_lib.evaluation.results import results_table
 from vfmgl_lib.evaluation.statistics import auc_contrast
 
 ABOUT = {"method": "vfmgl", "split_id": "own", "budget": "rounds", "split": "test"}
@@ -45,6 +47,7 @@ def test_a_limit_of_dice_is_that_of_the_patients_mean_differences(seeds):
     difference = dice(final, "A", "B") - dice(final, "B", "B")
     expected = stats.ttest_1samp(difference, 0, alternative="greater").confidence_interval(0.95).low
     assert (row["ahead"], row["limit"], row["patients"]) == (pytest.approx(difference.mean()), pytest.approx(expected), 8)
+    assert row["worst"] == pytest.approx(difference.min())
 
 
 def test_of_a_distance_less_is_ahead():
@@ -79,3 +82,53 @@ def test_a_limit_of_an_auc_is_delongs():
     assert row["ahead"] == pytest.approx(expected.value) and row["limit"] == pytest.approx(expected.lower()) and row["patients"] == 40
     with pytest.raises(ValueError, match="metric 'accuracy' has no limit by patient, these predictions have it for auc"):
         margin_limits(final, "accuracy", unit="patient")
+
+
+def test_a_verdict_needs_patients_among_whom_a_rare_failure_is_seen_and_none_seen():
+    assert within(-0.04, -0.2, SURE_PATIENTS, 0.05) == (True, "") and within(-0.06, -0.06, 99, 0.05) == (False, "")
+    assert within(-0.04, -0.26, 99, 0.05) == (False, ""), "one patient loses more than five margins"
+    few, why = within(-0.04, -0.2, 12, 0.05)
+    assert (
+        few is None and why == "within the margin, but among 12 patients a failure of one in ten is missed in 28%, at least 29 are needed"
+    )
+    assert within(-0.06, -0.2, 12, 0.05) == (False, ""), "not shown, however many there are"
+    assert within(float("nan"), 0.0, 99, 0.05)[0] is None and within(-0.04, float("nan"), 40, 0.05)[0], "an AUC has no worst patient"
+
+
+def crossing(final: pd.DataFrame, metric: str) -> dict:
+    table = cross_centers(results_table(final, unit="image"), margin_limits(final, metric, unit="image"), metric)
+    (row,) = table[(table["model_center"] == "A") & (table["test_center"] == "B")].to_dict("records")
+    return row
+
+
+def test_two_models_that_mark_nothing_do_not_generalise_to_each_other():
+    final = segmented(patients=40, images=1)
+    nothing = final.assign(fn=50, tp=0)
+    row = crossing(nothing, "dice")
+    assert pd.isna(row["generalizes"]) and np.isnan(row["limit"]) and row["ahead"] == 0
+    assert "the own model of B has a dice of 0 on 40 of 40 images" in row["reason"]
+    same = pd.concat([final.query("model_center == 'A'").assign(model_center=name) for name in "AB"])
+    assert crossing(same, "dice")["generalizes"], "two equal models that mark something do"
+
+
+def test_a_distance_of_the_images_that_survive_is_no_verdict():
+    final = segmented(patients=40, images=1, assd=True).assign(hd95=9.0, distance_unit="px", distance_reason="")
+    lost = (final["model_center"] == "A") & (final["test_center"] == "B") & (final["id"].str[1:].astype(int) > 9)
+    final.loc[lost, ["assd", "hd95"]] = np.nan
+    row = crossing(final, "assd")
+    assert pd.isna(row["generalizes"]) and "assd is undefined on 30 of 40 images, where a model marks nothing" in row["reason"]
+    empty = final["id"].isin([f"B{i}" for i in range(40) if i > 9])  # of a truth without foreground no model has a distance
+    of_truth = final.assign(tp=final["tp"].mask(empty, 0), fn=final["fn"].mask(empty, 0), fp=final["fp"].mask(empty, 1))
+    of_truth.loc[empty, ["assd", "hd95"]] = np.nan
+    assert np.isfinite(margin_limits(of_truth, "assd", unit="image").iloc[0]["limit"])
+
+
+def test_over_images_and_over_patients_a_model_may_be_ahead_and_behind():
+    """One patient of a hundred images at which A's model is better; at 40 others with one image it is worse."""
+    final = segmented(patients=140, images=1)
+    number = final["id"].str[1:].astype(int)
+    final["patient"] = final["test_center"] + number.where(number >= 100, 0).astype(str)
+    better = (final["model_center"] == "A") == (number < 100)
+    final = final.assign(tp=np.where(better, 45, 40), fn=np.where(better, 5, 10))
+    row = crossing(final, "dice")
+    assert row["value"] > row["own"] and row["ahead"] < 0 and "over images the difference has the other sign" in row["reason"]

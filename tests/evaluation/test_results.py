@@ -107,17 +107,15 @@ def test_all_centres_together_add_up_every_own_model_on_its_own_test_set():
     assert not ((table["model_center"] == "all") & (table["metric"] == "auc")).any()
 
 
-def test_several_samples_of_a_patient_are_bootstrapped_by_patient():
+def test_several_samples_of_a_patient_have_intervals_by_patient():
     final = classified(images=4)
-    by_image = results_table(final, unit="image", draws=300)
+    by_image = results_table(final, unit="image")
     auc, accuracy = (one(by_image, method="vfmgl", model_center="A", test_center="A", split="test", metric=m) for m in ("auc", "accuracy"))
-    assert auc["interval"] == accuracy["interval"] == "patient bootstrap" and auc["n"] == 64 and auc["low"] < auc["value"] < auc["high"]
+    assert (auc["interval"], accuracy["interval"]) == ("DeLong by patient", "t over patients")
+    assert auc["n"] == 64 and auc["low"] < auc["value"] < auc["high"]
     part = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "A") & (final["split"] == "test")]
-    names, patient = np.unique(part["patient"], return_inverse=True)
-    values = statistics.bootstrapped_aucs(
-        part["probability"].to_numpy(), part["label"].to_numpy(), patient, statistics.patient_weights(len(names), 0, draws=300)
-    )
-    assert (auc["low"], auc["high"]) == statistics.percentile_interval(values, len(names))[:2]
+    expected = statistics.auc_interval(*(part[name].to_numpy() for name in ("probability", "label", "patient")))
+    assert (auc["low"], auc["high"]) == expected[:2]
     by_patient = results_table(final, unit="patient")
     row = one(by_patient, method="vfmgl", model_center="A", test_center="A", split="test", metric="auc")
     means = part.groupby("patient")[["probability", "label"]].mean()
@@ -171,7 +169,7 @@ def test_a_metric_that_one_patient_alone_defines_has_no_interval():
     final = segmented(methods=("vfmgl",), centers=("A",))
     empty = final["patient"] != "A-0"
     final.loc[empty, ["tp", "fn"]] = 0
-    row = one(results_table(final, unit="image", draws=100), model_center="A", metric="sensitivity")
+    row = one(results_table(final, unit="image"), model_center="A", metric="sensitivity")
     assert row["n"] == 3 and row["value"] == overlaps(final[~empty])["sensitivity"].mean()
     assert math.isnan(row["low"]) and row["reason"].startswith("no interval: one patient")
 
@@ -180,7 +178,7 @@ def test_a_share_whose_samples_are_of_few_patients_has_no_interval():
     final = classified(methods=("vfmgl",), centers=("A",), images=3)
     tested = final["split"] == "test"
     final.loc[tested, "label"] = final["patient"].isin([f"A-test-{patient}" for patient in range(4)])[tested].astype(int)
-    table = results_table(final, unit="image", draws=200)
+    table = results_table(final, unit="image")
     found = {name: one(table, model_center="A", split="test", metric=name) for name in ("auc", "sensitivity", "specificity", "accuracy")}
     for name in ("auc", "sensitivity"):
         assert math.isfinite(found[name]["value"]) and math.isnan(found[name]["low"])
@@ -191,14 +189,13 @@ def test_a_share_whose_samples_are_of_few_patients_has_no_interval():
 
 def test_segmentation_means_and_limits_over_patients():
     final = segmented()
-    table = results_table(final, unit="image", draws=500)
+    table = results_table(final, unit="image")
     mine = final[(final["method"] == "vfmgl") & (final["test_center"] == "A")]
     for metric, values in overlaps(mine).items():
         row = one(table, method="vfmgl", model_center="A", metric=metric)
-        assert row["value"] == pytest.approx(values.mean(), abs=1e-12) and row["n"] == 15 and row["interval"] == "patient bootstrap"
-        patient = mine["patient"].str[-1].astype(int).to_numpy()
-        bootstrapped = statistics.bootstrapped_ratios(values.to_numpy(), np.ones(15), patient, statistics.patient_weights(5, 0, draws=500))
-        assert (row["low"], row["high"]) == statistics.percentile_interval(bootstrapped, 5)[:2]
+        assert row["value"] == pytest.approx(values.mean(), abs=1e-12) and row["n"] == 15 and row["interval"] == "t over patients"
+        limits = stats.ttest_1samp(values.groupby(mine["patient"]).mean(), 0).confidence_interval(0.95)
+        assert (row["low"], row["high"]) == pytest.approx(tuple(np.clip(limits, 0, 1)))
     together = one(table, method="vfmgl", model_center="all", metric="dice")
     assert together["n"] == 30 and together["value"] == pytest.approx(overlaps(final[final["method"] == "vfmgl"])["dice"].mean())
     cases = per_case(final)
@@ -232,7 +229,7 @@ def test_distances_are_in_mm_of_the_squashed_image(kept_masks):
     assert list(measured["distance_unit"]) == ["mm", "mm"] and list(measured["distance_reason"]) == ["", "empty prediction"]
     # At 4 x 4 a pixel is 1 mm high and 0.5 mm wide; the prediction reaches one column farther: two of its six surface pixels, 0.5 mm.
     assert measured["assd"].iloc[0] == pytest.approx(2 * 0.5 / (6 + 4)) and math.isnan(measured["hd95"].iloc[1])
-    row = one(results_table(measured, unit="image", draws=100), model_center="A", metric="assd")
+    row = one(results_table(measured, unit="image"), model_center="A", metric="assd")
     assert row["unit"] == "mm" and row["n"] == 1 and row["value"] == measured["assd"].iloc[0]
     in_pixels = with_distances(final, replace(manifest, table=manifest.table.assign(spacing="")))
     assert in_pixels["assd"].iloc[0] == pytest.approx(0.2) and in_pixels["distance_unit"].iloc[0] == "px"
@@ -348,7 +345,7 @@ def test_the_cutoff_of_a_model_is_chosen_on_its_validation_set_and_says_so():
     val = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["split"] == "val")]
     cutoff = youden_cutoff(val["probability"].to_numpy(), val["label"].to_numpy())
     row = one(table, **about, metric="cutoff")
-    assert (row["value"], row["split"]) == (cutoff, "val")
+    assert (row["value"], row["split"], row["n"]) == (cutoff, "val", 16)
     test = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "B") & (final["split"] == "test")]
     assert one(table, **about, test_center="B", metric="accuracy")["value"] == ((test["probability"] >= cutoff) == test["label"]).mean()
     without = results_table(final[final["split"] != "val"], unit="patient")
@@ -356,14 +353,21 @@ def test_the_cutoff_of_a_model_is_chosen_on_its_validation_set_and_says_so():
     assert row["split"] == "train" and row["value"] != cutoff
 
 
+def test_a_patient_of_both_classes_is_not_compared_as_one():
+    final = classified(images=2)
+    first = (final["patient"] == final.loc[final["split"] == "test", "patient"].iloc[0]) & final["id"].ne(final["id"].iloc[0])
+    mixed = final.assign(label=final["label"].where(~first | (final.groupby("patient").cumcount() % 2 == 0), 1 - final["label"]))
+    with pytest.raises(ValueError, match="has images of several classes: the unit must be the image"):
+        compare_methods(mixed, unit="patient")
+
+
 def test_brier_score_and_its_interval_by_patient():
     final = classified(images=4)
     row = one(results_table(final, unit="image"), method="vfmgl", model_center="A", test_center="B", metric="brier")
     test = final[(final["method"] == "vfmgl") & (final["model_center"] == "A") & (final["test_center"] == "B") & (final["split"] == "test")]
-    assert row["value"] == pytest.approx(brier_score_loss(test["label"], test["probability"])) and row["interval"] == "patient bootstrap"
+    assert row["value"] == pytest.approx(brier_score_loss(test["label"], test["probability"])) and row["interval"] == "t over patients"
     by_patient = test.assign(squared=(test["probability"] - test["label"]) ** 2).groupby("patient")["squared"].mean()
-    drawn = statistics.patient_weights(16, 0) @ by_patient.to_numpy() / 16
-    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))))
+    assert (row["low"], row["high"]) == pytest.approx(tuple(stats.ttest_1samp(by_patient, 0).confidence_interval(0.95)))
     few = one(results_table(classified(patients=4), unit="patient"), method="vfmgl", model_center="A", test_center="B", metric="brier")
     assert math.isfinite(few["value"]) and few["reason"] == "no interval: 4 patients, at least 5 are needed"
 
@@ -378,7 +382,7 @@ def test_an_auc_of_1_has_an_interval_and_its_name():
         method="vfmgl",
         **{"model_center": "A", "test_center": "B", "metric": "auc"},
     )
-    assert math.isnan(several["low"]) and "same value" in several["reason"]
+    assert (several["low"], several["high"]) == (pytest.approx(0.025 ** (1 / 8)), 1), "pairs that share no patient"
 
 
 def test_masks_that_differ_between_methods_are_refused():

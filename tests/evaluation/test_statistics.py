@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.data.datasheets import FOLDER
@@ -187,64 +187,50 @@ def test_wilson_equals_its_formula():
     assert statistics.wilson(0, 5).low == 0 and statistics.wilson(5, 5).high == 1 and math.isnan(statistics.wilson(0, 0).low)
 
 
-def test_bootstrapped_values_equal_those_of_the_drawn_samples():
-    generator = np.random.default_rng(3)
-    patient = generator.integers(0, 7, 40)
-    label, score = generator.integers(0, 2, 40), np.round(generator.random(40), 1)
-    weights = statistics.patient_weights(7, 0, "a", draws=50)
-    assert (weights.sum(1) == 7).all() and not (weights == statistics.patient_weights(7, 1, "a", draws=50)).all()
-    assert (weights == statistics.patient_weights(7, 0, "a", draws=50)).all()
-    aucs, means = (
-        statistics.bootstrapped_aucs(score, label, patient, weights),
-        statistics.bootstrapped_ratios(score, np.ones(40), patient, weights),
-    )
-    for draw, drawn in enumerate(weights):
-        rows = np.repeat(np.arange(40), drawn[patient])
-        assert aucs[draw] == pytest.approx(roc_auc_score(label[rows], score[rows]), abs=1e-12)
-        assert means[draw] == pytest.approx(score[rows].mean(), abs=1e-12)
+def test_a_mean_over_images_has_the_t_interval_of_patients():
+    values, patient = np.random.default_rng(0).normal(size=8), np.arange(8)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert statistics.ratio_interval(values, np.ones(8), patient)[:2] == pytest.approx(tuple(expected))
+    often = statistics.ratio_interval(np.repeat(values, 9), np.ones(72), np.repeat(patient, 9))
+    assert often[:2] == pytest.approx(tuple(expected)), "the same image nine times makes no difference"
+    undefined = statistics.ratio_interval(np.r_[values, 7.0], np.r_[np.ones(8), 0], np.r_[patient, 8])
+    assert undefined[:2] == pytest.approx(tuple(expected)), "an image that does not count is no patient"
+    share = statistics.ratio_interval(np.array([1, 1, 1, 1, 1, 0]), np.ones(6), np.arange(6))
+    assert share.low > 0 and share.high == 1, "a share stays within 0 and 1"
 
 
-def test_pairs_are_counted_alike_in_one_piece_and_in_many(monkeypatch):
-    generator = np.random.default_rng(5)
-    patient, label, score = generator.integers(0, 9, 80), generator.integers(0, 2, 80), np.round(generator.random(80), 1)
-    weights = statistics.patient_weights(9, 0, draws=20)
-    whole = statistics.bootstrapped_aucs(score, label, patient, weights)
-    monkeypatch.setattr(statistics, "CHUNK", 30)
-    assert (statistics.bootstrapped_aucs(score, label, patient, weights) == whole).all()
+def test_a_mean_without_five_patients_or_without_spread_has_no_interval():
+    assert statistics.ratio_interval(np.ones(4), np.ones(4), np.arange(4)).reason == "no interval: 4 patients, at least 5 are needed"
+    assert statistics.ratio_interval(np.ones(9), np.ones(9), np.zeros(9)).reason == "no interval: one patient, at least 5 are needed"
+    assert "all patients have the same value" in statistics.ratio_interval(np.full(9, 0.3), np.ones(9), np.arange(9)).reason
 
 
-def test_draws_of_one_class_are_left_out_and_one_patient_has_no_interval():
-    weights = np.array([[2, 0], [0, 2], [1, 1]])
-    aucs = statistics.bootstrapped_aucs(np.array([0.2, 0.9]), np.array([0, 1]), np.array([0, 1]), weights)
-    assert np.isnan(aucs[:2]).all() and aucs[2] == 1
-    assert "undefined in most draws" in statistics.percentile_interval(aucs, 5).reason
-    assert "same value" in statistics.percentile_interval(np.ones(9), 5).reason, "a width of 0 would be certainty"
-    assert statistics.percentile_interval(np.ones(9), 1).reason == "no interval: one patient, at least 5 are needed"
-    assert statistics.percentile_interval(np.ones(9), 4).reason == "no interval: 4 patients, at least 5 are needed"
+@pytest.mark.parametrize(("patients", "images"), [(5, 10), (12, (5, 10, 30) * 4)])
+def test_coverage_of_the_interval_of_a_mean(simulation, patients, images):
+    """Percentiles of a bootstrap over patients, as in 0.1.0, hold the truth in 84 % of the cases with five."""
+    generator, held, tried = np.random.default_rng(0), [], []
+    weights = simulation.patient_weights(patients, 0, draws=500)
+    for draw in range(1500):
+        values, patient = simulation.values_of("normal", patients, images, generator)
+        low, high, _ = statistics.ratio_interval(values, np.ones(len(values)), patient)
+        held.append(low <= 0 <= high)
+        if draw < 200:
+            low, high = simulation.percentiles(simulation.bootstrapped_ratios(values, np.ones(len(values)), patient, weights))
+            tried.append(low <= 0 <= high)
+    assert 0.93 <= np.mean(held) <= 0.97 and np.mean(tried) < np.mean(held)
 
 
-def test_patients_and_not_images_decide_how_wide_an_interval_is():
-    values, patient = np.repeat([0.0, 1.0, 0.0, 1.0, 0.0], 20), np.repeat(np.arange(5), 20)
-    by_patient, by_image = (
-        statistics.percentile_interval(
-            statistics.bootstrapped_ratios(values, np.ones(100), who, statistics.patient_weights(count, 0)), count
-        )
-        for who, count in ((patient, 5), (np.arange(100), 100))
-    )
-    assert by_patient.high - by_patient.low > 3 * (by_image.high - by_image.low)
-
-
-@pytest.mark.parametrize(("patients", "covered"), [(2, (0.40, 0.60)), (5, (0.82, 0.92)), (20, (0.90, 0.97))])
-def test_few_patients_have_limits_that_hold_the_truth_too_seldom(patients, covered, monkeypatch):
-    """Why `MIN_PATIENTS` is what it is."""
-    monkeypatch.setattr(statistics, "MIN_PATIENTS", 0)
-    generator, weights = np.random.default_rng(0), statistics.patient_weights(patients, 0, draws=500)
-    held = 0
-    for _ in range(400):
-        values = statistics.bootstrapped_ratios(generator.normal(size=patients), np.ones(patients), np.arange(patients), weights)
-        low, high, _ = statistics.percentile_interval(values, patients)
-        held += low <= 0 <= high
-    assert covered[0] < held / 400 < covered[1]
+def test_an_auc_with_several_images_a_patient_is_no_surer():
+    generator, label = np.random.default_rng(1), np.repeat([0, 1], 8)
+    score = generator.normal(size=16) + label
+    once = statistics.auc_interval(np.repeat(score, 5), np.repeat(label, 5), np.repeat(np.arange(16), 5))
+    estimate = statistics.auc_contrast(score[None], label, (1,))
+    width = stats.t.ppf(0.975, estimate.freedom) * estimate.error / (estimate.value * (1 - estimate.value))
+    assert special.logit(once[:2]) == pytest.approx(special.logit(estimate.value) + width * np.array([-1, 1]))
+    apart = statistics.auc_interval(np.repeat(label, 5), np.repeat(label, 5), np.repeat(np.arange(16), 5))
+    assert apart[:2] == pytest.approx((0.025 ** (1 / 8), 1)), "as of eight patients a class"
+    few = statistics.auc_interval(np.arange(16.0), np.repeat([0, 1], 8), np.repeat(np.arange(8), 2))
+    assert math.isnan(few.low) and few.reason == "no interval: 4 patients of one class, at least 5 are needed"
 
 
 def test_a_patient_counts_once_however_many_images_it_has():
@@ -304,23 +290,54 @@ def test_type_1_error_and_power_of_the_test_of_two_aucs(simulation, classes, pow
     assert rejected[0.0] <= 0.06 and rejected[1.5] > power
 
 
+def test_patients_with_very_different_numbers_of_images_have_no_test(simulation):
+    """Two with 1 to 200 images, of six of each class, are nearly all there is: equal methods were rejected in 32 % of the cases."""
+    for design, count in ((0, "8 patients of one class count as 1.1"), (1, "6 patients of one class count as 1.7")):
+        both, label, who = simulation.scores(*simulation.UNEQUAL[design], (1, 1), np.random.default_rng(0))
+        found = statistics.delong_test(*both, label, who)
+        assert math.isnan(found.p) and found.reason == f"no test: {count} for their unequal numbers of images, at least 5 are needed"
+    assert statistics.effective_patients(np.array([4, 4, 4, 0, 4])) == 4
+
+
+def test_type_1_error_and_power_with_unequal_numbers_of_images(simulation):
+    generator, rejected = np.random.default_rng(6), {}
+    for better in (0.0, 1.5):
+        drawn = [simulation.scores(*simulation.UNEQUAL[5], (1 + better, 1), generator) for _ in range(1500 if not better else 300)]
+        rejected[better] = np.mean([statistics.delong_test(*both, label, who).p < 0.05 for both, label, who in drawn])
+    assert 0 < rejected[0.0] <= 0.06 and rejected[1.5] > 0.1
+
+
 QUICK = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0.45, 0))
 
 
 def test_coverage_of_the_interval_over_seeds_and_centres(simulation):
     """Whichever of seed, centre and residual dominates or is 0; the table of all shapes, with more draws, is results/coverage/."""
     for number, spread in enumerate(QUICK):
-        values = simulation.crossed(3, 5 - number % 2, spread, 2000, np.random.default_rng(number))
+        values = simulation.crossed(3, 5 - number % 3, spread, 2000, np.random.default_rng(number))
         assert simulation.held(values, statistics.crossed_interval) >= 0.93, spread
     centers = simulation.crossed(3, 4, (0, 1, 0), 500, np.random.default_rng(0))
     assert simulation.held(centers, simulation.bootstrapped) < 0.9, "what 0.1.0 had"
 
 
-def test_the_committed_table_has_the_coverage_and_the_errors_that_are_claimed():
+def test_the_committed_tables_keep_93_and_6_percent_but_for_skewed_differences():
+    """Where differences are skewed the error is above 6 %, which `over_patients` and the benchmark say: those rows are held to 10 %."""
     intervals, tests = (pd.read_csv(ROOT / "results" / "coverage" / f"{name}.csv") for name in ("intervals", "tests"))
-    assert intervals["crossed_interval"].min() >= 0.93 and intervals["draws"].min() >= 2000 and len(intervals) == 10 * 15
-    equal = tests[(tests["effect"] == 0) & (tests["differences"] != "skewed")]
-    assert equal["by patient"].max() <= 0.06 and tests["draws"].min() >= 2000
+    assert intervals["crossed_interval"].min() >= 0.93 and intervals["draws"].min() >= 2000 and len(intervals) == 15 * 15
+    skewed, equal = tests["differences"] == "skewed", tests["effect"] == 0
+    assert tests.loc[equal & ~skewed, "by patient"].max() <= 0.06 and tests["draws"].min() >= 2000
+    assert tests.loc[equal & skewed, "by patient"].max() <= 0.1
+    assert set(tests["has p"].dropna()) == {0, 1} and (tests["has p"] == 0).sum() == 2 * 5
+
+
+def test_the_committed_tables_of_limits_and_verdicts_say_what_the_docstrings_say():
+    means, margins = (pd.read_csv(ROOT / "results" / "coverage" / f"{name}.csv") for name in ("means", "margins"))
+    covered = means.groupby("values")["by patient"].min()
+    assert covered["normal"] >= 0.93 and covered["Beta(4, 1)"] >= 0.9 and covered["one in ten fails"] < 0.6
+    assert means.loc[means["interval"] == "AUC", "by patient"].min() >= 0.91
+    behind, few = margins[margins["losses"] != "none"], margins["patients"] < 29
+    assert (margins.loc[few, "generalizes"] == 0).all()
+    assert behind.loc[behind["losses"] != "one in twenty loses 1", "generalizes"].max() <= 0.08
+    assert margins.loc[(margins["losses"] == "none") & ~few, "generalizes"].min() > 0.6
 
 
 def test_holm_by_hand_and_beside_undefined_values():
@@ -358,16 +375,15 @@ def test_t_test_equals_scipy_from_values():
 
 
 def test_crossed_interval_by_hand():
-    """Seeds' means 0.1 and 0.2, centres' means alike: the seeds' standard error 0.05 and one degree of freedom."""
-    low, high, reason = statistics.crossed_interval(np.array([[0.1, 0.1], [0.2, 0.2]]))
-    width = stats.t.ppf(0.975, 1) * 0.05
-    assert (low, high, reason) == (pytest.approx(0.15 - width), pytest.approx(0.15 + width), "")
+    """Seeds' means 0.1, 0.2 and 0.3, centres' means alike: the seeds' standard error and two degrees of freedom."""
+    low, high, reason = statistics.crossed_interval(np.array([[0.1], [0.2], [0.3]]) + np.zeros(3))
+    width = stats.t.ppf(0.975, 2) * stats.sem([0.1, 0.2, 0.3])
+    assert (low, high, reason) == (pytest.approx(0.2 - width), pytest.approx(0.2 + width), "")
     both = np.add.outer([0.0, 0.3, 0.6], [0.0, 0.1, 0.2, 0.3])
     seeds, centers = stats.sem([0, 0.3, 0.6]) ** 2, stats.sem([0, 0.1, 0.2, 0.3]) ** 2
     freedom = (seeds + centers) ** 2 / (seeds**2 / 2 + centers**2 / 3)
     width = stats.t.ppf(0.975, freedom) * math.sqrt(seeds + centers)
     assert statistics.crossed_interval(both)[:2] == pytest.approx((0.45 - width, 0.45 + width))
-    assert statistics.crossed_interval(np.full((3, 4), 0.5))[:2] == (0.5, 0.5)
 
 
 def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
@@ -376,7 +392,16 @@ def test_crossed_interval_is_wider_than_that_of_values_taken_for_independent():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 9) * stats.sem(values.mean(1))), "of ten values, not of a hundred"
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (0, 3)])
-def test_crossed_interval_needs_two_seeds_and_two_centres(shape):
-    low, high, reason = statistics.crossed_interval(np.zeros(shape))
-    assert math.isnan(low) and math.isnan(high) and reason == "no interval: fewer than two seeds or centres"
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.eye(3)[:2], "fewer than three seeds or centres"),
+        (np.eye(3)[:, :2], "fewer than three seeds or centres"),
+        (np.zeros((0, 3)), "fewer than three seeds or centres"),
+        (np.full((3, 4), 0.3), "the means of all seeds and of all centres are equal"),
+        (np.where(np.eye(3) > 0, math.nan, 0.3), "a seed has no value at a centre"),
+    ],
+)
+def test_where_there_is_no_interval_over_seeds_and_centres_there_is_its_reason(values, reason):
+    low, high, why = statistics.crossed_interval(values)
+    assert math.isnan(low) and math.isnan(high) and why == f"no interval: {reason}"

@@ -245,6 +245,17 @@ def test_the_best_of_a_centre_is_the_highest_or_of_a_distance_the_lowest(make_re
     assert statistics_tables.statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
 
 
+def test_none_is_the_best_where_the_test_says_the_opposite(make_results):
+    results = make_results(["A", "B"], ["fedavg", "vfmgl"])
+    results.loc[results["metric"] == "auc", "value"] = results["method"].map({"fedavg": 0.7, "vfmgl": 0.8})
+    about = {"seed": 0, "split_id": "own", "budget": "rounds", "metric": "auc", "method": "fedavg", "reference": "vfmgl"}
+    tests = pd.DataFrame(
+        [about | {"center": c, "difference": d, "p": 0.5, "p_holm": 0.5, "test": "t"} for c, d in (("A", -0.1), ("B", 0.1))]
+    )
+    best = statistics_tables.statistics_table(results, tests).query("metric == 'auc' and best")
+    assert best[["center", "method"]].to_numpy().tolist() == [["B", "vfmgl"]]
+
+
 def test_a_distance_over_fewer_images_is_never_the_best_and_says_so(make_results, collisions):
     results = make_results(["A", "B"], THREE, metrics=SEGMENTATION)
     flattered = (results["method"] == "fedavg") & results["metric"].isin(["assd", "ppv"]) & (results["test_center"] == "A")

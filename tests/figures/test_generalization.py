@@ -25,7 +25,7 @@ def crossed(results: pd.DataFrame, metric: str, width: float = 0.0, **further) -
     value = rows.groupby(["model_center", "test_center"])["value"].mean() * (-1 if metric == "assd" else 1)
     pairs = [(m, t, value[m, t] - value[t, t]) for m, t in value.index if m != t and (t, t) in value]
     limits = pd.DataFrame(pairs, columns=["model_center", "test_center", "ahead"])
-    limits = limits.assign(limit=limits["ahead"] - width, patients=20, reason="")
+    limits = limits.assign(limit=limits["ahead"] - width, worst=limits["ahead"], patients=40, reason="")
     return tables.cross_centers(results, limits, metric, **further)
 
 

@@ -100,19 +100,21 @@ def test_score_tests_say_why_there_is_none():
     parts = [
         predictions([0.1, 0.2, 0.4], [1, 1, 1], "one class"),
         predictions([0.1, 0.2, 0.3, 0.1], [0, 1, 1, 0], "four patients"),
-        predictions([0.1, 0.1, 0.1, 0.2, 0.2], [0, 0, 0, 1, 1], "equal"),
+        predictions([0.1] * 5 + [0.2] * 5, [0] * 5 + [1] * 5, "equal"),
         predictions([0.9, 0.1, 0.2, 0.3, 0.25], [0, 1, 1, 1, 1], "one negative"),
+        predictions([0.9, 0.1, 0.2, 0.3, 0.25] * 2, [0] * 5 + [1] * 5, "five of each"),
         predictions([0.5], [1], "A", model="B"),  # not its own centre's model
     ]
     tests = feats.score_tests(feats.score_table(pd.concat(parts), "image")).set_index("center")
     assert tests["reason"].to_dict() == {
         "one class": "only one class: 3 positive, 0 negative",
-        "four patients": "4 patients, at least 5 are needed",
+        "four patients": "2 patients of one class, at least 5 are needed",
         "equal": "the scores of each class are all equal",
-        "one negative": "",
+        "one negative": "one patient of one class, at least 5 are needed",
+        "five of each": "",
     }
-    assert tests["p"].isna().tolist() == [True, True, True, False] and np.isnan(tests.loc["one negative", "std_0"])
-    assert tests.loc["one negative", ["test", "patients"]].tolist() == ["independent t", 5]
+    assert tests["p"].isna().tolist() == [True, True, True, True, False] and np.isnan(tests.loc["one negative", "std_0"])
+    assert tests.loc["five of each", ["test", "patients"]].tolist() == ["independent t", 10]
 
 
 def test_images_of_one_patient_are_not_independent_scores():

@@ -21,7 +21,7 @@ def reliability(final: pd.DataFrame, *, unit: str, bins: int = BINS) -> pd.DataF
         unit: "patient" (mean probability of a patient's images) or "image".
         bins: of equal width between 0 and 1; a probability on a border is in the upper one.
     Returns: method, seed, split_id, budget, center, bin (its lower border), n, positives, patients, probability (mean), share (of
-        positives), low, high (of the share, 95 %: Wilson where a patient counts once, else a bootstrap over patients; NaN below
+        positives), low, high (of the share, 95 %: Wilson where a patient counts once, else t over patients; NaN below
         `statistics.MIN_PATIENTS`, with the reason), brier (in every row that of the whole test set), reason. Empty bins have no row.
     Raises: ValueError: a probability that is NaN or outside [0, 1].
     """
@@ -50,5 +50,4 @@ def _share_interval(inside: pd.DataFrame) -> statistics.Interval:
         return statistics.NO_INTERVAL._replace(reason=f"no interval: {statistics.too_few(len(names))}")
     if len(names) == len(inside):
         return statistics.wilson(int(label.sum()), len(label))
-    weights = statistics.patient_weights(len(names), 0)
-    return statistics.percentile_interval(statistics.bootstrapped_ratios(label, np.ones(len(label)), patient, weights), len(names))
+    return statistics.ratio_interval(label, np.ones(len(label)), patient)

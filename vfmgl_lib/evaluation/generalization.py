@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.patients import same_name
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, within
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
 from vfmgl_lib.evaluation.statistics import holm_families
@@ -74,15 +74,18 @@ def cross_centers(
     """Every local model on every centre's test set, and whether it generalises there (paper: Fig. 6).
 
     A model generalises to a centre if the one-sided 95 % limit of how far it may be behind the centre's own model, by patient, is within
-    the margin. Where there is no limit there is no verdict: a few patients cannot show it.
+    the margin, and enough patients were tested for a rare failure to be seen (`margin.within`). Where there is no limit there is no
+    verdict: a few patients cannot show it. Verdicts are not corrected for there being many.
 
     Args:
         results: see the module; of several seeds the means are taken (`over_seeds`).
         limits: from `margin.margin_limits`, of the same metric, method and budget.
         margin: in units of the metric, at least 0.
     Returns: metric, model_center, test_center, value, std, seeds, low, high, n, unit, own (value of the test centre's own model), ahead and
-        limit (see `margin_limits`), patients, generalizes (True, False, or NA: at home, at an external centre, where a value is undefined
-        or there is no limit), margin, reason (of an undefined value or of an NA away from home).
+        limit (see `margin_limits`), worst, patients, generalizes (True; False: not shown; NA: at home, at an external centre, where a value
+        is undefined, there is no limit or too few patients), margin, reason (of an undefined value or of an NA away from home).
+        `ahead` is the mean over patients and `value` and `own` are over images: their difference may be another where patients have
+        different numbers of images; then the reason says so.
     Raises: ValueError: a negative margin; no such metric, method or budget.
     """
     if not margin >= 0:
@@ -93,8 +96,11 @@ def cross_centers(
     rows["own"] = rows["test_center"].map(home)
     rows = rows.merge(limits.rename(columns={"reason": "no_limit"}), on=["model_center", "test_center"], how="left")
     away = rows["model_center"] != rows["test_center"]
-    verdict = (rows["limit"] >= -margin - 1e-9).astype("boolean")  # -0.05 of an equal model's 0 may be missed by rounding alone
-    rows["generalizes"] = verdict.mask(rows["limit"].isna() | ~away)
+    verdicts = [within(row.limit, row.worst, row.patients, margin) for row in rows.itertuples()]
+    rows["generalizes"] = pd.array([verdict for verdict, _ in verdicts], dtype="boolean")
+    rows["generalizes"] = rows["generalizes"].mask(~away)
+    withheld = pd.Series([why for _, why in verdicts], index=rows.index)
+    apart = (rows["value"] - rows["own"]) * (-1 if metric in LOWER_IS_BETTER else 1) * rows["ahead"] < 0
     rows["margin"] = margin
     # A value that is there may have a reason already: why it has no interval.
     external, defined = ~rows["test_center"].isin(home.index), rows["value"].notna()
@@ -103,11 +109,13 @@ def cross_centers(
         (external, "an external centre has no model of its own"),
         (here & ~own, "the centre's own model has no value"),
         (here & own & rows["limit"].isna(), rows["no_limit"].fillna("no limit: the pair is not among the limits")),
+        (here & own & rows["limit"].notna() & (withheld != ""), withheld),
+        (here & own & rows["limit"].notna() & apart, "over images the difference has the other sign"),
     ):
         said = pd.DataFrame({"why": why, "reason": rows["reason"]}, index=rows.index)[where & defined]
         rows.loc[said.index, "reason"] = [f"{row.why}; {row.reason}" if row.reason else row.why for row in said.itertuples()]
     columns = ["metric", "model_center", "test_center", "value", "std", "seeds", "low", "high", "n", "unit", "own", "ahead", "limit"]
-    columns += ["patients", "generalizes", "margin", "reason"]
+    columns += ["worst", "patients", "generalizes", "margin", "reason"]
     return rows.sort_values(["model_center", "test_center"])[columns].reset_index(drop=True)
 
 

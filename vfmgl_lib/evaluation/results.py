@@ -4,7 +4,8 @@ Everything here reads predictions (and mask files, for distances); nothing train
 from the same model's predictions on its own validation set, where there is none on its training set (`prediction.chosen_cutoff`).
 
 Intervals: where a patient counts once, DeLong for an AUC and Wilson for a share; where several samples of one patient count, and for every
-mean over images, percentiles of a bootstrap over patients, of whom there must be five (`statistics.MIN_PATIENTS`). Tests are by patient.
+mean over images, those with patients as clusters (`statistics.auc_interval`, `ratio_interval`), of whom there must be five. Tests are by
+patient.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vfmgl_lib.evaluation.classification import AT_CUTOFF, ONE_CLASS, by_patient
 from vfmgl_lib.evaluation.metric import Metric
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
-from vfmgl_lib.evaluation.statistics import DRAWS, NO_INTERVAL, Interval
+from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
 
 SHARED, ADAPTED = "shared", "adapted"  # the shared model with averaged statistics; with those re-estimated where it is tested
 STAGES = ("untrained", "I", "II", SHARED, ADAPTED)  # a later stage is what the method uses
@@ -35,7 +36,7 @@ MODEL = [*RUN, "model_center"]
 COLUMNS = [*MODEL, "test_center", "split", "metric", "unit", "value", "low", "high", "interval", "n", "numerator", "denominator", "reason"]
 ALL = "all"
 NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
-BOOTSTRAP = "patient bootstrap"
+OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
@@ -120,17 +121,16 @@ def per_case(final: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([counts.merge(images, on=key), overlaps(counts)], axis=1)
 
 
-def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
     """Every metric of every model on every set, with interval, and the counts of all centres together.
 
     Args:
         final: final predictions; of one or several methods, seeds and divisions.
         unit: "patient" (mean probability of a patient's images is scored) or "image"; a segmentation: "image".
-        draws, seed: of the bootstrap.
     Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
         interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on: its split is "val" or
-        "train". "brier" is the mean squared difference of probability and label. model_center and test_center "all":
+        "train", n its patients. "brier" is the mean squared difference of probability and label. model_center and test_center "all":
         every centre's own model on its own test set, counted together (no AUC: scores of different models are not on one scale).
     Raises: ValueError: `check_predictions`.
     """
@@ -143,18 +143,21 @@ def results_table(final: pd.DataFrame, *, unit: str, draws: int = DRAWS, seed: i
         for model, of_model in of_run.groupby("model_center", sort=False):
             cutoff = _cutoff(of_model, model, unit)
             if cutoff is not None and "probability" in final:
-                found = Found(Metric("cutoff", cutoff.value, 0, "" if cutoff.split else ONE_CLASS), unit, NO_INTERVAL, "")
+                own = of_model[(of_model["test_center"] == model) & (of_model["split"] == cutoff.split)]
+                found = Found(
+                    Metric("cutoff", cutoff.value, own["patient"].nunique(), "" if cutoff.split else ONE_CLASS), unit, NO_INTERVAL, ""
+                )
                 rows.append(_row(found, about, model, model, cutoff.split or "train"))
             cutoff = None if cutoff is None else cutoff.value
             for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
                 units = _units(part, unit, cutoff)
-                rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff, draws, seed)]
+                rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff)]
                 if model == test and split == "test":
                     homes[model] = units
                     without += [model] if cutoff is None or math.isnan(cutoff) else []
         if homes:
             pooled = pd.concat(homes.values(), ignore_index=True)
-            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, without, draws, seed)]
+            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, without)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -204,53 +207,43 @@ def _row(found: Found, about: dict, model: str, test: str, split: str) -> dict:
     }
 
 
-def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None, draws: int, seed: int) -> Iterator[Found]:
+def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None) -> Iterator[Found]:
     if "probability" not in units:
-        yield from _means(units, draws, seed)
+        yield from _means(units)
         return
     score, label = units["probability"].to_numpy(), units["label"].to_numpy()
-    sampled = _sampled(units, draws, seed)
+    clustered = units["patient"].duplicated().any()
     for metric in classification_metrics(score, label, cutoff):
         if math.isnan(metric.value):
             yield Found(metric, unit, NO_INTERVAL, "")
         elif metric.name != "auc":
-            yield _share(metric, units, unit, sampled)
-        elif sampled is None:
-            yield _found(metric, unit, statistics.auc_interval(score, label), DISJOINT if metric.value in (0, 1) else "DeLong")
+            yield _share(metric, units, unit)
         else:
-            values = statistics.bootstrapped_aucs(score, label, *sampled)
-            yield _found(metric, unit, statistics.percentile_interval(values, _scarcer(sampled[0], label)), BOOTSTRAP)
-    yield _brier(units, unit, draws, seed)
-
-
-def _brier(units: pd.DataFrame, unit: str, draws: int, seed: int) -> Found:
+            how = DISJOINT if metric.value in (0, 1) else CLUSTERED if clustered else "DeLong"
+            yield _found(metric, unit, statistics.auc_interval(score, label, units["patient"].to_numpy()), how)
     squared = (units["probability"] - units["label"]).to_numpy() ** 2
-    patient, weights = _drawn(units, draws, seed)
-    bootstrapped = statistics.bootstrapped_ratios(squared, np.ones(len(squared)), patient, weights)
-    interval = statistics.percentile_interval(bootstrapped, weights.shape[1])
-    return _found(Metric("brier", float(squared.mean()), len(squared)), unit, interval, BOOTSTRAP)
+    interval = statistics.ratio_interval(squared, np.ones(len(squared)), units["patient"].to_numpy())
+    yield _found(Metric("brier", float(squared.mean()), len(squared)), unit, interval, OVER_PATIENTS)
 
 
-def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str], draws: int, seed: int) -> Iterator[Found]:
+def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str]) -> Iterator[Found]:
     """Counts of all centres' own models together; undefined where one of them has no cutoff (`without`) and so calls nobody."""
     if "probability" not in units:
-        yield from _means(units, draws, seed)
+        yield from _means(units)
         return
-    sampled = _sampled(units, draws, seed)
     for name in AT_CUTOFF:
         part, whole = _counted(units, name)
         metric = Metric.share(name, int(part.sum()), int(whole.sum()), f"no sample counts for {name}")
         if without:
             metric = Metric(name, math.nan, len(units), f"no cutoff at {', '.join(without)}")
-        yield Found(metric, unit, NO_INTERVAL, "") if math.isnan(metric.value) else _share(metric, units, unit, sampled)
+        yield Found(metric, unit, NO_INTERVAL, "") if math.isnan(metric.value) else _share(metric, units, unit)
 
 
-def _share(metric: Metric, units: pd.DataFrame, unit: str, sampled: tuple[np.ndarray, np.ndarray] | None) -> Found:
-    if sampled is None:
+def _share(metric: Metric, units: pd.DataFrame, unit: str) -> Found:
+    if not units["patient"].duplicated().any():
         return _found(metric, unit, statistics.wilson(int(metric.numerator), int(metric.denominator)), "Wilson")
     part, whole = _counted(units, metric.name)
-    values = statistics.bootstrapped_ratios(part, whole, *sampled)
-    return _found(metric, unit, statistics.percentile_interval(values, len(np.unique(sampled[0][whole]))), BOOTSTRAP)
+    return _found(metric, unit, statistics.ratio_interval(part, whole, units["patient"].to_numpy()), OVER_PATIENTS)
 
 
 def _counted(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -260,11 +253,10 @@ def _counted(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     return whole & (positive == called), whole
 
 
-def _means(images: pd.DataFrame, draws: int, seed: int) -> Iterator[Found]:
-    """Means over the images that define a metric, with bootstrapped limits."""
+def _means(images: pd.DataFrame) -> Iterator[Found]:
+    """Means over the images that define a metric, with limits over patients."""
     values = overlaps(images)
     measured = [name for name in DISTANCES if name in images]
-    patient, weights = _drawn(images, draws, seed)
     for name in (*OVERLAPS, *measured):
         value = (values if name in values else images)[name].to_numpy(dtype=float)
         defined = np.isfinite(value)
@@ -273,28 +265,13 @@ def _means(images: pd.DataFrame, draws: int, seed: int) -> Iterator[Found]:
             reason = images["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
             yield Found(Metric(name, math.nan, 0, reason), unit, NO_INTERVAL, "")
             continue
-        bootstrapped = statistics.bootstrapped_ratios(np.where(defined, value, 0), defined, patient, weights)
+        interval = statistics.ratio_interval(np.where(defined, value, 0), defined, images["patient"].to_numpy())
         metric = Metric(name, float(value[defined].mean()), int(defined.sum()))
-        yield _found(metric, unit, statistics.percentile_interval(bootstrapped, len(np.unique(patient[defined]))), BOOTSTRAP)
+        yield _found(metric, unit, interval, OVER_PATIENTS)
 
 
 def _found(metric: Metric, unit: str, interval: Interval, how: str) -> Found:
     return Found(metric, unit, interval, how if math.isfinite(interval.low) else "")
-
-
-def _sampled(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """What the bootstrap needs; None where every patient counts once, so that rows are independent."""
-    return _drawn(units, draws, seed) if units["patient"].duplicated().any() else None
-
-
-def _drawn(units: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    patient, names = pd.factorize(units["patient"], sort=True)
-    return patient, statistics.patient_weights(len(names), seed, draws=draws)
-
-
-def _scarcer(patient: np.ndarray, label: np.ndarray) -> int:
-    """How many patients have samples of the class of which fewer have one."""
-    return min(len(np.unique(patient[label == value])) for value in (0, 1))
 
 
 def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -377,19 +354,39 @@ def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tu
     """
     if metric == "auc":
         return _auc_difference(pairs, unit)
-    values = []
-    for pair in pairs:
-        sides = [pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other")]
-        mine, other = (pair[metric], pair[f"{metric}_other"]) if metric in DISTANCES else (overlaps(side)[metric] for side in sides)
-        values.append(pd.Series((mine - other).to_numpy(dtype=float), pd.MultiIndex.from_frame(pair[["id", "patient"]])))
-    difference = pd.concat(values, axis=1).mean(axis=1, skipna=False).dropna()
+    difference = _differences(pairs, metric)
     if difference.empty:
         return statistics.Estimate(math.nan, math.nan, math.nan, 0, "no pairs"), 0
     return statistics.over_patients(difference.to_numpy(), difference.index.get_level_values("patient")), len(difference)
 
 
+def patient_differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
+    """Each patient's mean difference, of which `paired_estimate` takes the mean."""
+    return _differences(pairs, metric).groupby(level="patient").mean()
+
+
+def _differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
+    """Of each image the mean over runs, by id and patient; images without a value in a run or model are left out."""
+    values = []
+    for pair in pairs:
+        mine, other = side_values(pair, metric)
+        values.append((mine - other).set_axis(pd.MultiIndex.from_frame(pair[["id", "patient"]])))
+    return pd.concat(values, axis=1).mean(axis=1, skipna=False).dropna()
+
+
+def side_values(pair: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
+    """The metric of each image (an overlap or a distance) of both models of a pair."""
+    if metric in DISTANCES:
+        return pair[metric].astype(float), pair[f"{metric}_other"].astype(float)
+    sides = (pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other"))
+    return tuple(overlaps(side)[metric].set_axis(pair.index).astype(float) for side in sides)
+
+
 def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistics.Estimate, int]:
     sides = ["probability", "probability_other"]
+    if unit == "patient":
+        for pair in pairs:
+            by_patient(pair)  # refuses a patient with images of both classes
     by = [pair.groupby("patient" if unit == "patient" else "id", sort=True) for pair in pairs]
     tables = [samples[[*sides, "label"]].mean() for samples in by]
     label, patient = tables[0]["label"].to_numpy(dtype=int), by[0]["patient"].first().to_numpy()

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
 from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
 from vfmgl_lib.figures.rounds import HOME, LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
@@ -98,6 +98,7 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     footnote(
         figure,
         f"✓ and arrow: the model is behind the test centre's own model by {limit} at most, by the one-sided 95 % limit over patients. "
+        f"At least {SURE_PATIENTS} of them, none losing more than {FAILURE} margins: a failure rarer than one in ten may be missed. "
         f"Frame and disc: at home.{dotted}{outside} "
         f"{set_sizes(tested, printed)}{_seeds(table)}",
     )

@@ -50,8 +50,8 @@ def statistics_table(
         metrics: None: those of a classification or a segmentation that the results have.
     Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
         cutoff_from (the sets on which the cutoff of such a value was chosen: "val", "train", both where seeds or centres differ),
-        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best, p, p_holm, test,
-        tested_seed, reference, reason; in the order in which they are printed.
+        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best (none where a test
+        has the other sign), p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
@@ -72,7 +72,9 @@ def statistics_table(
         if tests["seed"].nunique() > 1:
             seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
             raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
-        table = table.merge(tests[[*key, "seed", "p", "p_holm", "test", "reference"]], on=key, how="left")
+        table = table.merge(tests[[*key, "seed", "difference", "p", "p_holm", "test", "reference"]], on=key, how="left")
+        table["best"] &= ~_of_two_signs(table)
+        table = table.drop(columns="difference")
         table = table.rename(columns={"seed": "tested_seed"})
     else:
         table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
@@ -83,6 +85,14 @@ def statistics_table(
     order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
     columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "cutoff_from", "over_fewer"]
     return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
+
+
+def _of_two_signs(table: pd.DataFrame) -> pd.Series:
+    """Of each row whether a test at its centre, which is of means over patients, has another sign than the values, means over images."""
+    values = table.set_index(["center", "metric", "method"])["value"]
+    reference = [values.get((row.center, row.metric, row.reference), np.nan) for row in table.itertuples()]
+    opposite = (np.array(reference) - table["value"]) * table["difference"] < 0
+    return opposite.groupby([table["center"], table["metric"]]).transform("any")
 
 
 def _cutoff_sets(table: pd.DataFrame, cutoffs: pd.DataFrame) -> list[str]:
@@ -105,7 +115,7 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
     sentences = [
         f"{note.rstrip('.')}." if note else "",
         f"Value (95 % interval: {kinds})." if kinds else "",
-        "Bold: the best of the centre.",
+        "Bold: the best of the centre; of none where a test, of means over patients, has the other sign.",
     ]
     if sets := sorted({name for names in table["cutoff_from"] if names for name in names.split(", ")}, reverse=True):
         where = " and ".join({"val": "validation", "train": "training"}[name] for name in sets)

@@ -124,7 +124,8 @@ def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
 
     The pooled variance is what the paper's printed summaries give (centre D, training: p = 9e-6; Welch's test gives another value).
     A patient counts once a class, with the mean of its scores. Where patients have images of both classes their groups are not
-    independent: then the test is of the patients' own differences, and those of one class are left out of it.
+    independent: then the test is of the patients' own differences, and those of one class are left out of it. With fewer than
+    `statistics.MIN_PATIENTS` of a class (of pairs: in all) there is none.
 
     Args:
         scores: from `score_table`.
@@ -153,8 +154,9 @@ def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
     positive = int(part["label"].sum())
     if positive in (0, len(part)):
         return f"only one class: {positive} positive, {len(part) - positive} negative"
-    if patients < MIN_PATIENTS:
-        return too_few(patients)
+    fewest = min(map(len, groups))  # as for an AUC: of each class; of pairs both are the patients
+    if fewest < MIN_PATIENTS:
+        return too_few(fewest, "" if fewest == patients else " of one class")
     if all(np.ptp(values) == 0 for values in groups):
         return "the scores of each class are all equal"
     return ""
