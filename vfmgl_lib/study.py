@@ -51,6 +51,7 @@ NUMBERS = (
     "kept",
     "kept_share",
     "divergence_before",
+    "r2",
     "gradient_ratio",
     "permuted",
     "shared_task_loss",

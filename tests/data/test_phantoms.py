@@ -378,7 +378,7 @@ def nuclei_shapes(count: int, heterogeneity: float) -> pd.DataFrame:
 
 
 def test_organs_differ_in_size_shape_overlap_and_stain_of_their_nuclei():
-    tiles = nuclei_shapes(12, 1.0)
+    tiles = nuclei_shapes(20, 1.0)  # six patients a centre: an interval takes five
     mean = tiles.drop(columns=["id", "patient"]).groupby("center").mean()
     kidney, lung, bladder = "SiteC", "SiteD", "SiteF"
     assert (mean["radius"].idxmin(), mean["radius"].idxmax()) == (kidney, lung)
