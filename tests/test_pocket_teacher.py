@@ -56,26 +56,27 @@ def test_the_random_teacher_is_the_committed_rows_on_every_kind_of_processor(mod
 
 
 def test_gain_and_interval_by_hand(tool):
-    tables = {("none", "local", "updates"): [[0.5, 0.6], [0.7, 0.8]], ("none", "local", "rounds"): [[0.4, 0.4], [0.4, 0.4]]}
-    tables |= {("random", "hgkt", "both"): [[0.6, 0.7], [0.9, 1.0]], ("mobilenet", "hgkt", "both"): [[0.8, 0.9], [0.8, 0.9]]}
+    by_seed = {("none", "local", "updates"): (0.5, 0.6, 0.7), ("none", "local", "rounds"): (0.5, 0.5, 0.5)}
+    by_seed |= {("random", "hgkt", "both"): (0.6, 0.8, 1.0), ("mobilenet", "hgkt", "both"): (0.8, 0.8, 0.8)}
+    tables = {key: [[value - 0.1, value, value + 0.1] for value in values] for key, values in by_seed.items()}
     rows = pd.DataFrame(
         {"set": "nuclei", "images": 20, "metric": "dice", "teacher": teacher, "method": method, "budget": budget}
-        | {"seed": seed, "center": "AB"[place], "value": table[seed][place]}
+        | {"seed": seed, "center": "ABC"[place], "value": table[seed][place]}
         for (teacher, method, budget), table in tables.items()
-        for seed in (0, 1)
-        for place in (0, 1)
+        for seed in range(3)
+        for place in range(3)
     )
     found = tool.summary(rows.sample(frac=1, random_state=0)).set_index(["teacher", "quantity"])
-    # Differences 0.1, 0.1 and 0.2, 0.2: t with one degree of freedom (12.706) times the seeds' standard error of 0.05.
+    # Differences 0.1, 0.2 and 0.3, alike at the centres: t with two degrees of freedom (4.3027) times the standard error 0.1 / sqrt(3).
     gain = found.loc[("random", "gain, matched updates"), ["value", "low", "high"]].tolist()
-    assert gain == pytest.approx([0.15, 0.15 - 0.6353, 0.15 + 0.6353], abs=1e-4)
-    assert found.loc[("random", "gain, matched rounds"), "value"] == pytest.approx(0.4)
-    # Differences 0.2, 0.2 and -0.1, -0.1: standard error 0.15.
+    assert gain == pytest.approx([0.2, 0.2 - 0.2484, 0.2 + 0.2484], abs=1e-4)
+    assert found.loc[("random", "gain, matched rounds"), "value"] == pytest.approx(0.3)
+    # Differences 0.2, 0 and -0.2.
     assert found.loc[("mobilenet", "student less random's"), ["value", "low", "high"]].tolist() == pytest.approx(
-        [0.05, 0.05 - 1.9059, 0.05 + 1.9059], abs=1e-4
+        [0, -0.4968, 0.4968], abs=1e-4
     )
-    assert found.loc[("none", "student, updates"), "value"] == pytest.approx(0.65)
-    assert set(found["seeds"]) == {2} and set(found["centers"]) == {2}
+    assert found.loc[("none", "student, updates"), "value"] == pytest.approx(0.6)
+    assert set(found["seeds"]) == {3} and set(found["centers"]) == {3}
 
 
 def test_a_second_call_runs_only_what_is_missing_and_says_what_cannot_be_had(tool, tmp_path, capsys):
@@ -90,7 +91,7 @@ def test_a_second_call_runs_only_what_is_missing_and_says_what_cannot_be_had(too
     rows = pd.read_csv(tmp_path / "out" / "rows.csv")
     assert not rows.duplicated([*tool.STUDY, "center", "budget"]).any() and len(rows) == 2 * (4 + 2 + 2)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index(["teacher", "quantity"])
-    assert summary.loc[("random", "gain, matched updates"), ["value", "low", "high"]].tolist() == [0, 0, 0]
+    assert summary.loc[("random", "gain, matched updates"), ["value", "seeds"]].tolist() == [0, 2]
 
 
 def test_after_the_time_limit_nothing_begins(tool, tmp_path):

@@ -119,12 +119,12 @@ def test_score_tests_say_why_there_is_none():
 
 def test_images_of_one_patient_are_not_independent_scores():
     rng = np.random.default_rng(0)
-    patient, label = np.repeat(np.arange(7), 6), np.tile([0, 1], 21)
-    table = predictions(rng.normal(size=7)[patient] + 0.3 * label + rng.normal(size=42), label).assign(patient=patient)
+    patient, label = np.repeat(np.arange(10), 6), np.tile([0, 1], 30)
+    table = predictions(rng.normal(size=10)[patient] + 0.3 * label + rng.normal(size=60), label).assign(patient=patient)
     row = feats.score_tests(feats.score_table(table, "image")).iloc[0]
     means = table.groupby(["patient", "label"])["probability"].mean().unstack()
-    assert row["p"] == pytest.approx(ttest_rel(means[1], means[0]).pvalue) and (row["test"], row["patients"]) == ("paired t", 7)
-    assert (row["n_0"], row["n_1"]) == (21, 21) and row["mean_1"] == pytest.approx(table.query("label == 1")["probability"].mean())
+    assert row["p"] == pytest.approx(ttest_rel(means[1], means[0]).pvalue) and (row["test"], row["patients"]) == ("paired t", 10)
+    assert (row["n_0"], row["n_1"]) == (30, 30) and row["mean_1"] == pytest.approx(table.query("label == 1")["probability"].mean())
     apart = table[table["label"] == (table["patient"] % 2)]  # a patient has one class: the patients' means are what is compared
     row = feats.score_tests(feats.score_table(apart, "image")).iloc[0]
     means = apart.groupby("patient")["probability"].mean()
