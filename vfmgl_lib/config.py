@@ -143,7 +143,8 @@ class FederationSettings(Settings):
         description="what stage I of a method with stage II starts from: the centre's own model, the shared one, or the mean of both"
     )
     match_updates: bool = Field(
-        description="a method with one update a batch is also reported after as many as VFMGL's three (and HGKT's two); others stay at `rounds`"
+        description="a method with one update a batch goes on beyond `rounds` to as many as VFMGL's three, and is reported on the way at "
+        "as many as HGKT's two; HGKT and pooled training stay at `rounds`"
     )
     match_by: Literal["rounds", "epochs"] = Field(
         description="what it goes on by to match updates: more rounds, or more local epochs in as many rounds (studies of their own)"
@@ -151,7 +152,9 @@ class FederationSettings(Settings):
     match_compute: bool = Field(
         description="it also goes on to as many passes of the student as VFMGL makes, which is many times the rounds"
     )
-    epoch_factor: int = Field(ge=1, description="set by the method, whatever is given: with match_by epochs how many times the local epochs")
+    epoch_factor: int = Field(
+        ge=1, description="set by the method, whatever is given: with match_by epochs how many times the local epochs"
+    )
 
     @property
     def epochs(self) -> int:
