@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_the_seconds_of_random_dropping_are_of_the_run_that_is_kept(federation, 
         now[0] += 100
         return distil(*arguments)
 
-    monkeypatch.setattr(stage_two.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stage_two, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(stage_two, "_distil", distilled)
     monkeypatch.setattr(stage_two, "_permuted", lambda kept, *_: [not one for one in kept])
     client = _after_stage_two(federation, "vfmgl_random", kappa=kappa)
