@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,12 @@ from safetensors.torch import load_file
 from vfmgl_lib import training as training_module
 from vfmgl_lib.assembly import new_student
 from vfmgl_lib.checkpoint import CheckpointError
-from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError
+from vfmgl_lib.comparators.methods import METHODS, with_overrides
+from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.study import trivial_baseline
+from vfmgl_lib.study import mark_controls, no_comparison, trivial_baseline
 from vfmgl_lib.training import run_study
 from vfmgl_lib.workspace import open_workspace
 
@@ -83,9 +84,9 @@ def test_tables_hold_what_they_should(finished):
 def test_a_method_of_one_update_a_batch_is_reported_at_matched_rounds_and_at_matched_updates(runs):
     workspace = _workspace(runs, "nuclei", federation__rounds=1)
     study = workspace.run("fedavg")
-    assert study.report_rounds == {"rounds": 1, "updates": 3} and study.last_round == 3
+    assert study.report_rounds == {"rounds": 1, "updates": 3, "hgkt_updates": 2} and study.last_round == 3
     assert workspace.run("vfmgl").report_rounds == {"rounds": 1, "updates": 1}
-    assert set(study.metrics["round"]) == {0, 1, 2, 3} and set(study.predictions["round"]) == {0, 1, 3}
+    assert set(study.metrics["round"]) == {0, 1, 2, 3} and set(study.predictions["round"]) == {0, 1, 2, 3}
     centers = workspace.manifest.training_centers
     for number in (1, 3):
         rows = study.predictions[study.predictions["round"] == number]
@@ -382,3 +383,27 @@ def test_a_bar_shows_the_time_left(tmp_path, capsys):
     bar = capsys.readouterr().err
     assert "nuclei local seed 0: 100%" in bar and "batch" in bar and "<00:00" in bar
     assert time.perf_counter() - started < 60
+
+
+def test_why_a_control_is_none():
+    """Of studies that were read: nothing dropped, an order that changed no decision, no stage II, settings that the parent has itself."""
+
+    def study(method, teacher="pocket_vit", **stage_two):
+        rounds = pd.DataFrame([{"stage": "I"}, *([{"stage": "II", **stage_two}] * bool(stage_two))])
+        settings = with_overrides(load_settings("nuclei", method=method, teacher__source=teacher))
+        about = {"teacher_description": settings.teacher.source, "split_id": "own"}
+        return SimpleNamespace(settings=settings, rounds=rounds, **about)
+
+    parents = {name: study(name) for name in ("hgkt", "hgkt_kd", "vfmgl")}
+    nothing, another = "nothing was dropped: no comparison", "another order changed no decision: no comparison"
+    for kept, permuted, reason in ((1.0, 0, nothing), (0.5, 0, another), (0.0, 0, another), (0.5, 1, "")):
+        assert no_comparison(study("vfmgl_random", kept_share=kept, permuted=permuted), parents["vfmgl"]) == reason
+    assert no_comparison(study("vfmgl_random"), parents["vfmgl"]) == "there was no stage II: no comparison"
+    assert no_comparison(study("vfmgl_task", kept_share=1.0), parents["hgkt_kd"]) == ""
+    assert no_comparison(study("vfmgl_task"), parents["hgkt_kd"]) == "there was no stage II: no comparison"
+    assert no_comparison(study("hgkt_random"), parents["hgkt"]) == no_comparison(study("hgkt_beta0"), parents["hgkt"]) == ""
+    random = "random:pocket_vit"
+    assert no_comparison(study("hgkt_random", random), study("hgkt", random)) == "HGKT has these settings itself: no comparison"
+    table = pd.DataFrame({"method": ["hgkt", "hgkt_random", "vfmgl_random"], "seed": 0, "split_id": "own", "value": 1.0})
+    marked = mark_controls(table, [study("hgkt", random), study("hgkt_random", random), study("vfmgl_random")])
+    assert marked["no_comparison"].tolist() == ["", "HGKT has these settings itself: no comparison", ""], "without its parent not looked at"

@@ -144,7 +144,8 @@ class FederationSettings(Settings):
         "a method without stage II starts from its own, so that with another value HGKT+KD differs from HGKT in its start too"
     )
     match_updates: bool = Field(
-        description="a method with fewer updates a batch than VFMGL goes on beyond `rounds` to as many updates, and is reported at both"
+        description="a method with one update a batch goes on beyond `rounds` to as many as VFMGL's three, and is reported on the way at "
+        "as many as HGKT's two; HGKT and pooled training stay at `rounds`"
     )
     match_by: Literal["rounds", "epochs"] = Field(
         description="what it goes on by to match updates: more rounds, or more local epochs in as many rounds (studies of their own)"
@@ -153,7 +154,7 @@ class FederationSettings(Settings):
         description="it also goes on to as many passes of the student as VFMGL makes, which is many times the rounds"
     )
     epoch_factor: int = Field(
-        default=1, ge=1, description="set by the method where match_by is epochs: its local epochs are so many times more"
+        ge=1, description="set by the method, whatever is given: with match_by epochs how many times the local epochs"
     )
 
     @property

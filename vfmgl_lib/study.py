@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from vfmgl_lib.models.teachers import Teacher
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
 COMPLETE = "complete.json"
 NO_TEACHER = "none (the method uses no teacher)"
+NO_COMPARISON = "no comparison"  # the last words of why a control is none
 NUMBERS = (
     "value",
     "task_loss",
@@ -118,6 +120,12 @@ class Study:
     def report_rounds(self) -> dict[str, int]:
         """budget ("rounds", "updates") -> the round at which the method is reported (`comparators.methods.report_rounds`)."""
         return report_rounds(self.settings)
+
+    @property
+    def split_id(self) -> str:
+        """ "own", or training share and seed of the division, e.g. "0.6-3"."""
+        split = self.settings.data.split
+        return split.name if split else "own"
 
     @property
     def last_round(self) -> int:
@@ -212,6 +220,47 @@ def load_study(folder: Path, data: Path | None = None) -> Study:
         raise ConfigError(f"{folder}: its images are not in {root} any more; say where they are")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
     return Study(folder, checked_settings(values), read_manifest(folder / "manifest.csv", root), start["teacher"])
+
+
+def no_comparison(control: Study, parent: Study) -> str:
+    """Why a control is none here, because the one thing in which it differs from its parent made no difference; "" where it did.
+
+    A control that permutes DDBL's decisions differs where a batch was dropped; one of stage II where there was one; one of the settings
+    where the parent has others (HGKT with a random teacher may have been asked for).
+
+    Args:
+        control: complete, of a method that is a control.
+        parent: the study that it is held against; it may be without rounds.
+    """
+    method, strategy = METHODS[control.settings.method], STRATEGIES[control.settings.method]
+    if method.overrides:
+        equal = parent.settings.model_copy(update={"method": control.settings.method}) == control.settings
+        same = equal and parent.teacher_description == control.teacher_description
+        return f"{METHODS[method.parent].title} has these settings itself: {NO_COMPARISON}" if same else ""
+    stage_two = control.rounds[control.rounds["stage"] == "II"]
+    if stage_two.empty:
+        return f"there was no stage II: {NO_COMPARISON}"
+    if not strategy.permuted or stage_two["permuted"].any():
+        return ""
+    dropped = (stage_two["kept_share"] < 1).any()
+    return f"{'another order changed no decision' if dropped else 'nothing was dropped'}: {NO_COMPARISON}"
+
+
+def mark_controls(table: pd.DataFrame, studies: Iterable[Study]) -> pd.DataFrame:
+    """The table with a column `no_comparison`: of rows of a control what `no_comparison` says, "" elsewhere.
+
+    Args:
+        table: method, seed, split_id: predictions or results.
+        studies: those of the table; a control whose parent's study is not among them is not looked at.
+    """
+    there = {(study.settings.method, study.settings.seed, study.split_id): study for study in studies}
+    reasons = {
+        key: no_comparison(study, parent)
+        for key, study in there.items()
+        if (parent := there.get((METHODS[key[0]].parent, *key[1:]))) is not None
+    }
+    keys = table[["method", "seed", "split_id"]].itertuples(index=False, name=None)
+    return table.assign(no_comparison=[reasons.get(key, "") for key in keys])
 
 
 def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:

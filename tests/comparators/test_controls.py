@@ -26,7 +26,13 @@ def _flat(values, prefix=""):
         yield from _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.parent])
+def test_controls_are_these():
+    controls = [name for name, method in METHODS.items() if method.is_control]
+    assert controls == [*CONTROLS, *SWITCHES] == [name for name, method in METHODS.items() if method.source.startswith("control: ")]
+    assert [METHODS[name].parent for name in controls] == ["hgkt", "hgkt", "hgkt_kd", "vfmgl"]
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.is_control])
 def test_a_control_differs_from_its_parent_in_the_named_setting_or_switch_alone(method):
     parent = METHODS[method].parent
     one, other = (with_overrides(load_settings("nuclei", "smoke", method=name)) for name in (parent, method))

@@ -39,31 +39,46 @@ def test_the_table_of_methods():
 
 
 @pytest.mark.parametrize(
-    ("method", "matched", "halfway", "unmatched"),
+    ("method", "matched"),
     [
-        ("local", 12, 8, 4),
-        ("ditto", 12, 8, 4),
-        ("metafed", 12, None, 4),
-        ("hgkt", 4, 4, 4),
-        ("fedavg_hgkt", 4, 4, 4),
-        ("hgkt_kd", 4, None, 4),
-        ("vfmgl", 4, None, 4),
-        ("frozen_probe", 1, 1, 1),
+        ("local", {"rounds": 4, "updates": 12, "hgkt_updates": 8}),
+        ("ditto", {"rounds": 4, "updates": 12, "hgkt_updates": 8}),
+        ("metafed", {"rounds": 4, "updates": 12}),
+        ("pooled", {"rounds": 4}),
+        ("hgkt", {"rounds": 4, "hgkt_updates": 4}),
+        ("hgkt_beta0", {"rounds": 4, "hgkt_updates": 4}),
+        ("fedavg_hgkt", {"rounds": 4, "hgkt_updates": 4}),
+        ("hgkt_kd", {"rounds": 4, "updates": 4}),
+        ("vfmgl_task", {"rounds": 4, "updates": 4}),
+        ("vfmgl_random", {"rounds": 4, "updates": 4}),
+        ("vfmgl", {"rounds": 4, "updates": 4}),
+        ("frozen_probe", {"rounds": 1, "updates": 1, "hgkt_updates": 1}),
     ],
 )
-def test_a_method_is_reported_at_as_many_rounds_and_at_as_many_updates(method, matched, halfway, unmatched):
-    """As VFMGL and, those that make no more a batch, as HGKT; MetaFed not on the way, where it does not end."""
-    for match, last in ((True, matched), (False, unmatched)):
-        settings = load_settings("nuclei", method=method, federation__rounds=4, federation__match_updates=match)
-        on_the_way = {"hgkt_updates": halfway} if match and halfway else {}
-        assert report_rounds(settings) == {"rounds": min(4, last), "updates": last} | on_the_way
+def test_a_budget_is_named_only_where_it_holds(method, matched):
+    """HGKT's two updates are never VFMGL's three, a round of pooled training is all centres', MetaFed is not ended on the way."""
+    settings = load_settings("nuclei", method=method, federation__rounds=4)
+    assert report_rounds(settings) == matched
+    unmatched = load_settings("nuclei", method=method, federation__rounds=4, federation__match_updates=False)
+    assert report_rounds(unmatched) == {"rounds": matched["rounds"]}, "nothing else was matched"
+    updates = max(METHODS[method].updates, 1)
+    for budget, wanted in {"updates": 3, "hgkt_updates": 2}.items():
+        assert method == "frozen_probe" or matched.get(budget, wanted * 4 / updates) * updates == wanted * 4
 
 
 def test_updates_matched_by_epochs_take_as_many_rounds(federation):
-    for method, factor in (("fedavg", 3), ("hgkt", 1), ("vfmgl", 1), ("frozen_probe", 3)):
-        settings = with_overrides(load_settings("nuclei", method=method, federation__rounds=4, federation__match_by="epochs"))
+    whole, own = {"rounds": 4, "epochs": 4}, {"rounds": 4}
+    wanted = {"fedavg": (3, {"epochs": 4}), "metafed": (3, {"epochs": 4}), "pooled": (1, own), "hgkt": (1, own), "hgkt_beta0": (1, own)}
+    wanted |= {"hgkt_kd": (1, whole), "vfmgl_random": (1, whole), "vfmgl": (1, whole), "frozen_probe": (1, {"rounds": 1, "epochs": 1})}
+    for method, (factor, budgets) in wanted.items():
+        plain = load_settings("nuclei", "paper", method=method, federation__rounds=4, federation__match_by="epochs")
+        settings = with_overrides(plain)
         assert settings.federation.epochs == factor * settings.federation.local_epochs and with_overrides(settings) == settings
-        assert report_rounds(settings) == dict.fromkeys(("rounds", "epochs"), 1 if method == "frozen_probe" else 4)
+        assert report_rounds(settings) == report_rounds(plain) == budgets
+        said = settings.deviations().set_index("setting")["here"].to_dict()
+        assert said.get("federation.epoch_factor", 1) == factor
+        unmatched = plain.model_copy(update={"federation": plain.federation.model_copy(update={"match_updates": False})})
+        assert with_overrides(unmatched).federation.epoch_factor == 1 and set(report_rounds(unmatched)) == {"rounds"}
     clients, server = federation("nuclei", "fedavg", federation__match_by="epochs")
     plain, _ = federation("nuclei", "fedavg", federation__local_epochs=3)
     one, other = (client.run_round(1, server.message(client.center, 1)) for client in (clients[0], plain[0]))

@@ -12,7 +12,17 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import youden_cutoff
-from vfmgl_lib.evaluation.results import COLUMNS, compare_methods, final_predictions, per_case, per_image, results_table, with_distances
+from vfmgl_lib.evaluation.results import (
+    COLUMNS,
+    COMPARED,
+    compare_controls,
+    compare_methods,
+    final_predictions,
+    per_case,
+    per_image,
+    results_table,
+    with_distances,
+)
 from vfmgl_lib.evaluation.segmentation import overlaps, surface_distances
 
 RUN = {"seed": 0, "split_id": "own", "budget": "rounds"}
@@ -417,3 +427,49 @@ def test_one_class_is_not_tested_and_does_not_count_in_holm():
     undefined, defined = one(table, center="B"), one(table, center="A")
     assert math.isnan(undefined["p"]) and "only one class: 8 positive" in undefined["reason"]
     assert defined["p_holm"] == defined["p"]
+
+
+def test_hgkt_is_the_reference_of_its_own_updates():
+    """VFMGL is not there at that budget: without this nobody would be compared."""
+    final = classified(methods=("fedavg", "fedavg_hgkt", "hgkt", "vfmgl"))
+    halfway = final[final["method"] != "vfmgl"].assign(budget="hgkt_updates")
+    table = compare_methods(pd.concat([final, halfway]), unit="patient")
+    assert {budget: set(rows["method"]) for budget, rows in table.groupby("budget")} == {
+        "rounds": {"fedavg", "fedavg_hgkt", "hgkt"},
+        "hgkt_updates": {"fedavg", "fedavg_hgkt"},
+    }
+    assert table.groupby("budget")["reference"].unique().map(list).to_dict() == {"rounds": ["vfmgl"], "hgkt_updates": ["hgkt"]}
+    expected = one(compare_methods(final, "hgkt", unit="patient"), method="fedavg", center="A")
+    assert one(table, budget="hgkt_updates", method="fedavg", center="A")["p"] == expected["p"]
+    part = table[table["budget"] == "hgkt_updates"]
+    assert part["p_holm"].to_numpy() == pytest.approx(statistics.holm(part["p"])), "a family of its own"
+
+
+def test_leads_over_controls_are_their_parents_and_a_family_of_their_own():
+    final = classified(methods=("fedavg", "hgkt", "hgkt_beta0", "hgkt_kd", "vfmgl_task", "vfmgl_random", "vfmgl", "hgkt_random"))
+    table = compare_controls(pd.concat([final, final.assign(budget="updates")]), unit="patient")
+    assert table.drop_duplicates("method").set_index("method")["reference"].to_dict() == {
+        "hgkt_beta0": "hgkt",
+        "hgkt_random": "hgkt",
+        "vfmgl_task": "hgkt_kd",
+        "vfmgl_random": "vfmgl",
+    }
+    assert list(table.columns) == COMPARED and len(table) == 4 * 2 and set(table["budget"]) == {"rounds"}
+    alone = one(compare_methods(final, "hgkt", unit="patient"), method="hgkt_beta0", center="A")
+    row = one(table, method="hgkt_beta0", center="A")
+    assert tuple(row[["difference", "low", "high", "p"]]) == tuple(alone[["difference", "low", "high", "p"]])
+    assert table["p_holm"].to_numpy() == pytest.approx(statistics.holm(table["p"])) and (table["p_holm"] > table["p"]).any()
+    nothing = compare_controls(final[~final["method"].isin(["hgkt", "hgkt_kd", "vfmgl"])], unit="patient")
+    assert nothing.empty and list(nothing.columns) == COMPARED, "a control without its parent"
+
+
+def test_a_control_that_is_none_has_no_difference_no_p_and_is_in_no_family():
+    final = classified(methods=("fedavg", "hgkt", "hgkt_beta0", "vfmgl_random", "vfmgl"))
+    why, marked = "nothing was dropped: no comparison", final["method"] == "vfmgl_random"
+    same = final[final["method"] == "vfmgl"].assign(method="vfmgl_random")
+    final = pd.concat([final[~marked].assign(no_comparison=""), same.assign(no_comparison=why)], ignore_index=True)
+    for table in (compare_methods(final, unit="patient"), compare_controls(final, unit="patient")):
+        rows, others = table[table["method"] == "vfmgl_random"], table[table["method"] != "vfmgl_random"]
+        assert len(rows) == 2 and rows[["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
+        assert set(rows["reason"]) == {why} and set(rows["test"]) == {""}
+        assert others["p_holm"].to_numpy() == pytest.approx(statistics.holm(others["p"])) and others["p"].notna().all()

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,6 +206,20 @@ def test_random_dropping_keeps_as_many_batches_as_ddbl_in_another_order(federati
         row, steps = _stage(client)
         assert [step["kept"] for step in steps] == order
         assert row["permuted"] == int(order != decided) and _same_client(client, parent) == (order == decided)
+
+
+def test_the_seconds_of_random_dropping_are_of_the_run_that_is_kept(federation, monkeypatch):
+    kappa, now, distil = _mixed(federation), [0.0], stage_two._distil
+
+    def distilled(*arguments):
+        now[0] += 100
+        return distil(*arguments)
+
+    monkeypatch.setattr(stage_two, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stage_two, "_distil", distilled)
+    monkeypatch.setattr(stage_two, "_permuted", lambda kept, *_: [not one for one in kept])
+    client = _after_stage_two(federation, "vfmgl_random", kappa=kappa)
+    assert now[0] == 200 and _stage(client)[0]["seconds"] == 100
 
 
 def test_the_permutation_is_drawn_from_centre_and_round_alone(federation):

@@ -206,6 +206,33 @@ def test_both_budgets_draw_one_point_where_the_model_is_the_same(make_results, c
     assert not collisions(figure)
 
 
+def test_one_point_of_a_method_with_one_budget_is_named_and_so_are_the_budgets_not_drawn(make_results, collisions):
+    """HGKT is at as many rounds alone; by more epochs FedAvg is not. What a row has no room for is in the tables."""
+    results = make_results(["A", "B"], THREE)
+    results = results[(results["method"] != "hgkt") | (results["budget"] == "rounds")]
+    halfway = results[results["budget"] == "rounds"].assign(budget="hgkt_updates")
+    figure = comparison.both_budgets(pd.concat([results, halfway]), "auc")
+    assert "one model serves both budgets; but HGKT after as many rounds as VFMGL alone." in words(figure)
+    assert "In the tables alone: as many updates of the student as HGKT." in words(figure) and not collisions(figure)
+    epochs = pd.concat([results[results["budget"] == "rounds"], results[results["budget"] == "updates"].assign(budget="epochs")])
+    figure = comparison.both_budgets(epochs[(epochs["method"] != "fedavg") | (epochs["budget"] == "epochs")], "auc")
+    faces = [dot.get_markerfacecolor() for dot in dots(panels(figure)[0])]
+    assert faces[0] == "white" and "FedAvg after as many rounds and, by local epochs, as many updates as VFMGL alone" in words(figure)
+    assert "In the tables alone" not in words(figure) and not collisions(figure)
+
+
+def test_a_control_that_is_none_is_named_under_the_table(make_results, make_tests):
+    methods = [*THREE, "vfmgl_random"]
+    tests = make_tests(["A", "B"], methods)
+    none = tests["method"] == "vfmgl_random"
+    tests.loc[none, ["difference", "low", "high", "p", "p_holm"]] = np.nan
+    tests.loc[none, ["test", "reason"]] = ["", "nothing was dropped: no comparison"]
+    table = statistics_tables.statistics_table(make_results(["A", "B"], methods), tests)
+    assert "VFMGL, random drops: nothing was dropped: no comparison." in statistics_tables.table_note(table)
+    rows = table[(table["method"] == "vfmgl_random") & (table["metric"] == "auc")]
+    assert set(rows["test_reason"]) == {"nothing was dropped: no comparison"} and rows["p_holm"].isna().all()
+
+
 def test_both_budgets_show_seeds_and_the_pooled_row(make_results, collisions):
     results = make_results(FOUR, THREE, seeds=3)
     figure = comparison.both_budgets(results, "accuracy")

@@ -28,7 +28,7 @@ def test_what_is_done_has_metrics_and_what_is_left_is_named(small, tmp_path):
     studies, metrics = read(log, "studies.csv"), read(log, "metrics.csv")
     assert studies[["method", "state", "rounds_done"]].to_numpy().tolist() == [["fedavg", "done", "2"], ["vfmgl", "left", "0"]]
     assert studies["study"][0] == done.study.folder.name and studies["threads"][0].isdecimal()
-    assert set(metrics["method"]) == {"fedavg"} and set(metrics["budget"]) == {"both"}
+    assert set(metrics["method"]) == {"fedavg"} and set(metrics["budget"]) == {"rounds"}
     known = done.study.metrics.query("round == 2 and split == 'test' and metric == 'dice' and model_center == 'SiteA'")
     wanted = {row.test_center: row.value for row in known.itertuples()}
     found = metrics[(metrics["model_center"] == "SiteA") & (metrics["metric"] == "dice")]
@@ -99,6 +99,36 @@ def test_both_budgets_have_rows_of_their_own_where_they_differ(small, tmp_path):
     wanted = {budget: table[table["round"] == number]["value"].item() for budget, number in job.study.report_rounds.items()}
     assert job.study.report_rounds == {"rounds": 2, "updates": 6, "hgkt_updates": 4}
     assert dict(zip(shared["budget"], shared["value"].astype(float), strict=True)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_round_that_serves_several_budgets_is_there_once_and_counts_in_each(small, tmp_path):
+    """VFMGL's own rounds at matched compute, HGKT's at as many updates as HGKT; DDBL that dropped nothing is no control of itself."""
+    workspace = small(federation__match_updates=True, federation__match_compute=True, federation__rounds=2, deduction__keep_ratio=1e6)
+    methods = ["local", "hgkt", "hgkt_random", "vfmgl_random", "vfmgl"]
+    jobs = swept(workspace, methods)
+    write_log(tmp_path / "log", jobs)
+    metrics = read(tmp_path / "log", "metrics.csv")
+    assert set(metrics.loc[metrics["method"] == "vfmgl", "budget"]) == {"rounds+updates+compute"}
+    assert set(metrics.loc[metrics["method"] == "hgkt", "budget"]) == {"rounds+hgkt_updates+compute"}
+    said = metrics.groupby("method")["no_comparison"].unique().map(list).to_dict()
+    itself = "HGKT has these settings itself: no comparison"  # the smallest profile's teacher is random
+    nothing = "nothing was dropped: no comparison"
+    assert said == {"local": [""], "hgkt": [""], "hgkt_random": [itself], "vfmgl_random": [nothing], "vfmgl": [""]}
+    rows = read(tmp_path / "log", "summary.csv").query("place == 'home'").set_index(["method", "budget"])
+    assert rows["reference"].to_dict() == {
+        **{("local", "rounds"): "vfmgl", ("local", "updates"): "vfmgl", ("local", "hgkt_updates"): "hgkt", ("local", "compute"): "vfmgl"},
+        **{("hgkt", "rounds"): "vfmgl", ("hgkt", "hgkt_updates"): "", ("hgkt", "compute"): "vfmgl"},
+        **{("hgkt_random", budget): "hgkt" for budget in ("rounds", "hgkt_updates", "compute")},
+        **{("vfmgl_random", budget): "vfmgl" for budget in ("rounds", "updates", "compute")},
+        **{("vfmgl", budget): "" for budget in ("rounds", "updates", "compute")},
+    }
+    value = rows["value"].astype(float)
+    for budget, reference in {"compute": "vfmgl", "hgkt_updates": "hgkt"}.items():
+        wanted = value[reference, "rounds"] - value["local", budget]
+        assert float(rows.loc[("local", budget), "ahead"]) == pytest.approx(wanted, abs=1e-4)
+    for method, reason in {"hgkt_random": itself, "vfmgl_random": nothing}.items():
+        assert set(rows.loc[method, "ahead"]) == set(rows.loc[method, "low"]) == {""}
+        assert set(rows.loc[method, "reason"]) == {f"{reason} (seed 0)"}
 
 
 def test_other_settings_are_not_mixed_in(small, tmp_path):

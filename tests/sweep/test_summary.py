@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.sweep.log import METRICS, SUMMARY
-from vfmgl_lib.sweep.summary import COLUMNS, summary
+from vfmgl_lib.sweep.summary import COLUMNS, MEANS, each_budget, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 OLD = RESULTS / "v0.1.0"
@@ -34,21 +35,61 @@ def test_home_away_and_difference_by_hand():
             ("fedavg", "rounds", 0): [[0.1, 0.2], [0.1, 0.2]],
             ("fedavg", "updates", 0): [[0.5, 0.6], [0.5, 0.6]],
             ("fedavg", "updates", 1): [[0.7, 0.8], [0.7, 0.8]],
-            ("vfmgl", "both", 0): [[0.8, 0.4], [0.3, 0.9]],
-            ("vfmgl", "both", 1): [[0.8, 0.4], [0.3, 0.9]],
-            ("vfmgl", "both", 2): [[0.0, 0.0], [0.0, nothing]],
+            ("vfmgl", "rounds+updates", 0): [[0.8, 0.4], [0.3, 0.9]],
+            ("vfmgl", "rounds+updates", 1): [[0.8, 0.4], [0.3, 0.9]],
+            ("vfmgl", "rounds+updates", 2): [[0.0, 0.0], [0.0, nothing]],
         }
     )
     found = summary(table.sample(frac=1, random_state=0)).set_index(["method", "budget", "place"])
     assert found.loc[("fedavg", "updates", "home"), ["value", "sd"]].tolist() == pytest.approx([0.65, 0.2 / 2**0.5])
-    assert found.loc[("vfmgl", "both", "home"), ["value", "seeds"]].tolist() == pytest.approx([0.85, 2]), "the seed without a value"
-    assert found.loc[("vfmgl", "both", "away"), ["value", "seeds", "centers"]].tolist() == pytest.approx([0.7 / 3, 3, 2])
+    for budget in ("rounds", "updates"):
+        assert found.loc[("vfmgl", budget, "home"), ["value", "seeds"]].tolist() == pytest.approx([0.85, 2]), "the seed without a value"
+        assert found.loc[("vfmgl", budget, "away"), ["value", "seeds", "centers"]].tolist() == pytest.approx([0.7 / 3, 3, 2])
     # VFMGL ahead at home: 0.3, 0.3 of seed 0 and 0.1, 0.1 of seed 1. Away, A's test set has B's model and B's A's: -0.2, -0.2; -0.4, -0.4.
     assert found.loc["fedavg", "updates"]["ahead"].to_dict() == pytest.approx({"home": 0.2, "away": -0.3})
     assert found.loc["fedavg", "updates"][["low", "high"]].isna().all(axis=None), "two seeds at two centres have no interval"
     one = found.loc[("fedavg", "rounds", "home")]
     assert one["ahead"] == pytest.approx(0.7) and one[["sd", "low", "high"]].isna().all(), "one seed: no spread"
-    assert found.loc[("vfmgl", "both", "home"), ["ahead", "low", "high"]].isna().all()
+    assert one["reference"] == "vfmgl" and one["reason"] == "no interval: fewer than two seeds or centres"
+    own = found.loc[("vfmgl", "rounds", "home")]
+    assert own[["ahead", "low", "high"]].isna().all() and own["reference"] == own["reason"] == ""
+
+
+def test_the_reference_is_the_parent_of_a_control_and_hgkt_at_its_own_updates():
+    table = metrics(
+        {
+            ("vfmgl", "rounds+updates+compute", 0): [[0.9, 0.9], [0.9, 0.9]],
+            ("hgkt", "rounds+hgkt_updates", 0): [[0.8, 0.8], [0.8, 0.8]],
+            ("hgkt_beta0", "rounds+hgkt_updates", 0): [[0.7, 0.7], [0.7, 0.7]],
+            ("fedavg", "hgkt_updates", 0): [[0.5, 0.5], [0.5, 0.5]],
+            ("fedavg", "compute", 0): [[0.6, 0.6], [0.6, 0.6]],
+        }
+    )
+    found = summary(table).query("place == 'home'").set_index(["method", "budget"])[["reference", "ahead"]]
+    wanted = {
+        ("hgkt", "rounds"): ("vfmgl", 0.1),
+        ("hgkt_beta0", "rounds"): ("hgkt", 0.1),
+        ("hgkt_beta0", "hgkt_updates"): ("hgkt", 0.1),
+        ("fedavg", "hgkt_updates"): ("hgkt", 0.3),
+        ("fedavg", "compute"): ("vfmgl", 0.3),
+    }
+    for key, (reference, ahead) in wanted.items():
+        assert found.loc[key, "reference"] == reference and found.loc[key, "ahead"] == pytest.approx(ahead), key
+
+
+def test_a_control_that_is_none_has_no_lead_in_that_seed():
+    square = {("vfmgl", s): [[0.9, 0.9], [0.9, 0.9]] for s in range(3)} | {
+        ("vfmgl_random", s): [[v, v], [v, v]] for s, v in enumerate((0.9, 0.7, 0.8))
+    }
+    table = metrics({(method, "rounds", seed): values for (method, seed), values in square.items()})
+    why, control = "nothing was dropped: no comparison", table["method"] == "vfmgl_random"
+    one = summary(table.assign(no_comparison=np.where(control & (table["seed"] == 0), why, ""))).query("place == 'home'")
+    row = one[one["method"] == "vfmgl_random"].iloc[0]
+    assert row["ahead"] == pytest.approx(0.15) and row["reason"] == f"{why} (seed 0)" and row["low"] < 0.15 < row["high"]
+    assert row["value"] == pytest.approx(0.8) and row["seeds"] == 3
+    every = summary(table.assign(no_comparison=np.where(control, why, ""))).query("place == 'home'")
+    row = every[every["method"] == "vfmgl_random"].iloc[0]
+    assert row[["ahead", "low", "high"]].isna().all() and row["reason"] == f"{why} (seed 0, 1, 2)"
 
 
 def test_the_interval_of_a_difference_by_hand():
@@ -63,7 +104,9 @@ def test_the_interval_of_a_difference_by_hand():
 
 def test_without_vfmgl_there_is_no_difference_and_without_rows_no_row():
     table = metrics({("local", "both", 0): [[0.5, 0.5], [0.5, 0.5]]})
-    assert summary(table)["ahead"].isna().all()
+    found = summary(table)
+    assert found["ahead"].isna().all() and set(found["reason"]) == {"the reference is not there at this budget"}
+    assert set(found["budget"]) == {"rounds", "updates"}, "0.1.0's word for the two"
     assert summary(table.iloc[:0]).columns.tolist() == COLUMNS
 
 
@@ -74,17 +117,17 @@ def committed(folder):
 
 def compare_with_readme(readme, folder, name):
     """Every cell of the README's table of the set: value (SD), at matched rounds and updates, at home and away."""
-    rows = pd.read_csv(folder / name / SUMMARY).set_index(["method", "place", "budget"])
+    rows = each_budget(pd.read_csv(folder / name / SUMMARY)).set_index(["method", "place", "budget"])
     methods = [method for method in METHODS if method in rows.index.get_level_values("method")]
     lines = readme.read_text(encoding="utf-8").split(f"### `{name}`")[1].split("###")[0].splitlines()
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
     assert [line[0] for line in shown] == [METHODS[method].title for method in methods]
     for method, (_, *cells) in zip(methods, shown, strict=True):
         for cell, (place, budget) in zip(cells, [(p, b) for p in ("home", "away") for b in ("rounds", "updates")], strict=True):
+            row = rows.loc[(method, place, budget)]
             if not cell:
-                assert budget == "updates" and (method, place, "both") in rows.index
+                assert budget == "updates" and row["value"] == rows.loc[(method, place, "rounds"), "value"]
                 continue
-            row = rows.loc[(method, place, "both" if (method, place, "both") in rows.index else budget)]
             value, deviation = re.fullmatch(r"(\d\.\d{3}) \((\d\.\d{2})\)", cell).groups()
             assert float(value) == pytest.approx(row["value"], abs=5.1e-4), "three decimals"
             assert float(deviation) == pytest.approx(row["sd"], abs=5.1e-3), "two decimals"
@@ -93,14 +136,14 @@ def compare_with_readme(readme, folder, name):
 def test_every_committed_summary_is_that_of_its_metrics():
     for name in committed(RESULTS):
         there = pd.read_csv(RESULTS / name / SUMMARY)
+        there = there.fillna({"reference": "", "reason": ""})
         pd.testing.assert_frame_equal(there, summary(pd.read_csv(RESULTS / name / METRICS)), check_dtype=False, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_what_0_1_0_measured_is_its_metrics_and_what_is_read(name):
     """Means and deviations; its limits are of a bootstrap that is not used any more."""
-    there, keys = pd.read_csv(OLD / name / SUMMARY), ["split_id", "method", "budget", "place", "metric"]
-    again = summary(pd.read_csv(OLD / name / METRICS))
-    columns = [*keys, "value", "sd", "seeds", "centers"]
-    pd.testing.assert_frame_equal(there[columns], again[columns], check_dtype=False, rtol=1e-4)
+    tables = [each_budget(pd.read_csv(OLD / name / SUMMARY)), summary(pd.read_csv(OLD / name / METRICS))]
+    there, again = (table[MEANS].sort_values(MEANS[:5], ignore_index=True) for table in tables)
+    pd.testing.assert_frame_equal(there, again, check_dtype=False, rtol=1e-4)
     compare_with_readme(OLD / "README.md", OLD, name)

@@ -3,6 +3,8 @@
 The unit is one forward pass of the student on one batch; a backward pass counts two, so that an update costs three. Only the student's own
 layers are counted, as they are in training: not the teacher (its features are cached), not the projections and meta-networks of HGKT, not
 evaluation, and not the pass over the training images that re-estimates the statistics of batch normalisation, which all methods make.
+Nor is what only a control needs to be one: `vfmgl_random` runs stage II twice where its random order is another than DDBL's, and counts as
+VFMGL.
 
     update                  3
     HGKT, T virtual steps   9 + 6 + 3 e + 9 e (T - 1)     kept step, virtual task step and outer loss; the task step's Hessian-vector

@@ -2,7 +2,8 @@
 
 One student is trained on them (`federation.local_epochs` a round), as local training does it on one centre's; its batches mix the centres.
 After a round every centre has it as its own model, with its own statistics of batch normalisation; "shared" is the model with the
-statistics of all images. A round makes as many updates as the centres' batches together.
+statistics of all images. A round makes as many updates as the centres' batches together, so that it is reported after as many rounds as
+VFMGL, and nowhere as after as many updates.
 
 It runs in one process alone: `METHODS["pooled"].private` is false, and what works over a network refuses it.
 """

@@ -381,10 +381,10 @@ def _gain(row: dict, run: Mapping[str, pd.DataFrame], centers: dict) -> dict:
     table = run["results"]
     rows = table[(table["metric"] == "auc") & (table["split"] == "test") & (table["split_id"] == "own")]
     rows = rows[(rows["model_center"] == center) & (rows["test_center"] == center)]
-    present = [name for name in COMPARATORS if (rows["method"] == name).any()]
+    present = [name for name in COMPARATORS if ((rows["method"] == name) & (rows["budget"] == "rounds")).any()]
     if not present:
         wanted = ", ".join(METHODS[name].title for name in COMPARATORS)
-        raise NotMeasuredError(f"results.csv has none of the paper's comparators ({wanted})")
+        raise NotMeasuredError(f"results.csv has none of the paper's comparators ({wanted}) at matched rounds")
     gains = {}
     for budget, group in rows.groupby("budget"):
         wide = group.pivot(index="seed", columns="method", values="value").reindex(columns=[*present, "vfmgl"])

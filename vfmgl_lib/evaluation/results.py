@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from vfmgl_lib.comparators.methods import METHODS, reference_at
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
@@ -37,6 +38,7 @@ COLUMNS = [*MODEL, "test_center", "split", "metric", "unit", "value", "low", "hi
 ALL = "all"
 NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
 OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
+COMPARED = "seed split_id budget center metric method reference difference low high p p_holm test n patients reason".split()
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
@@ -278,10 +280,11 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
     """Paired comparison of every method with the reference: each centre's own models on its own test set.
 
     Tests are by patient (`paired_estimate`). Holm's correction is over all centres and methods of one metric, budget, seed and division:
-    the family that `statistics.holm` states.
+    the family that `statistics.holm` states. VFMGL has no budget "hgkt_updates": there the reference is HGKT, which that budget is of.
 
     Args:
-        final: final predictions.
+        final: final predictions; with a column `no_comparison` (`study.mark_controls`) what it says is the reason of rows that have no
+            difference and no p, and are in no family.
         unit: as for `results_table`.
         metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
@@ -296,17 +299,38 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
     found = []
     for (run_seed, split_id, budget, center), rows in own.groupby(["seed", "split_id", "budget", "test_center"], sort=False):
         sides = dict(tuple(rows.groupby("method", sort=False)))
-        for method in [name for name in sides if name != reference and reference in sides]:
-            pair = paired(sides[reference], sides[method], reference, method, center)
+        first = reference_at(budget) if reference == reference_at("rounds") else reference
+        for method in [name for name in sides if name != first and first in sides]:
+            pair = paired(sides[first], sides[method], first, method, center)
+            nothing = next(filter(None, sides[method].get("no_comparison", ())), "")
             for metric in wanted:
                 if metric not in (possible := OVERLAPS if "tp" in pair else ("auc",)):
                     raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
                 about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
-                found.append({**about, "reference": reference, **_tested([pair], metric, unit)})
-    columns = ["seed", "split_id", "budget", "center", "metric", "method", "reference", "difference", "low", "high", "p"]
-    table = pd.DataFrame(found, columns=[*columns, "test", "n", "patients", "reason"])
-    table.insert(len(columns), "p_holm", statistics.holm_families(table))
-    return table
+                tested = _tested([pair], metric, unit)
+                if nothing:
+                    tested |= statistics.Test(math.nan, math.nan, math.nan, math.nan, nothing)._asdict() | {"test": ""}
+                found.append({**about, "reference": first, **tested})
+    table = pd.DataFrame(found, columns=COMPARED)
+    return table.assign(p_holm=statistics.holm_families(table))
+
+
+def compare_controls(final: pd.DataFrame, *, unit: str, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """What each part of the method is worth: the lead of a method over its control (`Method.parent`), tested as in `compare_methods`.
+
+    At matched rounds: a control makes the rounds, the updates and the passes of the method that it is held against. Holm's family is this
+    table's own: all controls and centres of one metric, seed and division.
+
+    Args: as for `compare_methods`.
+    Returns: its columns; `method` is the control, `reference` its parent, whose lead the difference is. Without rows where no control
+        and its parent are there.
+    """
+    rows = final[final["budget"] == "rounds"]
+    there = set(rows["method"])
+    pairs = [(method.parent, name) for name, method in METHODS.items() if method.is_control and {name, method.parent} <= there]
+    parts = [compare_methods(rows[rows["method"].isin(pair)], pair[0], unit=unit, metrics=metrics) for pair in pairs]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COMPARED)
+    return table.assign(p_holm=statistics.holm_families(table))
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, center: str) -> pd.DataFrame:

@@ -282,7 +282,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction over the p-values that are defined; NaN stays NaN and does not count.
 
     The family is the same everywhere (`holm_families`): all tests that one table makes with one metric, budget, seed and division of the
-    data, over all its methods (or steps of the ablation) and all its centres (or pairs of model and test centre).
+    data, over all its methods (or steps of the ablation) and all its centres (or pairs of model and test centre). Leads over controls
+    (`results.compare_controls`) are a table of their own and so a family of their own; a row in which a control is no control has no p.
     """
     values = np.asarray(p, dtype=float)
     corrected, defined = np.full(len(values), math.nan), np.isfinite(values)

@@ -6,7 +6,8 @@ Which batches are kept is decided by the method and `deduction.rule`:
     quantile    before the stage, from the KL of all its batches at the student that stage I left
     all         a method that only distils keeps every batch
     permuted    a control: the stage is run as DDBL, taken back, and run again with DDBL's own decisions in a random order; where that order
-                changes nothing, as where no batch or every batch was dropped, the stage is DDBL's own and the log has `permuted` 0
+                changes nothing, as where no batch or every batch was dropped, the stage is DDBL's own and the log has `permuted` 0.
+                `seconds` are without the run that was taken back
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def run_stage_two(
         before = list(_divergences(client, shared, round_number))
         threshold, decisions = lowest_share(before, settings.quantile)
     snapshot = copy.deepcopy((client.student.state_dict(), client.optimizer.state_dict())) if client.strategy.permuted else None
+    began, taken_back = time.perf_counter(), 0.0
     records = _distil(client, shared, round_number, threshold, decisions, progress)
     if snapshot:
         own = [record.kept for record in records]
@@ -108,9 +110,10 @@ def run_stage_two(
         if drawn != own:
             client.student.load_state_dict(snapshot[0])
             client.optimizer.load_state_dict(snapshot[1])
+            taken_back = time.perf_counter() - began
             records = _distil(client, shared, round_number, threshold, drawn, lambda batches: None)
     set_training_mode(client.student)
-    return _log(client, round_number, records, before, about | {"seconds": time.perf_counter() - started})
+    return _log(client, round_number, records, before, about | {"seconds": time.perf_counter() - started - taken_back})
 
 
 def _teacher_worth(client: Client, shared: Student, round_number: int) -> dict[str, float]:

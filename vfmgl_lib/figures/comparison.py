@@ -1,4 +1,4 @@
-"""VFMGL beside the other methods: decision curves, radar charts, intervals at both budgets.
+"""VFMGL beside the other methods: decision curves, radar charts, intervals at two budgets.
 
 `results`, `tests`, `dca` and `final` are tables of `evaluation.results`; of several seeds the means are drawn. The values of a method are
 those of the model that a centre uses after the last round: its own or, of FedAvg, FedProx and HarmoFL, the shared one that it took over.
@@ -283,13 +283,14 @@ def _test_sets(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
 def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | None = None) -> Figure:
     """A metric of every method with its 95 % interval, a panel a centre: at matched rounds and at the first of the others in `BUDGETS`.
 
-    Several seeds are small points around their mean. A method that is reported at one round for both budgets has one point.
+    A row has room for two points: the note names the budgets that are in the tables alone. Several seeds are small points around their
+    mean. A method that is reported at one round for both budgets, or at one of the two alone, has one point; the note names the latter.
 
     Args:
         results: a results table; pooled rows, where the metric has them, become the last panel.
     """
     drawn, absent = in_order(results["method"], methods)
-    budgets = [budget for budget in BUDGETS if (results["budget"] == budget).any()][:2]
+    budgets, others = (there := [budget for budget in BUDGETS if (results["budget"] == budget).any()])[:2], there[2:]
     every = pd.concat([at_home(results, [metric], drawn, budget) for budget in budgets], ignore_index=True)
     runs = results[(results["metric"] == metric) & _home_tests(results)].rename(columns={"test_center": "center"})
     pooled = [POOLED] if (every["center"] == POOLED).any() else []
@@ -315,8 +316,8 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     kinds = ", ".join(sorted({kind for kind in every["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}" if kinds else "No intervals ("
     spread = f"; mean of {seeds_there(every)} and of their limits)." if several else "; one seed, so no spread of runs)."
-    same = " Where there is one point, one model serves both budgets." if len(budgets) > 1 else ""
-    same += " HGKT's two updates a batch are not brought up to VFMGL's three." if same and "hgkt" in drawn else ""
+    same = _single_points(every, budgets) if len(budgets) > 1 else ""
+    same += f" In the tables alone: {'; '.join(BUDGETS[budget] for budget in others)}." if others else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
     footnote(figure, f"{_test_sets(every[every['center'] != POOLED], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
@@ -347,6 +348,14 @@ def _draw_budgets(axis: Axes, table: pd.DataFrame, runs: pd.DataFrame, styles: M
         axis.axvline(value, color=styles[REFERENCE]["color"], linewidth=0.6, alpha=0.6, zorder=1)
 
 
+def _single_points(table: pd.DataFrame, budgets: Sequence[str]) -> str:
+    """What one point means instead of two."""
+    there = table.groupby("method", sort=False)["budget"].agg(set)
+    alone = {budget: [METHODS[name].title for name in METHODS if there.get(name) == {budget}] for budget in budgets}
+    named = [f"{', '.join(titles)} after {BUDGETS[budget]} alone" for budget, titles in alone.items() if titles]
+    return f" Where there is one point, one model serves both budgets{'; but ' if named else ''}{'; '.join(named)}."
+
+
 def _over_fewer_images(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
     """Which distances leave out images without a predicted pixel, and so look better than they are."""
     fewer = table[over_fewer(table)].drop_duplicates(["center", "method", "n"])
@@ -358,11 +367,10 @@ def _over_fewer_images(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
 
 def _budget_legend(figure: Figure, budgets: Sequence[str], several: bool) -> None:
     """Filled and open dots; `several`: seeds are drawn."""
-    face = {"rounds": MUTED, "updates": "white"}
-    entries = [
-        Line2D([], [], color=MUTED, linewidth=0.9, marker="o", markerfacecolor=face[budget], label=f"after {BUDGETS[budget]}")
-        for budget in budgets
-    ]
+    entries = []
+    for budget in budgets:
+        face = MUTED if budget == "rounds" else "white"
+        entries.append(Line2D([], [], color=MUTED, linewidth=0.9, marker="o", markerfacecolor=face, label=f"after {BUDGETS[budget]}"))
     if several:
         entries.append(Line2D([], [], linestyle="none", marker="|", markersize=5, color=MUTED, label="each seed"))
     figure.legend(handles=entries, loc="outside upper center", ncols=3)

@@ -31,6 +31,7 @@ from vfmgl_lib.figures.style import (
     save_table,
 )
 from vfmgl_lib.files import write_text
+from vfmgl_lib.study import NO_COMPARISON
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
 
@@ -51,7 +52,8 @@ def statistics_table(
     Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
         cutoff_from (the sets on which the cutoff of such a value was chosen: "val", "train", both where seeds or centres differ),
         over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best (none where a test
-        has the other sign), p, p_holm, test, tested_seed, reference, reason; in the order in which they are printed.
+        has the other sign), p, p_holm, test, test_reason (why there is no p), tested_seed, reference, reason; in the order in which they
+        are printed.
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
@@ -72,19 +74,21 @@ def statistics_table(
         if tests["seed"].nunique() > 1:
             seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
             raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
-        table = table.merge(tests[[*key, "seed", "difference", "p", "p_holm", "test", "reference"]], on=key, how="left")
+        tests = tests.rename(columns={"seed": "tested_seed", "reason": "test_reason"})
+        wanted = [*key, "tested_seed", "difference", "p", "p_holm", "test", "test_reason", "reference"]
+        table = table.merge(tests[wanted], on=key, how="left")
         table["best"] &= ~_of_two_signs(table)
         table = table.drop(columns="difference")
-        table = table.rename(columns={"seed": "tested_seed"})
     else:
-        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", reference="")
-    table[["test", "reference"]] = table[["test", "reference"]].fillna("")
+        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason="", reference="")
+    table = table.fillna({"test": "", "test_reason": "", "reference": ""})
     table["cutoff_from"] = _cutoff_sets(table, results[(results["metric"] == "cutoff") & (results["budget"] == budget)])
     table["title"] = [METHODS[method].title for method in table["method"]]
     places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
     order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
     columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "cutoff_from", "over_fewer"]
-    return table.loc[order, [*columns, "best", "p", "p_holm", "test", "tested_seed", "reference", "reason"]].reset_index(drop=True)
+    tested = ["best", "p", "p_holm", "test", "test_reason", "tested_seed", "reference", "reason"]
+    return table.loc[order, [*columns, *tested]].reset_index(drop=True)
 
 
 def _of_two_signs(table: pd.DataFrame) -> pd.Series:
@@ -129,6 +133,8 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
         one = f", of seed {int(tested['tested_seed'].iloc[0])} alone" if table["seeds"].max() > 1 else ""
         against = ", ".join(METHODS[name].title for name in dict.fromkeys(tested["reference"]))
         sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm{one}.")
+    for reason, rows in table[table["test_reason"].str.endswith(NO_COMPARISON)].groupby("test_reason", sort=False):
+        sentences.append(f"{', '.join(dict.fromkeys(rows['title']))}: {reason}.")
     printed = {center: "all centres" if center == POOLED else center for center in table["center"]}
     return " ".join(filter(None, [*sentences, undefined(table, printed)]))
 

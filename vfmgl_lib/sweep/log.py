@@ -5,9 +5,10 @@
                                        (`own_settings`); tuned: what it has instead of the profile's (`sweep.tuning`); kept_share: of the
                                        batches that DDBL kept, where a finished study has it
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
-                                       of the shared model and of other centres' test sets the main metric alone; budget "both" where
-                                       matched rounds and matched updates are the same round
-    <folder>/<data set>/summary.csv    means over seeds and centres, and how far VFMGL is ahead (`sweep.summary`)
+                                       of the shared model and of other centres' test sets the main metric alone; budget
+                                       "rounds+updates" where one round serves several; no_comparison: why a control is none
+                                       (`study.no_comparison`)
+    <folder>/<data set>/summary.csv    means over seeds and centres, and how far the reference is ahead (`sweep.summary`)
 
 No images, no predictions, no patients. Files are brought up to date whole after every study, so what is there is valid at any time.
 """
@@ -27,9 +28,9 @@ from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_ve
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
 from vfmgl_lib.files import write_text
-from vfmgl_lib.study import NO_TEACHER, Study
+from vfmgl_lib.study import NO_TEACHER, Study, mark_controls
 from vfmgl_lib.sweep.jobs import Job, in_words, status_table
-from vfmgl_lib.sweep.summary import MAIN, OF_ALL, summary
+from vfmgl_lib.sweep.summary import AND, MAIN, summary
 from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
@@ -187,12 +188,13 @@ def _metric_rows(job: Job) -> pd.DataFrame:
     table = results_of(job.study).query("split == 'test' and metric != 'cutoff'")
     own = table["model_center"] == table["test_center"]
     table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
-    rounds = job.study.report_rounds
-    same = [budget for budget, number in rounds.items() if number == rounds["rounds"]]
-    if {"updates", "epochs"} & set(same):
-        name = "epochs" if "epochs" in same else OF_ALL
-        table = table[~table["budget"].isin(same[1:])].replace({"budget": {"rounds": name}})
-    return _shortened(table)
+    budgets: dict[int, list[str]] = {}
+    for budget, number in job.study.report_rounds.items():
+        budgets.setdefault(number, []).append(budget)
+    first = {same[0]: AND.join(same) for same in budgets.values()}
+    table = table[table["budget"].isin(first)].replace({"budget": first})
+    parent = METHODS[job.method].parent
+    return _shortened(mark_controls(table, [job.study, *([job.workspace.study(parent)] if parent else [])]))
 
 
 def _shortened(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What the log's metrics come to: each method's mean at home and away from home, and how far VFMGL is ahead of it."""
+"""What the log's metrics come to: each method's mean at home and away from home, and how far its reference is ahead of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.comparators.methods import METHODS, reference_at
 from vfmgl_lib.evaluation.results import NOT_LOCAL
 from vfmgl_lib.evaluation.statistics import crossed_interval
 
 MAIN = ("auc", "dice")
-REFERENCE = "vfmgl"
-COLUMNS = ["split_id", "method", "budget", "place", "metric", "value", "sd", "seeds", "centers", "ahead", "low", "high"]
-OF_ALL = "both"  # the budget where matched rounds and matched updates (or compute) are the same round
+MEANS = ["split_id", "method", "budget", "place", "metric", "value", "sd", "seeds", "centers"]
+COLUMNS = [*MEANS, "reference", "ahead", "low", "high", "reason"]
+AND = "+"  # between budgets that one round serves
+OLD = {"both": "rounds+updates"}  # as version 0.1.0 wrote it
 
 
 def summary(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -22,26 +24,39 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
     A seed's value at a centre is, at "home", that of the centre's own model on its test set; "away", the mean of the other centres' models
     on that test set. Differences are paired: of the same test set and seed.
 
+    The reference of a control is the method that it is a control of (`Method.parent`): what a part of the method is worth is that lead.
+    All others have VFMGL, at the budget "hgkt_updates" HGKT; at "compute" VFMGL's R rounds. Nothing is corrected for there being many.
+
     Args:
-        metrics: rows of `log.METRICS`, with its numbers as numbers.
+        metrics: rows of `log.METRICS`, with its numbers as numbers, or of `results.results_table`; with a column `no_comparison`
+            (`study.mark_controls`) seeds in which a control is none have no difference.
 
     Returns:
         split_id, method, budget, place, metric, value; sd of the seeds' means, NaN for one seed; seeds, centers: how many of each;
-        ahead: VFMGL's less the method's value where both have the seed, at the method's budget; low, high: its 95 % limits
-        (`crossed_interval`). Centres without a value in any seed are left out, then seeds without one in a centre.
+        reference: whose lead `ahead` is, "" in the reference's own rows;
+        ahead: the reference's less the method's value where both have the seed, at the same budget; low, high: its 95 % limits for other
+        seeds and other centres (`crossed_interval`); reason: why one of them is NaN, or which seeds are left out and why. Centres without
+        a value in any seed are left out, then seeds without one in a centre.
     """
-    rows, keys = metrics[metrics["metric"].isin(MAIN)], ["split_id", "metric", "method", "budget", "place"]
+    rows, keys = each_budget(metrics[metrics["metric"].isin(MAIN)]), ["split_id", "metric", "method", "budget", "place"]
     tables = {key: _values(part) for key, part in _by_place(rows).groupby(keys)}
+    unlike = _no_controls(rows)
     found = []
     for (split, metric, method, budget, place), table in tables.items():
         seeds = table.mean(axis=1)
         row = {"split_id": split, "method": method, "budget": budget, "place": place, "metric": metric}
         row |= {"value": seeds.mean(), "sd": seeds.std(), "seeds": len(table), "centers": table.shape[1]}
-        # As many updates as HGKT is not as many as the reference has.
-        places = (budget,) if budget == "hgkt_updates" else (budget, OF_ALL)
-        reference = next((tables[key] for at in places if (key := (split, metric, REFERENCE, at, place)) in tables), None)
-        found.append(row | _ahead(reference, table, method))
+        reference = METHODS[method].parent or reference_at(budget)
+        other = tables.get((split, metric, reference, budget, place))
+        nothing = {"reference": "", "ahead": math.nan, "low": math.nan, "high": math.nan, "reason": ""}
+        of_method = unlike.get((split, method), {})
+        found.append(row | (nothing if method == reference else {"reference": reference} | _ahead(other, table, of_method)))
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def each_budget(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one budget each: those of "rounds+updates" are there for both."""
+    return rows.assign(budget=rows["budget"].replace(OLD).str.split(AND, regex=False)).explode("budget")
 
 
 def _by_place(rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,9 +72,25 @@ def _values(part: pd.DataFrame) -> pd.DataFrame:
     return table.dropna(axis=1, how="all").dropna()
 
 
-def _ahead(reference: pd.DataFrame | None, table: pd.DataFrame, method: str) -> dict:
-    if reference is None or method == REFERENCE:
-        return {"ahead": math.nan, "low": math.nan, "high": math.nan}
-    difference = (reference - table).dropna(axis=1, how="all").dropna().to_numpy()
-    low, high, _ = crossed_interval(difference)
-    return {"ahead": difference.mean() if difference.size else math.nan, "low": low, "high": high}
+def _no_controls(rows: pd.DataFrame) -> dict[tuple[str, str], dict]:
+    """(division, control) -> seed -> why there is no comparison."""
+    found: dict[tuple[str, str], dict] = {}
+    if "no_comparison" in rows:
+        marked = rows[rows["no_comparison"].fillna("") != ""].drop_duplicates(["split_id", "method", "seed"])
+        for row in marked.itertuples():
+            found.setdefault((row.split_id, row.method), {})[row.seed] = row.no_comparison
+    return found
+
+
+def _ahead(reference: pd.DataFrame | None, table: pd.DataFrame, unlike: dict) -> dict:
+    """`unlike`: seed -> why there is no comparison."""
+    nothing = {"ahead": math.nan, "low": math.nan, "high": math.nan}
+    if reference is None or reference.empty:
+        return nothing | {"reason": "the reference is not there at this budget"}
+    out = {seed: why for seed, why in unlike.items() if seed in table.index}
+    left_out = [f"{why} (seed {', '.join(str(seed) for seed in out if out[seed] == why)})" for why in dict.fromkeys(out.values())]
+    difference = (reference - table.drop(index=list(out))).dropna(axis=1, how="all").dropna().to_numpy()
+    if not difference.size:
+        return nothing | {"reason": "; ".join(left_out) or "no seed is there of both"}
+    low, high, reason = crossed_interval(difference)
+    return {"ahead": difference.mean(), "low": low, "high": high, "reason": "; ".join(filter(None, [*left_out, reason]))}
