@@ -277,7 +277,7 @@ def test_none_is_the_best_where_the_test_says_the_opposite(make_results):
     results.loc[results["metric"] == "auc", "value"] = results["method"].map({"fedavg": 0.7, "vfmgl": 0.8})
     about = {"seed": 0, "split_id": "own", "budget": "rounds", "metric": "auc", "method": "fedavg", "reference": "vfmgl"}
     tests = pd.DataFrame(
-        [about | {"center": c, "difference": d, "p": 0.5, "p_holm": 0.5, "test": "t"} for c, d in (("A", -0.1), ("B", 0.1))]
+        [about | {"center": c, "difference": d, "p": 0.5, "p_holm": 0.5, "test": "t", "reason": ""} for c, d in (("A", -0.1), ("B", 0.1))]
     )
     best = statistics_tables.statistics_table(results, tests).query("metric == 'auc' and best")
     assert best[["center", "method"]].to_numpy().tolist() == [["B", "vfmgl"]]

@@ -50,7 +50,7 @@ def test_home_away_and_difference_by_hand():
     assert found.loc["fedavg", "updates"][["low", "high"]].isna().all(axis=None), "two seeds at two centres have no interval"
     one = found.loc[("fedavg", "rounds", "home")]
     assert one["ahead"] == pytest.approx(0.7) and one[["sd", "low", "high"]].isna().all(), "one seed: no spread"
-    assert one["reference"] == "vfmgl" and one["reason"] == "no interval: fewer than two seeds or centres"
+    assert one["reference"] == "vfmgl" and one["reason"] == "no interval: fewer than three seeds or centres"
     own = found.loc[("vfmgl", "rounds", "home")]
     assert own[["ahead", "low", "high"]].isna().all() and own["reference"] == own["reason"] == ""
 
@@ -78,18 +78,17 @@ def test_the_reference_is_the_parent_of_a_control_and_hgkt_at_its_own_updates():
 
 
 def test_a_control_that_is_none_has_no_lead_in_that_seed():
-    square = {("vfmgl", s): [[0.9, 0.9], [0.9, 0.9]] for s in range(3)} | {
-        ("vfmgl_random", s): [[v, v], [v, v]] for s, v in enumerate((0.9, 0.7, 0.8))
-    }
+    square = {("vfmgl", s): [[0.9] * 3] * 3 for s in range(4)}
+    square |= {("vfmgl_random", s): [[v] * 3] * 3 for s, v in enumerate((0.9, 0.7, 0.8, 0.75))}
     table = metrics({(method, "rounds", seed): values for (method, seed), values in square.items()})
     why, control = "nothing was dropped: no comparison", table["method"] == "vfmgl_random"
     one = summary(table.assign(no_comparison=np.where(control & (table["seed"] == 0), why, ""))).query("place == 'home'")
     row = one[one["method"] == "vfmgl_random"].iloc[0]
     assert row["ahead"] == pytest.approx(0.15) and row["reason"] == f"{why} (seed 0)" and row["low"] < 0.15 < row["high"]
-    assert row["value"] == pytest.approx(0.8) and row["seeds"] == 3
+    assert row["value"] == pytest.approx(0.7875) and row["seeds"] == 4
     every = summary(table.assign(no_comparison=np.where(control, why, ""))).query("place == 'home'")
     row = every[every["method"] == "vfmgl_random"].iloc[0]
-    assert row[["ahead", "low", "high"]].isna().all() and row["reason"] == f"{why} (seed 0, 1, 2)"
+    assert row[["ahead", "low", "high"]].isna().all() and row["reason"] == f"{why} (seed 0, 1, 2, 3)"
 
 
 def test_the_interval_of_a_difference_by_hand():
