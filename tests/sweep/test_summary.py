@@ -9,7 +9,7 @@ import pytest
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.sweep.log import METRICS, SUMMARY
-from vfmgl_lib.sweep.summary import COLUMNS, MEANS, each_budget, summary
+from vfmgl_lib.sweep.summary import COLUMNS, MAIN, MEANS, each_budget, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 OLD = RESULTS / "v0.1.0"
@@ -146,3 +146,31 @@ def test_what_0_1_0_measured_is_its_metrics_and_what_is_read(name):
     there, again = (table[MEANS].sort_values(MEANS[:5], ignore_index=True) for table in tables)
     pd.testing.assert_frame_equal(there, again, check_dtype=False, rtol=1e-4)
     compare_with_readme(OLD / "README.md", OLD, name)
+
+
+def _rounded(value):
+    return "" if pd.isna(value) else f"{value:.3f}"
+
+
+@pytest.mark.parametrize("name", committed(RESULTS))
+def test_the_first_table_is_what_was_measured(name):
+    """Every cell: running statistics from 0.1.0's rows of seed 0, re-estimated ones from the summary."""
+    text = (RESULTS / "README.md").read_text(encoding="utf-8").split(f"### `{name}`")[1].split("\n- ")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")][1:]
+    now = pd.read_csv(RESULTS / name / SUMMARY).set_index(["method", "place", "budget"])["value"]
+    rows = pd.read_csv(RESULTS / "v0.1.0" / name / METRICS)
+    main = rows[rows["metric"].isin(MAIN) & (rows["seed"] == 0) & (rows["model_center"] == rows["test_center"])]
+    was = main[main["model_center"] != "all"].groupby(["method", "budget"])["value"].mean()
+
+    def running(method, budget):
+        return _rounded(was.get((method, budget), was.get((method, "both"), np.nan)))
+
+    assert len(shown) == now.index.get_level_values("method").nunique()
+    for title, *cells in shown:
+        (method,) = (key for key, known in METHODS.items() if known.title == title)
+        expected = []
+        for budget in ("rounds", "updates"):
+            there = (method, "home", budget) in now
+            expected += [running(method, budget) if there else "", _rounded(now.get((method, "home", budget), np.nan))]
+        expected += [_rounded(now.get((method, "away", budget), np.nan)) for budget in ("rounds", "updates")]
+        assert cells == expected, title
