@@ -233,6 +233,17 @@ def test_a_control_that_is_none_is_named_under_the_table(make_results, make_test
     assert set(rows["test_reason"]) == {"nothing was dropped: no comparison"} and rows["p_holm"].isna().all()
 
 
+def test_every_method_is_a_dot_in_its_own_row(make_results, collisions):
+    """Markers of some methods are tuples, which matplotlib takes for data where they stand in the place of a format."""
+    results = make_results(["A"], list(METHODS))
+    results = results[results["budget"] == "rounds"]
+    figure = comparison.both_budgets(results, "auc")
+    for axis in figure.axes:
+        dots = [line for line in axis.lines if line.get_linestyle() == "None" and line.get_marker() not in ("", "None", "|")]
+        heights = [height for line in dots for height in np.atleast_1d(line.get_ydata())]
+        assert len(heights) == len(METHODS) == len(set(heights))
+
+
 def test_both_budgets_show_seeds_and_the_pooled_row(make_results, collisions):
     results = make_results(FOUR, THREE, seeds=3)
     figure = comparison.both_budgets(results, "accuracy")

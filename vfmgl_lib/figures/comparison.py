@@ -315,7 +315,8 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     _budget_legend(figure, budgets, several)
     kinds = ", ".join(sorted({kind for kind in every["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}" if kinds else "No intervals ("
-    spread = f"; mean of {seeds_there(every)} and of their limits)." if several else "; one seed, so no spread of runs)."
+    spread = f"mean of {seeds_there(every)} and of their limits)." if several else "one seed, so no spread of runs)."
+    spread = f"; {spread}" if kinds else spread
     same = _single_points(every, budgets) if len(budgets) > 1 else ""
     same += f" In the tables alone: {'; '.join(BUDGETS[budget] for budget in others)}." if others else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
@@ -387,4 +388,5 @@ def _interval(axis: Axes, point: pd.Series, height: float, style: Mapping, *, fi
     axis.plot([point["low"], point["high"]], [height, height], color=color, linewidth=1.6 if style["linewidth"] > 1.5 else 0.9)
     axis.plot(runs, [height] * len(runs), "|", color=color, markersize=4, markeredgewidth=0.7, zorder=3)
     face = color if filled else "white"
-    axis.plot(point["value"], height, style["marker"], color=color, markerfacecolor=face, markersize=4, markeredgewidth=0.8, zorder=4)
+    dot = {"marker": style["marker"], "markerfacecolor": face, "markersize": 4, "markeredgewidth": 0.8}  # by name: a marker may be a tuple
+    axis.plot(point["value"], height, linestyle="none", color=color, zorder=4, **dot)

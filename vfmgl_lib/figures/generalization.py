@@ -359,7 +359,8 @@ def robustness(table: pd.DataFrame, metric: str, paper: pd.DataFrame | None = No
         if not len(values):
             axis.text(place, 0.5, "not\ndefined", ha="center", va="center", fontsize=6, color=MUTED, transform=axis.get_xaxis_transform())
         spread = np.linspace(-0.26, -0.02, len(values)) if len(values) > 1 else np.full(len(values), -0.14)
-        axis.plot(place + spread, values, style["marker"], color=style["color"], alpha=0.55, markersize=3.2, markeredgewidth=0)
+        dots = {"marker": style["marker"], "linestyle": "none", "markersize": 3.2, "markeredgewidth": 0}
+        axis.plot(place + spread, values, color=style["color"], alpha=0.55, **dots)
         _mean_and_sd(axis, place + 0.12, rows["mean"].iloc[0], rows["std"].iloc[0], color=style["color"], marker="_")
         if center in beside.index:
             _mean_and_sd(axis, place + 0.3, *beside.loc[center, ["value", "std"]], **PAPER)
