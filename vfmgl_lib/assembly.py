@@ -11,9 +11,9 @@ import torch
 
 from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config import Division, FoldSettings, StudySettings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
-from vfmgl_lib.data.layouts import resplit, subset, with_validation
+from vfmgl_lib.data.layouts import fold, resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
@@ -33,7 +33,7 @@ def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
     """
     manifest, data = prepared, settings.data
     if data.split:
-        manifest = resplit(manifest, data.split.train, data.split.seed)
+        manifest = _divided(manifest, data.split)
     if data.validation_share:
         manifest = with_validation(manifest, data.validation_share, settings.seed)
     if data.per_center:
@@ -41,6 +41,12 @@ def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
         learnt = {split: count for split, count in data.per_center.items() if split != "test"}
         manifest = subset(subset(manifest, learnt, settings.seed), tested, TEST_SEED)
     return manifest
+
+
+def _divided(manifest: Manifest, division: Division) -> Manifest:
+    if isinstance(division, FoldSettings):
+        return fold(manifest, division.folds, division.fold, division.seed)
+    return resplit(manifest, division.train, division.seed)
 
 
 def with_needed_validation(manifest: Manifest, settings: StudySettings) -> Manifest:

@@ -11,11 +11,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from vfmgl_lib import __version__
 
@@ -51,6 +51,33 @@ class SplitSettings(Settings):
         return f"{self.train:g}-{self.seed}"
 
 
+class FoldSettings(Settings):
+    """One fold of a cross-validation by patient, at every training centre (`vfmgl_lib.data.layouts.fold`)."""
+
+    folds: int = Field(ge=2)
+    fold: int = Field(ge=1, description="whose patients test; the others train")
+    seed: int = Field(ge=0, description="of the division into folds")
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> FoldSettings:
+        if self.fold > self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds}: must be one of them")
+        return self
+
+    @property
+    def name(self) -> str:
+        """As the tables' column split_id has it, e.g. "fold2of5-0"."""
+        return f"fold{self.fold}of{self.folds}-{self.seed}"
+
+
+Division = SplitSettings | FoldSettings
+# Which of the two is meant is asked first: an error then names the setting of the one alone. "_": no part of a setting's name.
+_OneDivision = Annotated[
+    Annotated[SplitSettings, Tag("_share")] | Annotated[FoldSettings, Tag("_fold")],
+    Discriminator(lambda given: "_fold" if "folds" in (given if isinstance(given, Mapping) else dir(given)) else "_share"),
+]
+
+
 class DataSettings(Settings):
     layout: Literal["endometrial", "camelyon17", "prostate", "nuclei"]
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
@@ -61,7 +88,7 @@ class DataSettings(Settings):
         description="at most so many samples per centre and split, of test the same for every seed; empty: all"
     )
     augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
-    split: SplitSettings | None = Field(description="none: the data's own division")
+    split: _OneDivision | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")
 
 
@@ -405,8 +432,12 @@ def checked_settings(values: dict[str, Any]) -> StudySettings:
         return StudySettings(**values)
     except ValidationError as error:
         task = values["task"]
-        problems = [f"{'.'.join(map(str, e['loc'])) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
+        problems = [f"{_named(e['loc']) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
         raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
+
+
+def _named(place: tuple[int | str, ...]) -> str:
+    return ".".join(part for part in map(str, place) if not part.startswith("_"))
 
 
 def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:

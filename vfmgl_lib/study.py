@@ -123,7 +123,7 @@ class Study:
 
     @property
     def split_id(self) -> str:
-        """ "own", or training share and seed of the division, e.g. "0.6-3"."""
+        """ "own", or the name of the division, e.g. "0.6-3" or "fold2of5-0"."""
         split = self.settings.data.split
         return split.name if split else "own"
 

@@ -15,7 +15,7 @@ import torch
 from vfmgl_lib import __version__
 from vfmgl_lib.assembly import taking_part, with_available_teacher
 from vfmgl_lib.comparators.methods import report_rounds
-from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, checked_settings, load_settings
+from vfmgl_lib.config import ConfigError, Division, StudySettings, changed_settings, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
@@ -80,19 +80,20 @@ class Workspace:
         return find_study(self.settings.model_copy(update={"method": method, "centers": None}), self.manifest, self.folder / "studies")[0]
 
     def variant(
-        self, *, seed: int | None = None, split: tuple[float, int] | None = None, changes: Mapping[str, Any] | None = None
+        self, *, seed: int | None = None, split: Division | tuple[float, int] | None = None, changes: Mapping[str, Any] | None = None
     ) -> Workspace:
         """The same images with another study seed, another division of the patients, other settings, or all of it.
 
         Args:
             seed: of students, batches, and the choice of training and validation images where the settings ask for one; None: as here.
-            split: (training share, seed) of a new division (`layouts.resplit`); None: as here.
+            split: a new division: (training share, seed) or the settings of one (`layouts.resplit`, `layouts.fold`); None: as here.
             changes: settings by name, e.g. {"optimizer.lr": 0.01}; None: as here.
         Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
         """
         values = self.settings.model_dump()
         values |= {} if seed is None else {"seed": seed}
-        values["data"] |= {} if split is None else {"split": {"train": split[0], "seed": split[1]}}
+        if split is not None:
+            values["data"]["split"] = {"train": split[0], "seed": split[1]} if isinstance(split, tuple) else split.model_dump()
         settings = changed_settings(checked_settings(values), changes or {})
         return replace(self, settings=settings, manifest=taking_part(self.prepared, settings))
 

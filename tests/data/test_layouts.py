@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vfmgl_lib.data.layouts import read_layout, resplit, subset, with_validation
+from vfmgl_lib.data.layouts import fold, read_layout, resplit, subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, check_manifest
 
 
@@ -456,6 +456,35 @@ def test_resplit_refuses(big):
     table = big.table[big.table["patient"].isin(["Atrain0", "Btrain0", "Btrain1"])]
     with pytest.raises(ManifestError, match=r"center 'A' has 1 training patient\(s\), expected at least 2 to set one aside for test"):
         resplit(type(big)(big.root, big.task_kind, big.classes, table), 0.6, 0)
+
+
+def test_folds_test_every_patient_once_and_in_proportion(big):
+    whole = with_validation(big, 0.2, 0)
+    parts = [fold(whole, 3, number, seed=5) for number in (1, 2, 3)]
+    for center in big.centers:
+        tested = [set(part.select(center, "test")["patient"]) for part in parts]
+        assert sorted(map(len, tested)) == [13, 13, 14] and set.union(*tested) == set(big.select(center)["patient"])
+        assert sum(map(len, tested)) == big.select(center)["patient"].nunique(), "nobody tests twice"
+        for part in parts:
+            sides = {split: part.select(center, split) for split in ("train", "val", "test")}
+            patients = {split: set(rows["patient"]) for split, rows in sides.items()}
+            assert len(patients["val"]) == 5 and not patients["train"] & patients["test"] and not patients["val"] & patients["test"]
+            assert sides["test"].groupby("patient")["label"].first().sum() in (2, 3), "a fifth of the patients is of class 1"
+    assert set(fold(big, 3, 1, seed=5).table["split"]) == {"train", "test"}, "no validation where there was none"
+    assert fold(whole, 3, 1, seed=5).sha256 == parts[0].sha256 != fold(whole, 3, 1, seed=6).sha256
+    assert fold(resplit(whole, 0.5, 1), 3, 1, seed=5).sha256 == parts[0].sha256, "the split before does not matter"
+
+
+def test_folds_leave_external_centers_and_refuse(big):
+    external = type(big)(big.root, big.task_kind, big.classes, big.table[(big.table["center"] == "A") | (big.table["split"] == "test")])
+    assert fold(external, 5, 2, seed=0).select("B").equals(external.select("B"))
+    for number, folds in ((0, 5), (6, 5), (1, 1)):
+        with pytest.raises(ValueError, match=f"fold must be 1 to {folds} of at least 2 folds, got {number} of {folds}"):
+            fold(big, folds, number, 0)
+    with pytest.raises(ManifestError, match=r"center 'A' has 40 patient\(s\), expected at least 41, one a fold"):
+        fold(big, 41, 1, 0)
+    with pytest.raises(ManifestError, match="divided by image, expected a set divided by patient"):
+        fold(type(big)(big.root, big.task_kind, big.classes, big.table, "image"), 5, 1, 0)
 
 
 def test_subset_spreads_over_classes_and_patients(big):

@@ -51,6 +51,8 @@ def test_the_defaults_are_the_profile_s(call):
     assert [line.split()[1:5] for line in said.splitlines()[1:-1]] == [["seed", "0", "split", "0.6-3"], ["seed", "0", "split", "0.7-4"]]
     _, said, _ = call("--status")
     assert said.splitlines()[-1] == f"{len(METHODS)} studies: {len(METHODS)} left"
+    _, said, _ = call("--methods", "local", "--seeds", "0", "--splits", "2fold-3,fold1of2-4", "--status")
+    assert [line.split()[4] for line in said.splitlines()[1:-1]] == ["fold1of2-3", "fold2of2-3", "fold1of2-4"]
 
 
 def test_a_failed_study_is_status_1_and_logged(call, tmp_path, monkeypatch):
@@ -93,8 +95,10 @@ def test_an_interrupt_is_status_130(call, monkeypatch, by):
         (("--task", "liver"), "task 'liver' is not in profile"),
         (("--profile", "tiny"), "profile tiny: .* does not exist; give one of"),
         (("--seeds", "0,-1"), "--seeds: '0,-1': must be whole numbers from 0"),
-        (("--splits", "0.6"), "--splits 0.6: must be own, comparison, or training share and seed such as 0.6-3"),
-        (("--splits", "1.6-3"), "--splits 1.6-3: must be own, comparison, or training share"),
+        (("--splits", "0.6"), "--splits 0.6: must be own, comparison, training share and seed such as 0.6-3"),
+        (("--splits", "1.6-3"), "--splits 1.6-3: must be own, comparison, training share"),
+        (("--splits", "1fold-0"), "--splits 1fold-0: must be own, comparison, training share"),
+        (("--splits", "fold6of5-0"), "or one fold of it such as fold2of5-0"),
         (("--splits", ","), "names none"),
         (("--processes", "0"), "--processes: '0' is no whole number from 1"),
         (("--executor", "pbs"), "invalid choice: 'pbs'"),

@@ -234,23 +234,67 @@ def resplit(manifest: Manifest, train: float, seed: int) -> Manifest:
     """
     if not 0 < train < 1:
         raise ValueError(f"the training share of a split must be above 0 and below 1, got {train}")
+    together, centers, validated = _together(manifest)
+    divided = with_held_out(replace(manifest, table=together), 1 - train, seed, "test", centers)
+    return with_held_out(divided, RESPLIT_VALIDATION, seed, "val", validated)
+
+
+def fold(manifest: Manifest, folds: int, number: int, seed: int) -> Manifest:
+    """One division of a cross-validation: the patients of fold `number` test, those of the other folds train.
+
+    Every patient of a training centre tests in exactly one fold. Folds of a centre differ by at most one patient, and have the classes that
+    patients have in like proportions. Else as `resplit`: a new validation set where there was one, external centres and ids as they are.
+
+    Args:
+        folds: how many, at least 2.
+        number: 1 to `folds`.
+        seed: of the division into folds.
+    Raises: ValueError: a number out of range. ManifestError: a set divided by image; a centre with fewer patients than folds.
+    """
+    if not 1 <= number <= folds or folds < 2:
+        raise ValueError(f"fold must be 1 to {folds} of at least 2 folds, got {number} of {folds}")
+    table, centers, validated = _together(manifest)
+    split = table["split"].copy()
+    for center in centers:
+        own = table[table["center"] == center]
+        if (patients := own["patient"].nunique()) < folds:
+            raise ManifestError(f"center {center!r} has {patients} patient(s), expected at least {folds}, one a fold")
+        order = _by_kind(manifest, own, np.random.default_rng(seed_sequence(seed, "folds", center)))
+        split[own.index[own["patient"].isin(order[number - 1 :: folds])]] = "test"
+    return with_held_out(replace(manifest, table=table.assign(split=split)), RESPLIT_VALIDATION, seed, "val", validated)
+
+
+def _together(manifest: Manifest) -> tuple[pd.DataFrame, tuple[str, ...], list[str]]:
+    """The table with all of the training centres' samples in training, these centres, and those that had a validation set."""
     if manifest.split_unit != "patient":
         raise ManifestError(f"{manifest.root}: divided by {manifest.split_unit}, expected a set divided by patient to divide it anew")
     table, centers = manifest.table, manifest.training_centers
     validated = [center for center in centers if len(manifest.select(center, "val"))]
-    together = replace(manifest, table=table.assign(split=table["split"].mask(table["center"].isin(centers), "train")))
-    divided = with_held_out(together, 1 - train, seed, "test", centers)
-    return with_held_out(divided, RESPLIT_VALIDATION, seed, "val", validated)
+    return table.assign(split=table["split"].mask(table["center"].isin(centers), "train")), centers, validated
 
 
-def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:
-    kinds: dict[tuple[int, ...], list[str]] = {}  # the classes a patient has -> patients
+def _by_kind(manifest: Manifest, rows: pd.DataFrame, generator: np.random.Generator) -> list[str]:
+    """Patients in a random order, but one kind (the classes a patient has) after the other."""
+    return [
+        names[position]
+        for _, names in sorted(_kinds(manifest, rows).items(), key=lambda kind: (len(kind[1]), kind[0]))
+        for position in generator.permutation(len(names))
+    ]
+
+
+def _kinds(manifest: Manifest, rows: pd.DataFrame) -> dict[tuple[int, ...], list[str]]:
+    """The classes that a patient has -> patients, sorted."""
+    kinds: dict[tuple[int, ...], list[str]] = {}
     for patient, own in rows.groupby("patient"):
         labels = own["label"] if manifest.task_kind == "classification" else ()
         kinds.setdefault(tuple(sorted(set(labels))), []).append(patient)
+    return kinds
+
+
+def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:
     chosen, left, due = [], [], 0.0
     # Rarest kind first; what it cannot give without losing its last patient, a more common one gives.
-    for _, names in sorted(kinds.items(), key=lambda kind: (len(kind[1]), kind[0])):
+    for _, names in sorted(_kinds(manifest, rows).items(), key=lambda kind: (len(kind[1]), kind[0])):
         shuffled = [names[position] for position in generator.permutation(len(names))]
         due += count * len(names) / rows["patient"].nunique()
         take = min(int(due + 0.5) - len(chosen), len(names) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ import pandas as pd
 
 from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError, SplitSettings, load_settings
+from vfmgl_lib.config import ConfigError, FoldSettings, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
-from vfmgl_lib.sweep.jobs import Split, plan, status_table
+from vfmgl_lib.sweep.jobs import Split, cross_validation, plan, status_table
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import SweepError, run_jobs
 from vfmgl_lib.sweep.tuning import check_tuning, read_tuned, tuning_plan, write_tuning
@@ -55,7 +56,8 @@ def command_line() -> argparse.ArgumentParser:
         "--splits",
         default="own",
         metavar="A,B",
-        help="own (default: the data's own), comparison (the profile's comparison.splits), or TRAIN-SEED such as 0.6-3",
+        help="own (default: the data's own), comparison (the profile's comparison.splits), TRAIN-SEED such as 0.6-3, a cross-validation "
+        "by patient such as 5fold-0 (folds, seed), or one fold of it such as fold2of5-0",
     )
     what.add_argument("--tune", action="store_true", help="choose each method's rate on validation sets instead (comparison.tuning)")
     what.add_argument("--tuned", type=Path, metavar="FILE", help="what --tune chose, for the division it had; default: the profile's")
@@ -169,17 +171,27 @@ def _splits(text: str, comparison: Sequence[Split]) -> list[Split | None]:
         elif word == "comparison":
             splits += comparison
         else:
-            share, _, seed = word.partition("-")
-            try:
-                split = SplitSettings(train=float(share), seed=int(seed))
-            except ValueError as error:
-                raise ConfigError(
-                    f"--splits {word}: must be own, comparison, or training share and seed such as 0.6-3 (above 0 and below 1, from 0)"
-                ) from error
-            splits.append((split.train, split.seed))
+            splits += _divisions(word)
     if not splits:
         raise ConfigError(f"--splits {text!r}: names none; give own, comparison, or such as 0.6-3")
     return splits
+
+
+def _divisions(word: str) -> list[Split]:
+    """Those that a word such as 0.6-3, fold2of5-0 or 5fold-0 (all five of them) names."""
+    try:
+        if found := re.fullmatch(r"fold(\d+)of(\d+)-(\d+)", word):
+            number, folds, seed = map(int, found.groups())
+            return [FoldSettings(folds=folds, fold=number, seed=seed)]
+        if found := re.fullmatch(r"(\d+)fold-(\d+)", word):
+            return cross_validation(*map(int, found.groups()))
+        share, _, seed = word.partition("-")
+        return [SplitSettings(train=float(share), seed=int(seed))]
+    except ValueError as error:
+        raise ConfigError(
+            f"--splits {word}: must be own, comparison, training share and seed such as 0.6-3 (above 0 and below 1, from 0), a "
+            "cross-validation and its seed such as 5fold-0 (from 2 folds), or one fold of it such as fold2of5-0"
+        ) from error
 
 
 def _words(text: str) -> list[str]:

@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError
+from vfmgl_lib.config import ConfigError, Division, FoldSettings, SplitSettings
 from vfmgl_lib.files import write_json
 from vfmgl_lib.study import Study
 from vfmgl_lib.training import is_running
 from vfmgl_lib.workspace import Workspace
 
 Changes = Mapping[str, Any]  # setting -> value, e.g. {"optimizer.lr": 0.01}
-Split = tuple[float, int]  # (training share, seed), as `Workspace.variant` takes it
+Split = Division | tuple[float, int]  # as `Workspace.variant` takes it; the pair is (training share, seed)
 STATES = ("done", "running", "left", "failed")
 
 
@@ -32,7 +32,7 @@ class Job:
     Attributes:
         method: of `comparators.methods.METHODS`.
         workspace: with the job's seed and split.
-        split_id: "own", or training share and seed of the division, e.g. "0.6-3".
+        split_id: "own", or the division's name, e.g. "0.6-3" or "fold2of5-0".
         study: where its results are or will be.
         shared: the workspace with what all methods of the sweep have in common.
         changes: what this method has instead, as `sweep.tuning` chose it.
@@ -89,6 +89,16 @@ class Job:
     @cached_property
     def _failure(self) -> Path:
         return self.workspace.folder / "sweep" / "failed" / f"{self.study.folder.name}.json"
+
+
+def cross_validation(folds: int, seed: int) -> list[Split]:
+    """All folds of one cross-validation by patient."""
+    return [FoldSettings(folds=folds, fold=number, seed=seed) for number in range(1, folds + 1)]
+
+
+def split_name(split: Split) -> str:
+    """As the tables' column split_id has it, e.g. "0.6-3" or "fold2of5-0"."""
+    return (SplitSettings(train=split[0], seed=split[1]) if isinstance(split, tuple) else split).name
 
 
 def in_words(changes: Changes) -> str:

@@ -21,11 +21,11 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.comparators.methods import METHODS, with_overrides
-from vfmgl_lib.config import ConfigError, SplitSettings, StudySettings, changed_settings, setting_value
+from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, setting_value
 from vfmgl_lib.evaluation.results import STAGES
 from vfmgl_lib.files import write_text
 from vfmgl_lib.study import Study
-from vfmgl_lib.sweep.jobs import Changes, Job, Split, checked_methods, in_words, tuned_job
+from vfmgl_lib.sweep.jobs import Changes, Job, Split, checked_methods, in_words, split_name, tuned_job
 from vfmgl_lib.sweep.log import checked_table, dataset_name, own_settings, settings_key, study_rows
 from vfmgl_lib.sweep.summary import MAIN
 from vfmgl_lib.workspace import Workspace
@@ -166,7 +166,7 @@ def _check_not_chosen_on(
     if chosen_on:
         raise ConfigError(f"{file}: its settings were chosen on seed {', '.join(chosen_on)}, which is never reported; give other seeds")
     own = workspace.settings.data.split
-    asked = {SplitSettings(train=split[0], seed=split[1]).name if split else own.name if own else "own" for split in splits}
+    asked = {split_name(split) if split else own.name if own else "own" for split in splits}
     others = sorted(asked - set(table["split_id"]))
     if others:
         raise ConfigError(
