@@ -103,6 +103,16 @@ def test_a_method_of_one_update_a_batch_is_reported_at_matched_rounds_and_at_mat
     assert (study.folder / "rounds" / "001" / "shared.safetensors").is_file()
 
 
+def test_rounds_that_are_not_measured_change_no_number_of_those_that_are(runs):
+    often = _workspace(runs, "nuclei", federation__rounds=2, federation__match_updates=False).run("fedavg")
+    seldom = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False, evaluate_every=3).run("fedavg")
+    every = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False).run("fedavg")
+    assert set(seldom.metrics["round"]) == {0, 1, 3, 4} and set(seldom.rounds["round"]) == set(every.rounds["round"]) == {1, 2, 3, 4}
+    measured = every.metrics[every.metrics["round"].isin([0, 1, 3, 4])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(seldom.metrics.reset_index(drop=True), measured)
+    assert seldom.folder.name != every.folder.name != often.folder.name, "tables that hold less have a place of their own"
+
+
 def test_mean_features_are_those_under_the_shared_model(runs):
     study = _workspace(runs, "endometrial", federation__rounds=1).run("fedavg")
     table = study.mean_features

@@ -324,6 +324,9 @@ class StudySettings(Settings):
         description="a model's statistics: re-estimated on its centre's training images (models.batch_norm); running averages of training, "
         "as in 0.1.0; or each batch's own, also in evaluation, as in the released UNet"
     )
+    evaluate_every: int = Field(
+        default=1, ge=1, description="rounds between measurements of the local models; round 1 and those reported are always measured"
+    )
     data: DataSettings
     phantoms: PhantomSettings
     teacher: TeacherSettings
@@ -387,6 +390,8 @@ class StudySettings(Settings):
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
+        if self.evaluate_every == 1:
+            del values["evaluate_every"]
         if self.exchange == PLAIN_EXCHANGE:
             del values["exchange"]
         if self.transfer.projection != "ridge":

@@ -39,9 +39,10 @@ class RoundTables:
 class RoundEvaluation:
     """Which model is measured on which samples after each round; the test sets only report, nothing is chosen on them.
 
-    After every round each local model on its own centre's sets; before the first the untrained student; after a round at which the method
-    is reported also every local model (stage I and II) on every centre's test set, those of external centres included, the shared model
-    where there is one, and its mean features. Rows of predictions are kept for rounds 0, 1 and those reported.
+    After every round (or every so many, `settings.evaluate_every`) each local model on its own centre's sets; before the first the
+    untrained student; after a round at which the method is reported also every local model (stage I and II) on every centre's test set,
+    those of external centres included, the shared model where there is one, and its mean features. Rows of predictions are kept for rounds
+    0, 1 and those reported.
 
     Statistics of batch normalisation, where they are re-estimated (`settings.batch_norm`): a centre's own model carries its own centre's
     wherever it is tested, the untrained student those of the centre where it is. The shared model is measured twice: "shared" with averaged
@@ -73,6 +74,8 @@ class RoundEvaluation:
         for client in sorted(clients, key=lambda client: client.center):
             for name in ("rounds", "steps", "stages"):
                 tables.tables[name] += getattr(client.log, name)
+            if number % self.settings.evaluate_every and number not in (1, *self.reported):
+                continue
             stage = client.last_stage
             cutoff = self._own(tables, client.student, client.center, number, stage, masks)
             if number not in self.reported:

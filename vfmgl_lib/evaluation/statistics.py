@@ -264,18 +264,33 @@ def crossed_interval(values: np.ndarray) -> Interval:
         values: (S, K), a row a seed and a column a centre; NaN with the reason where there are fewer than three of either, a value is
             NaN or all means are equal.
     """
+    found = crossed_test(values)
+    return Interval(found.low, found.high, found.reason)
+
+
+def crossed_test(values: np.ndarray) -> Test:
+    """The test against 0 that belongs to `crossed_interval`.
+
+    Rows may also be the folds of cross-validations, several times repeated: they share patients and training images, but centres do not,
+    and in a simulation of five folds, two times, of 7 to 16 patients a centre the limits hold the truth in at least 93 % of the cases,
+    whichever of patients, training sets, initial weights and centres dominates (`results/coverage/folds.csv`); those of Nadeau and Bengio's
+    corrected t over the folds' means in 24 to 76 % where training sets or centres do.
+
+    Args:
+        values: (S, K) differences, a row a seed (or fold) and a column a centre.
+    """
+    mean = float(values.mean()) if values.size else math.nan
+    none = Test(mean, math.nan, math.nan, math.nan)
     if min(values.shape) < 3:
-        return NO_INTERVAL._replace(reason="no interval: fewer than three seeds or centres")
+        return none._replace(reason="no interval: fewer than three seeds or centres")
     if not np.isfinite(values).all():
-        return NO_INTERVAL._replace(reason="no interval: a seed has no value at a centre")
+        return none._replace(reason="no interval: a seed has no value at a centre")
     means = [values.mean(axis) for axis in (1, 0)]
     parts = [standard_error(one) ** 2 for one in means]
-    mean = float(values.mean())
     if not sum(parts):  # a width of 0 would be certainty
-        return NO_INTERVAL._replace(reason="no interval: the means of all seeds and of all centres are equal")
+        return none._replace(reason="no interval: the means of all seeds and of all centres are equal")
     freedom = sum(parts) ** 2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, means, strict=True))
-    width = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(sum(parts))
-    return Interval(mean - width, mean + width)
+    return Estimate(mean, math.sqrt(sum(parts)), freedom, 0).test()
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

@@ -242,12 +242,17 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         footnote(figure, note)
-        with _whole_file(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=FILE_DPI, metadata={"Software": None})
+        write_png(figure, folder / f"{name}.png")
         with _whole_file(folder / f"{name}.pdf") as file:
             figure.savefig(file, format="pdf", metadata={"CreationDate": None})
     save_table(table, folder, name, note)
     return figure
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """200 dpi, whole or not at all."""
+    with _whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=FILE_DPI, metadata={"Software": None})
 
 
 def save_table(table: pd.DataFrame, folder: Path | str, name: str, note: str = "") -> pd.DataFrame:

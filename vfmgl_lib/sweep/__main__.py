@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,9 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, FoldSettings, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
-from vfmgl_lib.sweep.jobs import Split, cross_validation, plan, status_table
+from vfmgl_lib.sweep.effects import report
+from vfmgl_lib.sweep.evidence import parts, plan_status, read_plan
+from vfmgl_lib.sweep.jobs import Job, Split, cross_validation, plan, status_table
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import SweepError, run_jobs
 from vfmgl_lib.sweep.tuning import check_tuning, read_tuned, tuning_plan, write_tuning
@@ -29,6 +32,8 @@ examples:
   python -m vfmgl_lib.sweep ... --splits comparison          the profile's divisions of the patients (comparison.splits)
   python -m vfmgl_lib.sweep ... --tune --results DIR         every method's rate, chosen on validation sets: DIR/SET/tuning.csv
   python -m vfmgl_lib.sweep ... --tuned DIR/SET/tuning.csv   with what was chosen
+  python -m vfmgl_lib.sweep --plan results/PLAN.yaml --data DIR --teacher FILE --processes 2    a whole plan; --status: hours left
+  python -m vfmgl_lib.sweep --plan results/PLAN.yaml --report                                   its tables and figures, from the CSVs
   python -m vfmgl_lib.sweep ... --executor slurm --cluster slurm_partition=gpu --cluster gpus_per_node=1 --cluster timeout_min=240
 
 Studies that are complete are loaded, interrupted ones go on after their last whole round: after Ctrl-C make the same call again.
@@ -45,8 +50,14 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--task", required=True, metavar="NAME", help="endometrial, camelyon17, prostate or nuclei")
-    what.add_argument("--data", metavar="DIR", help="a prepared set or a folder of images; default: the embedded phantoms")
+    what.add_argument("--task", metavar="NAME", help="endometrial, camelyon17, prostate or nuclei; needed without --plan")
+    what.add_argument("--plan", type=Path, metavar="FILE", help="a whole plan instead (results/PLAN.yaml), with its own tasks and methods")
+    what.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a prepared set or a folder of images; default: the embedded phantoms. With --plan the folder that holds the plan's sets; "
+        "default: VFMGL_DATA",
+    )
     what.add_argument("--profile", default="quick", metavar="NAME|FILE", help="quick (default), smoke, paper, results or YAML")
     what.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; default: the profile's")
     what.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
@@ -72,8 +83,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     where = parser.add_argument_group("where it goes")
     where.add_argument("--runs", default="runs", metavar="DIR", help="studies, teacher features; default: runs")
-    where.add_argument("--results", metavar="DIR", help="small CSVs of what is finished, brought up to date after every study")
-    where.add_argument("--status", action="store_true", help="show how far the sweep is and run nothing")
+    where.add_argument(
+        "--results",
+        metavar="DIR",
+        help="small CSVs of what is finished, brought up to date after every study; with --plan: evidence/ beside the plan",
+    )
+    where.add_argument("--status", action="store_true", help="show how far the sweep is, with --plan the hours left, and run nothing")
+    where.add_argument("--report", action="store_true", help="of a --plan: its tables and figures of what is finished; runs nothing")
     return parser
 
 
@@ -90,8 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             "--tune needs --results, where its table is kept, and has a seed and a division of its own: no --seeds, --splits, --tuned"
         )
+    _check_kind(parser, given)
     here = Path.cwd()
     try:
+        if given.plan:
+            return _planned(given, here)
         settings = load_settings(given.task, given.profile, device=given.device)
         methods = _methods(given.methods)
         splits = _splits(given.splits, settings.comparison.splits)
@@ -109,6 +128,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _check_kind(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    own = {"--methods": given.methods != "all", "--seeds": given.seeds, "--splits": given.splits != "own", "--tuned": given.tuned}
+    own |= {"--task": given.task, "--tune": given.tune, "--profile": given.profile != "quick"}
+    if given.plan and (extra := [name for name, there in own.items() if there]):
+        parser.error(f"{', '.join(extra)}: the plan says it")
+    if not given.plan and not given.task:
+        parser.error("give --task, or --plan")
+    if given.report and not given.plan:
+        parser.error("--report belongs to --plan")
+
+
+def _planned(given: argparse.Namespace, here: Path) -> int:
+    """Runs a plan part by part, or says how far it is; its tables and figures are brought up to date after every part."""
+    plan_, results = read_plan(given.plan), Path(given.results or given.plan.parent / "evidence")
+    if given.report:
+        report(results, plan_)
+        return 0
+    data = given.data or os.environ.get("VFMGL_DATA", "")
+    if not data and any(one.data for one in plan_.sets.values()):
+        raise ConfigError("give the folder that holds the plan's sets with --data or in VFMGL_DATA")
+    teacher = resolve_teacher(given.teacher, here) if given.teacher else ""
+    if given.device == "cuda":
+        check_cuda()
+    all_parts = list(parts(plan_, Path(data), teacher, device=given.device, runs=given.runs))
+    if given.status:
+        sys.stdout.write(f"{plan_status(all_parts).round(1).to_string(index=False)}\n")
+        return 0
+    failed = 0
+    for part in all_parts:
+        jobs, log = part.jobs, results / part.variant
+        check_log(log, jobs)
+        failed |= _run(given, jobs, lambda jobs=jobs, log=log: write_log(log, jobs))
+        report(results, plan_)
+    return failed
+
+
 def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str], seeds: list[int], splits: list[Split | None]) -> int:
     workspace = open_workspace(given.task, given.profile, data=data, teacher=teacher, device=given.device, runs=given.runs)
     if given.tune:
@@ -122,6 +177,12 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
     results = Path(given.results) if given.results else None
     if results:
         check(results, jobs)
+    failed = _run(given, jobs, lambda: write(results, jobs) if results else None)
+    _say(status_table(jobs))
+    return failed
+
+
+def _run(given: argparse.Namespace, jobs: Sequence[Job], write: Callable[[], object]) -> int:
     failed, before = "", signal.signal(signal.SIGTERM, _interrupt)  # a batch system's way to say Ctrl-C
     try:
         run_jobs(
@@ -130,15 +191,13 @@ def _sweep(given: argparse.Namespace, data: str, teacher: str, methods: list[str
             given.executor,
             threads=given.threads,
             cluster=dict(given.cluster),
-            finished=lambda job: write(results, jobs) if results else None,
+            finished=lambda job: write(),
         )
     except SweepError as error:
         failed = str(error)
-        if results:
-            write(results, jobs)  # which of them failed
+        write()  # which of them failed
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say(status_table(jobs))
     sys.stderr.write(failed + "\n" * bool(failed))
     return int(bool(failed))
 

@@ -39,7 +39,7 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
         a value in any seed are left out, then seeds without one in a centre.
     """
     rows, keys = each_budget(metrics[metrics["metric"].isin(MAIN)]), ["split_id", "metric", "method", "budget", "place"]
-    tables = {key: _values(part) for key, part in _by_place(rows).groupby(keys)}
+    tables = {key: _values(part) for key, part in by_place(rows).groupby(keys)}
     unlike = _no_controls(rows)
     found = []
     for (split, metric, method, budget, place), table in tables.items():
@@ -59,12 +59,14 @@ def each_budget(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(budget=rows["budget"].replace(OLD).str.split(AND, regex=False)).explode("budget")
 
 
-def _by_place(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each study, budget, test centre and place."""
+def by_place(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each study, budget, test centre and place: the value of the centre's own model, or the mean of the others'."""
     models = rows[~rows["model_center"].isin(NOT_LOCAL)]
     place = np.where(models["model_center"] == models["test_center"], "home", "away")
     keys = ["split_id", "metric", "method", "budget", "place", "seed", "test_center"]
-    return models.assign(place=place).groupby(keys, as_index=False)["value"].mean()
+    why = models["no_comparison"].fillna("") if "no_comparison" in models else ""
+    grouped = models.assign(place=place, no_comparison=why).groupby(keys, as_index=False)
+    return grouped.agg(value=("value", "mean"), no_comparison=("no_comparison", "first"))
 
 
 def _values(part: pd.DataFrame) -> pd.DataFrame:
