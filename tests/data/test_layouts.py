@@ -220,14 +220,15 @@ def test_one_class_in_all(endometrial):
 
 def test_patient_on_both_sides(endometrial):
     write_image(endometrial / "A/testdata/MI/AtrNMI1/1.png", 701)
-    (problem,) = problems(endometrial, "endometrial")
+    problem, rule = problems(endometrial, "endometrial")
+    assert rule.startswith("who is the patient: the patient is the name of the folder") and "e.g. A_001" in rule
     assert "center 'A': patient 'AtrNMI1' is in" in problem
     assert "test (A/testdata/MI/AtrNMI1/1.png)" in problem and "train (A/traindata/NMI/AtrNMI1/1.png)" in problem
 
 
 def test_patient_in_two_centers(endometrial):
     write_image(endometrial / "C/traindata/MI/AtrNMI1/1.png", 702)
-    (problem,) = problems(endometrial, "endometrial")
+    problem, _ = problems(endometrial, "endometrial")
     assert "patient 'AtrNMI1' is in the centers 'A' (A/traindata/NMI/AtrNMI1/1.png) and 'C' (C/traindata/MI" in problem
 
 

@@ -311,7 +311,7 @@ def test_room_and_versions(federation, monkeypatch):
 def test_system_errors_in_plain_words():
     assert plain(FileNotFoundError(errno.ENOENT, "No such file", "/data/x")) == "/data/x is not there"
     assert plain(PermissionError(errno.EACCES, "denied", "/data/x")) == "this user may not open /data/x"
-    assert plain(OSError(errno.ENOSPC, "No space left on device")) == "the disk is full"
+    assert plain(OSError(errno.ENOSPC, "No space left", "/x")) == "/x: no room is left on the disk; make room (No space left)"
     assert plain(ConnectionError("10.0.0.1:9092: no connection for 5 s")) == "10.0.0.1:9092: no connection for 5 s", (
         "the library's own stay"
     )

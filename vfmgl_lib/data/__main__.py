@@ -5,7 +5,7 @@
     python -m vfmgl_lib.data verify DIR                            read every file of a prepared set again
 
 A prepared set is what `./run_all.sh --task TASK --data DIR` trains on. Exit status: 0 all is well, 1 problems were found (all are
-listed), 2 the call itself is wrong.
+listed), 2 the call itself is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vfmgl_lib.data.datasheets import DatasheetError
 from vfmgl_lib.data.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.data.sources import FORMATS, SplitRule, prepare, read_prepared, verify
+from vfmgl_lib.files import reason
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
         return {"prepare": _prepare, "verify": _verify, "fetch": _fetch}[given.command](given)
-    except (ManifestError, DatasheetError, FetchError, requests.RequestException, OSError) as error:
+    except (ManifestError, DatasheetError, FetchError, requests.RequestException) as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+    except OSError as error:
+        sys.stderr.write(f"{reason(error)}; the same call goes on with what is done\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same call goes on with what is done\n")
+        return 130
+    return 1
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:

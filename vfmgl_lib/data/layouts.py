@@ -25,7 +25,7 @@ from vfmgl_lib.data.manifest import (
     inspect_files,
     table_findings,
 )
-from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.scan import Scan, skipped, visible
 from vfmgl_lib.randomness import seed_sequence
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,12 @@ Layout = Literal["endometrial", "nuclei"]
 ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
 NUCLEI_CLASSES = ("background", "nucleus")
 RESPLIT_VALIDATION = 0.2  # of the training patients, as in the 64/16/20 of the prepared sets
+PATIENT_RULES = {  # what makes a file's patient, and how to say it otherwise
+    "endometrial": "the patient is the name of the folder that holds the images; rename the folders so that each person has one name,"
+    " alone in the whole set, e.g. A_001 for patient 001 of centre A",
+    "nuclei": "the patient is what the image's name has before its first '_' (Image_01L.png: 'Image'), of a TCGA barcode the first three"
+    " fields; rename images and masks so that each person's begin alike and no other's do, e.g. A01_left.png for patient A01",
+}
 ROOT_FILES = ("phantoms.json", "patients.csv")  # the phantoms' own description, the patient table (`data.patients`)
 
 
@@ -47,7 +53,7 @@ class _Sample:
     label: str  # name of the class, or path of the mask relative to the root
 
 
-def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress: bool = True) -> Manifest:
+def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress: bool = True, notes: list[str] | None = None) -> Manifest:
     """Make a manifest of a data folder in one of the known layouts.
 
     endometrial   root/<center>/{traindata,testdata}/<class>/<patient>/<images>
@@ -64,6 +70,7 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
     Args:
         verify: decode every image and mask once. False still hashes every file and checks all else.
         progress: draw a progress bar with the time left.
+        notes: gets what was passed over; None: it is logged.
     Returns: the manifest. Its warnings are logged; `check_manifest(manifest, files=False)` returns them.
     Raises: ManifestError: with all problems found; each names the file, the value, and what would have been right.
     """
@@ -106,11 +113,14 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
 
     unreadable = [problem for found in inspections for problem in found.problems]
     readable = Manifest(home, kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
-    in_table, warnings = table_findings(readable, need_splits=False) if len(readable.table) else ([], [])
+    in_table, warnings = table_findings(readable, False, PATIENT_RULES[layout]) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)
-    for warning in warnings + foreground_warnings(manifest, inspections):
+    passed = skipped(scan.skipped)
+    for warning in warnings + foreground_warnings(manifest, inspections) + (passed if notes is None else []):
         logger.warning("%s: %s", root, warning)
+    if notes is not None:
+        notes += passed
     return manifest
 
 
@@ -183,7 +193,7 @@ def _report_empty_splits(scan: Scan, centers: list[Path], samples: list[_Sample]
     counts = Counter((sample.center, sample.split) for sample in samples)
     trains = any(split == "train" for _, split in counts)
     for center in centers:
-        own = {path.name for path in center.iterdir() if path.is_dir()}
+        own = {path.name for path in visible(center) if path.is_dir()}
         external = trains and own == {folders["test"].split("/", 1)[0]}
         for split, pattern in folders.items():
             if not counts[center.name, split] and not (external and split == "train"):

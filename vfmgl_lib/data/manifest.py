@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib.data.images import Inspection, inspect_files
+from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.files import write_text
 
 TaskKind = Literal["classification", "segmentation"]
@@ -178,16 +179,17 @@ def check_manifest(manifest: Manifest, files: bool = True, progress: bool = Fals
     return warnings
 
 
-def table_findings(manifest: Manifest, need_splits: bool = True) -> tuple[list[str], list[str]]:
+def table_findings(manifest: Manifest, need_splits: bool = True, patient_rule: str = "") -> tuple[list[str], list[str]]:
     """(problems, warnings) of the table alone, no file is opened.
 
     Args:
         need_splits: False where the caller has reported centres without train or test samples itself.
+        patient_rule: what made a file's patient, and how to say it otherwise: told with patients that are in several places.
     """
     table = manifest.table
     if not len(table):
         return ["the manifest has no samples, expected at least one a centre and split"], []
-    problems, training = _cell_problems(manifest), manifest.training_centers
+    problems, training = _cell_problems(manifest) + _name_problems(manifest), manifest.training_centers
     if need_splits:
         problems += _empty_splits(manifest)
     divided, moved = _patient_problems(table)
@@ -200,6 +202,7 @@ def table_findings(manifest: Manifest, need_splits: bool = True) -> tuple[list[s
         f"center {center!r} has no training samples: an external test center" for center in manifest.centers if center not in training
     ]
     problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
+    problems += [f"who is the patient: {patient_rule}"] if patient_rule and (divided or moved) else []
     return problems + leaks, external + warnings + _one_class_warnings(manifest)
 
 
@@ -211,6 +214,11 @@ def foreground_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -
         if len(group) and all(value is False for value in group):
             warnings.append(f"center {center!r}: all {len(group)} {split} masks are empty, there is no {manifest.classes[-1]}")
     return warnings
+
+
+def _name_problems(manifest: Manifest) -> list[str]:
+    patients = manifest.table.drop_duplicates("patient")
+    return name_problems(manifest.centers, manifest.classes, dict(zip(patients["patient"], patients["path"], strict=True)))
 
 
 def _cell_problems(manifest: Manifest) -> list[str]:
@@ -344,7 +352,7 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
         path: the CSV; `<name>.json` with "task_kind" and "classes" stands beside it. Its "sha256" may be missing
             (a manifest written by hand); if there it must be the table's.
         root: the data folder.
-    Raises: ManifestError: naming the file, the line and what was expected.
+    Raises: ManifestError: naming the file, the line and what was expected; or the names that cannot be used (`data.names`).
     """
     path = Path(path)
     notes = _read_notes(path.with_suffix(".json"))
@@ -360,6 +368,8 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
             f"{path}: sha256 of the content is {found[:12]}…, {path.with_suffix('.json').name} says"
             f" {notes['sha256'][:12]}…: the file was cut short or changed; write it anew with write_manifest"
         )
+    if problems := _name_problems(manifest):
+        raise ManifestError.listing(path, problems)
     return manifest
 
 

@@ -17,7 +17,6 @@ Further columns are kept as text.
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import pandas as pd
 
 from vfmgl_lib.data.datasheets import FOLDER, class_titles
 from vfmgl_lib.data.manifest import Manifest, ManifestError
+from vfmgl_lib.data.names import same_name
 
 PATIENTS_FILE = "patients.csv"
 NEEDED_COLUMNS = ("patient", "age", "figo", "histology")
@@ -67,11 +67,6 @@ def read_csv(path: Path, columns: Sequence[str], further: bool = False) -> list[
     if not lines:
         raise ManifestError(f"{path}: has a header only, expected at least one row")
     return [(number, dict(zip(header, row, strict=True))) for number, row in lines]
-
-
-def same_name(name: str) -> str:
-    """A name in the one form (Unicode NFC) in which a typed "ü" equals that of a folder made on another system."""
-    return unicodedata.normalize("NFC", name)
 
 
 def read_patients(root: Path | str) -> pd.DataFrame | None:

@@ -1,10 +1,127 @@
 """Lists the folders of a data root safely: what does not belong, cannot be read or leads out of the root is a problem, not a surprise."""
 
 import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from fnmatch import translate
 from pathlib import Path
 
+from vfmgl_lib.files import is_control, shown
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-SYSTEM_FILES = ("desktop.ini", "thumbs.db", "ehthumbs.db", "__macosx")  # hidden names (".DS_Store") are ignored as well
+# What file servers, scanners, systems and programs leave beside people's files, in any case of letters; the first that fits is counted.
+SYSTEM_ENTRIES = (
+    "@eaDir",  # Synology: thumbnails, in folders called as the images
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "@Recycle",  # QNAP
+    "@Recently-Snapshot",
+    "@__thumb",
+    ".@__thumb",
+    "~snapshot",  # NetApp
+    "$RECYCLE.BIN",  # Windows
+    "RECYCLER",
+    "System Volume Information",
+    "desktop.ini",
+    "Thumbs.db",
+    "Thumbs.db:encryptable",
+    "ehthumbs.db",
+    "ehthumbs_vista.db",
+    "__MACOSX",  # macOS
+    ".DS_Store",
+    "._*",
+    ".AppleDouble",
+    ".Trashes",
+    ".Spotlight-V100",
+    ".fseventsd",
+    ".TemporaryItems",
+    "Network Trash Folder",
+    "Temporary Items",
+    "Icon\r",
+    "lost+found",  # Linux
+    ".Trash*",
+    ".thumbnails",
+    ".nfs*",
+    ".fuse_hidden*",
+    ".ipynb_checkpoints",
+    ".~lock.*#",  # LibreOffice
+    ".*",  # what is hidden
+)
+SYSTEM_FILES = ("~$*", "*.tmp", "*.part", "*.partial", "*.crdownload", "*.filepart", "*~", "DICOMDIR")  # not folders of such names
+MASK_ENDING = re.compile(r"[_-](segmentation|seg|mask)$", re.IGNORECASE)
+MASK_FOLDERS = {"labels": "images", "label": "image", "masks": "images", "mask": "image"}  # folder of masks -> of their images
+_SLIDE_MASKS = re.compile(r"GT_(\d+)")  # TNBC: GT_NN beside Slide_NN
+
+
+_SYSTEM = [re.compile("|".join(f"({translate(kind)})" for kind in kinds), re.IGNORECASE) for kinds in (SYSTEM_ENTRIES, SYSTEM_FILES)]
+
+
+def system_kind(entry: Path | os.DirEntry) -> str:
+    """Which of `SYSTEM_ENTRIES` and `SYSTEM_FILES` an entry is, as messages call it; "": none, it is somebody's own."""
+    if found := _SYSTEM[0].match(entry.name):
+        kind = SYSTEM_ENTRIES[found.lastindex - 1]
+    elif (found := _SYSTEM[1].match(entry.name)) and not entry.is_dir():
+        kind = SYSTEM_FILES[found.lastindex - 1]
+    else:
+        return ""
+    return kind.strip()  # macOS ends one with a line break
+
+
+def skipped(counts: Counter) -> list[str]:
+    """What was passed over, in one line; none if nothing was."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return [f"{counts.total()} file(s) and folder(s) of file servers and systems are not read: {kinds}"] if counts else []
+
+
+def visible(folder: Path) -> list[Path]:
+    """What people have put into a folder, in order; empty where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if not system_kind(entry))
+    except OSError:
+        return []
+
+
+def held(folder: Path, most: int = 5) -> str:
+    """What a folder holds, in words: how many files of each ending, and of folders."""
+    entries = visible(folder)
+    kinds = Counter("folder(s)" if entry.is_dir() else entry.suffix.lower() or "file(s) without ending" for entry in entries)
+    found = [f"{count} {shown(kind)}" for kind, count in kinds.most_common(most)] + ["…"] * (len(kinds) > most)
+    return f"it holds {', '.join(found)}" if found else "it is empty"
+
+
+def masks_of_others(files: Iterable[Path]) -> dict[Path, Path]:
+    """Which of the files are the mask of another one -> that one.
+
+    Rules: `labels/a.png` of `images/a.*` (also label, masks, mask); `GT_01/a.png` of `Slide_01/a.*`; `a_segmentation.nii.gz` of
+    `a.nii.gz` beside it (also _seg, _mask, any ending).
+    """
+    files = list(files)
+    known: dict[tuple[str, str], Path] = {}
+    for file in files:
+        known.setdefault(_place(file.parent, _stem(file)), file)
+    found = {}
+    for file in files:
+        stem, folder = _stem(file), file.parent
+        slide = _SLIDE_MASKS.fullmatch(folder.name)
+        images = f"Slide_{slide[1]}" if slide else MASK_FOLDERS.get(folder.name.lower())
+        bare = MASK_ENDING.sub("", stem)
+        places = [_place(folder, bare)] if bare != stem else []
+        places += [_place(folder.parent / images, name) for name in (stem, bare)] if images else []
+        image = next((known[place] for place in places if place in known), None)
+        if image is not None:
+            found[file] = image
+    return found
+
+
+def _place(folder: Path, stem: str) -> tuple[str, str]:
+    return str(folder).lower(), stem.lower()
+
+
+def _stem(file: Path) -> str:
+    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", file.name, flags=re.IGNORECASE)
 
 
 class Scan:
@@ -13,6 +130,7 @@ class Scan:
     def __init__(self, root: Path):
         self.root = root
         self.problems: list[str] = []
+        self.skipped: Counter = Counter()  # kind of system entry -> how many
 
     def name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path != self.root else str(path)
@@ -45,13 +163,19 @@ class Scan:
         except OSError as error:
             self.problems.append(f"{self.name(folder)}: cannot be listed ({error.strerror}), expected a readable folder")
             return []
-        visible = [folder / name for name in names if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
-        return [entry for entry in visible if self._is_usable(entry)]
+        found = []
+        for entry in (folder / name for name in names):
+            if kind := system_kind(entry):
+                self.skipped[kind] += 1
+            elif self._is_usable(entry):
+                found.append(entry)
+        return found
 
     def _is_usable(self, entry: Path) -> bool:
-        if any("\udc80" <= letter <= "\udcff" for letter in entry.name):
-            shown = os.fsencode(entry.name).decode("ascii", "backslashreplace")
-            self.problems.append(f"{self.name(entry.parent)}/{shown}: name is not valid UTF-8, rename it")
+        if any(is_control(letter) for letter in entry.name):
+            coded = any("\udc80" <= letter <= "\udcff" for letter in entry.name)
+            wrong = "name is not valid UTF-8, rename it" if coded else "name holds a line break or another control character, rename it"
+            self.problems.append(f"{self.name(entry.parent)}/{shown(entry.name)}: {wrong}")
             return False
         if entry.is_symlink() and not entry.resolve().is_relative_to(self.root):
             target = entry.resolve()

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.data.patients import same_name
+from vfmgl_lib.data.names import same_name
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, within
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model

@@ -8,7 +8,7 @@
     DIR/int8.csv          what int8 costs: on the validation set, which decides, and on the test set, which only reports
 
 STUDY is a complete study's folder, e.g. runs/smoke/nuclei/studies/vfmgl-seed0-0123456789. The folder DIR appears when everything has
-been written and checked, or not at all. Exit status: 0 all is well, 1 refused, 2 the call itself is wrong.
+been written and checked, or not at all. Exit status: 0 all is well, 1 refused, 2 the call itself is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vfmgl_lib.data.images import ImageError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.export import export_model
 from vfmgl_lib.export.checks import ExportError
+from vfmgl_lib.files import reason
 from vfmgl_lib.study import load_study
 
 
@@ -50,9 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             int8=given.int8,
             torchscript=given.torchscript,
         )
-    except (ExportError, ConfigError, ManifestError, CheckpointError, ImageError, ValueError, OSError) as error:
+    except OSError as error:
+        sys.stderr.write(f"{reason(error)}; nothing was written\n")
+        return 1
+    except (ExportError, ConfigError, ManifestError, CheckpointError, ImageError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was written\n")
+        return 130
     sys.stdout.write("".join(f"{kind}: {file} ({file.stat().st_size} bytes)\n" for kind, file in exported.files.items()))
     sys.stdout.write(exported.check.to_string(index=False) + "\n")
     if len(exported.int8):

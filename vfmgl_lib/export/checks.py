@@ -163,6 +163,11 @@ def refuse(check: pd.DataFrame, files: dict[str, Path]) -> None:
     if len(wrong):
         row = wrong.iloc[0]
         file = files[row["model"]].name
+        if not np.isfinite(row["difference"]):
+            raise ExportError(
+                f"{file}: refused, its {row['quantity']} are NaN or infinite on some of {row['images']} test images: the model"
+                " overflows or a weight is damaged; nothing was written"
+            )
         raise ExportError(
             f"{file}: refused, its {row['quantity']} differ from {row['against']} by up to {row['difference']:g} on {row['images']} test"
             f" images, expected at most {row['tolerance']:g}; nothing was written"

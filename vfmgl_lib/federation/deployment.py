@@ -44,13 +44,14 @@ from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
+from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.data.sources import is_prepared, read_prepared
 from vfmgl_lib.federation import credentials, sandbox
 from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
-from vfmgl_lib.files import new_folder, write_json, write_text
+from vfmgl_lib.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.models.teachers import TeacherSource
 
 log = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ def plain(error: Exception) -> str:
     for kind, text in SYSTEM_ERRORS.items():
         if isinstance(error, kind):
             return text.format(file=error.filename or "a file", reason=getattr(error, "verify_message", ""))
-    return ERROR_NUMBERS.get(number, str(error))
+    return ERROR_NUMBERS.get(number) or (reason(error) if isinstance(error, OSError) else str(error))
 
 
 # The first that fits counts: narrower kinds come before wider ones.
@@ -284,8 +285,6 @@ ERROR_NUMBERS = {
     errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 stands for every one",
     errno.EHOSTUNREACH: "no way leads there from this network",
     errno.ENETUNREACH: "no way leads there from this network",
-    errno.EROFS: "it is on a read-only file system",
-    errno.ENOSPC: "the disk is full",
 }
 
 
@@ -360,7 +359,10 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
 
 
 def _public_keys(folder: Path) -> dict:
-    return {file.stem: credentials.read_public_key(file) for file in sorted((folder / "centers").glob("*.pub"))}
+    files = sorted((folder / "centers").glob("*.pub"))
+    if problems := name_problems([file.stem for file in files], (), {}):
+        raise ConfigError(f"{folder / 'centers'}: {'; '.join(problems)}; the centre's site.yaml has to say the same name")
+    return {file.stem: credentials.read_public_key(file) for file in files}
 
 
 def _readable(given: SiteFolder) -> list[Path]:

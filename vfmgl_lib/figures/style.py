@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vfmgl_lib import __version__
-from vfmgl_lib.files import write_text
+from vfmgl_lib.files import temporary_name, write_text
 
 MM = 1 / 25.4
 SINGLE, DOUBLE = 89 * MM, 183 * MM  # a journal's column and page width, inches
@@ -276,7 +276,7 @@ def save_table(table: pd.DataFrame, folder: Path | str, name: str, note: str = "
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = temporary_name(path, f".{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -81,7 +81,7 @@ def test_wilds(root):
     (root / "patches" / ".DS_Store").touch()
     (root / "patches" / "patient_004_node_4" / "Thumbs.db").touch()
     table, findings = read(manifest_wilds, root)
-    assert findings == Findings()
+    assert findings == Findings(warnings=["2 file(s) and folder(s) of file servers and systems are not read: 1 .DS_Store, 1 Thumbs.db"])
     assert tuple(table.columns) == ("id", "path", "center", "patient", "split", "label")
     assert table.iloc[1].to_dict() == {
         "id": "hospital1/patch_patient_004_node_4_x_3360_y_21792",

@@ -445,7 +445,8 @@ def test_unusual_names_and_a_read_only_source(monuseg, tmp_path):
 def test_what_lies_beside_the_downloads(monuseg, tnbc):
     for name in (".DS_Store", "__MACOSX", "MoNuSegTestData/Thumbs.db", "MoNuSegTestData/._TCGA-2Z-A9J9-01A-01-TS1.xml"):
         (monuseg / name).write_bytes(b"x")
-    assert listed(monuseg)[1] == Findings()
+    system = "4 file(s) and folder(s) of file servers and systems are not read: 1 .DS_Store, 1 ._*, 1 Thumbs.db, 1 __MACOSX"
+    assert listed(monuseg)[1] == Findings(warnings=[system])
     (monuseg / "MoNuSegTestData.zip").write_bytes(b"x")
     (monuseg / "readme.txt").write_bytes(b"x")
     save(monuseg / "MoNuSegTestData" / "TCGA-2Z-A9J9-01A-01-TS1.tiff", 9).rename(
@@ -453,7 +454,7 @@ def test_what_lies_beside_the_downloads(monuseg, tnbc):
     )
     cases, findings = listed(monuseg)
     assert len(cases) == 3 and findings.problems == []
-    assert findings.warnings == ["3 file(s) belong to none of the downloads and are not read, e.g. MoNuSegTestData.zip"]
+    assert findings.warnings == [system, "3 file(s) belong to none of the downloads and are not read, e.g. MoNuSegTestData.zip"]
 
 
 def test_an_empty_or_missing_source(tmp_path):

@@ -515,7 +515,11 @@ def test_wrong_arguments_are_named(source, tmp_path):
         (("prostate", tmp_path / "nowhere", out), {}, "nowhere: source folder not found, expected the unpacked download of prostate"),
         (("prostate", source, out), {"seed": -1}, "seed must be 0 or more, got -1"),
         (("prostate", source, out), {"format": "dicom"}, "unknown format 'dicom' of prostate, expected one of sites, promise12"),
-        (("nuclei", source, out), {}, "not recognised as nuclei, expected one of: folders: <center>/{train,val,test}"),
+        (
+            ("nuclei", source, out),
+            {},
+            "not recognised as nuclei, it holds 2 folder(s); expected one of: folders: <center>/{train",
+        ),
         (("prostate", source, out), {"split": "source"}, "--split source: the source names no split; use patient"),
     ]:
         (problem,) = problems(*arguments, **options)

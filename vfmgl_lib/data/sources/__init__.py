@@ -30,9 +30,10 @@ from vfmgl_lib.data.layouts import NUCLEI_CLASSES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.data.preprocessing import PREPARATION
+from vfmgl_lib.data.scan import held, visible
 from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
-from vfmgl_lib.files import sha256, write_bytes, write_json
+from vfmgl_lib.files import LONGEST_NAME, file_name, sha256, write_bytes, write_json
 from vfmgl_lib.randomness import seed_sequence
 
 SplitRule = Literal["patient", "source", "image"]
@@ -50,7 +51,7 @@ def _folders_format(description: str, split_folders: tuple[str, ...]) -> Format:
 
 
 def _subfolders(source: Path) -> list[Path]:
-    return [entry for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith(".")] if source.is_dir() else []
+    return [entry for entry in visible(source) if entry.is_dir()]
 
 
 # Tried in this order: what holds volumes is not a folder of images, though its folders may have the same names.
@@ -201,7 +202,7 @@ def _format(task: str, source: Path, name: str) -> Format:
         if candidate.recognise(source):
             return candidate
     expected = "; ".join(f"{f.name}: {f.description}" for f in formats)
-    raise ManifestError(f"{source}: not recognised as {task}, expected one of: {expected}")
+    raise ManifestError(f"{source}: not recognised as {task}, {held(source)}; expected one of: {expected}")
 
 
 def _earlier(out: Path, settings: dict) -> dict:
@@ -318,7 +319,9 @@ def _listing(source: Path, chosen: Format, cases: list[Case] | None) -> Iterator
 def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
     try:
-        read = chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, progress=progress)
+        read = (
+            chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, progress=progress, notes=findings.warnings)
+        )
     except ManifestError as error:
         raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
@@ -410,6 +413,8 @@ def _remove_unused(out: Path, notes: set[Path], files: set[str]) -> None:
 
 def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
     name = f"{case.name}_{picture.name}" if picture.name else case.name
+    if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
+        name = file_name(name, ".png").removesuffix(".png")
     row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
     row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
     if task == "endometrial":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.scan import Scan, skipped
 from vfmgl_lib.data.sources.cases import Findings, Format
 
 CLASSES = ("normal", "tumor")
@@ -124,6 +124,7 @@ def _finished(scan: Scan, findings: Findings, rows: list[Row]) -> pd.DataFrame:
             " patches of the same slides; divided by patient they are not"
         )
     findings.problems += scan.problems
+    findings.warnings += skipped(scan.skipped)
     return table
 
 

@@ -31,9 +31,10 @@ from PIL import Image
 
 from vfmgl_lib.data.layouts import ENDOMETRIAL_SPLITS
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv, same_name
+from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv
 from vfmgl_lib.data.preprocessing import squashed, to_bytes
-from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.scan import Scan, skipped, visible
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 
 REGIONS_FILE = "roi.csv"
@@ -85,8 +86,6 @@ class _PatientScan(Scan):
     def volumes(self, folder: Path) -> list[Path]:
         found = []
         for entry in self._entries(folder):
-            if entry.is_file() and entry.name.upper() == "DICOMDIR":
-                continue  # an index of what lies beside it
             if entry.is_file() and (_is_nifti(entry) or _may_be_dicom(entry)):
                 found.append(entry)
             else:
@@ -107,7 +106,7 @@ def _may_be_dicom(path: Path) -> bool:
 def recognise_volumes(source: Path) -> bool:
     """Whether `source` looks like centres with volumes: roi.csv, or a first patient folder without images."""
     try:
-        centers = [folder for folder in _visible(source) if any((folder / split).is_dir() for split in ENDOMETRIAL_SPLITS)]
+        centers = [folder for folder in visible(source) if any((folder / split).is_dir() for split in ENDOMETRIAL_SPLITS)]
         if centers and (source / REGIONS_FILE).is_file():
             return True
         first = next((file for center in centers if (file := _first_file(center, depth=4))), None)
@@ -116,13 +115,9 @@ def recognise_volumes(source: Path) -> bool:
         return False
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-
-
 def _first_file(folder: Path, depth: int) -> Path | None:
     """The first file `depth` levels below a folder, found without listing the others."""
-    for entry in _visible(folder):
+    for entry in visible(folder):
         if depth == 1 and entry.is_file():
             return entry
         if depth > 1 and entry.is_dir() and (found := _first_file(entry, depth - 1)):
@@ -158,6 +153,7 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
     scan.problems += [f"{REGIONS_FILE}: line {own[0].line}: the patient has no folder, {expected}" for own in unpictured.values()]
     scan.problems += _twice(cases)
     findings.problems += scan.problems
+    findings.warnings += skipped(scan.skipped)
     totals = Counter(case.center for case in cases)
     for center in sorted(totals):
         if named[center]:
@@ -267,7 +263,7 @@ def _look_at(files: list[Path], name: str) -> _Look:
 
 def _same_person(folder: str, look: _Look) -> bool:
     def words(text: str) -> list[str]:
-        return sorted(re.findall(r"[^\W_]+", same_name(text).casefold()))
+        return sorted(re.findall(r"[^\W_]+", same_name(text)))
 
     return any(words(folder) == words(name) for name in look.names if words(name))
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 from vfmgl_lib.data.images import IMAGE_MODES, PIXEL_LIMIT, ImageError, decode_image, decode_mask, size_problem
 from vfmgl_lib.data.polygons import Layer, PolygonError, inspect_regions, rasterise, read_layers
-from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.scan import Scan, skipped, system_kind
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 
 ORGAN_CENTERS = {"lung": "SiteA", "prostate": "SiteB", "kidney": "SiteC", "breast": "SiteD"}
@@ -159,7 +159,7 @@ def recognise_downloads(source: Path) -> bool:
                     barcode = _BARCODE.match(entry.name)
                     if barcode and entry.name.lower().endswith(".xml"):
                         return True
-                    if depth < _RECOGNISED_DEPTH and not entry.name.startswith(".") and entry.is_dir():
+                    if depth < _RECOGNISED_DEPTH and entry.is_dir() and not system_kind(entry):
                         if barcode or entry.name == _TISSUE or _SLIDE_FOLDER.fullmatch(entry.name):
                             return True
                         waiting.append((folder / entry.name, depth + 1))
@@ -200,6 +200,7 @@ def cases_downloads(source: Path, findings: Findings) -> list[Case]:
     if not tiles and not scan.problems:
         scan.problems.append(f"{source}: holds no tile, expected {FORMATS[0].description}")
     findings.problems += scan.problems
+    findings.warnings += skipped(scan.skipped)
     if unread:
         findings.warnings.append(f"{len(unread)} file(s) belong to none of the downloads and are not read, e.g. {scan.name(unread[0])}")
     tiles = _named_once(_without_shared_patients(tiles, findings), findings)

@@ -25,7 +25,7 @@ import SimpleITK as sitk
 from nibabel import orientations
 
 from vfmgl_lib.data.preprocessing import volume_slices
-from vfmgl_lib.data.scan import Scan
+from vfmgl_lib.data.scan import Scan, skipped, visible
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 
 GRID_TOLERANCE = 1e-3  # mm, for every entry of the affine matrices of a volume and its mask
@@ -68,6 +68,7 @@ def cases_sites(source: Path, findings: Findings) -> list[Case]:
         _warn_of_spacing(findings, folder.name, found)
         cases += [case for case, _ in found if case]
     findings.problems += scan.problems
+    findings.warnings += skipped(scan.skipped)
     return cases
 
 
@@ -104,6 +105,7 @@ def cases_promise12(source: Path, findings: Findings) -> list[Case]:
     for center in sorted(listed):
         _warn_of_spacing(findings, center, listed[center])
     findings.problems += scan.problems
+    findings.warnings += skipped(scan.skipped)
     return [case for center in sorted(listed) for case, _ in listed[center] if case]
 
 
@@ -164,17 +166,11 @@ def _read_list(path: Path, kind: str) -> list:
 
 
 def _folders(folder: Path) -> list[Path]:
-    try:
-        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return []
+    return [entry for entry in visible(folder) if entry.is_dir()]
 
 
 def _file_names(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in os.scandir(folder) if not entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return []
+    return [entry.name for entry in visible(folder) if not entry.is_dir()]
 
 
 def _pairs(scan: Scan, files: Iterable[Path], pattern: re.Pattern) -> list[tuple[str, Path, Path]]:
