@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from vfmgl_lib import __version__
+from vfmgl_lib.data.inputs import InputError, find_inputs
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
@@ -26,7 +27,6 @@ from vfmgl_lib.predict import (
     ModelError,
     Predictor,
     evidence_overlay,
-    find_inputs,
     foreground,
     main,
     predict_files,
@@ -284,12 +284,12 @@ def test_inputs_are_found_and_named(tmp_path):
         _picture(tmp_path, name)
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     assert [name for _, name in find_inputs([tmp_path / "in"])] == ["b", "x/a"]
-    with pytest.raises(ModelError, match="their outputs would both be called b"):
+    with pytest.raises(InputError, match="their outputs would both be called b"):
         find_inputs([tmp_path / "in", tmp_path / "in" / "b.PNG"])
-    with pytest.raises(ModelError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         find_inputs([tmp_path / "gone"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"no image in it, expected files ending in \.bmp"):
+    with pytest.raises(InputError, match=r"no image in it, expected files ending in \.bmp"):
         find_inputs([tmp_path / "empty"])
 
 

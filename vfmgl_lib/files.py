@@ -70,6 +70,7 @@ def file_name(name: str, suffix: str = "", mark: bool = False) -> str:
 
 def temporary_name(path: Path, mark: str = "") -> Path:
     """Where a file or folder is written before it is called `path`: hidden, beside it, and no longer than names may be."""
+    path = Path(os.path.abspath(path))  # "." has no name
     name = f".{path.name}{mark}{PARTIAL}"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{mark}{PARTIAL}"
@@ -115,7 +116,7 @@ def sha256(path: Path) -> str:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block has ended well; a partial one of an earlier run is discarded."""
-    path = Path(os.path.abspath(path))  # "." has no name
+    path = Path(os.path.abspath(path))
     partial = temporary_name(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -3,8 +3,10 @@
 What the model needs to know of itself (classes, input size, how images become input, cutoff) is in its own metadata, written by
 `vfmgl_lib.export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz), or a folder of these.
 
-    DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used has its reason there
-    DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class
+    DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used, or for which the
+                           model gives NaN or infinity, has no class and no mask, and its reason there
+    DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
+                           with a reason where one of its images has no prediction
     DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid
     DIR/overlays/          with --overlay: where the evidence for class 1 lies
 
@@ -12,17 +14,29 @@ An overlay shows the class activation map (Zhou et al. 2016) of a classification
 output, weighted by the classifier. A segmentation has no such weights, and Grad-CAM would need gradients that an exported model
 cannot give: its overlay is the map of the foreground's probability.
 
-Exit status: 0 all is well, 1 some files could not be used, 2 the call itself or the model is wrong.
+In a folder, what file servers and systems leave there (@eaDir, Thumbs.db, ._x, what is hidden) is passed over, and so is a file that is
+the mask of another one (labels/a.png of images/a.*, a_segmentation.nii.gz or a_mask.png of a.*); both are counted. Masks and overlays are
+called as their images; where some system cannot have that name, or two differ in the case of letters alone, a like one that ends in a
+hash: the columns mask_file and overlay_file say which. A cell that a spreadsheet would take for a formula has a ' before it.
+
+A call that is interrupted, or finds no room on the disk, keeps what is done beside DIR, in .DIR.partial: the same call, with the same
+files, predicts only the rest, and its results are those of a call that was not interrupted. Any other call for DIR begins anew.
+
+Exit status: 0 all is well, 1 some files could not be used, 2 the call itself or the model is wrong, 3 stopped for want of room or rights,
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +44,17 @@ import onnxruntime
 import pandas as pd
 from PIL import Image
 
+from vfmgl_lib import __version__
 from vfmgl_lib.data.images import ImageError, decode_image
+from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, find_inputs, known_suffix
+from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
-from vfmgl_lib.data.scan import IMAGE_SUFFIXES
-from vfmgl_lib.files import new_folder, write_bytes, write_text
+from vfmgl_lib.files import Steps, file_name, reason, resumed_folder, sha256, shown, temporary_name, write_bytes, write_text
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
 KEY = "vfmgl"
+UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 RUNNING = "running averages of training"  # statistics of batch normalisation; all that 0.1.0 had
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
 COLUMNS = {
     "classification": ("name", "file", "width", "height", "probability", "predicted", "evidence", "overlay_file", "error"),
     "segmentation": (
@@ -186,52 +202,27 @@ class Predictor:
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (B, K, ...) -> (B, ...) probability of class 1; of two classes, the softmax is the sigmoid of the difference."""
-        return 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
+        """Logits (B, K, ...) -> (B, ...) probability of class 1; of two classes, the softmax is the sigmoid of the difference.
+
+        NaN where a logit is NaN or infinite: undefined is no class.
+        """
+        with np.errstate(invalid="ignore"):
+            chance = 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
+        return np.where(np.isfinite(logits).all(axis=1), chance, np.nan)
 
     def activation(self, maps: np.ndarray) -> np.ndarray:
         """Class activation maps in logits: (B, C, h, w) -> (B, h, w); positive where a place speaks for class 1."""
         return np.einsum("c,bchw->bhw", np.asarray(self.description.evidence, np.float32), maps)
 
 
-def find_inputs(given: Sequence[Path]) -> list[tuple[Path, str]]:
-    """(file, name) of all inputs: files as they are, folders with everything below them that has a known suffix, in order.
-
-    Args:
-        given: files and folders.
-    Returns: names are unique, without suffix, relative to the folder given: outputs are called by them.
-    Raises: ModelError: nothing there, or two inputs of one name.
-    """
-    found: list[tuple[Path, str]] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file))
-            inside = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-            if not inside:
-                raise ModelError(f"{path}: no image in it, expected files ending in {', '.join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))}")
-            found += [(file, file.relative_to(path).as_posix()) for file in inside]
-        elif path.exists():
-            found.append((path, path.name))
-        else:
-            raise ModelError(f"{path}: no such file or folder")
-    named = [(file, name.removesuffix(_suffix(file)) if _suffix(file) else name) for file, name in found]
-    seen: dict[str, Path] = {}
-    for file, name in named:
-        if name in seen:
-            raise ModelError(f"{file} and {seen[name]}: their outputs would both be called {name}; predict them separately")
-        seen[name] = file
-    return named
-
-
-def _suffix(file: Path) -> str:
-    """The suffix of a known form as the file has it, "" for any other."""
-    lower = file.name.lower()
-    length = max((len(s) for s in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES) if lower.endswith(s)), default=0)
-    return file.name[-length:] if length else ""
-
-
 def predict_files(
-    predictor: Predictor, inputs: Sequence[tuple[Path, str]], folder: Path, *, overlay: bool = False, batch_size: int = 8
+    predictor: Predictor,
+    inputs: Sequence[tuple[Path, str]],
+    folder: Path,
+    *,
+    overlay: bool = False,
+    batch_size: int = 8,
+    steps: Steps | None = None,
 ) -> pd.DataFrame:
     """Predicts files one after the other (a classification: a batch at a time) and writes what belongs to each.
 
@@ -239,101 +230,135 @@ def predict_files(
         inputs: from `find_inputs`.
         folder: where masks and overlays go, by the input's name.
         batch_size: images or slices at once.
+        steps: what an interrupted call of the same arguments has done, of `files.resumed_folder`.
     Returns: predictions.csv: a row a file, columns `COLUMNS`. evidence: what an overlay's colours reach to, in logits; predicted: the
         class at the cutoff, empty where there is none or where it belongs to patients; foreground: pixels or voxels; error: why a file
-        could not be used, else empty.
+        could not be used or its prediction is undefined, else empty.
+    Raises: OSError: an output that cannot be written.
     """
     kind = predictor.description.kind
-    predict = _classified if kind == "classification" else _segmented
-    table = pd.DataFrame(list(predict(predictor, inputs, folder, overlay, batch_size)), columns=list(COLUMNS[kind]))
+    predict, size = (_classified, batch_size) if kind == "classification" else (_segmented, 1)
+    out, rows = _Outputs(folder, overlay, inputs), []
+    for number, start in enumerate(range(0, len(inputs), size)):
+        made = partial(predict, predictor, inputs[start : start + size], out, batch_size)
+        rows += steps.step(number, made) if steps else made()
+    table = pd.DataFrame(rows, columns=list(COLUMNS[kind]))
     whole = {name: "Int64" for name in COUNTS if name in table}
     texts = [name for name in COLUMNS[kind] if name in ("predicted", "error") or name.endswith("_file")]
     return table.astype(whole | dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
-def _classified(predictor, inputs, folder, overlay, batch_size) -> Iterator[dict]:
+class _Outputs:
+    """Where the files that belong to inputs go."""
+
+    def __init__(self, folder: Path, overlay: bool, inputs: Sequence[tuple[Path, str]]):
+        self.folder, self.overlay = folder, overlay
+        seen: set[str] = set()
+        self._alike = {name for _, name in inputs if same_name(name) in seen or seen.add(same_name(name))}
+
+    def write(self, row: dict, column: str, kind: str, name: str, suffix: str, content: bytes) -> None:
+        """Writes KIND/NAME.SUFFIX and notes it in the row; a name too long for this file system is the row's error."""
+        *above, last = name.split("/")
+        parts = [kind, *map(file_name, above), file_name(last, suffix, name in self._alike)]
+        try:
+            write_bytes(self.folder.joinpath(*parts), content)
+            row[column] = "/".join(parts)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            row["error"] = reason(error)
+
+
+def _row(file: Path, name: str) -> dict:
+    return {"name": shown(name), "file": shown(str(file))}
+
+
+def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
     side = predictor.description.image_size
-    for start in range(0, len(inputs), batch_size):
-        rows, images = [], []
-        for file, name in inputs[start : start + batch_size]:
-            row, image = _opened(predictor, file, name)
-            rows.append(row)
-            images.append(image)
-        usable = [image for image in images if image is not None]
-        if usable:
-            logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
-            results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
-        for row, image in zip(rows, images, strict=True):
-            if image is not None:
-                probability, activation = next(results)
-                row |= {"probability": float(probability), "evidence": float(np.abs(activation).max())}
-                if predictor.description.unit == "image":
-                    row["predicted"] = named_class(predictor.description, float(probability))
-                if overlay:
-                    row["overlay_file"] = f"overlays/{row['name']}.png"
-                    write_bytes(folder / row["overlay_file"], _png(evidence_overlay(image, activation)))
-        yield from rows
+    rows, images = zip(*(_opened(predictor, file, name) for file, name in inputs), strict=True)
+    usable = [image for image in images if image is not None]
+    if not usable:
+        return list(rows)
+    logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
+    results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
+    for (_, name), row, image in zip(inputs, rows, images, strict=True):
+        if image is None:
+            continue
+        probability, activation = next(results)
+        if not (np.isfinite(probability) and np.isfinite(activation).all()):
+            row["error"] = f"{row['file']}: {UNDEFINED}"
+            continue
+        row |= {"probability": float(probability), "evidence": float(np.abs(activation).max())}
+        if predictor.description.unit == "image":
+            row["predicted"] = named_class(predictor.description, float(probability))
+        if out.overlay:
+            out.write(row, "overlay_file", "overlays", name, ".png", _png(evidence_overlay(image, activation)))
+    return list(rows)
 
 
 def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Image | None]:
-    row = {"name": name, "file": str(file)}
+    row = _row(file, name)
     try:
-        if _suffix(file).lower() in VOLUME_SUFFIXES:
+        if known_suffix(file).lower() in VOLUME_SUFFIXES:
             raise ImageError(f"{file}: a volume, but the model for {predictor.description.task} reads images; prepare slices of it first")
         image = decode_image(file)
     except (ImageError, OSError) as error:
-        return row | {"error": str(error)}, None
+        return row | {"error": shown(str(error))}, None
     return row | {"width": image.width, "height": image.height}, image
 
 
 def named_class(description: Description, probability: float) -> str:
-    """The class at the model's cutoff; "" where it has none."""
-    return "" if description.cutoff is None else description.classes[int(probability >= description.cutoff)]
+    """The class at the model's cutoff; "" where it has none, or the probability is undefined."""
+    if description.cutoff is None or not np.isfinite([description.cutoff, probability]).all():
+        return ""
+    return description.classes[int(probability >= description.cutoff)]
 
 
-def _segmented(predictor, inputs, folder, overlay, batch_size) -> Iterator[dict]:
-    for file, name in inputs:
-        if "volume" in predictor.description.reads and _suffix(file).lower() in VOLUME_SUFFIXES:
-            yield _segmented_volume(predictor, file, name, folder, overlay, batch_size)
-            continue
-        row, image = _opened(predictor, file, name)
-        if image is not None:
-            chance = foreground(predictor, [np.array(image)], batch_size)[0]
-            mask = chance > 0.5
-            row |= {"slices": 1, "foreground": int(mask.sum()), "share": float(mask.mean()), "mask_file": f"masks/{name}.png"}
-            write_bytes(folder / row["mask_file"], _png(mask.astype(np.uint8) * 255))
-            if overlay:
-                row["overlay_file"] = f"overlays/{name}.png"
-                write_bytes(folder / row["overlay_file"], _png(probability_overlay(image, chance)))
-        yield row
+def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
+    ((file, name),) = inputs
+    if "volume" in predictor.description.reads and known_suffix(file).lower() in VOLUME_SUFFIXES:
+        return [_segmented_volume(predictor, file, name, out, batch_size)]
+    row, image = _opened(predictor, file, name)
+    if image is None:
+        return [row]
+    chance = foreground(predictor, [np.array(image)], batch_size)[0]
+    if not np.isfinite(chance).all():
+        return [row | {"error": f"{row['file']}: {UNDEFINED}"}]
+    mask = chance > 0.5
+    row |= {"slices": 1, "foreground": int(mask.sum()), "share": float(mask.mean())}
+    out.write(row, "mask_file", "masks", name, ".png", _png(mask.astype(np.uint8) * 255))
+    if out.overlay:
+        out.write(row, "overlay_file", "overlays", name, ".png", _png(probability_overlay(image, chance)))
+    return [row]
 
 
-def _segmented_volume(predictor: Predictor, file: Path, name: str, folder: Path, overlay: bool, batch_size: int) -> dict:
+def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs, batch_size: int) -> dict:
     from vfmgl_lib.data.sources.cases import SourceError  # here: they take longer to import than an image to predict
     from vfmgl_lib.data.sources.prostate import read_volume
 
-    row = {"name": name, "file": str(file)}
+    row = _row(file, name)
     try:
         volume = read_volume(file, str(file))
         slices = volume_slices(volume.voxels)
     except (SourceError, OSError) as error:
-        return row | {"error": str(error)}
+        return row | {"error": shown(str(error))}
     except ValueError as error:  # `volume_slices` does not know the file
-        return row | {"error": f"{file}: {error}"}
+        return row | {"error": f"{row['file']}: {error}"}
     chances = foreground(predictor, [found.image for found in slices], batch_size)
+    if undefined := [found.index for found, chance in zip(slices, chances, strict=True) if not np.isfinite(chance).all()]:
+        return row | {"error": f"{row['file']}: {len(undefined)} of {len(slices)} slices, the first is {undefined[0]}: {UNDEFINED}"}
     mask = np.zeros(volume.voxels.shape, np.uint8)
     for found, chance in zip(slices, chances, strict=True):
         mask[found.index] = chance > 0.5
     row |= {"width": mask.shape[2], "height": mask.shape[1], "slices": len(mask), "foreground": int(mask.sum())}
-    row |= {"share": float(mask.mean()), "mask_file": f"masks/{name}.nii.gz"}
+    row["share"] = float(mask.mean())
     if volume.milliliters is not None:
         row["milliliters"] = row["foreground"] * volume.milliliters
-    write_bytes(folder / row["mask_file"], volume.mask_file(mask))
-    if overlay:
+    out.write(row, "mask_file", "masks", name, ".nii.gz", volume.mask_file(mask))
+    if out.overlay:
         largest = int(np.argmax([(chance > 0.5).sum() for chance in chances])) if mask.any() else len(slices) // 2
-        row["overlay_file"] = f"overlays/{name}.png"
         picture = probability_overlay(Image.fromarray(slices[largest].image[..., 1]).convert("RGB"), chances[largest])
-        write_bytes(folder / row["overlay_file"], _png(picture))
+        out.write(row, "overlay_file", "overlays", name, ".png", _png(picture))
     return row
 
 
@@ -384,12 +409,27 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted."""
-    usable = predictions[predictions["error"] == ""]
-    folders = [str(Path(file).parent) for file in usable["file"]]
-    table = usable.groupby(folders)["probability"].agg(["size", "mean"]).rename_axis("folder").reset_index()
-    table.columns = ["folder", "images", "probability"]
-    return table.assign(predicted=[named_class(predictor.description, value) for value in table["probability"]])
+    """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted, error.
+
+    Undefined, with the reason in `error`, where an image of the folder has no prediction.
+    """
+    rows = []
+    for folder, own in predictions.groupby([str(Path(file).parent) for file in predictions["file"]]):
+        lacking = own[own["probability"].isna()]
+        probability = float(own["probability"].mean()) if lacking.empty else float("nan")
+        error = ""
+        if len(lacking):
+            error = f"{len(lacking)} of {len(own)} images have no prediction, the first: {lacking['error'].iloc[0]}"
+        predicted = named_class(predictor.description, probability)
+        rows.append({"folder": folder, "images": len(own), "probability": probability, "predicted": predicted, "error": error})
+    return pd.DataFrame(rows)
+
+
+def _csv(table: pd.DataFrame) -> str:
+    """A table as CSV, with a ' before what a spreadsheet would take for a formula."""
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    safe = {name: [f"'{text}" if text.startswith(tuple(FORMULA)) else text for text in table[name]] for name in texts}
+    return table.assign(**safe).to_csv(index=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -408,23 +448,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         sys.stderr.write(f"{given.out}: is there already and not empty, expected a new folder\n")
         return 2
+    notes: list[str] = []
     try:
         predictor = Predictor(given.model, given.task, given.threads, given.device)
-        inputs = find_inputs(given.inputs)
-    except ModelError as error:
+        inputs = find_inputs(given.inputs, notes)
+        predictions = _predicted(predictor, inputs, given)
+    except (ModelError, InputError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    with new_folder(given.out) as folder:
-        predictions = predict_files(predictor, inputs, folder, overlay=given.overlay, batch_size=given.batch_size)
-        write_text(folder / "predictions.csv", predictions.to_csv(index=False))
-        if predictor.description.unit == "patient" and "probability" in predictions:
-            write_text(folder / "patients.csv", patients(predictor, predictions).to_csv(index=False))
+    except (OSError, KeyboardInterrupt) as error:
+        why = reason(error) if isinstance(error, OSError) else "interrupted"
+        place = temporary_name(given.out)
+        kept = f"what is done is kept in {place}" if place.is_dir() else "nothing was done yet"
+        sys.stderr.write(f"{why}; {kept}, the same call goes on there\n")
+        return 3 if isinstance(error, OSError) else 130
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
     about = predictor.description
     sys.stdout.write(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
     sys.stdout.write(f"batch normalisation: {about.batch_norm}\n")
+    sys.stdout.write("".join(f"note: {note}\n" for note in notes))
     return int(len(failed) > 0)
+
+
+def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: argparse.Namespace) -> pd.DataFrame:
+    """Predicts, or goes on with what an interrupted call of the same model, files and options has left, and writes the tables."""
+    call = [__version__, sha256(given.model), given.overlay, given.batch_size, given.threads, given.device]
+    for file, name in inputs:
+        state = file.stat()
+        call.append((name, str(file), state.st_size, state.st_mtime_ns))
+    key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
+    with resumed_folder(given.out, key) as (folder, steps):
+        predictions = predict_files(predictor, inputs, folder, overlay=given.overlay, batch_size=given.batch_size, steps=steps)
+        write_text(folder / "predictions.csv", _csv(predictions))
+        if predictor.description.unit == "patient" and "probability" in predictions:
+            write_text(folder / "patients.csv", _csv(patients(predictor, predictions)))
+    return predictions
 
 
 def _count(text: str) -> int:

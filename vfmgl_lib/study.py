@@ -44,6 +44,12 @@ NO_TEACHER = "none (the method uses no teacher)"
 NO_COMPARISON = "no comparison"  # the last words of why a control is none
 NUMBERS = (
     "value",
+    "probability",
+    "tp",
+    "fp",
+    "fn",
+    "tn",
+    "dice",
     "task_loss",
     "match_loss",
     "outer_loss",

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from vfmgl_lib.evaluation.metric import Metric
 
-ONE_CLASS = "neither validation nor training set has both classes"
+ONE_CLASS = "neither validation nor training set has both classes and a prediction of each sample"
 AT_CUTOFF = ("accuracy", "sensitivity", "specificity", "ppv", "npv")
 NOBODY = float(np.nextafter(1.0, 2.0))  # the cutoff that no probability reaches, not even one of exactly 1
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import by_patient, classification_metrics, youden_cutoff
+from vfmgl_lib.evaluation.classification import AT_CUTOFF, by_patient, classification_metrics, youden_cutoff
 from vfmgl_lib.evaluation.metric import Metric
-from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
+from vfmgl_lib.evaluation.segmentation import COUNTS, OVERLAPS, dice, pixel_counts, segmentation_metrics
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
@@ -28,18 +28,23 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
         student: put into eval mode here.
         masks: folder for a segmentation's predicted masks (PNG, 0/255, at the student's size, named by the sample's id); none: not written.
     Returns: columns id, patient, test_center, split and, for classification, probability (of class 1) and label; for segmentation
-        tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`).
+        tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`). Where the student gives NaN or infinity
+        the probability, or the counts and the Dice, are NaN and there is no mask: undefined is no class.
     """
     student.eval()
     rows, hashes = [], data.table["sha256"].tolist()
     for batch in load_batches(data, fixed_batches(len(data), batch_size, uses_batch_statistics(student))):
         logits = student.infer(batch, [hashes[row] for row in batch["row"].tolist()], device).float().cpu()
+        defined = logits.isfinite().flatten(1).all(1)
         if logits.dim() == 2:
-            rows += [
-                {"probability": p, "label": y} for p, y in zip(logits.softmax(1)[:, 1].tolist(), batch["target"].tolist(), strict=True)
-            ]
+            chance = logits.softmax(1)[:, 1].masked_fill(~defined, math.nan)
+            rows += [{"probability": p, "label": y} for p, y in zip(chance.tolist(), batch["target"].tolist(), strict=True)]
             continue
-        for row, predicted, mask in zip(batch["row"].tolist(), logits.argmax(1).numpy(), batch["target"].numpy(), strict=True):
+        named = zip(batch["row"].tolist(), defined.tolist(), logits.argmax(1).numpy(), batch["target"].numpy(), strict=True)
+        for row, whole, predicted, mask in named:
+            if not whole:
+                rows.append(dict.fromkeys([*COUNTS, "dice"], math.nan) | {"mask_file": ""})
+                continue
             counts = pixel_counts(predicted == 1, mask == 1)
             name = f"{data.table['id'][row]}.png" if masks else ""
             if masks:
@@ -84,7 +89,7 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
     Returns: NaN for a segmentation, or where neither set has both classes.
     """
     for split in ("val", "train"):
-        if split in own and "probability" in own[split]:
+        if split in own and "probability" in own[split] and own[split]["probability"].notna().all():
             scores = by_patient(own[split]) if unit == "patient" else own[split]
             value = youden_cutoff(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int))
             if math.isfinite(value):
@@ -93,7 +98,12 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
 
 
 def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
-    """The metrics of one model on one set of samples (rows as `predict` returns them)."""
+    """The metrics of one model on one set of samples (rows as `predict` returns them); undefined where a prediction is."""
+    undefined = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
+    if undefined:
+        reason = f"{undefined} of {len(predictions)} predictions are undefined: the model gives NaN or infinity"
+        names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
+        return [Metric(name, math.nan, len(predictions), reason) for name in names]
     if "tp" in predictions:
         return segmentation_metrics(predictions)
     scores = by_patient(predictions) if unit == "patient" else predictions

@@ -44,9 +44,9 @@ def pixel_counts(predicted: np.ndarray, mask: np.ndarray) -> dict[str, int]:
 
 
 def dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN), in [0, 1]; both masks empty: 1."""
+    """2 TP / (2 TP + FP + FN), in [0, 1]; both masks empty: 1; NaN where a count is."""
     whole = np.asarray(2 * tp + fp + fn, dtype=float)
-    return np.where(whole > 0, 2 * np.asarray(tp) / np.where(whole > 0, whole, 1), 1.0)
+    return np.where(whole == 0, 1.0, 2 * np.asarray(tp) / np.where(whole == 0, 1, whole))
 
 
 def overlaps(counts: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def overlaps(counts: pd.DataFrame) -> pd.DataFrame:
     values = {
         "dice": foreground,
         "dice_mean_of_classes": (foreground + dice(tn, fn, fp)) / 2,
-        "iou": np.where(either > 0, tp / np.where(either > 0, either, 1), 1.0),
+        "iou": np.where(either == 0, 1.0, tp / np.where(either == 0, 1, either)),
         "ppv": _share(tp, tp + fp),
         "sensitivity": _share(tp, tp + fn),
         "specificity": _share(tn, tn + fp),

@@ -191,13 +191,14 @@ def int8_cost(full: Predictor, small: Predictor, study: Study, center: str) -> p
         chances = [predictor.probability(_by_onnx(predictor, pixels)[0]) for predictor in (full, small)]
         first, second = (metrics_of(_as_predictions(study, table, chance), unit, about.cutoff) for chance in chances)
         for one, other in zip(first, second, strict=True):
-            values = {"float32": one.value, "int8": other.value, "cost": one.value - other.value, "reason": one.reason}
+            values = {"float32": one.value, "int8": other.value, "cost": one.value - other.value, "reason": one.reason or other.reason}
             rows.append({"split": split, "metric": one.name, "n": one.n, **values})
         change = float(np.abs(chances[0] - chances[1]).max())
-        rows.append({"split": split, "metric": "largest change of a probability", "int8": change, "reason": ""})
+        reason = "" if np.isfinite(change) else "a prediction is undefined: the model gives NaN or infinity"
+        rows.append({"split": split, "metric": "largest change of a probability", "int8": change, "reason": reason})
         if study.settings.is_segmentation:
-            moved = float(((chances[0] > 0.5) != (chances[1] > 0.5)).mean())
-            rows.append({"split": split, "metric": "share of pixels changed", "int8": moved, "reason": ""})
+            moved = float(((chances[0] > 0.5) != (chances[1] > 0.5)).mean()) if not reason else float("nan")
+            rows.append({"split": split, "metric": "share of pixels changed", "int8": moved, "reason": reason})
     return pd.DataFrame(rows, columns=["split", "metric", "n", "float32", "int8", "cost", "reason"])
 
 
@@ -208,4 +209,5 @@ def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd
         return about.assign(probability=chance, label=table["label"])
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
     counts = pd.DataFrame([pixel_counts(chance[row] > 0.5, data[row]["target"].numpy() == 1) for row in range(len(table))])
+    counts = counts.mask(np.isnan(chance).any(axis=(1, 2)))
     return pd.concat([about, counts.assign(dice=dice(counts["tp"], counts["fp"], counts["fn"]))], axis=1)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.data.images import inspect_files
-from vfmgl_lib.data.layouts import NUCLEI_CLASSES, read_layout, with_held_out
+from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.data.preprocessing import PREPARATION
@@ -130,7 +130,7 @@ def prepare(
         manifest = _convert(task, source, out, cases, findings, settings, progress)
     else:
         manifest = _read_in_place(task, source, chosen, findings, settings, progress)
-    _check(source, manifest, findings)
+    _check(task, source, manifest, findings)
     _finish(task, source, out, manifest, patients, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
@@ -252,11 +252,11 @@ def _whole(out: Path, notes: dict) -> Prepared | None:
     return prepared
 
 
-def _check(source: Path, manifest: Manifest, findings: Findings) -> None:
+def _check(task: str, source: Path, manifest: Manifest, findings: Findings) -> None:
     """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
     problems = []
     if len(manifest.table) or not findings.problems:
-        problems, warnings = table_findings(manifest, need_splits=not findings.problems)
+        problems, warnings = table_findings(manifest, not findings.problems, PATIENT_RULES.get(task, ""))
         findings.warnings[:0] = warnings
     if findings.problems or problems:
         raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
