@@ -1,6 +1,8 @@
 """Prediction from an exported model: the same numbers as torch's, every form of input, and clear refusals."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 
 from vfmgl_lib import __version__
+from vfmgl_lib import predict as predict_module
 from vfmgl_lib.data.inputs import InputError, find_inputs
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.export.formats import onnx_model
@@ -367,3 +370,180 @@ def test_the_description_survives_its_text(students):
     assert Description.from_json(about.to_json(), "m") == about
     of_0_1_0 = {name: value for name, value in json.loads(about.to_json()).items() if name != "batch_norm"}
     assert Description.from_json(json.dumps(of_0_1_0), "m") == replace(about, batch_norm="running averages of training")
+
+
+def _undefined_where_dark(monkeypatch, value=np.nan):
+    """The model gives NaN, or infinity, for images (of a volume: slices) that are dark, as one that overflows."""
+    run = Predictor.run
+
+    def broken(self, images):
+        logits, maps = run(self, images)
+        logits[images.mean(axis=(1, 2, 3)) < 60, 1] = value
+        return logits, maps
+
+    monkeypatch.setattr(Predictor, "run", broken)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_undefined_is_no_class_and_no_mask(kind, value, files, tmp_path, monkeypatch, capsys):
+    _undefined_where_dark(monkeypatch, value)
+    for name, grey in (("bright", 200), ("dark", 20)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 24), (grey,) * 3).save(tmp_path / f"in/{name}.png")
+    assert main([str(files[kind]), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overlay"]) == 1
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype=str, keep_default_na=False).set_index("name")
+    dark = table.loc["dark"]
+    assert "gives NaN or infinity for this image" in dark["error"] and dark["overlay_file"] == ""
+    assert all(dark[name] == "" for name in ("probability", "predicted", "foreground", "share", "mask_file") if name in table)
+    assert table.at["bright", "error"] == "" and table.at["bright", "probability" if kind == "classifier" else "mask_file"]
+    assert not list((tmp_path / "out").rglob("dark*")) and "dark.png" in capsys.readouterr().err
+
+
+def test_an_undefined_slice_leaves_a_volume_without_mask(files, tmp_path, monkeypatch):
+    path, voxels = _volume(tmp_path / "v.nii.gz", nib.orientations.axcodes2ornt("RAS"))
+    voxels[:, :, 2:5] //= 30  # so are the slices of which two of three colours are
+    stored = nib.load(path)
+    nib.save(nib.Nifti1Image(voxels, stored.affine, stored.header), path)
+    _undefined_where_dark(monkeypatch)
+    table = predict_files(Predictor(files["segmenter"]), find_inputs([path]), tmp_path, overlay=True)
+    assert "v.nii.gz: 3 of 4 slices, the first is 2: the model gives NaN" in table.at[0, "error"]
+    assert table.at[0, "mask_file"] == "" and table["foreground"].isna().all() and not (tmp_path / "masks").exists()
+
+
+def test_a_patient_with_an_undefined_image_is_undefined(files, tmp_path, monkeypatch):
+    _undefined_where_dark(monkeypatch)
+    file = _changed(files["classifier"], tmp_path / "p.onnx", unit="patient", cutoff=0.0)
+    for name, grey in (("P1/0", 200), ("P1/1", 20), ("P2/0", 200), ("P3/0", 20)):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 24), (grey,) * 3).save(tmp_path / f"in/{name}.png")
+    assert main([str(file), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    people = pd.read_csv(tmp_path / "out" / "patients.csv", keep_default_na=False)
+    assert list(people["images"]) == [2, 1, 1] and list(people["predicted"]) == ["", "metastasis", ""]
+    assert people["error"].str.startswith(("1 of 2 images have no prediction", "1 of 1")).tolist() == [True, False, True]
+    assert (people["probability"] == "").tolist() == [True, False, True]
+
+
+def test_no_class_without_a_cutoff_or_a_probability(students):
+    about = _about(students["classifier"])
+    assert [
+        classes for cutoff in (0.5, None, float("nan")) for classes in (predict_module.named_class(replace(about, cutoff=cutoff), 0.7),)
+    ] == ["metastasis", "", ""]
+    assert predict_module.named_class(about, float("nan")) == ""
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "status", "words"),
+    [
+        ("segmenter", OSError(errno.ENOSPC, "No space left on device"), 3, "no room is left on the disk; make room"),
+        ("segmenter", OSError(errno.EDQUOT, "Quota exceeded"), 3, "quota"),
+        ("classifier", OSError(errno.ENOSPC, "No space left on device"), 3, "make room"),
+        ("classifier", KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_stopped_call_keeps_what_is_done(kind, fault, status, words, files, tmp_path, monkeypatch, capsys):
+    for number in range(5):
+        _picture(tmp_path, f"in/{number}.png", seed=number)
+    call = [str(files[kind]), str(tmp_path / "in"), "--overlay", "--batch-size", "2", "--threads", "1", "--out"]
+    assert main([*call, str(tmp_path / "whole")]) == 0
+    write, runs, run = predict_module.write_bytes, [], Predictor.run
+
+    def full(path, content):
+        if path.name == "3.png":
+            raise fault
+        write(path, content)
+
+    def counted(self, images):
+        runs.append(len(images))
+        return run(self, images)
+
+    monkeypatch.setattr(Predictor, "run", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "write_bytes", full)
+        assert main([*call, str(tmp_path / "out")]) == status
+    said = capsys.readouterr().err
+    assert words in said and "the same call goes on" in said and ".out.partial" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    before = sum(runs)
+    assert main([*call, str(tmp_path / "out")]) == 0
+    assert sum(runs) - before == (2 if kind == "segmenter" else 3), "what is done is not predicted again"
+    assert _contents(tmp_path / "out") == _contents(tmp_path / "whole") and not (tmp_path / ".out.partial").exists()
+
+
+def test_other_files_or_options_begin_anew(files, tmp_path, monkeypatch):
+    for number in range(2):
+        _picture(tmp_path, f"in/{number}.png", seed=number)
+    call = [str(files["segmenter"]), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    write = predict_module.write_bytes
+
+    def full(path, content):
+        if path.name == "1.png":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "write_bytes", full)
+        assert main(call) == 130
+    _picture(tmp_path, "in/0.png", size=(60, 30), seed=9)
+    assert main(call) == 0
+    assert Image.open(tmp_path / "out/masks/0.png").size == (60, 30)
+
+
+def test_a_file_where_the_folder_should_go(files, tmp_path, capsys):
+    picture = _picture(tmp_path, "a.png")
+    (tmp_path / "place").write_text("mine")
+    assert main([str(files["segmenter"]), str(picture), "--out", str(tmp_path / "place" / "out")]) == 3
+    said = capsys.readouterr().err
+    assert "a file stands where a folder is expected" in said and str(tmp_path / "place") in said and said.count("\n") == 1
+
+
+def test_any_name_is_written_back(files, tmp_path, capsys):
+    folder = tmp_path / "in"
+    coded = os.fsdecode(b"M\xfcller")
+    names = ["plain", "组织切片" * 20, "x" * 251, "=1+1", "a:b", "CON", "two\nlines", coded, "Upper", "upper", 'a, "b"']
+    for number, name in enumerate(names):
+        _picture(folder, "p.png", seed=number).rename(folder / f"{name}.png")
+    _picture(folder, "p.png", seed=99).rename(folder / (os.fsdecode(b"sub\xff") + ".png"))
+    assert main([str(files["segmenter"]), str(folder), "--out", str(tmp_path / "out"), "--overlay"]) == 0
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False).set_index("name")
+    assert len(table) == len(names) + 1 and table["mask_file"].is_unique
+    assert {"plain", "组织切片" * 20, "x" * 251, "'=1+1", "a:b", "CON", r"two\nlines", r"M\xfcller", r"sub\xff"} <= set(table.index)
+    for column in ("mask_file", "overlay_file"):
+        assert table[column].map(lambda name: (tmp_path / "out" / name).is_file()).all()
+    masks = table["mask_file"]
+    assert masks["plain"] == "masks/plain.png" and masks["组织切片" * 20] == f"masks/{'组织切片' * 20}.png"
+    assert masks["Upper"] == "masks/Upper.png" and masks["upper"].startswith("masks/upper~"), "one file where case does not count"
+    predictor = Predictor(files["segmenter"])
+    chance = foreground(predictor, [np.array(Image.open(folder / "upper.png"))], 1)[0]
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / masks["upper"])) > 0, chance > 0.5)
+
+
+def test_a_training_folder_without_its_masks_and_thumbnails(files, tmp_path, capsys):
+    for name in ("A/train/images/x_1.png", "A/train/labels/x_1.png", "B/y.png", "B/y_mask.png", "B/@eaDir/y.png/thumb.jpg", "B/._y.png"):
+        _picture(tmp_path / "in", name)
+    (tmp_path / "in" / "B" / "Thumbs.db").write_bytes(b"x")
+    assert main([str(files["segmenter"]), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(table["name"]) == ["A/train/images/x_1", "B/y"]
+    said = capsys.readouterr().out
+    assert "note: 2 file(s) are masks of others and not predicted, e.g. " in said
+    assert "note: 3 file(s) and folder(s) of file servers and systems are not read: 1 ._*, 1 @eaDir, 1 Thumbs.db" in said
+    assert [name for _, name in find_inputs([tmp_path / "in/B/y_mask.png"])] == ["y_mask"], "a file that is named is meant"
+    labels = find_inputs([tmp_path / "in/A/train/labels"])
+    assert [name for _, name in labels] == ["x_1"], "and so is a folder of masks alone"
+
+
+def test_empty_files_and_folders_say_what_they_are(files, tmp_path, capsys):
+    _picture(tmp_path, "in/a.png")
+    (tmp_path / "in" / "b.png").touch()
+    assert main([str(files["segmenter"]), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    assert "b.png: is empty (0 bytes), expected" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    for name in ("1.dcm", "2.dcm", "Thumbs.db", "a.pdf"):
+        (tmp_path / "none" / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"it holds 2 \.dcm, 1 \.pdf; 1 file\(s\) and folder\(s\) of file servers .*Thumbs\.db"):
+        find_inputs([tmp_path / "none"])

@@ -60,6 +60,8 @@ def _decode(file: io.BufferedIOBase, name: str, modes: tuple[str, ...], wanted: 
         width, height = image.size
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to, not one kind of error
+        if not file.seek(0, io.SEEK_END):
+            raise ImageError(f"{name}: is empty (0 bytes), expected a PNG, JPEG, TIFF or BMP; copy it again") from error
         raise ImageError(f"{name}: not a readable image ({_reason(error)}), expected a PNG, JPEG, TIFF or BMP") from error
     # The header is checked before a pixel is unpacked: a few kilobytes can claim to hold gigabytes.
     if width * height > PIXEL_LIMIT:

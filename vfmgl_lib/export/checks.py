@@ -209,5 +209,7 @@ def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd
         return about.assign(probability=chance, label=table["label"])
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
     counts = pd.DataFrame([pixel_counts(chance[row] > 0.5, data[row]["target"].numpy() == 1) for row in range(len(table))])
-    counts = counts.mask(np.isnan(chance).any(axis=(1, 2)))
+    undefined = np.isnan(chance).any(axis=(1, 2))
+    if undefined.any():
+        counts = counts.where(np.repeat(~undefined[:, None], counts.shape[1], axis=1))
     return pd.concat([about, counts.assign(dice=dice(counts["tp"], counts["fp"], counts["fn"]))], axis=1)

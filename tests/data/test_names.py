@@ -1,0 +1,75 @@
+"""Two spellings of one name, the library's own words, and names that no file or table can have."""
+
+import unicodedata
+
+import pytest
+
+from vfmgl_lib.data.names import LONGEST_CENTER, RESERVED, name_problems, same_name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Müller", unicodedata.normalize("NFD", "Müller")),
+        ("1_MI", "1_mi"),
+        ("A", "a"),
+        ("P1", "P1."),
+        ("P1", " P1 "),
+        ("P1", "P1\u00a0"),
+        ("Ａ１", "A1"),
+        ("ﾊﾟ", "パ"),
+        ("Strauß", "STRAUSS"),
+        ("Å1", "\u212b1"),
+        ("김", unicodedata.normalize("NFD", "김")),
+    ],
+)
+def test_spellings_of_one_name(one, other):
+    assert one != other and same_name(one) == same_name(other)
+    (problem,) = name_problems((), (), {one: "x/1.png", other: "y/1.png"})
+    assert "x/1.png" in problem and "y/1.png" in problem and "2 spellings" in problem and "rename" in problem
+    assert len(name_problems((), [one, other], {})) == 1 + any(name != name.strip(" .\u00a0") for name in (one, other))
+
+
+@pytest.mark.parametrize(("one", "other"), [("P1", "P2"), ("a.1", "a1"), ("a b", "ab"), ("ü", "u"), ("1", "01"), ("...", "..")])
+def test_other_names_stay_other_names(one, other):
+    assert same_name(one) != same_name(other) and name_problems((), (), dict.fromkeys((one, other), "")) == []
+
+
+def test_two_spellings_that_look_alike_are_told_apart_in_words():
+    (problem,) = name_problems((), (), {"Müller": "a", "Mu\u0308ller": "b"})
+    assert r"'M\xfcller'" in problem and r"'Mu\u0308ller'" in problem
+
+
+@pytest.mark.parametrize("word", [*RESERVED, "Shared", " ALL", "ＡＬＬ"])
+def test_the_librarys_own_words_are_no_centres(word):
+    problems = name_problems([word, "B"], ("0", "1"), {})
+    assert "the library's own word for" in problems[0] and "call it otherwise" in problems[0]
+    assert name_problems(["B"], (word.strip(), "other"), {word.strip(): ""}) == [], "classes and patients may be called so"
+
+
+@pytest.mark.parametrize(
+    ("name", "nobody"),  # whether a patient cannot be called so either: no file is
+    [
+        *((name, True) for name in ("=1+1", "+A", "-A", "@A", "a\nb", "a\tb", "a\x00b", "a\x7f", "a\u2028b", "M\udcfcller")),
+        *((name, False) for name in ("CON", "nul.x", "LPT1", "a:b", "a\\b", 'a"b', "a|b", "A.", " A")),
+    ],
+)
+def test_names_that_no_file_or_table_can_have(name, nobody):
+    for problems in (name_problems([name], (), {}), name_problems((), [name], {})):
+        (problem,) = problems
+        assert "rename it" in problem and "\n" not in problem
+        problem.encode()
+    assert len(name_problems((), (), {name: ""})) == nobody
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["A", "hospital1", "Ö Süd", "Frau Müller, 1", "名", "I", "II", "test", "St. Mary's", "all_hospital", "A-1", "x" * LONGEST_CENTER],
+)
+def test_ordinary_names(name):
+    assert name_problems([name], [name], {name: ""}) == []
+
+
+def test_files_are_called_by_a_centre():
+    (problem,) = name_problems(["片" * 34], (), {})
+    assert f"at most {LONGEST_CENTER} bytes" in problem

@@ -1,0 +1,145 @@
+"""Names that every file system takes, errors of the disk in words, and calls that go on where they were stopped."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from vfmgl_lib.files import (
+    LONGEST_NAME,
+    PARTIAL,
+    Steps,
+    file_name,
+    portable,
+    reason,
+    resumed_folder,
+    shown,
+    temporary_name,
+    write_bytes,
+    write_json,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a", "a.png"),
+        ("schnitt 名 1", "schnitt 名 1.png"),
+        ("组织切片" * 20, "组织切片" * 20 + ".png"),
+        ("2024-01-01 10:20:30", "2024-01-01 10_20_30~"),
+        ("a\nb", "a_b~"),
+        ("M\udcfcller", "M_ller~"),
+        ("CON", "_CON~"),
+        ("nul.1", "_nul.1~"),
+        ("", "~"),
+    ],
+)
+def test_a_name_is_kept_where_every_system_takes_it(name, expected):
+    found = file_name(name, ".png")
+    assert found == expected if expected.endswith(".png") else found.startswith(expected) and len(found) == len(expected) + 8 + 4
+    assert file_name(name, ".png", mark=True) != file_name(name + "x", ".png", mark=True) != found
+    found.encode()  # UTF-8
+
+
+@pytest.mark.parametrize("letter", ["a", "ü", "片", "😀"])
+def test_long_names_are_cut_at_a_letter_and_told_apart(letter, tmp_path):
+    longest = letter * (255 // len(letter.encode()))
+    one, other = file_name(longest, ".nii.gz"), file_name(longest[:-1] + "x", ".nii.gz")
+    assert one != other and one.endswith(".nii.gz") and longest.startswith(one.split("~")[0])
+    assert LONGEST_NAME - 4 <= len(one.encode()) <= LONGEST_NAME
+    write_bytes(tmp_path / one, b"1")
+    write_bytes(tmp_path / longest, b"2")  # a name that leaves no byte for a temporary one
+    assert (tmp_path / longest).read_bytes() == b"2" and len(list(tmp_path.iterdir())) == 2
+    assert temporary_name(tmp_path / longest) != temporary_name(tmp_path / (longest[:-1] + "x"))
+    assert temporary_name(tmp_path / longest, ".1").name.endswith(f".1{PARTIAL}")
+
+
+def test_folders_lose_no_dot_at_their_end_unseen():
+    assert file_name("P1") == "P1" and file_name("P1.").startswith("P1~") and file_name("P1 ").startswith("P1~")
+    assert portable("a<b>|c") == "a_b__c"
+
+
+def test_what_is_shown_is_one_line_of_utf8():
+    assert shown("M\udcfcller\n\t\u2028x") == r"M\xfcller\n\t\u2028x"
+    assert shown("Zo\u200dë　名") == "Zo\u200dë　名", "joiners and wide blanks belong to people's writing"
+
+
+def test_json_keeps_a_name_that_is_not_utf8(tmp_path):
+    name = os.fsdecode(b"/data/M\xfcller")
+    write_json(tmp_path / "a.json", {"source": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["source"] == name
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit"),
+        (errno.EROFS, "read-only"),
+    ],
+)
+def test_errors_of_the_disk_name_file_and_remedy(number, words, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError) as caught:
+        write_bytes(tmp_path / "a.txt", b"x")
+    text = reason(caught.value)
+    assert text.startswith(str(tmp_path / "a.txt")) and words in text and os.strerror(number) in text and "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "set").write_text("x")
+    with pytest.raises(OSError) as caught:
+        write_bytes(tmp_path / "set" / "data" / "a.txt", b"x")
+    assert "a file stands where a folder is expected" in reason(caught.value)
+
+
+def _run(out, call, stop=None, done=()):
+    with resumed_folder(out, call) as (folder, steps):
+        for number in range(4):
+
+            def make(number=number):
+                if number == stop:
+                    raise KeyboardInterrupt
+                done.append(number)
+                (folder / f"{number}.txt").write_text(str(number))
+                return {"number": number, "value": 1 / (3 + number)}
+
+            yield steps.step(number, make)
+
+
+def test_a_stopped_call_goes_on_and_ends_like_one_that_was_not(tmp_path):
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        list(_run(tmp_path / "out", "call", 2, done))
+    assert not (tmp_path / "out").exists() and done == [0, 1]
+    with open(tmp_path / ".out.partial" / "steps.jsonl", "ab") as file:
+        file.write(b'{"number": 2, "val')  # the room ended here
+    resumed = list(_run(tmp_path / "out", "call", None, done))
+    assert done == [0, 1, 2, 3]
+    whole = list(_run(tmp_path / "whole", "call", None, []))
+    assert resumed == whole, "to the bit"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [f"{number}.txt" for number in range(4)]
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_another_call_begins_anew(tmp_path):
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        list(_run(tmp_path / "out", "one", 3, done))
+    with pytest.raises(KeyboardInterrupt):
+        list(_run(tmp_path / "out", "other", 1, done))
+    assert done == [0, 1, 2, 0] and not (tmp_path / ".out.partial" / "2.txt").exists()
+    with pytest.raises(KeyboardInterrupt):
+        list(_run(tmp_path / "new", "one", 0, done))
+    assert not (tmp_path / ".new.partial").exists(), "nothing was done"
+
+
+def test_a_step_without_its_line_end_is_not_taken_for_whole(tmp_path):
+    (tmp_path / "s").write_bytes(b"[1]\n[2]")
+    assert Steps(tmp_path / "s").done == [[1]] and (tmp_path / "s").read_bytes() == b"[1]\n"
