@@ -546,3 +546,48 @@ def test_real_nuclei(real_data_root):
         "SiteD": 16,
     }
     assert check_manifest(manifest, files=False) == []
+
+
+def test_a_patient_in_two_spellings_is_one(endometrial):
+    write_image(endometrial / "A/traindata/MI/Mu\u0308ller/1.png", 800)
+    write_image(endometrial / "A/testdata/MI/Müller/1.png", 801)
+    (problem,) = problems(endometrial, "endometrial")
+    assert "A/traindata/MI/Mu\u0308ller/1.png" in problem and "A/testdata/MI/Müller/1.png" in problem and "2 spellings" in problem
+
+
+def test_a_class_in_two_spellings_is_one(endometrial):
+    for center in "AB":
+        (endometrial / center / "testdata/MI").rename(endometrial / center / "testdata/mi")
+    found = "\n".join(problems(endometrial, "endometrial"))
+    assert "class 'MI' and 'mi': one name in 2 spellings" in found
+
+
+def test_a_centre_in_two_spellings_and_one_with_a_word_of_ours(endometrial):
+    (endometrial / "B").rename(endometrial / "a")
+    (endometrial / "C").rename(endometrial / "Shared")
+    clash, word = sorted(problems(endometrial, "endometrial"), key=lambda problem: "own word" in problem)
+    assert "center 'A' and 'a': one name in 2 spellings" in clash and "rename one as the other" in clash
+    assert "center 'Shared': the library's own word for the server's model" in word
+
+
+def test_patients_by_the_name_of_the_file_say_so(nuclei):
+    for split in ("train", "test"):
+        for number in (1, 2):
+            write_image(nuclei / f"SiteA/{split}/images/Image_0{number}{split}.png", 900 + number + 10 * len(split))
+            write_mask(nuclei / f"SiteA/{split}/labels/Image_0{number}{split}.png")
+    problem, rule = problems(nuclei, "nuclei")
+    assert "patient 'Image' is in" in problem
+    assert "before its first '_' (Image_01L.png: 'Image')" in rule and "e.g. A01_left.png" in rule
+
+
+def test_system_folders_are_counted_at_every_level(endometrial, caplog):
+    for place in ("", "A", "C", "A/traindata", "A/traindata/MI", "A/traindata/MI/AtrMI0"):
+        write_image(endometrial / place / "@eaDir" / "SYNOPHOTO_THUMB_M.jpg", 1)
+    shutil.rmtree(endometrial / "C" / "traindata")
+    notes = []
+    manifest = read_layout(endometrial, "endometrial", progress=False, notes=notes)
+    assert len(manifest.table) == 30 and manifest.training_centers == ("A", "B"), "and C is still a centre that only tests"
+    assert notes == ["6 file(s) and folder(s) of file servers and systems are not read: 6 @eaDir"]
+    assert "@eaDir" not in caplog.text
+    read_layout(endometrial, "endometrial", progress=False)
+    assert "6 @eaDir" in caplog.text

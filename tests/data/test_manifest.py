@@ -402,3 +402,23 @@ def test_inspections_come_in_order_whatever_their_number(tmp_path):
     paths = [names[number * number % 3] for number in range(600)]
     assert [found.sha256 for found in module.inspect_files(tmp_path, paths, [None] * 600)] == [hashes[path] for path in paths]
     assert module.inspect_files(tmp_path, [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("center", "all", "own word"),
+        ("patient", "bTRAIN0", "2 spellings"),
+        ("patient", "=1+1", "a formula"),
+        ("center", "b", "2 spellings"),
+    ],
+)
+def test_names_are_checked_when_made_and_when_read_back(manifest, tmp_path, column, value, words):
+    table = manifest.table.copy()
+    table.loc[table["patient"] == "Atrain0", column] = value
+    changed = replace(manifest, table=table)
+    with pytest.raises(ManifestError, match=words):
+        check_manifest(changed, files=False)
+    write_manifest(changed, tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match=words):
+        read_manifest(tmp_path / "m.csv", manifest.root)

@@ -1,5 +1,6 @@
 """The driver: every format end to end, interruptions, changed sources, leaking splits, and what is refused."""
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -17,13 +18,14 @@ import SimpleITK as sitk
 from PIL import Image
 
 from vfmgl_lib.data import layouts, sources
+from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.data.layouts import subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import FORMATS, is_prepared, prepare, read_prepared, verify
 from vfmgl_lib.data.sources import prostate as reader
-from vfmgl_lib.data.sources.cases import Findings
+from vfmgl_lib.data.sources.cases import Case, Findings, Picture
 from vfmgl_lib.workspace import open_workspace
 
 
@@ -911,3 +913,50 @@ def test_phantoms_prepare_without_complaint(tmp_path):
         done = run(task, root, tmp_path / f"{task} out")
         assert done.warnings == () and set(done.manifest.table["split"]) == {"train", "val", "test"}
     assert json.loads((tmp_path / "nuclei out" / "prepared.json").read_text())["converted"] is False
+
+
+def test_thumbnails_are_counted_and_change_nothing(tmp_path):
+    sites(tmp_path / "source")
+    plain = run("prostate", tmp_path / "source", tmp_path / "plain")
+    for name in ("@eaDir/BIDMC/thumb.jpg", "BIDMC/@eaDir/Case00.nii.gz", "HK/._Case01.nii.gz", "HK/Thumbs.db", "#recycle/Case00.nii.gz"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(b"x")
+    done = run("prostate", tmp_path / "source", tmp_path / "out")
+    assert done.manifest.sha256 == plain.manifest.sha256
+    line = "5 file(s) and folder(s) of file servers and systems are not read: 1 #recycle, 1 ._*, 2 @eaDir, 1 Thumbs.db"
+    assert line in done.warnings and line in read_prepared(tmp_path / "out").warnings
+
+
+def test_a_long_name_is_shortened(tmp_path):
+    rows, image = [], np.zeros((4, 4), np.uint8)
+    for end in "ab":
+        case = Case("片" * 83 + end, "A", "片" * 83 + end, (), list, "1_MI", "train")  # 250 bytes, a legal folder
+        rows += [sources._write_picture("endometrial", tmp_path, case, Picture(name, image)) for name in ("", "1", "123")]
+    names = [Path(row["path"]).name for row in rows]
+    assert [len(name.encode()) <= 255 and (tmp_path / row["path"]).is_file() for name, row in zip(names, rows, strict=True)] == [True] * 6
+    assert len({*names}) == 6 and ["~" in name for name in names] == [False, True, True] * 2
+    assert [row["name"].rsplit("/", 1)[-1] + ".png" for row in rows] == names, "what is called by the id later fits, too"
+
+
+def test_no_room_ends_in_one_line_and_the_same_call_goes_on(tmp_path, monkeypatch, capsys):
+    sites(tmp_path / "source")
+    call = ["prepare", "prostate", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    replace_file, written = os.replace, []
+
+    def full(temporary, path):
+        written.append(path)
+        if len(written) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(temporary, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(call) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no room is left on the disk; make room" in line and str(written[-1]) in line and "the same call goes on" in line
+    assert not is_complete(tmp_path / "out") and not list((tmp_path / "out").rglob("*.partial"))
+    assert main(call) == 0 and verify(tmp_path / "out", progress=False) is not None
+
+
+def is_complete(folder):
+    return "state" in json.loads((folder / "prepared.json").read_text())
