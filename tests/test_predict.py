@@ -424,11 +424,20 @@ def test_a_patient_with_an_undefined_image_is_undefined(files, tmp_path, monkeyp
     assert (people["probability"] == "").tolist() == [True, False, True]
 
 
+def test_nothing_but_undefined_images(files, tmp_path, monkeypatch):
+    _undefined_where_dark(monkeypatch)
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
+    for kind, unit in (("classifier", "patient"), ("segmenter", "image")):
+        file = _changed(files[kind], tmp_path / f"{kind}.onnx", unit=unit)
+        assert main([str(file), str(tmp_path / "a.png"), "--out", str(tmp_path / kind)]) == 1
+        assert "gives NaN" in pd.read_csv(tmp_path / kind / "predictions.csv").at[0, "error"]
+    assert pd.read_csv(tmp_path / "classifier" / "patients.csv", keep_default_na=False).at[0, "predicted"] == ""
+
+
 def test_no_class_without_a_cutoff_or_a_probability(students):
     about = _about(students["classifier"])
-    assert [
-        classes for cutoff in (0.5, None, float("nan")) for classes in (predict_module.named_class(replace(about, cutoff=cutoff), 0.7),)
-    ] == ["metastasis", "", ""]
+    found = [predict_module.named_class(replace(about, cutoff=cutoff), 0.7) for cutoff in (0.5, None, float("nan"))]
+    assert found == ["metastasis", "", ""]
     assert predict_module.named_class(about, float("nan")) == ""
 
 

@@ -414,7 +414,7 @@ def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     Undefined, with the reason in `error`, where an image of the folder has no prediction.
     """
     rows = []
-    for folder, own in predictions.groupby([str(Path(file).parent) for file in predictions["file"]]):
+    for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
         lacking = own[own["probability"].isna()]
         probability = float(own["probability"].mean()) if lacking.empty else float("nan")
         error = ""
@@ -427,8 +427,8 @@ def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
 
 def _csv(table: pd.DataFrame) -> str:
     """A table as CSV, with a ' before what a spreadsheet would take for a formula."""
-    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    safe = {name: [f"'{text}" if text.startswith(tuple(FORMULA)) else text for text in table[name]] for name in texts}
+    names = [name for name in ("name", "file", "folder", "error") if name in table]
+    safe = {name: [f"'{text}" if text.startswith(tuple(FORMULA)) else text for text in table[name]] for name in names}
     return table.assign(**safe).to_csv(index=False)
 
 

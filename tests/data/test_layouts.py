@@ -591,3 +591,11 @@ def test_system_folders_are_counted_at_every_level(endometrial, caplog):
     assert "@eaDir" not in caplog.text
     read_layout(endometrial, "endometrial", progress=False)
     assert "6 @eaDir" in caplog.text
+
+
+def test_a_mask_among_the_images_of_a_classification(endometrial):
+    write_mask(endometrial / "A/traindata/MI/AtrMI0/1_segmentation.png")
+    (problem,) = problems(endometrial, "endometrial")
+    assert problem.startswith(
+        "A/traindata/MI/AtrMI0/1_segmentation.png: is called as the mask of 1.png, expected images alone; move it out"
+    )

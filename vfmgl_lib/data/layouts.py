@@ -25,7 +25,7 @@ from vfmgl_lib.data.manifest import (
     inspect_files,
     table_findings,
 )
-from vfmgl_lib.data.scan import Scan, skipped, visible
+from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
 from vfmgl_lib.randomness import seed_sequence
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,9 @@ def _scan_endometrial(scan: Scan, centers: list[Path]) -> tuple[list[_Sample], t
                     images = scan.images(patient)
                     if not images:
                         scan.problems.append(f"{scan.name(patient)}: holds no image, expected at least one per patient")
+                    for mask, image in masks_of_others(images).items():
+                        expected = "expected images alone; move it out of the folder, or rename it if it is an image"
+                        scan.problems.append(f"{scan.name(mask)}: is called as the mask of {image.name}, {expected}")
                     for image in images:
                         name = f"{class_folder.name}/{patient.name}/{image.stem}"
                         samples.append(_Sample(image, name, center.name, patient.name, split, class_folder.name))
