@@ -254,9 +254,9 @@ def _whole(out: Path, notes: dict) -> Prepared | None:
 
 def _check(task: str, source: Path, manifest: Manifest, findings: Findings) -> None:
     """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
-    problems = []
+    problems, rule = [], PATIENT_RULES[task] if task == "endometrial" else ""  # other formats have rules of their own
     if len(manifest.table) or not findings.problems:
-        problems, warnings = table_findings(manifest, not findings.problems, PATIENT_RULES.get(task, ""))
+        problems, warnings = table_findings(manifest, not findings.problems, rule)
         findings.warnings[:0] = warnings
     if findings.problems or problems:
         raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
