@@ -1,7 +1,8 @@
 """python -m vfmgl_lib.predict MODEL.onnx IMAGES... --out DIR: an exported model at work, without torch.
 
 What the model needs to know of itself (classes, input size, how images become input, cutoff) is in its own metadata, written by
-`vfmgl_lib.export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz), or a folder of these.
+`vfmgl_lib.export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
+.mha), or a folder of these.
 
     DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used, or for which the
                            model gives NaN or infinity, has no class and no mask, and its reason there
@@ -49,6 +50,7 @@ from vfmgl_lib.data.images import ImageError, decode_image
 from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, find_inputs, known_suffix
 from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
+from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.files import Steps, file_name, reason, resumed_folder, sha256, shown, temporary_name, write_bytes, write_text
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
@@ -333,8 +335,7 @@ def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _O
 
 
 def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs, batch_size: int) -> dict:
-    from vfmgl_lib.data.sources.cases import SourceError  # here: they take longer to import than an image to predict
-    from vfmgl_lib.data.sources.prostate import read_volume
+    from vfmgl_lib.data.volumes import read_volume  # here: it takes longer to import than an image to predict
 
     row = _row(file, name)
     try:
@@ -352,8 +353,8 @@ def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs
         mask[found.index] = chance > 0.5
     row |= {"width": mask.shape[2], "height": mask.shape[1], "slices": len(mask), "foreground": int(mask.sum())}
     row["share"] = float(mask.mean())
-    if volume.milliliters is not None:
-        row["milliliters"] = row["foreground"] * volume.milliliters
+    if volume.grid.spaced:
+        row["milliliters"] = row["foreground"] * volume.grid.milliliters
     out.write(row, "mask_file", "masks", name, ".nii.gz", volume.mask_file(mask))
     if out.overlay:
         largest = int(np.argmax([(chance > 0.5).sum() for chance in chances])) if mask.any() else len(slices) // 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfmgl_lib.data.preprocessing import squashed, to_bytes, volume_slices
+from vfmgl_lib.data.preprocessing import near_integers, squashed, to_bytes, volume_slices
 
 
 def ramp(slices: int = 5) -> np.ndarray:
@@ -110,3 +110,18 @@ def test_squashed_is_antialiased_and_keeps_channels():
     stripes[:, ::2] = 255
     small = squashed(Image.fromarray(stripes), 4)
     assert small.shape == (4, 4, 3) and abs(small.astype(int) - 127).max() < 40
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.uint8, bool])
+def test_near_integers_are_rounded(kind):
+    values = np.array([[0, 1], [1, 0]], kind)
+    if values.dtype.kind == "f":
+        values += np.array([[9e-4, -2e-10], [0, -9e-4]], kind)
+    found = near_integers(values)
+    assert found.dtype == np.int64 and found.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.5, "0.5"), (1.002, "1.002"), (0.9989, "0.9989"), (np.nan, "nan"), (np.inf, "inf")])
+def test_what_is_not_near_a_whole_number_is_refused(value, shown):
+    with pytest.raises(ValueError, match=rf"found {shown}, expected whole numbers \(within 0.001\)"):
+        near_integers(np.array([0.0, 1.0, value]))

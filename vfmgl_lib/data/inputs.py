@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, held, masks_of_others, skipped, system_kind
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 
 
 class InputError(ValueError):

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 CLIP_QUANTILE = 0.99
+NEAR = 1e-3  # of a whole number: what resampling and slopes of a header leave of one
 PREPARATION = 1  # raised when a conversion in `data.sources` gives other pixels: sets prepared earlier are then converted again
 
 
@@ -67,20 +68,40 @@ def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None) -> list[Vo
     ]
 
 
-def to_bytes(volume: np.ndarray) -> np.ndarray:
+def to_bytes(volume: np.ndarray, tissue: np.ndarray | None = None) -> np.ndarray:
     """Intensities as uint8: clipped at the 0.99 quantile, the rest from the minimum up spread over 0 to 255, rounded down.
 
     Args:
         volume: any shape, real type and unit.
+        tissue: of its shape, bool: what minimum and quantile are taken of, the rest is at the minimum; None: everything.
     Raises: ValueError: NaN or infinite values, or no contrast.
     """
     volume = np.asarray(volume).astype(np.float64)
     if unusable := volume.size - int(np.isfinite(volume).sum()):
         raise ValueError(f"volume has {unusable} NaN or infinite voxels of {volume.size}, expected finite intensities")
-    low, high = volume.min(), np.quantile(volume, CLIP_QUANTILE)
+    chosen = volume if tissue is None else volume[tissue]
+    low, high = chosen.min(), np.quantile(chosen, CLIP_QUANTILE)
     if not high > low:
         raise ValueError(f"volume has no contrast: its minimum and its {CLIP_QUANTILE} quantile are both {low:g}")
     return (255 * ((np.minimum(volume, high) - low) / (high - low))).astype(np.uint8)
+
+
+def near_integers(values: np.ndarray) -> np.ndarray:
+    """A mask's values as int64, each rounded to the whole number that it lies within `NEAR` of.
+
+    Args:
+        values: any shape and real type.
+    Raises: ValueError: a value that is not near one, NaN or infinite; the message shows one.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind in "biu":
+        return values.astype(np.int64)
+    whole = np.rint(values)
+    with np.errstate(invalid="ignore"):
+        far = ~(np.abs(values - whole) <= NEAR)  # not ">": NaN is above nothing
+    if far.any():
+        raise ValueError(f"found {values[far].flat[0]:.10g}, expected whole numbers (within {NEAR:g})")
+    return whole.astype(np.int64)
 
 
 def squashed(image: Image.Image, size: int) -> np.ndarray:

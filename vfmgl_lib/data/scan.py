@@ -124,6 +124,10 @@ def _stem(file: Path) -> str:
     return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", file.name, flags=re.IGNORECASE)
 
 
+class SourceError(ValueError):
+    """A file of a source cannot be used; the message names the file, the value, and what would have been right."""
+
+
 class Scan:
     """Lists folders of a data root and collects what should not be there."""
 

@@ -12,8 +12,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from vfmgl_lib.data.dicom import read_series
 from vfmgl_lib.data.sources.cases import Findings, SourceError
-from vfmgl_lib.data.sources.endometrial import FORMATS, cases_volumes, radiological, read_series, recognise_volumes
+from vfmgl_lib.data.sources.endometrial import FORMATS, cases_volumes, radiological, recognise_volumes
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -327,16 +328,16 @@ def cut_short(folder: Path, name: str) -> None:
 
 
 LISTED = {
-    "4-D": (lambda folder: nifti(folder, np.zeros((2, 4, 24, 30), np.int16)), r"has 4 axes \(30 x 24 x 4 x 2\), expected three"),
-    "2-D": (lambda folder: nifti(folder, np.zeros((24, 30), np.int16)), r"has 2 axes \(30 x 24\), expected three"),
-    "complex": (lambda folder: nifti(folder, pixels(1).astype(np.complex64)), "values of type complex64"),
+    "4-D": (lambda folder: nifti(folder, np.zeros((2, 4, 24, 30), np.int16)), r"has 4 dimensions \(30 x 24 x 4 x 2\), expected 3"),
+    "2-D": (lambda folder: nifti(folder, np.zeros((24, 30), np.int16)), r"has 2 dimensions \(30 x 24\), expected 3"),
+    "complex": (lambda folder: nifti(folder, pixels(1).astype(np.complex64)), "voxels are colours, vectors or complex"),
     "colours": (
         lambda folder: nifti(folder, np.zeros((4, 24, 30), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
-        "expected whole or real numbers",
+        "voxels are colours, vectors or complex",
     ),
     "no NIfTI": (
         lambda folder: (nifti(folder, pixels(1).astype(np.int16)), (folder / "t2.nii.gz").write_bytes(gzip.compress(b"x" * 999))),
-        r"t2\.nii\.gz: is no readable NIfTI",
+        r"t2\.nii\.gz: not a readable NIfTI file",
     ),
     "two NIfTIs": (
         lambda folder: (nifti(folder, pixels(1).astype(np.int16)), write_nifti(folder / "adc.nii", pixels(2).astype(np.int16))),

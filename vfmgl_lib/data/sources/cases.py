@@ -9,10 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vfmgl_lib.data.manifest import Manifest
-
-
-class SourceError(ValueError):
-    """A file of a source cannot be used; the message names the file, the value, and what would have been right."""
+from vfmgl_lib.data.scan import SourceError as SourceError  # every reader of a source takes it from here
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Reader of endometrial volumes: a DICOM series or a NIfTI a patient, cut to the rectangle around the uterus.
 
-    <center>/{traindata,testdata}/<class>/<patient>/    one DICOM series (.dcm or no extension), or one .nii or .nii.gz
+    <center>/{traindata,testdata}/<class>/<patient>/    one DICOM series (files of any name), or one .nii or .nii.gz
     roi.csv                                             patient,slice,row_start,row_stop,column_start,column_stop
     patients.csv                                        optional, see `vfmgl_lib.data.patients`
 
@@ -16,7 +16,6 @@ Only geometry and intensities of a DICOM file are used. Names, dates and numbers
 called as the folder is, and a folder called as the header calls the patient is a warning.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import SimpleITK as sitk
 from PIL import Image
 
+from vfmgl_lib.data.dicom import has_picture, is_dicom, read_header, read_series
 from vfmgl_lib.data.layouts import ENDOMETRIAL_SPLITS
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import same_name
@@ -36,22 +34,11 @@ from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv
 from vfmgl_lib.data.preprocessing import squashed, to_bytes
 from vfmgl_lib.data.scan import Scan, skipped, visible
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.data.volumes import NIFTI_SUFFIXES, Stored, read_grid, read_stored
 
 REGIONS_FILE = "roi.csv"
 REGION_COLUMNS = ("patient", "slice", "row_start", "row_stop", "column_start", "column_stop")
 SIDE = 224  # pixels
-VOXEL_LIMIT = 2**28  # 1 GiB as float32: far above any pelvic series, below what fills the memory
-UNEVEN = 0.1  # of the slice distance: more is no rounding but a missing file
-TILTED = 1e-3  # difference of direction cosines
-DICOM_TAGS = {
-    "patient_name": "0010|0010",
-    "patient_id": "0010|0020",
-    "series": "0020|000e",
-    "position": "0020|0032",
-    "orientation": "0020|0037",
-    "frames": "0028|0008",
-    "spacing": "0028|0030",
-}
 
 
 @dataclass(frozen=True)
@@ -64,29 +51,21 @@ class Region:
     columns: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Volume:
-    """A decoded series.
+class _PatientScan(Scan):
+    """Lists a patient's folder as well: files of a series often have no extension to choose them by.
 
     Attributes:
-        values: (slices, rows, columns) float32, rescale slope and intercept applied.
-        spacing: mm per pixel (row, column), None where the file does not say.
-        axes: unit vectors (3,) along which the row and the column number grow, in the patient's system of DICOM (x to
-            the left, y to the back, z to the head); None where the file does not say.
+        left_out: how many DICOM files without a picture (reports, presentation states) were left out.
     """
 
-    values: np.ndarray
-    spacing: tuple[float, float] | None
-    axes: tuple[np.ndarray, np.ndarray] | None
-
-
-class _PatientScan(Scan):
-    """Lists a patient's folder as well: files of a series often have no extension to choose them by."""
+    left_out = 0
 
     def volumes(self, folder: Path) -> list[Path]:
         found = []
         for entry in self._entries(folder):
-            if entry.is_file() and (_is_nifti(entry) or _may_be_dicom(entry)):
+            if entry.is_file() and is_dicom(entry) and not has_picture(entry):
+                self.left_out += 1
+            elif entry.is_file() and (_is_nifti(entry) or _may_be_dicom(entry)):
                 found.append(entry)
             else:
                 kind = "folder" if entry.is_dir() else "file"
@@ -95,16 +74,17 @@ class _PatientScan(Scan):
 
 
 def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def _may_be_dicom(path: Path) -> bool:
+    # By their names files say what they should be, and by their content what they are: either is looked at, or refused in words.
     # Files called by their UID seem to have an extension of digits.
-    return path.suffix.lower() in ("", ".dcm") or path.suffix[1:].isdigit()
+    return path.suffix.lower() in ("", ".dcm", ".ima") or path.suffix[1:].isdigit() or is_dicom(path)
 
 
 def recognise_volumes(source: Path) -> bool:
-    """Whether `source` looks like centres with volumes: roi.csv, or a first patient folder without images."""
+    """Whether `source` looks like centres with volumes: roi.csv, or a first file that is one."""
     try:
         centers = [folder for folder in visible(source) if any((folder / split).is_dir() for split in ENDOMETRIAL_SPLITS)]
         if centers and (source / REGIONS_FILE).is_file():
@@ -154,6 +134,8 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
     scan.problems += _twice(cases)
     findings.problems += scan.problems
     findings.warnings += skipped(scan.skipped)
+    if scan.left_out:
+        findings.warnings.append(f"{scan.left_out} DICOM files without a picture (reports, presentation states, raw data) left out")
     totals = Counter(case.center for case in cases)
     for center in sorted(totals):
         if named[center]:
@@ -255,9 +237,9 @@ class _Look:
 
 def _look_at(files: list[Path], name: str) -> _Look:
     if any(_is_nifti(file) for file in files):
-        image = _open_nifti(files, name)
-        return _Look(image.shape[2::-1], _orientation(image) is not None)
-    header = _read_header(files[0], f"{name}/{files[0].name}")
+        grid = read_grid(*_only_nifti(files, name))
+        return _Look(grid.shape[::-1], grid.oriented)
+    header = read_header(files[0], f"{name}/{files[0].name}")
     return _Look((len(files), *header["shape"]), names=(header["patient_name"], header["patient_id"]))
 
 
@@ -277,16 +259,16 @@ def read_pictures(files: tuple[Path, ...], regions: tuple[Region, ...], name: st
     Raises: SourceError: what is wrong with the files, or a region that they do not have.
     """
     nifti = any(_is_nifti(file) for file in files)
-    volume = read_nifti(files, name) if nifti else read_series(files, name)
+    volume = read_stored(*_only_nifti(files, name)) if nifti else read_series(files, name)
     _check_regions(regions, volume.values.shape, name)
     try:
-        scaled = to_bytes(volume.values)
+        scaled = to_bytes(volume.values, volume.tissue)
     except ValueError as error:
         raise SourceError(f"{name}: {error}") from error
     return [_picture(scaled, volume, region) for region in regions]
 
 
-def _picture(scaled: np.ndarray, volume: Volume, region: Region) -> Picture:
+def _picture(scaled: np.ndarray, volume: Stored, region: Region) -> Picture:
     cut = scaled[region.slice, slice(*region.rows), slice(*region.columns)]
     spacing = volume.spacing
     if volume.axes is not None:
@@ -303,7 +285,7 @@ def radiological(image: np.ndarray, row_axis: np.ndarray, column_axis: np.ndarra
     the back in an axial image, else to the feet. Oblique images are turned by the nearest of these.
 
     Args:
-        row_axis, column_axis: as `Volume.axes`.
+        row_axis, column_axis: as `Stored.axes`.
     Returns: the image, turned by multiples of 90 degrees or mirrored, and whether rows and columns changed places.
     """
     across = int(np.argmax(np.abs(column_axis)))
@@ -318,141 +300,11 @@ def radiological(image: np.ndarray, row_axis: np.ndarray, column_axis: np.ndarra
     return image, turned
 
 
-def read_series(files: tuple[Path, ...], name: str) -> Volume:
-    """A DICOM series, its files in any order; SimpleITK applies slope and intercept, and inverts MONOCHROME1.
-
-    Raises: SourceError: files of several series, of unlike size or orientation, at the same place (several echoes, phases or
-        b-values), with gaps; enhanced multi-frame or colour files; a file that is damaged or no DICOM image.
-    """
-    headers = [_read_header(file, f"{name}/{file.name}") for file in files]
-    series = sorted({header["series"] for header in headers})
-    if len(series) > 1:
-        raise SourceError(f"{name}: holds {len(series)} series ({', '.join(series)}), expected one; keep the one that roi.csv is for")
-    for key, what in (("shape", "sizes (rows, columns)"), ("spacing", "pixel spacings")):
-        if len(found := sorted({str(header[key]) for header in headers})) > 1:
-            raise SourceError(f"{name}: slices have different {what}: {', '.join(found)}; expected a series of one")
-    axes = np.array([header["axes"] for header in headers])
-    if np.abs(axes - axes[0]).max() > TILTED:
-        raise SourceError(f"{name}: slices have different orientations (a localizer?), expected parallel ones")
-    column_axis, row_axis = axes[0]
-    heights = np.array([header["position"] for header in headers]) @ np.cross(column_axis, row_axis)
-    order = np.argsort(heights)
-    _check_distances(heights[order], name)
-    _check_size((len(files), *headers[0]["shape"]), name)
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(files[position]) for position in order])
-    # The first slice would choose the type: where slopes differ from slice to slice, later ones would lose their fractions.
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    try:
-        values = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise SourceError(f"{name}: cannot be decoded, a file is damaged, cut short or of an unknown DICOM compression") from error
-    return Volume(values, headers[0]["spacing"], (row_axis, column_axis))
-
-
-def _check_distances(heights: np.ndarray, name: str) -> None:
-    if len(heights) < 2:
-        return
-    steps = np.diff(heights)
-    usual = float(np.median(steps))
-    if steps.min() < 1e-3:
-        raise SourceError(
-            f"{name}: several files lie at the same place, expected one image a position; keep one echo, phase or b-value, each file once"
-        )
-    if np.abs(steps - usual).max() > UNEVEN * usual:
-        raise SourceError(
-            f"{name}: slices are {steps.min():.2f} to {steps.max():.2f} mm apart, expected equal steps: a file is missing, and the"
-            " numbers in roi.csv would mean other slices"
-        )
-
-
-def _check_size(shape: tuple[int, int, int], name: str) -> None:
-    if math.prod(shape) > VOXEL_LIMIT:
-        raise SourceError(f"{name}: {' x '.join(map(str, shape))} voxels, the limit is {VOXEL_LIMIT}")
-
-
-def _read_header(file: Path, name: str) -> dict:
-    """What is needed of a DICOM header: `DICOM_TAGS`, numbers as such, with axes (column, row) and shape (rows, columns)."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise SourceError(f"{name}: is no readable DICOM image; it is damaged, cut short or something else") from error
-    header = {key: reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else "" for key, tag in DICOM_TAGS.items()}
-    size = reader.GetSize()
-    frames = math.prod(size[2:])
-    if frames > 1 or header["frames"] not in ("", "0", "1"):
-        raise SourceError(
-            f"{name}: holds {header['frames'] or frames} frames (enhanced DICOM), expected one image a file; convert it to NIfTI"
-        )
-    if reader.GetNumberOfComponents() != 1:
-        raise SourceError(f"{name}: is a colour image, expected MR intensities of one channel")
-    position, orientation, spacing = (_numbers(header[key]) for key in ("position", "orientation", "spacing"))
-    if len(position) != 3 or len(orientation) != 6:
-        raise SourceError(f"{name}: gives no image position and orientation (0020,0032 and 0020,0037), so slices cannot be ordered")
-    return header | {
-        "shape": (size[1], size[0]),
-        "position": position,
-        "axes": (orientation[:3], orientation[3:]),
-        "spacing": tuple(spacing) if len(spacing) == 2 and min(spacing) > 0 else None,
-    }
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split("\\")]
-    except ValueError:
-        return []
-    return values if all(math.isfinite(value) for value in values) else []
-
-
-def read_nifti(files: tuple[Path, ...], name: str) -> Volume:
-    """A NIfTI volume, slope and intercept applied.
-
-    Raises: SourceError: several files, not three axes, values that are no numbers, a file that is damaged or cut short.
-    """
-    image = _open_nifti(files, name)
-    name = f"{name}/{files[0].name}"
-    try:
-        values = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except Exception as error:  # nibabel and the decompressors raise whatever the bytes lead them to
-        raise SourceError(f"{name}: cannot be decoded ({type(error).__name__}), the file is damaged or cut short") from error
-    zooms = image.header.get_zooms()
-    known = image.header.get_xyzt_units()[0] in ("mm", "unknown") and all(0 < zoom < math.inf for zoom in zooms[:2])
-    values = values.reshape(values.shape[:3]).T
-    return Volume(values, (float(zooms[1]), float(zooms[0])) if known else None, _orientation(image))
-
-
-def _open_nifti(files: tuple[Path, ...] | list[Path], name: str) -> nibabel.Nifti1Image:
+def _only_nifti(files: tuple[Path, ...] | list[Path], name: str) -> tuple[Path, str]:
+    """A patient's NIfTI, and how errors call it. Raises SourceError where it is not alone."""
     if len(files) != 1:
         raise SourceError(f"{name}: holds {len(files)} files with a NIfTI among them, expected one NIfTI alone, or one DICOM series")
-    name = f"{name}/{files[0].name}"
-    try:
-        image = nibabel.load(files[0])
-        shape, kind = image.shape, image.get_data_dtype()
-    except Exception as error:  # as above
-        raise SourceError(f"{name}: is no readable NIfTI ({type(error).__name__}), the file is damaged or something else") from error
-    if len(shape) < 3 or math.prod(shape[3:]) != 1:
-        raise SourceError(f"{name}: has {len(shape)} axes ({' x '.join(map(str, shape))}), expected three")
-    if kind.names or kind.kind not in "iuf":
-        raise SourceError(f"{name}: has values of type {kind}, expected whole or real numbers")
-    _check_size(shape[:3], name)
-    return image
-
-
-def _orientation(image: nibabel.Nifti1Image) -> tuple[np.ndarray, np.ndarray] | None:
-    """`Volume.axes` of a NIfTI, None where its header has neither sform nor qform."""
-    header = image.header
-    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-        return None
-    matrix = np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, :3]  # NIfTI: x to the right, y to the front
-    lengths = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(matrix).all() or not (lengths > 0).all():
-        return None
-    return matrix[:, 1] / lengths[1], matrix[:, 0] / lengths[0]
+    return files[0], f"{name}/{files[0].name}"
 
 
 FORMATS = (
