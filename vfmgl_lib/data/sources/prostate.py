@@ -6,7 +6,6 @@ counted from inferior to superior (`data.volumes`).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from functools import partial
