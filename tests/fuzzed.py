@@ -2,7 +2,7 @@
 
     python tests/fuzzed.py FOLDER SEED COUNT [FORMAT ...]
 
-Prints one JSON object: format -> mutations, how they ended, and what went wrong ("faults"): a traceback, an exception that leaves the
+Writes one JSON object to standard output: format -> mutations, how they ended, and what went wrong ("faults"): a traceback, an exception that leaves the
 command, an error of no line or that does not name the file, more than `SECONDS`, more than `MEMORY` above the start. The input of
 a fault is kept in FOLDER/faults.
 """
@@ -331,4 +331,4 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
         models(where)
     START = _peak()
-    print(json.dumps(dict(main(where, int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))))
+    sys.stdout.write(json.dumps(dict(main(where, int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))) + "\n")
