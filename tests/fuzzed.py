@@ -2,9 +2,9 @@
 
     python tests/fuzzed.py FOLDER SEED COUNT [FORMAT ...]
 
-Writes one JSON object to standard output: format -> mutations, how they ended, and what went wrong ("faults"): a traceback, an exception that leaves the
-command, an error of no line or that does not name the file, more than `SECONDS`, more than `MEMORY` above the start. The input of
-a fault is kept in FOLDER/faults.
+Writes one JSON object to standard output: format -> mutations, how they ended, and what went wrong ("faults"): a traceback, an exception
+that leaves the command, an error that does not name the file, more than `SECONDS`, more than `MEMORY` above the start. The input of a
+fault is kept in FOLDER/faults.
 """
 
 from __future__ import annotations
