@@ -173,16 +173,17 @@ class Predictor:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=[providers[device]])
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            found = self._session.get_inputs()[0].shape
         except Exception as error:  # onnxruntime's errors have no common class
             raise ModelError(f"{file}: not a readable ONNX model ({str(error).splitlines()[0][:120]})") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
         if KEY not in metadata:
             raise ModelError(f"{file}: an ONNX model, but none of python -m vfmgl_lib.export: it does not say how its images are prepared")
         self.description = Description.from_json(metadata[KEY], str(file))
         if task is not None and task != self.description.task:
             raise ModelError(f"{file}: is a model for task {self.description.task}, asked for {task}")
-        if self._session.get_inputs()[0].shape[1:] != self.shape[1:]:
-            raise ModelError(f"{file}: its input is {self._session.get_inputs()[0].shape}, its metadata say {self.shape}")
+        if found[1:] != self.shape[1:]:
+            raise ModelError(f"{file}: its input is {found}, its metadata say {self.shape}")
 
     @property
     def shape(self) -> list:
@@ -195,12 +196,15 @@ class Predictor:
         Args:
             images: (B, S, S, 3) uint8, from `data.preprocessing.squashed`.
         Returns: (B, K) or (B, K, S, S) float32; (B, C, h, w) float32 or None.
-        Raises: ValueError: another shape or type.
+        Raises: ValueError: another shape or type. ModelError: onnxruntime cannot run the model.
         """
         side = self.description.image_size
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
             raise ValueError(f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}")
-        outputs = self._session.run(None, {"image": np.moveaxis(images, 3, 1).astype(np.float32) / np.float32(255)})
+        try:
+            outputs = self._session.run(None, {"image": np.moveaxis(images, 3, 1).astype(np.float32) / np.float32(255)})
+        except Exception as error:  # as when it was opened
+            raise ModelError(f"{self.name}: cannot be run ({str(error).splitlines()[0][:120]}); export it anew") from error
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
