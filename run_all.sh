@@ -18,7 +18,8 @@ Options of a run
   --task NAME           a task, may be repeated (default: endometrial and nuclei)
   --all-tasks           every task there is
   --data DIR            a folder of images laid out as the task expects; needs exactly one --task (default: embedded phantoms)
-  --teacher TEACHER     pocket_vit, NAME, FILE, NAME=FILE or random:NAME (default: the profile's)
+  --teacher TEACHER     pocket_vit, NAME, FILE, NAME=FILE or random:NAME (default: the profile's); an existing file is FILE,
+                        also with '=' in it
   --device cpu|cuda     default: cpu
   --seed N              default: 0
   --only NN[,NN]        these notebooks only, may be repeated: --only 02,04

@@ -101,7 +101,9 @@ def study_teacher(settings: StudySettings) -> Teacher | None:
     if not STRATEGIES[settings.method].teacher:
         return None
     chosen = settings.teacher
-    teacher = load_teacher(chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks)
+    teacher = load_teacher(
+        chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks, mean=chosen.mean, std=chosen.std
+    )
     teacher.autocast = settings.compute.autocast
     teacher = teacher.to(torch.device(settings.device))
     return teacher.compiled() if settings.compute.compile_teacher else teacher

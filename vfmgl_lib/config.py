@@ -15,7 +15,17 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vfmgl_lib import __version__
 
@@ -99,12 +109,24 @@ class PhantomSettings(Settings):
     heterogeneity: float = Field(ge=0)
 
 
+TEACHER_HELP = "pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; an existing file is FILE, also with '=' in it; default: the profile's"
+Channels = tuple[float, float, float]  # red, green, blue in [0, 1]
+Positive = Annotated[float, Field(gt=0)]
+
+
 class TeacherSettings(Settings):
     source: str = Field(min_length=1, description="as vfmgl_lib.models.teachers names it; a second choice after ' else '")
     grid: int = Field(ge=1, description="tokens along a side; 16 in the paper's FLOP count, 64 in the released code")
     image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
     blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")
     cache_gib: float = Field(ge=0, description="disk for features of all teachers, GiB; 0: computed anew in every epoch")
+    mean: Channels | None = Field(default=None, description="its images are normalised by; none: as its file or timm says")
+    std: tuple[Positive, Positive, Positive] | None = Field(default=None, description="the same")
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A teacher without a normalisation of its own is written, and hashed, as before there was one."""
+        return {name: value for name, value in write(self).items() if name not in ("mean", "std") or value is not None}
 
 
 class StudentSettings(Settings):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfmgl_lib.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
+from vfmgl_lib.config import TEACHER_HELP
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -21,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--task", action="append", metavar="NAME", help="may be repeated; default: " + ", ".join(DEFAULT_TASKS))
     parser.add_argument("--all-tasks", action="store_true", help="every task of the profile")
     parser.add_argument("--data", metavar="DIR", help="images laid out as the task expects; needs exactly one --task")
-    parser.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; default: the profile's")
+    parser.add_argument("--teacher", default="", help=TEACHER_HELP)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="study seed, default: 0")
     parser.add_argument("--only", action="append", default=[], metavar="NN[,NN]", help="these notebooks only")

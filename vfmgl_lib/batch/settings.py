@@ -165,14 +165,16 @@ def resolve_teacher(text: str, here: Path) -> str:
         return text
     if text.startswith(RANDOM):
         return RANDOM + resolve_teacher(text.removeprefix(RANDOM), here)
-    source = TeacherSource.parse(text)
+    source = TeacherSource.parse(text, here)
     if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
         raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")
     if source.weights == "hub":
         return text
-    path = (here / source.weights).resolve()
+    path = here / source.weights
+    path = path.parent.resolve() / path.name  # a link keeps its own name: in the hub's cache it leads to a file called by its hash
     try:
         with path.open("rb"):
             return f"{source.name}={path}" if source.name else str(path)
     except OSError as error:
-        raise BatchError(f"teacher file {path} cannot be read: {error.strerror}") from error
+        whole = f", and {here / text} is no file either" if source.name else ""
+        raise BatchError(f"teacher file {path} cannot be read: {error.strerror}{whole}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from vfmgl_lib.config import ConfigError
+from vfmgl_lib.config import TEACHER_HELP, ConfigError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
 from vfmgl_lib.federation.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
@@ -30,11 +30,7 @@ def command_line() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--host", required=True, help="name or address under which the centres reach the server")
     made.add_argument("--port", type=int, default=9092)
-    made.add_argument(
-        "--teacher",
-        default="",
-        help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; the same for all centres (default: the profile's)",
-    )
+    made.add_argument("--teacher", default="", help=f"{TEACHER_HELP}; the same for all centres")
 
     key = commands.add_parser("key", help="a centre's first step: a key pair; the public part goes to the coordinator")
     key.add_argument("file", type=Path)

@@ -5,8 +5,10 @@ A teacher is named by one text:
     pocket_vit      the small ViT that comes with this project (pocket_vit.md), for where nothing can be downloaded
     NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m, or hf-hub:OWNER/REPOSITORY
     FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
-    NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin)
+    NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin), see `models.weights`
     random:TEXT     the network of any of these with random weights: the control of a teacher, teaches nothing; every output says so
+
+A text that is an existing file as a whole is FILE, whatever its suffix and whether or not "=" is in it.
 
 Settings may name a second choice, "A else B": `first_available` says which of them it is.
 """
@@ -16,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +29,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, is_model_in_modules, load_model_config_from_hf
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vfmgl_lib.files import sha256
+from vfmgl_lib.models.weights import TeacherError, described, is_safetensors, read_metadata, read_weights
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 log = logging.getLogger(__name__)
@@ -56,10 +59,6 @@ def doubts_about(teacher: str) -> list[str]:
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
-class TeacherError(ValueError):
-    """A teacher that cannot be had as asked for; the message says what would have been right."""
-
-
 @dataclass(frozen=True)
 class TeacherSource:
     """A parsed teacher text: model name ("" when the file names it), weights ("hub" or a path), and whether random ones replace them."""
@@ -69,12 +68,18 @@ class TeacherSource:
     random: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> TeacherSource:
-        """Reads pocket_vit, NAME, FILE, NAME=FILE or random: and one of them (see the module's docstring)."""
+    def parse(cls, text: str, here: Path | None = None) -> TeacherSource:
+        """Reads pocket_vit, NAME, FILE, NAME=FILE or random: and one of them (see the module's docstring).
+
+        Args:
+            here: the folder from which relative paths are meant; None: the working directory.
+        """
         if text == POCKET:
             return cls("", str(POCKET_FILE))
         if text.startswith(RANDOM):
-            return replace(cls.parse(text.removeprefix(RANDOM)), random=True)
+            return replace(cls.parse(text.removeprefix(RANDOM), here), random=True)
+        if os.path.isfile(os.path.join(here or "", text)):  # unlike Path.is_file, False of a text that no path can be
+            return cls("", text)
         name, equals, file = text.partition("=")
         if equals:
             return cls(name, file)
@@ -153,6 +158,8 @@ def load_teacher(
     image_size: int | None = None,
     blocks: tuple[int, ...] | None = None,
     model_args: dict | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Teacher:
     """Loads and freezes a teacher.
 
@@ -162,18 +169,26 @@ def load_teacher(
         image_size: sets the side explicitly instead; the patch (CNN: 32) must divide it.
         blocks: 1-based ViT blocks; default 1, D/3, 2D/3, D (DINOv2 ViT-B: 1, 4, 8, 12). A CNN has its strides 4, 8, 16, 32.
         model_args: additional arguments of `timm.create_model`, where a file's metadata does not name them.
+        mean, std: of the channels red, green, blue in [0, 1], which images are normalised by; None: what the file's metadata say, else what
+            timm has for this network.
     Raises: TeacherError: for an unknown name, weights that cannot be read or do not fit, a size that the patch does not divide.
     """
-    source = TeacherSource.parse(text)
+    source, asked_for = TeacherSource.parse(text), bool(mean or std)
     if text == POCKET:
         _check_pocket()
     name, described_arguments, metadata = architecture(text)
     arguments = described_arguments | (model_args or {})
+    from_file = source.weights != "hub" and not source.random
+    if from_file:  # before memory is taken for what the arguments ask for
+        with torch.device("meta"):
+            empty = _create(name, arguments, "")
+        weights = read_weights(Path(source.weights), empty, name)
     full = _create(name, arguments, source.name if source.weights == "hub" and not source.random else "")
-    if source.weights != "hub" and not source.random:
-        _load_weights(full, Path(source.weights), name)
-    data = resolve_model_data_config(full)
-    mean, std = (tuple(json.loads(metadata[key])) if key in metadata else tuple(data[key]) for key in ("mean", "std"))
+    if from_file:
+        full.load_state_dict(weights.state, strict=False)  # `read_weights` is strict
+    usual = resolve_model_data_config(full)
+    mean = tuple(mean) if mean else _three_numbers(source, metadata, "mean") if "mean" in metadata else tuple(usual["mean"])
+    std = tuple(std) if std else _three_numbers(source, metadata, "std") if "std" in metadata else tuple(usual["std"])
 
     is_vit = isinstance(full, VisionTransformer)
     patch, step = (full.patch_embed.patch_size[0],) * 2 if is_vit else (CNN_GRID_STRIDE, 32)
@@ -189,13 +204,19 @@ def load_teacher(
         backbone = full
     else:
         backbone, blocks = _feature_levels(full, name, arguments), ()
-    teacher = Teacher(backbone, blocks, side, mean, std)
-    where = "weights from the hub" if source.weights == "hub" else f"weights from {Path(source.weights).name}"
-    where = "RANDOM weights (asked for by name; nothing to transfer)" if source.random else where
-    parts = [POCKET] if text == POCKET else [source.name or name, where]
+    try:
+        teacher = Teacher(backbone, blocks, side, mean, std)
+    except RuntimeError as error:
+        raise TeacherError(f"teacher {text}: {name} with {arguments} takes no image of 3 channels ({str(error)[:120]})") from error
+    parts = [POCKET] if text == POCKET else [source.name or name, _where(source, weights.prefix if from_file else "")]
     if TRAINED_ON in metadata and not source.random:
         parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
-    teacher.description = ", ".join([*parts, f"{side} x {side}"])
+    parts.append(f"{side} x {side}")
+    if asked_for or (from_file and not {"mean", "std"} <= metadata.keys()):
+        parts.append(f"mean {_in_words(mean)} std {_in_words(std)}")
+    if from_file and is_vit and text != POCKET and weights.positions not in (None, side // patch):
+        parts.append(f"positions resampled from {weights.positions} x {weights.positions} to {side // patch} x {side // patch}")
+    teacher.description = ", ".join(parts)
     teacher.identity = _identity(teacher, name, blocks)
     log.info("teacher: %s", teacher.description)
     return teacher
@@ -210,16 +231,19 @@ def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
     if source.name.startswith(HUB):
         try:
             _, name, arguments = load_model_config_from_hf(source.name.removeprefix(HUB))
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # the client's kinds of error change with its version
             raise _not_from_the_hub(source.name, error) from error
         return name, arguments or {}, {}
     metadata = _described(source)
     name = source.name or metadata.get("architecture", "")
+    if not name and not os.path.isfile(source.weights):
+        raise TeacherError(f"teacher weights {source.weights}: no such file")
     if not name:
         raise TeacherError(
             f"teacher {text}: the file does not name its architecture in its metadata; write NAME={source.weights}, NAME a timm model"
         )
-    return name, json.loads(metadata.get("model_args", "{}")), metadata
+    arguments = described(Path(source.weights), metadata, "model_args", dict) if "model_args" in metadata else {}
+    return name, arguments, metadata
 
 
 def first_available(text: str) -> str:
@@ -298,7 +322,7 @@ def _create(name: str, arguments: dict, from_hub: str) -> nn.Module:
             return timm.create_model(from_hub or name, pretrained=bool(from_hub), **arguments)
         except TypeError as error:
             raise TeacherError(f"teacher {name}: its model arguments {arguments} do not fit: {error}") from error
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # what a network's own code raises on arguments that cannot be, and the hub's client
             if from_hub:
                 raise _not_from_the_hub(from_hub, error) from error
             raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
@@ -314,47 +338,27 @@ def _not_from_the_hub(name: str, error: Exception) -> TeacherError:
 
 def _described(source: TeacherSource) -> dict[str, str]:
     """The metadata of a file that describes itself, {} of others."""
-    return _metadata(Path(source.weights)) if source.weights.endswith(".safetensors") else {}
+    path = Path(source.weights)
+    return read_metadata(path) if source.weights != "hub" and is_safetensors(path) else {}
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise TeacherError(f"teacher weights {path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise TeacherError(f"teacher weights {path}: not a whole safetensors file ({error})") from error
+def _three_numbers(source: TeacherSource, metadata: dict[str, str], key: str) -> tuple[float, ...]:
+    """A mean or standard deviation that a file's metadata name."""
+    values = described(Path(source.weights), metadata, key, list)
+    good = len(values) == 3 and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not good or (key == "std" and min(values) <= 0):
+        raise TeacherError(f"teacher weights {source.weights}: {key} in its metadata is {values}, expected three numbers, std above 0")
+    return tuple(values)
 
 
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Strict but for the classifier and masking tokens, which a feature extractor does not use."""
-    if not path.is_file():
-        raise TeacherError(f"teacher weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # plain tensors only: executes nothing
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"teacher weights {path}: refused, it holds more than plain tensors, or is not whole ({str(error)[:120]})"
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
-        raise TeacherError(f"teacher weights {path}: cannot be read ({type(error).__name__}: {str(error)[:120]})") from error
-    if isinstance(model, VisionTransformer):
-        state = checkpoint_filter_fn(dict(state), model)
-    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    own = model.state_dict()
-    classifier = tuple(key for key in state if key not in own and key.split(".")[0] in ("head", "fc", "classifier"))
-    state = {key: tensor for key, tensor in state.items() if key not in classifier}
-    missing = sorted(set(own) - set(state))
-    additional = sorted(set(state) - set(own))
-    shapes = [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
-    if missing or additional or shapes:
-        problems = [f"missing {missing[:3]}"] * bool(missing) + [f"additional {additional[:3]}"] * bool(additional) + shapes[:3]
-        raise TeacherError(f"teacher weights {path} do not fit {name}: {'; '.join(problems)}")
-    model.load_state_dict(state)
+def _in_words(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _where(source: TeacherSource, prefix: str) -> str:
+    if source.random:
+        return "RANDOM weights (asked for by name; nothing to transfer)"
+    return "weights from the hub" if source.weights == "hub" else f"weights from {Path(source.weights).name}{f' ({prefix})' * bool(prefix)}"
 
 
 def _feature_levels(full: nn.Module, name: str, arguments: dict) -> nn.Module:

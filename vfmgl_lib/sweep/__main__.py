@@ -14,7 +14,7 @@ import pandas as pd
 
 from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
 from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.config import ConfigError, FoldSettings, SplitSettings, load_settings
+from vfmgl_lib.config import TEACHER_HELP, ConfigError, FoldSettings, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
 from vfmgl_lib.sweep.effects import report
@@ -59,7 +59,7 @@ def command_line() -> argparse.ArgumentParser:
         "default: VFMGL_DATA",
     )
     what.add_argument("--profile", default="quick", metavar="NAME|FILE", help="quick (default), smoke, paper, results or YAML")
-    what.add_argument("--teacher", default="", help="pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; default: the profile's")
+    what.add_argument("--teacher", default="", help=TEACHER_HELP)
     what.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     what.add_argument("--methods", default="all", metavar="A,B", help="all (default), or of " + ", ".join(METHODS))
     what.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="default: as many as the profile's comparison.seeds, from 0")

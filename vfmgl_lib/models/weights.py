@@ -1,0 +1,277 @@
+"""Files with a network's weights: read without executing anything, unwrapped and fitted to the network, or refused in one line.
+
+Training seldom leaves the bare table name -> tensor. One rule unwraps: tables in tables are one table whose names are joined by dots
+({"teacher": {"backbone.norm.weight": ...}} has teacher.backbone.norm.weight), and the weights are what stands below the prefix under which
+most of the network's own names are. Of several with as many it is model or state_dict at the root, as for timm, else the one of an average
+over training (teacher, ema, momentum: what DINO and others publish); where that does not decide either, the file is refused. What stands
+beside them is left out: heads of the pre-training, optimiser states. What a file is, its content says, not its suffix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+AVERAGED = re.compile(r"teacher|ema(?![a-z])|momentum|encoder_k|target|average", re.IGNORECASE)
+# Layers that other programs put around a network's own, anywhere in a name: torch.compile, FSDP, activation checkpoints, mixed precision.
+AROUND = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+CHUNKED = re.compile(r"\bblocks\.\d+\.(\d+)\.")  # DINOv2 trains in chunks of blocks; the second number counts through
+ROOTS = ("model.state_dict.", "model.", "state_dict.", "")  # below which timm looks
+CONVERTED = (
+    "preprocessor.patchifier.proj.weight",
+    "radio_model.model.patch_generator.embedder.weight",
+)  # timm's own names are in them, too
+PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight", "preprocessor.patchifier.proj.weight")  # in the layouts that timm reads
+DEEPEST = 12  # parts of a network's own names, at most
+# How a file begins -> what it is and what to do; beside them there are safetensors, torch's zip and torch's older pickles.
+FOREIGN = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the weights; fetch them with git lfs pull",
+    b"<": "is a web page, not weights; was the download refused?",
+    b"\x89HDF": "is HDF5 (Keras), expected safetensors or torch's format",
+    b"\x1f\x8b": "is packed with gzip; unpack it first",
+    b"GGUF": "is GGUF, expected safetensors or torch's format",
+}
+RESAVE = (
+    'who trusts the file saves its weights alone: python -c "import torch, safetensors.torch as s; '
+    "s.save_file({{k: v.contiguous() for k, v in torch.load('{file}', weights_only=False)['KEY'].items()}}, 'weights.safetensors')\""
+    ", KEY being that of the table of weights"
+)
+
+
+class TeacherError(ValueError):
+    """A teacher that cannot be had as asked for; the message says what would have been right."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights in a network's own names.
+
+    Attributes:
+        state: float32; what a feature extractor does without (classifier, counts of batches) may be missing.
+        prefix: below which they were found in the file; "": it holds nothing else.
+        positions: side of the grid of a ViT's positions in the file, None where there are none.
+    """
+
+    state: dict[str, Tensor]
+    prefix: str
+    positions: int | None
+
+
+def is_safetensors(path: Path) -> bool:
+    """By content; a file that is not there is what its suffix says.
+
+    Raises: TeacherError: it cannot be read.
+    """
+    start = _start(path) if path.is_file() else b""
+    return start[8:9] == b"{" if len(start) > 8 else path.suffix == ".safetensors"
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """A safetensors file's metadata, {} without.
+
+    Raises: TeacherError: no such file, or one that is not whole.
+    """
+    _start(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise TeacherError(f"teacher weights {path}: not a whole safetensors file ({error})") from error
+
+
+def described(path: Path, metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    """A value of the metadata, which is JSON.
+
+    Raises: TeacherError: it is not, or is of another kind.
+    """
+    try:
+        value = json.loads(metadata[key])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise TeacherError(f"teacher weights {path}: {key} in its metadata is {metadata[key]!r:.80}, expected a {kind.__name__} in JSON")
+    return value
+
+
+def read_weights(path: Path, network: nn.Module, name: str) -> Weights:
+    """The weights of a file for this network, whose own content is not looked at (it may be on the meta device).
+
+    Args:
+        name: of the network, for messages.
+    Raises: TeacherError: a file that cannot be read or holds more than tensors and plain values; weights of another network, patch size or
+        number of channels; values that are no numbers.
+    """
+    content = _read(path)
+    tensors = _tensors(content)
+    own = network.state_dict()
+    if not tensors:
+        raise TeacherError(f"teacher weights {path}: hold no tensors but {_outline(content)}, expected {_expected(own)}")
+    vit = isinstance(network, VisionTransformer)
+    if vit:
+        tensors = {CHUNKED.sub(r"blocks.\1.", key): tensor for key, tensor in tensors.items()}
+    prefix = _prefix(path, name, tensors, own)
+    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    positions = _side(state["pos_embed"]) if vit and "pos_embed" in state else None
+    if vit:
+        state = _in_timms_layout(path, state, network, name)
+    return Weights(_fitted(path, state, own, network, name, bool(prefix)), prefix.removesuffix("."), positions)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(32)
+    except FileNotFoundError as error:
+        raise TeacherError(f"teacher weights {path}: no such file") from error
+    except OSError as error:
+        raise TeacherError(f"teacher weights {path}: cannot be read ({error.strerror})") from error
+
+
+def _read(path: Path) -> object:
+    start = _start(path)
+    if not start:
+        raise TeacherError(f"teacher weights {path}: the file is empty")
+    if is_safetensors(path):
+        try:
+            return load_file(path)
+        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+            raise TeacherError(f"teacher weights {path}: cannot be read ({type(error).__name__}: {str(error)[:120]})") from error
+    if foreign := next((text for magic, text in FOREIGN.items() if start.startswith(magic)), ""):
+        raise TeacherError(f"teacher weights {path}: the file {foreign}")
+    if start.startswith(b"PK"):
+        _check_zip(path)
+    elif not start.startswith(b"\x80"):
+        raise TeacherError(f"teacher weights {path}: begins with {start[:8]!r}, expected safetensors or a file of torch.save")
+    try:
+        with warnings.catch_warnings():  # torch's, about pickles of other programs: the error says it
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)  # plain values only: executes nothing
+    except Exception as error:  # broken bytes lead the unpickler anywhere
+        text = str(error)
+        if found := re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", text):
+            more = f"it holds more than tensors and plain values, {found[1] or found[2]}"
+            raise TeacherError(f"teacher weights {path}: refused, {more}; {RESAVE.format(file=path)}") from error
+        cause = " ".join(text.rpartition("WeightsUnpickler error:")[2].split())[:120] or type(error).__name__
+        raise TeacherError(f"teacher weights {path}: refused, no plain tensors of torch.save, or not whole ({cause})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Raises: TeacherError: a zip that torch.save has not written, or whose parts are larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise TeacherError(f"teacher weights {path}: refused, not a whole file of torch.save ({error})") from error
+    names = [part.filename.partition("/")[2] for part in parts]
+    if "constants.pkl" in names:
+        raise TeacherError(f"teacher weights {path}: is TorchScript, a program; save its state_dict() as safetensors instead")
+    if "data.pkl" not in names:
+        found = ", ".join(part.filename for part in parts[:3]) or "nothing"
+        raise TeacherError(f"teacher weights {path}: a zip with {found}; expected safetensors or a file of torch.save")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise TeacherError(f"teacher weights {path}: its parts are compressed or not whole; torch.save writes them as they are")
+
+
+def _tensors(content: object) -> dict[str, Tensor]:
+    """All plain tensors in tables and lists, under their names joined by dots; what is there twice or in itself counts once."""
+    found: dict[str, Tensor] = {}
+    waiting, seen = [("", content)], set()
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.layout == torch.strided and not (value.is_quantized or value.is_meta):
+                found[AROUND.sub("", name)] = value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{key}" if name else str(key), part) for key, part in items]
+    return found
+
+
+def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    hits: Counter[str] = Counter()
+    for key in tensors:
+        parts = key.split(".")
+        for length in range(1, min(len(parts), DEEPEST) + 1):
+            if (inner := ".".join(parts[-length:])) in own:
+                hits[key.removesuffix(inner)] += 1
+    if not hits or any(key.endswith(CONVERTED) for key in tensors):  # it may be a layout that timm converts
+        return next(root for root in ROOTS if not root or any(key.startswith(root) for key in tensors))
+    tied = [prefix for prefix, count in hits.items() if count == max(hits.values())]
+    for preferred in (ROOTS.__contains__, AVERAGED.search):
+        tied = [prefix for prefix in tied if preferred(prefix)] or tied
+    if len(tied) > 1:
+        raise TeacherError(
+            f"teacher weights {path}: {name} is in it {len(tied)} times, as {', '.join(sorted(tied)[:3])}; save one of them alone"
+        )
+    return tied[0]
+
+
+def _in_timms_layout(path: Path, state: dict[str, Tensor], network: VisionTransformer, name: str) -> dict[str, Tensor]:
+    channels, *size = network.patch_embed.proj.weight.shape[1:]
+    first = next((state[key] for key in PATCHES if key in state and state[key].ndim == 4), None)
+    if first is not None and (first.shape[1] != channels or list(first.shape[2:]) != size):
+        found = f"patches of {first.shape[2]} x {first.shape[3]} pixels in {first.shape[1]} channels"
+        raise TeacherError(
+            f"teacher weights {path} do not fit {name}: {found}, expected {size[0]} x {size[1]} in {channels}; name the model they are of"
+        )
+    try:
+        return checkpoint_filter_fn(dict(state), network)
+    except Exception as error:  # written for whole checkpoints of known makers
+        raise TeacherError(f"teacher weights {path} do not fit {name}: timm cannot convert them ({str(error)[:120]})") from error
+
+
+def _fitted(
+    path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: nn.Module, name: str, wrapped: bool
+) -> dict[str, Tensor]:
+    """Strict but for what a feature extractor does not use; beside wrapped weights there may be others."""
+    classifier = (getattr(network, "default_cfg", None) or {}).get("classifier") or ()
+    classifier = tuple(f"{layer}." for layer in ((classifier,) if isinstance(classifier, str) else classifier))
+    needed = {key: tensor for key, tensor in own.items() if not key.startswith(classifier or ("\0",))}
+    heads = ("head", "fc", "classifier")
+    additional = [] if wrapped else sorted(key for key in state if key not in own and key.split(".")[0] not in heads)
+    missing = sorted(key for key in needed if key not in state and not key.endswith("num_batches_tracked"))
+    there = {key: tensor for key, tensor in state.items() if key in needed}
+    wrong = [
+        f"{key} {tuple(there[key].shape)} of {there[key].dtype} instead of {tuple(tensor.shape)} of {tensor.dtype}"
+        for key, tensor in needed.items()
+        if key in there and (there[key].shape != tensor.shape or there[key].is_floating_point() != tensor.is_floating_point())
+    ]
+    if missing or additional or wrong:
+        problems = [f"missing {missing[:3]}"] * bool(missing) + [f"additional {additional[:3]}"] * bool(additional) + wrong[:3]
+        nothing = "" if there else f"; none of its names is {name}'s, expected {_expected(own)}"
+        raise TeacherError(f"teacher weights {path} do not fit {name}: {'; '.join(problems)}{nothing}")
+    there = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in there.items()}
+    if broken := [key for key, tensor in there.items() if not torch.isfinite(tensor).all()]:
+        raise TeacherError(f"teacher weights {path}: {len(broken)} tensors hold NaN or infinite values, e.g. {broken[0]}")
+    return there
+
+
+def _side(positions: Tensor) -> int | None:
+    """Of the grid of a ViT's positions; up to five of them are of class and register tokens."""
+    count = positions.shape[1] if positions.ndim == 3 else 0
+    return next((math.isqrt(count - other) for other in range(min(count, 6)) if math.isqrt(count - other) ** 2 == count - other), None)
+
+
+def _outline(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a table with {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+    return f"a {type(content).__name__}"
+
+
+def _expected(own: Mapping[str, Tensor]) -> str:
+    return f"a table of tensors with names such as {', '.join(list(own)[:3])}"
