@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,6 +27,7 @@ from pydantic import (
 )
 
 from vfmgl_lib import __version__
+from vfmgl_lib.files import YamlError, read_yaml
 
 PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
 
@@ -495,9 +495,9 @@ def _profile_values(profile: str | Path) -> dict[str, dict]:
         names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ConfigError(f"profile {profile}: {path} does not exist; give one of {names} or a YAML file")
     try:
-        content, paper = (yaml.safe_load(p.read_text(encoding="utf-8")) for p in (path, PROFILES / "paper.yaml"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"profile {path}: not valid YAML: {error}") from error
+        content, paper = (read_yaml(p) for p in (path, PROFILES / "paper.yaml"))
+    except YamlError as error:
+        raise ConfigError(f"profile {path}: {error}") from error
     if not isinstance(content, dict) or set(content) - {"all", "tasks"}:
         raise ConfigError(f"profile {path}: top-level keys must be 'all' and 'tasks', got {list(content or [])}")
     tasks: dict[str, dict] = {}

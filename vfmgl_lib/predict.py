@@ -52,6 +52,7 @@ from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
 from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.files import Steps, file_name, reason, resumed_folder, sha256, shown, temporary_name, write_bytes, write_text
+from vfmgl_lib.surroundings import print_anything
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
 KEY = "vfmgl"
@@ -438,6 +439,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m vfmgl_lib.predict", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )

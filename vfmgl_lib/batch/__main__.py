@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vfmgl_lib.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
 from vfmgl_lib.config import TEACHER_HELP
+from vfmgl_lib.surroundings import print_anything
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path = ROOT / "noteb
 
     Returns: 0, or 1 if a notebook failed, 2 if what was asked for is not possible, 130 if interrupted.
     """
+    print_anything()
     parser = command_line()
     options = vars(parser.parse_args(arguments))
     tasks = options.pop("task") or []

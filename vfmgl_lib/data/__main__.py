@@ -23,9 +23,11 @@ from vfmgl_lib.data.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.data.sources import FORMATS, SplitRule, prepare, read_prepared, verify
 from vfmgl_lib.files import reason
+from vfmgl_lib.surroundings import print_anything
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m vfmgl_lib.data", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )

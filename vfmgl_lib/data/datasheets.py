@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.files import YamlError, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "data_manifests"
 EXPECTED_SPLITS = ("train", "val", "test", "external")
@@ -131,8 +131,8 @@ def read_datasheet(task: str, folder: Path | str = FOLDER) -> Datasheet:
         names = ", ".join(sorted(file.stem for file in Path(folder).glob("*.yaml"))) or "none"
         raise DatasheetError(f"no datasheet for {task!r} in {folder}, there are: {names}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, YamlError) as error:
         raise DatasheetError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise DatasheetError(f"{path}: holds {type(content).__name__}, expected keys and values")

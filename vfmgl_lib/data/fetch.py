@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pooch
 import requests
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.data.datasheets import Download, read_datasheet
 from vfmgl_lib.files import PARTIAL, new_folder, sha256, write_json
+from vfmgl_lib.surroundings import about_proxy
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +199,7 @@ class ResumingDownloader:
         offset = self._size() if state else 0
         if state and offset == state["total"]:
             return ""
-        headers = {"Accept-Encoding": "identity"}
+        headers, host = {"Accept-Encoding": "identity"}, urlsplit(url).hostname or ""
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if state["validator"]:
@@ -216,9 +218,9 @@ class ResumingDownloader:
                 self._check_space(url, (total or 0) - offset)
                 self._write(response, url, offset, total, bar)
         except LOST as error:
-            return f"the connection was lost ({type(error).__name__})"
+            return f"the connection was lost ({type(error).__name__}){about_proxy(host)}"
         except requests.RequestException as error:
-            raise FetchError(f"{url}: {error}") from error
+            raise FetchError(f"{url}: {error}{about_proxy(host)}") from error
         size = self._size()
         if total is None:
             logger.warning("%s: the server does not say how long its file is, %d bytes came", url, size)

@@ -26,9 +26,11 @@ from vfmgl_lib.export import export_model
 from vfmgl_lib.export.checks import ExportError
 from vfmgl_lib.files import reason
 from vfmgl_lib.study import load_study
+from vfmgl_lib.surroundings import print_anything
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m vfmgl_lib.export", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )

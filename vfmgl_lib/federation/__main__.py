@@ -16,6 +16,7 @@ from vfmgl_lib.config import TEACHER_HELP, ConfigError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
 from vfmgl_lib.federation.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
+from vfmgl_lib.surroundings import print_anything
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns: 0; 1 after an error or where a check finds something missing; 130 if interrupted."""
+    print_anything()
     given = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfmgl_lib import __version__
@@ -51,8 +50,9 @@ from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
-from vfmgl_lib.files import new_folder, reason, write_json, write_text
+from vfmgl_lib.files import YamlError, new_folder, read_yaml, reason, write_json, write_text
 from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.surroundings import proxy_for
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
@@ -290,8 +290,8 @@ ERROR_NUMBERS = {
 
 def _read(kind: type[Settings], file: Path) -> Settings:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(file)
+    except (OSError, YamlError) as error:
         raise ConfigError(f"{file}: cannot be read: {plain(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold lines of the form name: value, got {values!r:.80}")
@@ -455,9 +455,10 @@ def _free(settings: ServerSettings) -> None:
 
 def _reach(given: SiteFolder) -> None:
     host, _, port = given.settings.superlink.rpartition(":")
-    context = ssl.create_default_context(cafile=str(given.folder / credentials.CA))
-    with socket.create_connection((host, int(port)), timeout=10) as connection, context.wrap_socket(connection, server_hostname=host):
-        pass
+    if not proxy_for(host):  # which may be the only way out; the system's own errors say more than a client's
+        context = ssl.create_default_context(cafile=str(given.folder / credentials.CA))
+        with socket.create_connection((host, int(port)), timeout=10) as connection, context.wrap_socket(connection, server_hostname=host):
+            pass
     if not admitted(given.settings.superlink, given.folder / credentials.CA, given.folder / "key"):
         raise ValueError("the server does not know this centre's key; the coordinator puts key.pub into centers/ and starts it again")
 

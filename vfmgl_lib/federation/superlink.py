@@ -34,6 +34,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vfmgl_lib import keep_freed_memory
 from vfmgl_lib.federation import credentials
+from vfmgl_lib.surroundings import direct_to_loopback
 
 log = logging.getLogger(__name__)
 NODES, APPS = "/v1/fleet/", "/v1/runtime/"
@@ -103,6 +104,8 @@ def _run(state: LinkState, folder: Path, port: int) -> Iterator[Grid]:
     grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=(folder / credentials.CA).read_bytes(), token=token)
     # Its own way of retrying sends this process an interrupt when a request comes after the run's end, as a late one of ours may.
     grid._retry_invoker = None
+    with direct_to_loopback("127.0.0.1"):
+        grid._connect()  # else at its first message
     grid.set_run(run)
     try:
         yield grid

@@ -36,6 +36,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from vfmgl_lib.federation.credentials import read_private_key
 from vfmgl_lib.federation.flower import FINISH
+from vfmgl_lib.surroundings import about_proxy, direct_to_loopback
 
 log = logging.getLogger(__name__)
 POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one
@@ -75,8 +76,8 @@ def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: 
                         last, pause = time.monotonic(), POLL
             except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
                 if time.monotonic() - last > patience:
-                    raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error)}") from error
-                log.warning("%s: %s; trying again", address, _reason(error))
+                    raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error, address)}") from error
+                log.warning("%s: %s; trying again", address, _reason(error, address))
                 time.sleep(RECONNECT)
 
 
@@ -94,14 +95,18 @@ def admitted(address: str, certificate: Path, key: Path) -> bool:
     except httpx.HTTPError as error:
         code = _error_code(error)
         if code not in (ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED):
-            raise ConnectionError(_reason(error)) from error
+            raise ConnectionError(_reason(error, address)) from error
         return code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL
 
 
 def _client(address: str, certificate: Path, key: Path) -> FleetHttpClient:
-    private = read_private_key(key)
+    private, host = read_private_key(key), address.rpartition(":")[0]
     interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
-    return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)
+    with direct_to_loopback(host):
+        try:
+            return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)
+        except (ImportError, ValueError) as error:  # of a proxy that httpx cannot use, as one of SOCKS
+            raise ValueError(f"{address}: {error}{about_proxy(host)}") from error
 
 
 def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullMessagesResponse) -> str:
@@ -157,14 +162,14 @@ def _activated(client: FleetHttpClient, public: bytes) -> Iterator[Node]:
             log.info("could not say goodbye: %s", _reason(error))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, address: str = "") -> str:
     if isinstance(error, httpx.HTTPStatusError):
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             return "the server does not accept this centre's signature; do the clocks of both machines agree?"
         if _error_code(error) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
             return "the server does not know this centre's key, or a site with this key is connected, or was within the last minute"
         return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
-    return str(error) or type(error).__name__
+    return (str(error) or type(error).__name__) + about_proxy(address.rpartition(":")[0])
 
 
 def _error_code(error: Exception) -> int:

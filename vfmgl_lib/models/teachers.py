@@ -23,6 +23,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import timm
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from vfmgl_lib.files import sha256
 from vfmgl_lib.models.weights import TeacherError, described, is_safetensors, read_metadata, read_weights
 from vfmgl_lib.randomness import seed_sequence, torch_seed
+from vfmgl_lib.surroundings import about_proxy
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
@@ -45,6 +47,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
 ELSE, HUB, RANDOM = " else ", "hf-hub:", "random:"
 TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
+HUB_HOST = urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
 PATIENCE = 3.0  # seconds until the hub counts as out of reach
 
 
@@ -301,7 +304,7 @@ def _hub_refusal(repository: str) -> str:
         return f"the hub has or gives no {repository} ({type(error).__name__})"
     except Exception as error:  # the client's other kinds of error change with its version, and none of them is the user's
         log.debug("the hub does not answer: %r", error)
-        return "the hub is out of reach"
+        return f"the hub is out of reach{about_proxy(HUB_HOST)}"
     return ""
 
 
@@ -330,7 +333,7 @@ def _create(name: str, arguments: dict, from_hub: str) -> nn.Module:
 
 def _not_from_the_hub(name: str, error: Exception) -> TeacherError:
     return TeacherError(
-        f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}). "
+        f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}){about_proxy(HUB_HOST)}. "
         f"Either connect once (they are cached), or fetch the file elsewhere and give {'NAME' if name.startswith(HUB) else name}=FILE; "
         f"{POCKET} comes with this project, and is no foundation model"
     )

@@ -15,6 +15,7 @@ from vfmgl_lib.checkpoint import CheckpointError
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.pretrain.phantom_bank import PretrainError
 from vfmgl_lib.pretrain.training import Schedule, pretrain
+from vfmgl_lib.surroundings import print_anything
 
 HELP = {
     "steps": "of the optimiser",
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns: 0, 1 if the run cannot be had as asked for, 130 if interrupted.
     """
+    print_anything()
     parser = command_line()
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():

@@ -17,6 +17,7 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import TEACHER_HELP, ConfigError, FoldSettings, SplitSettings, load_settings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
+from vfmgl_lib.surroundings import print_anything
 from vfmgl_lib.sweep.effects import report
 from vfmgl_lib.sweep.evidence import parts, plan_status, read_plan
 from vfmgl_lib.sweep.jobs import Job, Split, cross_validation, plan, status_table
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns: 0, 1 if a study failed, 2 if what was asked for is not possible, 130 if interrupted.
     """
+    print_anything()
     parser = command_line()
     given = parser.parse_args(arguments)
     if given.cluster and given.executor == "local":
