@@ -293,7 +293,6 @@ def test_failed_write_leaves_the_old_file(manifest, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: b"\xef\xbb\xbf" + text, "byte order mark"),
         (lambda text: text.replace(b"patient", b"person", 1), "missing: patient"),
         (lambda text: text.replace(b",spacing", b"", 1), "missing: spacing"),
         (lambda text: b"", "missing: id, path"),

@@ -72,7 +72,7 @@ def test_no_table_is_none(tmp_path):
     [
         (",54,I,I", "patient is empty, expected a name"),
         ("A1,54 y,I,I", "age '54 y', expected a number of years from 0 to 120"),
-        ('A1,"54,5",I,I', "age '54,5', expected a number of years from 0 to 120"),
+        ('A1,"5,4,5",I,I', "age '5.4.5', expected a number of years from 0 to 120"),
         ("A1,121,I,I", "age '121', expected a number of years from 0 to 120"),
         ("A1,-3,I,I", "age '-3', expected a number of years from 0 to 120"),
         ("A1,nan,I,I", "age 'nan', expected a number of years from 0 to 120"),
@@ -102,11 +102,12 @@ def test_bad_grade_and_all_problems_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("\ufeff" + HEADER + "\nA1,54,I,I\n", "begins with a byte order mark"),
-        ("patient;age;figo;histology\nA1;54;I;I\n", "header is 'patient;age;figo;histology', expected 'patient,age,figo,histology'"),
+        ("patient|age|figo|histology\nA1|54|I|I\n", "header is 'patient|age|figo|histology', expected 'patient,age,figo,histology'"),
+        (HEADER + "\nA1,54,5,I,I\nA2,60,1,I,I\n", "every row has other than the header's 4 fields, the first one 5; are there commas"),
         ("patient,age,figo\nA1,54,I\n", "header is 'patient,age,figo', expected"),
         (HEADER + ",age\nA1,54,I,I,3\n", f"header is '{HEADER},age', expected"),
-        (HEADER + ",\nA1,54,I,I,3\n", f"header is '{HEADER},', expected"),
+        (HEADER + ",\nA1,54,I,I,3\n", "line 2: 5 fields, expected 4"),
+        (HEADER + ",,x\nA1,54,I,I,,3\n", f"header is '{HEADER},,x', expected"),
         (HEADER + "\n", "has a header only, expected at least one row"),
         ("", "header is '', expected"),
         (HEADER + '\n"A1,54,I,I\n', "is not CSV in UTF-8"),
@@ -116,6 +117,12 @@ def test_bad_file(tmp_path, content, expected):
     (tmp_path / "patients.csv").write_text(content, encoding="utf-8")
     (problem,) = problems(tmp_path)
     assert problem.startswith(expected)
+
+
+def test_a_decimal_comma_in_an_age(tmp_path):
+    (tmp_path / "patients.csv").write_bytes("\ufeffpatient;age;figo;histology\r\nMüller;61,5;I;II\r\n".encode())
+    (row,) = read_patients(tmp_path).to_dict("records")
+    assert row == {"patient": "Müller", "age": 61.5, "figo": "I", "histology": "II"}
 
 
 def test_table_that_cannot_be_read(tmp_path):

@@ -353,6 +353,40 @@ def test_a_kernel_without_landlock(federation, monkeypatch):
     assert not any("Landlock" in text for text in missing(check_site(site)))
 
 
+def behind_a_proxy(monkeypatch, proxy):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, proxy)
+        monkeypatch.setenv(name.upper(), proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_a_server_on_this_machine_is_reached_past_any_proxy(federation, monkeypatch, proxy):
+    """By the centre, and by the server itself, whose grid speaks to its own port."""
+    server, site = federation
+    behind_a_proxy(monkeypatch, proxy)
+    port = free_port()
+    fill(site, superlink=f"127.0.0.1:{port}")
+    with superlink(server, "127.0.0.1", port, {"SiteA": credentials.read_public_key(site / "key.pub")}) as (grid, nodes):
+        assert grid.get_node_ids() is not None and not any("answers" in text for text in missing(check_site(site)))
+    assert any(f"127.0.0.1:{port} answers" in text and "roxy" not in text for text in missing(check_site(site)))
+
+
+@pytest.mark.parametrize("proxy", ["http://anna:secret@127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://127.0.0.1:9"])
+def test_a_proxy_in_between_is_named_without_its_password(federation, monkeypatch, proxy):
+    _, site = federation
+    behind_a_proxy(monkeypatch, proxy)
+    fill(site, superlink="server.invalid:9092")
+    (text,) = (text for text in missing(check_site(site)) if "answers" in text)
+    shown = proxy.replace("anna:secret@", "")
+    assert f"the environment names the proxy {shown} for it" in text and "NO_PROXY name server.invalid?" in text
+    assert "secret" not in text
+    monkeypatch.setenv("no_proxy", "localhost,server.invalid")
+    (text,) = (text for text in missing(check_site(site)) if "answers" in text)
+    assert "this name is not known here" in text and "the proxy" not in text
+
+
 def test_who_is_admitted(federation, tmp_path):
     """Known keys alone; one that was taken out is refused from the next start on, and does not come back."""
     server, site = federation

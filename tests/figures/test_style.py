@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from matplotlib import rcParams
+from matplotlib import rc_context, rcParams
 from PIL import Image
 
 from vfmgl_lib import __version__
@@ -13,6 +13,7 @@ from vfmgl_lib.figures.style import (
     center_style,
     columns_for,
     footnote,
+    journal,
     names,
     new_figure,
     nothing,
@@ -112,3 +113,65 @@ def test_panels_fill_their_rows():
 def test_a_figure_with_nothing_to_show_says_why():
     figure = nothing("No external centre costs 5 dollars.")
     assert [text.get_text() for text in figure.axes[0].texts] == ["No external centre costs 5 dollars."] and not figure.axes[0].axison
+
+
+@journal
+def _drawn():
+    figure = new_figure(2, 2)
+    axes = figure.subplots(1, 2)
+    axes[0].imshow([[0.0, 1.0], [2.0, 3.0]])
+    axes[1].plot([-1.5, 2], [0, 1000], label="a_b")
+    axes[1].legend()
+    axes[1].set_title("50 % of $x$")
+    return figure
+
+
+def _pixels(figure, file):
+    figure.savefig(file, format="png")
+    return Image.open(file).tobytes()
+
+
+HOSTILE = {
+    "text.usetex": True,
+    "image.origin": "lower",
+    "image.cmap": "jet",
+    "savefig.transparent": True,
+    "savefig.bbox": "tight",
+    "savefig.format": "svg",
+    "savefig.dpi": 30,
+    "figure.autolayout": True,
+    "figure.facecolor": "black",
+    "figure.dpi": 40,
+    "axes.facecolor": "black",
+    "axes.grid": True,
+    "axes.unicode_minus": False,
+    "axes.formatter.use_locale": True,
+    "axes.formatter.use_mathtext": True,
+    "lines.linestyle": "--",
+    "path.sketch": (1, 100, 2),
+    "text.color": "white",
+    "font.family": ["cursive"],
+    "xtick.bottom": False,
+    "ytick.direction": "in",
+    "legend.loc": "center",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_setting_of_the_user_changes_a_figure(name, tmp_path):
+    """Neither as a file, nor as a notebook shows it, which draws it without this library."""
+    table = pd.DataFrame({"a": [1]})
+    save_figure(_drawn(), table, tmp_path, "plain", note="Teacher: pocket_vit")
+    with rc_context({name: HOSTILE[name]}):
+        figure = save_figure(_drawn(), table, tmp_path, "theirs", note="Teacher: pocket_vit")
+        figure.draw_without_rendering()
+        assert rcParams[name] == HOSTILE[name], "the user's settings stay"
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
+
+
+def test_a_figure_that_is_only_shown_is_in_the_same_style(tmp_path):
+    figure = _drawn()
+    plain = _pixels(figure, tmp_path / "plain.png")
+    looks = {name: value for name, value in HOSTILE.items() if not name.startswith("savefig") and name != "figure.dpi"}
+    with rc_context(looks):
+        assert _pixels(_drawn(), tmp_path / "theirs.png") == plain

@@ -4,6 +4,7 @@ Nothing else in the library knows files. A layout reader makes a manifest, `load
 study keeps a copy of it beside its results.
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -396,8 +397,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         content = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}), expected a manifest as CSV") from error
-    if content.startswith(b"\xef\xbb\xbf"):
-        raise ManifestError(f"{path}: begins with a byte order mark, expected UTF-8 without one ('CSV UTF-8' adds it)")
+    content = content.removeprefix(codecs.BOM_UTF8)
     header: list[str] = []
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     odd: list[tuple[int, int]] = []  # line, fields

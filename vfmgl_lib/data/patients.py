@@ -3,7 +3,7 @@
 `patients.csv` in the data root is optional; one row a patient, in any order of columns:
 
     patient    the patient's name in the manifest (the name of the folder)
-    age        years, 0 to 120
+    age        years, 0 to 120; with a decimal point or comma
     figo       FIGO stage: I, II, III or IV, without sub-stages
     histology  histopathologic type: I or II (Table 1 has these two; the paper does not define them, the usual reading is
                endometrioid and non-endometrioid)
@@ -14,8 +14,6 @@
 Further columns are kept as text.
 """
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ import pandas as pd
 from vfmgl_lib.data.datasheets import FOLDER, class_titles
 from vfmgl_lib.data.manifest import Manifest, ManifestError
 from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
 
 PATIENTS_FILE = "patients.csv"
 NEEDED_COLUMNS = ("patient", "age", "figo", "histology")
@@ -44,26 +43,31 @@ def read_csv(path: Path, columns: Sequence[str], further: bool = False) -> list[
 
     Args:
         columns: the header: exactly these in this order or, with `further`, these and others in any order.
-    Raises: ManifestError: not UTF-8, a byte order mark, a wrong header, a row of another length, no rows.
+    Raises: ManifestError: what `spreadsheets` refuses, a wrong header, a row of another length, no rows.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}), expected a CSV") from error
-    if content.startswith(b"\xef\xbb\xbf"):
-        raise ManifestError(f"{path}: begins with a byte order mark, expected UTF-8 without one ('CSV UTF-8' adds it)")
+
+    def fits(header: list[str]) -> bool:
+        expected = set(columns) <= set(header) if further else header == list(columns)
+        return expected and len(set(header)) == len(header) and "" not in header
+
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: is not CSV in UTF-8 ({error})") from error
-    header = rows[0] if rows else []
-    wrong = not set(columns) <= set(header) if further else header != list(columns)
-    if wrong or len(set(header)) < len(header) or "" in header:
+        header, rows = parsed(decoded(content), fits)
+        lines = list(rows)
+    except TableError as error:
+        raise ManifestError(f"{path}: {error}") from error
+    if not fits(header):
         rest = " and further columns" if further else ""
         raise ManifestError(f"{path}: header is {','.join(header)!r}, expected {','.join(columns)!r}{rest}, each once")
-    lines = [(number, row) for number, row in enumerate(rows[1:], 2) if any(row)]
-    if problems := [f"line {number}: {len(row)} fields, expected {len(header)}" for number, row in lines if len(row) != len(header)]:
-        raise ManifestError.listing(path, problems)
+    uneven = [(number, len(row)) for number, row in lines if len(row) != len(header)]
+    if len(uneven) == len(lines) > 1:
+        found = f"every row has other than the header's {len(header)} fields, the first one {uneven[0][1]}"
+        raise ManifestError(f"{path}: {found}; are there commas in numbers, or two separators? {REMEDY}")
+    if uneven:
+        raise ManifestError.listing(path, [f"line {number}: {fields} fields, expected {len(header)}" for number, fields in uneven])
     if not lines:
         raise ManifestError(f"{path}: has a header only, expected at least one row")
     return [(number, dict(zip(header, row, strict=True))) for number, row in lines]
@@ -81,6 +85,8 @@ def read_patients(root: Path | str) -> pd.DataFrame | None:
     if not path.resolve().is_relative_to(Path(root).resolve()):
         raise ManifestError(f"{path}: links out of the data folder to {path.resolve()}, expected a file inside it")
     rows = read_csv(path, NEEDED_COLUMNS, further=True)
+    for _, row in rows:
+        row["age"] = row["age"].replace(",", ".")
     problems, seen = [], {}
     for number, row in rows:
         problems += [f"line {number}: {problem}" for problem in _row_problems(row)]

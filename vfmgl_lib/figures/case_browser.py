@@ -13,7 +13,7 @@ import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
-from vfmgl_lib.figures.style import FILE_DPI
+from vfmgl_lib.figures.style import FILE_DPI, own_style
 
 WIDTH = "860px"
 
@@ -72,7 +72,8 @@ def _menus(cases: pd.DataFrame, draw: Callable[[Sequence[str]], Figure], classes
     def show() -> None:
         said.value = "<i>drawing …</i>"
         file = io.BytesIO()
-        draw([case.value]).savefig(file, format="png", dpi=FILE_DPI)
+        with own_style():
+            draw([case.value]).savefig(file, format="png", dpi=FILE_DPI)
         picture.value = file.getvalue()
         said.value = ""
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -102,20 +103,37 @@ STYLE = {
 P = ParamSpec("P")
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Within it figures are drawn in this style on matplotlib's defaults, whatever the user's settings are; it may be nested."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # all but the backend and what else is no matter of looks
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def journal(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draws the figure in this style, whatever style is active outside."""
 
     @functools.wraps(function)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with own_style():
             return function(*args, **kwargs)
 
     return styled
 
 
+class _Figure(Figure):
+    """Drawn in this style also where a notebook shows it: what a figure lacks until then, as ticks, would come in the user's."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        with own_style():
+            super().draw(renderer)
+
+
 def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """An empty figure, sizes in inches; unknown to pyplot, so a notebook shows it once and memory is freed with it."""
-    return Figure(figsize=(width, height), layout=layout, dpi=SCREEN_DPI)
+    return _Figure(figsize=(width, height), layout=layout, dpi=SCREEN_DPI)
 
 
 def panel_grid(
@@ -240,7 +258,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with own_style():
         footnote(figure, note)
         write_png(figure, folder / f"{name}.png")
         with _whole_file(folder / f"{name}.pdf") as file:

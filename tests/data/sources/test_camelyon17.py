@@ -115,7 +115,8 @@ def test_wilds_as_a_spreadsheet_leaves_it(root):
             "expected the columns patient, node, x_coord, y_coord, tumor, center, separated by commas; missing or repeated: tumor",
         ),
         (",slide,", ",tumor,", "missing or repeated: tumor"),
-        (HEADER, HEADER.replace(",", ";"), "missing or repeated: patient, node"),
+        (HEADER, HEADER.replace(",", "|"), "missing or repeated: patient, node"),
+        (HEADER, HEADER.replace(",", ";"), "metadata.csv line 2: 1 fields, expected 9"),
         (HEADER + "\n", "", "missing or repeated: patient"),
         ("0,004,4,3328,21792,0,", "0,004,4,3328,21792,2,", "metadata.csv line 2: tumor '2', expected 0 or 1"),
         ("0,004,4,3328,21792,0,", "0,004,4,3328,21792,,", "metadata.csv line 2: tumor '', expected 0 or 1"),
@@ -135,7 +136,7 @@ def test_wrong_metadata(root, old, new, message):
 
 
 def test_metadata_that_is_no_text_or_not_there(root):
-    (root / "metadata.csv").write_bytes(b"\xff\xfe,patient")
+    (root / "metadata.csv").write_bytes(b"\xff,patient")
     assert any("metadata.csv: is not CSV in UTF-8" in problem for problem in problems(manifest_wilds, root))
     (root / "metadata.csv").write_text(HEADER + "\n")
     assert problems(manifest_wilds, root) == [f"{root}: lists no image, expected at least one"]

@@ -713,10 +713,14 @@ def test_problems_of_the_patient_table_come_with_those_of_the_images(tmp_path):
     for name, build in (("volumes", endometrial_volumes), ("folders", endometrial_folders)):
         root = tmp_path / name
         build(root)
-        (root / "patients.csv").write_bytes(b"\xef\xbb\xbfpatient,age,figo,histology\nA1,60,I,I\n")
+        (root / "patients.csv").write_bytes(b"patient,age,figo,histology\nA\xfc,60,I,I\n")
         (root / "A" / "notes.txt").write_text("x")
         found = problems("endometrial", root, tmp_path / f"{name} out")
-        assert found[0].startswith("patients.csv: begins with a byte order mark") and "A/notes.txt" in found[1] and len(found) == 2
+        assert (
+            found[0].startswith("patients.csv: is not CSV in UTF-8: line 2 has the byte 0xfc")
+            and "A/notes.txt" in found[1]
+            and len(found) == 2
+        )
         (root / "A" / "notes.txt").unlink()
         (root / "patients.csv").write_text("patient,age,stage,histology\nA1,60,I,I\n")
         (problem,) = problems("endometrial", root, tmp_path / f"{name} out")
@@ -730,9 +734,10 @@ def test_problems_of_the_patient_table_come_with_those_of_the_images(tmp_path):
 
 def test_a_csv_with_a_wrong_header(tmp_path):
     endometrial_volumes(tmp_path / "a")
-    text = (tmp_path / "a" / "roi.csv").read_text()
-    (tmp_path / "a" / "roi.csv").write_text("\ufeff" + text, encoding="utf-8")
-    assert problems("endometrial", tmp_path / "a", tmp_path / "out")[0].startswith("roi.csv: begins with a byte order mark")
+    text = (tmp_path / "a" / "roi.csv").read_text(encoding="utf-8")
+    (tmp_path / "a" / "roi.csv").write_text(text.replace("slice", "slize"), encoding="utf-8")
+    (problem,) = problems("endometrial", tmp_path / "a", tmp_path / "out")
+    assert problem.startswith("roi.csv: header is 'patient,slize,"), "and no line for every patient that has no row"
     wilds(tmp_path / "b")
     patches.edit(tmp_path / "b", "tumor", "tumour")
     assert "missing or repeated: tumor" in problems("camelyon17", tmp_path / "b", tmp_path / "out b")[0]

@@ -6,7 +6,6 @@ that is listed has to be there, and what `data.pkl` would have Python do is not 
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import pickle
@@ -21,6 +20,7 @@ import pandas as pd
 
 from vfmgl_lib.data.scan import Scan, skipped
 from vfmgl_lib.data.sources.cases import Findings, Format
+from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
 
 CLASSES = ("normal", "tumor")
 CENTERS = ("hospital1", "hospital2", "hospital3", "hospital4", "hospital5")  # as data.pkl calls WILDS' centers 0 to 4
@@ -164,20 +164,19 @@ def _read_metadata(scan: Scan) -> Iterator[tuple[int, list[str]]]:
     if content is None:
         return
     try:
-        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header = next(rows, [])
+        header, rows = parsed(decoded(content), lambda header: all(header.count(name) == 1 for name in NEEDED))
         if wrong := [name for name in NEEDED if header.count(name) != 1]:
             found = f"{METADATA}: header is {','.join(header)!r}, expected the columns {', '.join(NEEDED)}, separated by commas"
             scan.problems.append(f"{found}; missing or repeated: {', '.join(wrong)}")
             return
         places = [header.index(name) for name in NEEDED]
-        for row in rows:
+        for line, row in rows:
             if len(row) == len(header):
-                yield rows.line_num, [row[place].strip() for place in places]
+                yield line, [row[place] for place in places]
             else:
-                scan.problems.append(f"{METADATA} line {rows.line_num}: {len(row)} fields, expected {len(header)}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        scan.problems.append(f"{METADATA}: is not CSV in UTF-8 ({error})")
+                scan.problems.append(f"{METADATA} line {line}: {len(row)} fields, expected {len(header)}")
+    except TableError as error:
+        scan.problems.append(f"{METADATA}: {error}")
 
 
 def _pickle_row(images: set[str], center: str, side: str, split: str, text: object, label: object) -> tuple[str, Row | None]:

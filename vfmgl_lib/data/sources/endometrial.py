@@ -127,6 +127,8 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
             continue
         named[center] += _same_person(folder.name, look)
         unoriented[center] += not look.oriented
+        if regions is None:
+            continue  # whether a patient has a region is not known
         read = partial(read_pictures, tuple(files), own, scan.name(folder))
         cases.append(Case(folder.name, center, folder.name, (*files, home / REGIONS_FILE), read, label, split))
     expected = "expected <center>/{traindata,testdata}/<class>/<patient>"
