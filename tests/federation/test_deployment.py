@@ -368,7 +368,7 @@ def test_a_server_on_this_machine_is_reached_past_any_proxy(federation, monkeypa
     behind_a_proxy(monkeypatch, proxy)
     port = free_port()
     fill(site, superlink=f"127.0.0.1:{port}")
-    with superlink(server, "127.0.0.1", port, {"SiteA": credentials.read_public_key(site / "key.pub")}) as (grid, nodes):
+    with superlink(server, "127.0.0.1", port, {"SiteA": credentials.read_public_key(site / "key.pub")}) as (grid, _):
         assert grid.get_node_ids() is not None and not any("answers" in text for text in missing(check_site(site)))
     assert any(f"127.0.0.1:{port} answers" in text and "roxy" not in text for text in missing(check_site(site)))
 

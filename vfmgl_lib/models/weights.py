@@ -157,9 +157,9 @@ def _read(path: Path) -> object:
     elif not start.startswith(b"\x80"):
         raise TeacherError(f"teacher weights {path}: begins with {start[:8]!r}, expected safetensors or a file of torch.save")
     try:
-        with warnings.catch_warnings():  # torch's, about pickles of other programs: the error says it
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)  # plain values only: executes nothing
+        with warnings.catch_warnings(), open(path, "rb") as file:  # opened, because torch goes by the suffix of a path
+            warnings.simplefilter("ignore")  # torch's, about pickles of other programs: the error says it
+            return torch.load(file, map_location="cpu", weights_only=True)  # plain values only: executes nothing
     except Exception as error:  # broken bytes lead the unpickler anywhere
         text = str(error)
         if found := re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", text):
