@@ -242,7 +242,7 @@ def test_a_file_is_what_its_content_says(networks, tmp_path):
     assert identities == {named.identity}
     link.unlink()
     link.symlink_to("../blobs/gone")
-    with pytest.raises(BatchError, match="model.safetensors cannot be read: No such file"):
+    with pytest.raises(BatchError, match=r"model\.safetensors cannot be read: No such file"):
         resolve_teacher("snapshots/model.safetensors", tmp_path)
 
 
