@@ -12,7 +12,7 @@ import pytest
 from vfmgl_lib import __version__
 from vfmgl_lib.batch import settings as settings_module
 from vfmgl_lib.batch.__main__ import main
-from vfmgl_lib.batch.runner import KERNEL, check_parameters, find_notebooks, folder_name, read_log, run_batch
+from vfmgl_lib.batch.runner import COLUMNS, KERNEL, check_parameters, find_notebooks, folder_name, kernel_environment, read_log, run_batch
 from vfmgl_lib.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
 from vfmgl_lib.models import teachers
 
@@ -261,3 +261,30 @@ def test_all_notebooks_of_a_batch_get_the_one_of_two_teachers_that_could_be_had_
     with pytest.raises(BatchError, match="'vit_bse' is not a timm model"):
         mistyped.parameters("nuclei")
     settings_module._available.cache_clear()
+
+
+def test_kernels_do_not_depend_on_the_home_or_on_a_backend_of_the_user(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    monkeypatch.delenv("IPYTHONDIR", raising=False)
+    with kernel_environment():
+        assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"
+        folders = [Path(os.environ[name]) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")]
+        assert all(os.access(folder.parent, os.W_OK) and Path.home() not in folder.parents for folder in folders)
+    assert os.environ["MPLBACKEND"] == "TkAgg" and "IPYTHONDIR" not in os.environ
+
+
+def test_a_list_of_runs_that_a_spreadsheet_has_saved(tmp_path: Path):
+    row = dict.fromkeys(COLUMNS, "Mü")
+    text = ",".join(COLUMNS) + "\r\n" + ",".join(row.values()) + "\r\n"
+    (tmp_path / "runs.csv").write_bytes(text.encode("utf-8-sig"))
+    assert read_log(tmp_path / "runs.csv") == [row]
+    for damaged, message in ((text.encode("latin-1"), "is not in UTF-8 any more"), (text.replace(",", ";").encode(), "has columns")):
+        (tmp_path / "runs.csv").write_bytes(damaged)
+        with pytest.raises(BatchError, match=f"{message}.*move it away"):
+            read_log(tmp_path / "runs.csv")
+
+
+def test_a_folder_of_results_that_cannot_be_made_is_one_line(tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--only", "01", "--task", "nuclei", "--runs", str(tmp_path / "file" / "runs")]) == 2
+    assert re.search("run_all.sh: .*Not a directory", capsys.readouterr().err)

@@ -132,3 +132,18 @@ def test_another_host_keeps_its_proxy(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
     with direct_to_loopback("example.org"):
         assert "no_proxy" not in os.environ and proxy_for("example.org") == "http://proxy"
+
+
+def test_a_user_without_a_home_can_take_part():
+    """As in a container with a user of no name: flwr asks for a home when it is imported."""
+    code = (
+        "import os, pwd\n"
+        "def gone(number): raise KeyError(number)\n"
+        "pwd.getpwuid = gone\n"
+        "os.environ.pop('HOME', None)\n"
+        "import vfmgl_lib.federation\n"
+        "from flwr.supercore.utils import get_flwr_home\n"
+        "print(get_flwr_home())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip().endswith("flwr"), done.stderr[-300:]

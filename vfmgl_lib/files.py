@@ -125,11 +125,13 @@ def read_yaml(path: Path) -> Any:
     Raises: OSError: it cannot be read. YamlError: it is not YAML; a table has a key twice, of which YAML would take the last.
     """
     try:
-        return yaml.load(path.read_bytes(), _StrictLoader)
+        return _StrictLoader(path.read_bytes()).get_single_data()
+    except YamlError:
+        raise
     except yaml.MarkedYAMLError as error:
         text = ", ".join(filter(None, [error.context, error.problem]))
         remedy = "; indent with blanks, not tabs" if "'\\t'" in text else ""
-        raise YamlError(f"{_line(error.problem_mark)}: {text}{remedy}") from error
+        raise YamlError(f"not valid YAML, {_line(error.problem_mark)}: {text}{remedy}") from error
     except yaml.reader.ReaderError as error:
         raise YamlError(f"not text in UTF-8, byte {error.position}: {error.reason}; save it as UTF-8") from error
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # of numbers and dates, too
@@ -145,8 +147,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key in keys:
             here = _line(key.start_mark)
             if (key.tag, key.value) in lines:
-                problem = f"{key.value!r} is in this table twice, the first time in {lines[key.tag, key.value]}; keep one"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                raise YamlError(f"{here}: {key.value!r} is in this table twice, the first time in {lines[key.tag, key.value]}; keep one")
             lines[key.tag, key.value] = here
         node.unique = True  # from here on it may have keys twice: those of another table that it overrides
         super().flatten_mapping(node)

@@ -9,7 +9,7 @@ from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.sweep import log as module
 from vfmgl_lib.sweep import plan, run_sweep
-from vfmgl_lib.sweep.log import check_log, dataset_name, write_log
+from vfmgl_lib.sweep.log import check_log, dataset_name, read_log, write_log
 
 
 def read(folder, name):
@@ -208,6 +208,23 @@ def test_nothing_is_written_beyond_the_limit(small, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"the log would have \d+ bytes, at most 500 are meant to be committed"):
         write_log(tmp_path / "log", jobs)
     assert not list((tmp_path / "log").rglob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("method;seed\nhgkt;0\n", "has no column method; was it saved by a spreadsheet program"),
+        ("method,seed\nMü,0\n".encode("cp1252"), "cannot be read as CSV in UTF-8 .*restore it"),
+        ("", "cannot be read as CSV in UTF-8 .*restore it"),
+        ("method,seed\nhgkt,0\nhgkt,0,1,2,3\n", "cannot be read as CSV in UTF-8 .*restore it"),
+    ],
+)
+def test_a_table_that_a_spreadsheet_has_saved_is_one_line(tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=message):
+        read_log(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes("\ufeffmethod,seed\r\nhgkt,0\r\n".encode())
+    assert read_log(tmp_path / "t.csv").to_dict("records") == [{"method": "hgkt", "seed": "0"}]
 
 
 def test_the_folder_is_named_after_the_data(small):

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path = ROOT / "noteb
         from vfmgl_lib.batch.runner import run_batch  # after the checks: papermill and torch take seconds to import
 
         done = run_batch(notebooks, settings)
-    except BatchError as error:
+    except (BatchError, OSError) as error:
         sys.stderr.write(f"run_all.sh: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -223,7 +223,7 @@ def folder_name(task: str, data: Path | None, log: Sequence[Mapping[str, str]]) 
 def kernel_environment() -> Iterator[None]:
     """Within it the kernel KERNEL is this very interpreter, whatever kernels the machine has registered.
 
-    It is quiet and uses as many threads as there are cores, unless the user's environment says otherwise.
+    It draws into the notebook, is quiet and uses as many threads as there are cores, unless the user's environment says otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="vfmgl-kernel-") as folder:
         spec = Path(folder, "kernels", KERNEL, "kernel.json")
@@ -238,9 +238,11 @@ def kernel_environment() -> Iterator[None]:
         defaults = {
             "OMP_NUM_THREADS": str(physical_cores()),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's complaint about frozen modules
+            "IPYTHONDIR": str(Path(folder, "ipython")),  # the home may be read-only, and what starts there is not this project's
+            "JUPYTER_RUNTIME_DIR": str(Path(folder, "runtime")),
         }
         before = dict(os.environ)
-        os.environ.update(defaults | before)
+        os.environ.update(defaults | before | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before.get("JUPYTER_PATH")]))
         try:
             yield
@@ -312,16 +314,19 @@ def write_html(notebook: Path, target: Path) -> None:
 def read_log(path: Path) -> list[dict[str, str]]:
     """The rows of runs.csv, oldest first; none if it is not there.
 
-    Raises: BatchError: if its columns are others.
+    Raises: BatchError: if its columns are others, or it is in another encoding.
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = tuple(reader.fieldnames or ())
-        if columns not in (COLUMNS, tuple(name for name in COLUMNS if name != "version")):
-            raise BatchError(f"{path} has columns {list(columns)}, expected {list(COLUMNS)}; move it away")
-        return [{"version": FIRST_VERSION} | row for row in reader]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BatchError(f"{path} is not in UTF-8 any more ({error}); move it away") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = tuple(reader.fieldnames or ())
+    if columns not in (COLUMNS, tuple(name for name in COLUMNS if name != "version")):
+        raise BatchError(f"{path} has columns {list(columns)}, expected {list(COLUMNS)}; move it away")
+    return [{"version": FIRST_VERSION} | row for row in reader]
 
 
 def append_log(path: Path, run: NotebookRun) -> None:

@@ -371,7 +371,7 @@ def _readable(given: SiteFolder) -> list[Path]:
     weights = Path(TeacherSource.parse(source).weights)
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix, library, library.parent / "notebooks" / "profiles", given.data, given.folder]
     places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
-    places += [os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), *([weights] if weights.is_file() else [])]
+    places += [os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), *([weights] if weights.is_file() else [])]
     if given.study.student.weights not in ("none", "hub"):
         places.append(given.study.student.weights)
     return [Path(place).resolve() for place in places]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, Settings
+from vfmgl_lib.files import YamlError, read_yaml
 from vfmgl_lib.sweep.jobs import Job, cross_validation, plan, status_table
 from vfmgl_lib.workspace import Workspace, open_workspace
 
@@ -103,10 +103,10 @@ class Plan(Settings):
 def read_plan(file: Path) -> Plan:
     """Raises: ConfigError: no such file, not YAML, an unknown or missing entry, an arm, variant or set that is not described."""
     try:
-        return Plan(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        return Plan(**read_yaml(file))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (YamlError, TypeError) as error:
         raise ConfigError(f"{file}: is not YAML with a plan ({error})") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()]

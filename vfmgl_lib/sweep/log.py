@@ -221,8 +221,19 @@ def _merged(before: pd.DataFrame, rows: Sequence[pd.DataFrame], jobs: Sequence[J
 
 
 def read_log(file: Path) -> pd.DataFrame:
-    """A CSV of the log as text; empty where there is none."""
-    return pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
+    """A CSV of the log as text; empty where there is none.
+
+    Raises: ConfigError: no CSV as this library writes it.
+    """
+    if not file.is_file():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:  # of pandas: no text, no table, an uneven row
+        raise ConfigError(f"{file}: cannot be read as CSV in UTF-8 ({str(error).strip()}); restore it") from error
+    if "method" not in table:
+        raise ConfigError(f"{file}: has no column method; was it saved by a spreadsheet program, with another separator? restore it")
+    return table
 
 
 def _csv(table: pd.DataFrame) -> str:
