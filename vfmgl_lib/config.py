@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from vfmgl_lib import __version__
-from vfmgl_lib.files import YamlError, read_yaml
+from vfmgl_lib.strict_yaml import YamlError, read_yaml
 
 PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and YAML that says what it means."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 PARTIAL = ".partial"  # suffix of a file that is being written
 LONGEST_NAME = 255  # bytes, of file systems in use
@@ -113,48 +111,6 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class YamlError(ValueError):
-    """A file that is no YAML, or names a key twice; one line, without the file's name."""
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Raises: OSError: it cannot be read. YamlError: it is not YAML; a table has a key twice, of which YAML would take the last.
-    """
-    try:
-        return _StrictLoader(path.read_bytes()).get_single_data()
-    except YamlError:
-        raise
-    except yaml.MarkedYAMLError as error:
-        text = ", ".join(filter(None, [error.context, error.problem]))
-        remedy = "; indent with blanks, not tabs" if "'\\t'" in text else ""
-        raise YamlError(f"not valid YAML, {_line(error.problem_mark)}: {text}{remedy}") from error
-    except yaml.reader.ReaderError as error:
-        raise YamlError(f"not text in UTF-8, byte {error.position}: {error.reason}; save it as UTF-8") from error
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # of numbers and dates, too
-        raise YamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that a table has twice; what `<<` brings in may be named again."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        keys = [] if hasattr(node, "unique") else [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        lines: dict[tuple[str, str], str] = {}
-        for key in keys:
-            here = _line(key.start_mark)
-            if (key.tag, key.value) in lines:
-                raise YamlError(f"{here}: {key.value!r} is in this table twice, the first time in {lines[key.tag, key.value]}; keep one")
-            lines[key.tag, key.value] = here
-        node.unique = True  # from here on it may have keys twice: those of another table that it overrides
-        super().flatten_mapping(node)
-
-
-def _line(mark: yaml.Mark | None) -> str:
-    return f"line {mark.line + 1}" if mark else "the file"
 
 
 @contextmanager

@@ -50,8 +50,9 @@ from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
-from vfmgl_lib.files import YamlError, new_folder, read_yaml, reason, write_json, write_text
+from vfmgl_lib.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.surroundings import proxy_for
 
 log = logging.getLogger(__name__)
