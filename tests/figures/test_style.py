@@ -117,7 +117,7 @@ def test_a_figure_with_nothing_to_show_says_why():
 
 @journal
 def _drawn():
-    figure = new_figure(2, 2)
+    figure = new_figure(5, 2)
     axes = figure.subplots(1, 2)
     axes[0].imshow([[0.0, 1.0], [2.0, 3.0]])
     axes[1].plot([-1.5, 2], [0, 1000], label="a_b")
