@@ -137,7 +137,7 @@ def test_notebook_without_parameters_cell(folder: Path):
         (["--task", "nucleii"], "task 'nucleii' is not in profile smoke; it has camelyon17, endometrial, nuclei, prostate"),
         (["--data", "full"], "belongs to one task, got endometrial, nuclei"),
         (["--all-tasks", "--data", "full"], "belongs to one task"),
-        (["--profile", "smok"], "give one of paper, pocket_teacher, quick, results, smoke"),
+        (["--profile", "smok"], "give one of evidence, paper, pocket_teacher, quick, results, smoke"),
         (["--profile", "mine.yaml"], r"mine\.yaml does not exist"),
         (["--profile", "list.yaml"], r"top-level keys must be 'all' and 'tasks', got \[1\]"),
         (["--teacher", "nowhere.safetensors"], r"nowhere\.safetensors cannot be read: No such file"),
