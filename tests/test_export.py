@@ -15,6 +15,7 @@ from PIL import Image
 
 from vfmgl_lib import __version__, export, model_card
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.data.images import Reading
 from vfmgl_lib.data.inputs import find_inputs
 from vfmgl_lib.export import checks, export_model
 from vfmgl_lib.export.__main__ import main
@@ -115,6 +116,7 @@ def test_what_is_written_has_been_checked(task, exported, studies):
     assert about.task == task and about.classes == study.manifest.classes and about.image_size == 32 and about.precision == "float32"
     assert about.study["key"] == study.folder.name and about.study["stage"] == "I" and about.study["round"] == study.last_round
     assert about.study["manifest_sha256"] == study.manifest.sha256 and "PHANTOM" in about.data
+    assert about.reading == study.manifest.reading == Reading(None, {"nuclei": "white", "endometrial": "black"}[task])
     assert (about.cutoff is None) == (task == "nuclei") and about.cutoff_from.startswith("Youden" if task == "endometrial" else "none")
 
 

@@ -13,6 +13,7 @@ from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import Division, FoldSettings, StudySettings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
+from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.layouts import fold, resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
@@ -109,10 +110,10 @@ def study_teacher(settings: StudySettings) -> Teacher | None:
     return teacher.compiled() if settings.compute.compile_teacher else teacher
 
 
-def feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None) -> FeatureCache | None:
-    """The teacher's features on disk, below `folder`; None where there is no teacher or no cache is wanted."""
+def feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None, reading: Reading = PLAIN) -> FeatureCache | None:
+    """The teacher's features on disk, below `folder`; None where there is no teacher or no cache is wanted. reading: of the images' set."""
     if teacher is None or folder is None or not settings.teacher.cache_gib:
         return None
     limit = int(settings.teacher.cache_gib * GIB)
-    arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"})
+    arithmetic = settings.compute.model_dump_json(include={"autocast", "compile_teacher"}) + (f" {reading}" if reading != PLAIN else "")
     return FeatureCache(folder, teacher.identity, teacher.stack_shapes, limit, torch.device(settings.device), arithmetic)

@@ -46,7 +46,7 @@ import pandas as pd
 from PIL import Image
 
 from vfmgl_lib import __version__
-from vfmgl_lib.data.images import ImageError, decode_image
+from vfmgl_lib.data.images import PLAIN, ImageError, Reading, decode_image
 from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, find_inputs, known_suffix
 from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
@@ -108,6 +108,7 @@ class Description:
         precision: "float32" or "int8".
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
+        reading: what was white and what lay behind transparent pixels.
     """
 
     format: int
@@ -127,6 +128,7 @@ class Description:
     precision: str
     evidence: tuple[float, ...]
     batch_norm: str = RUNNING
+    reading: Reading = PLAIN
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -146,6 +148,8 @@ class Description:
         if values["preprocessing"] != PREPROCESSING:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+        default = {"background": "black" if values["task"] in ("endometrial", "prostate") else "white"}  # of models of 0.1.0
+        values["reading"] = Reading(**values.get("reading", default))
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
@@ -308,7 +312,7 @@ def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Im
     try:
         if known_suffix(file).lower() in VOLUME_SUFFIXES:
             raise ImageError(f"{file}: a volume, but the model for {predictor.description.task} reads images; prepare slices of it first")
-        image = decode_image(file)
+        image = decode_image(file, reading=predictor.description.reading)
     except (ImageError, OSError) as error:
         return row | {"error": shown(str(error))}, None
     return row | {"width": image.width, "height": image.height}, image

@@ -109,7 +109,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
         raise ConfigError(f"method {settings.method}: it pools the centres' images and does not run over a network; use engine process")
     _describe(study, teacher, engine)
     datasets = {center: center_datasets(settings, study.manifest, center, teacher) for center in study.manifest.centers}
-    centers, cache = study.manifest.training_centers, feature_cache(settings, teacher, teacher_cache)
+    centers, cache = study.manifest.training_centers, feature_cache(settings, teacher, teacher_cache, study.manifest.reading)
     clients = [new_client(settings, center, datasets[center], teacher, cache) for center in centers]
     pool_data(clients)
     server = new_server(settings, list(centers), new_student(settings))

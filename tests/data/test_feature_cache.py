@@ -4,13 +4,17 @@ import logging
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from vfmgl_lib.assembly import feature_cache
+from vfmgl_lib.config import ComputeSettings
 from vfmgl_lib.data import feature_cache as module
 from vfmgl_lib.data.feature_cache import HEADER, FeatureCache, FeatureRangeError, teacher_stacks
+from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.loading import oriented
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.workspace import open_workspace
@@ -346,3 +350,13 @@ def test_an_orientation_is_not_taken_for_another(tmp_path):
         assert teacher.calls == ([missing] if missing else []) and equal(found, teacher_stacks(teacher, seen, HASHES[:2]))
     with pytest.raises(ValueError, match=r"zip\(\)"):
         store.stacks(HASHES[:2], pytest.fail, (1,))
+
+
+def test_images_that_are_read_otherwise_have_other_features(tmp_path):
+    settings = SimpleNamespace(
+        teacher=SimpleNamespace(cache_gib=1), compute=ComputeSettings.model_construct(compile_teacher=False), device="cpu"
+    )
+    teacher = SimpleNamespace(identity=IDENTITY, stack_shapes=SHAPES)
+    readings = [PLAIN, Reading(4095), Reading(65535), Reading(background="black")]
+    keys = [feature_cache(settings, teacher, tmp_path, reading).key(HASHES[0]) for reading in readings]
+    assert len(set(keys)) == 4 and keys[0] == feature_cache(settings, teacher, tmp_path).key(HASHES[0])

@@ -73,6 +73,9 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
         help="patient (default): whole patients; source: the source's own, image: shuffled images; these two can leak, and say so",
     )
     one.add_argument("--seed", type=_seed, default=42, help="of the split, from 0 (default 42)")
+    one.add_argument(
+        "--max-value", type=_largest, metavar="N", help="what is white in images of more than 8 bits whose files do not say it, e.g. 4095"
+    )
 
 
 def _seed(text: str) -> int:
@@ -81,8 +84,19 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _largest(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
 def _prepare(given: argparse.Namespace) -> int:
-    prepared = prepare(given.task, given.source, given.out, format=given.format, split=given.split, seed=given.seed)
+    rules = {"format": given.format, "split": given.split, "seed": given.seed, "max_value": given.max_value}
+    prepared = prepare(given.task, given.source, given.out, **rules)
     state = "complete already, source unchanged" if prepared.reused else "prepared"
     _say(f"{given.out}: {state}, format {prepared.format}", *_summary(prepared.manifest, prepared.warnings))
     return 0

@@ -104,6 +104,8 @@ class Datasheet(_Entry):
     expected_patients: Counts | None = None
     downloads: tuple[Download, ...] = ()
     notes: tuple[str, ...] = ()
+    transparent: Literal["white", "black"] = "white"  # what lies behind transparent pixels
+    max_value: float | None = Field(default=None, gt=0)  # what is white in images of more than 8 bits that do not say it
     stand_in: StandIn | None = None
 
     @model_validator(mode="after")

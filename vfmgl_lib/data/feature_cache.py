@@ -30,7 +30,7 @@ from vfmgl_lib.files import write_bytes
 
 log = logging.getLogger(__name__)
 MAGIC = b"VFMGLF01"
-PREPARATION = "1"  # to be raised when `data.images` or `data.loading` change what a teacher sees of an image file
+PREPARATION = "2"  # to be raised when `data.images` or `data.loading` change what a teacher sees of an image file
 HEADER = len(MAGIC) + 32 + 32
 GIB = 2**30
 RECOUNT = 1 / 20  # share of the limit that this process writes before it looks again at what others have written

@@ -1,81 +1,325 @@
-"""Image and mask files: decoded whole or refused, each error naming the file; and their inspection, two files at a time."""
+"""The one reader of pictures and masks, for preparation, training, export and prediction alike: read as they are meant, or refused.
+
+A picture becomes 8-bit RGB, as viewers show it: turned by its orientation tag, transparent pixels on the set's background, more than 8
+bits scaled by the value that is declared to be white. Colour profiles are not applied. Each error names the file.
+"""
 
 import hashlib
-import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from tqdm import tqdm
+
+from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
+from vfmgl_lib.data.preprocessing import near_integers
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts Ghostscript) stay out of reach
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B")
+MASK_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+READER = 2  # raised when files are read otherwise than before: prepared sets are then read again
+_ORIENTATION = 0x0112  # EXIF's and TIFF's tag
+_TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_REMARKS = {
+    "transparent": "have transparent pixels, which become {background}",
+    "turned": "are turned as their orientation tag says, as viewers show them; masks and outlines have to lie so too",
+    "scaled": "have more than 8 bits a channel and are scaled to 8 from the largest value that the file or --max-value declares",
+    "profile": "have a colour profile other than sRGB, which is not applied",
+}
 
 
 class ImageError(ValueError):
     """An image or a mask cannot be used; the message names the file."""
 
 
-def decode_image(path: Path, name: str | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """What a set says of its pictures where their files do not.
+
+    Attributes:
+        max_value: what is white in pictures of more than 8 bits that do not declare it; None: these are refused.
+        background: what lies behind transparent pixels, "white" or "black".
+    Raises: ValueError: other values.
+    """
+
+    max_value: float | None = None
+    background: str = "white"
+
+    def __post_init__(self):
+        if self.background not in ("white", "black"):
+            raise ValueError(f"background must be white or black, got {self.background!r}")
+        if self.max_value is not None and not 0 < self.max_value < np.inf:
+            raise ValueError(f"max_value must be above 0, got {self.max_value!r}")
+
+
+PLAIN = Reading()  # of a set that says nothing
+
+
+def decode_image(path: Path, name: str | None = None, reading: Reading = PLAIN, first_frame: bool = False) -> Image.Image:
     """A file's only frame, fully decoded, as an 8-bit RGB image; a grayscale image gets three equal channels.
 
     Args:
         name: how errors call the file; its path if left out.
-    Raises: ImageError: not PNG, JPEG, TIFF or BMP; truncated; above `PIXEL_LIMIT`; several frames; over 8 bits deep.
+        reading: of the set that the file belongs to.
+        first_frame: further frames are allowed and not looked at.
+    Raises: ImageError: not PNG, JPEG, TIFF or BMP; truncated; above `PIXEL_LIMIT`; several frames; over 8 bits deep without a declared
+        largest value, or with values below 0 or above it.
     """
+    return read_image(path, name, reading, first_frame)[0]
+
+
+def read_image(
+    path: Path, name: str | None = None, reading: Reading = PLAIN, first_frame: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """As `decode_image`, with what was done to it that its owner may want to know: keys of `remark_warnings`."""
+    name = name or str(path)
+    remarks = []
     with open(path, "rb") as file:
-        return _decode(file, name or str(path), IMAGE_MODES, "8 bits a channel").convert("RGB")
+        image, deep = _open(file, name, first_frame)
+        if deep:
+            samples = _samples(image, file, name, first_frame)
+            color, alpha = _scaled(samples, name, reading.max_value)
+            orientation, associated = samples.orientation, samples.associated
+            remarks += ["scaled"] if samples.bits > 8 else []
+        else:
+            remarks += ["turned"] if _load(image, name, IMAGE_MODES) else []
+            orientation, associated = _orientation(image), False
+            color = image.convert("RGB")
+            alpha = _alpha(image)
+    if alpha is not None and (shown := alpha.getextrema()) != (255, 255):
+        if shown == (0, 0) and any(low < high for low, high in color.getextrema()):
+            # What a BMP has beside its colours is mostly unused.
+            if image is None or image.format != "BMP":
+                raise ImageError(
+                    f"{name}: all of it is transparent, but it has colours; expected a picture that shows, without alpha channel"
+                )
+        else:
+            color = _on_background(color, alpha, reading.background, associated)
+            remarks.append("transparent")
+    remarks += ["turned"] if orientation in _TURNS else []
+    remarks += ["profile"] if image is not None and not _is_srgb(image.info.get("icc_profile")) else []
+    return _turned(color, orientation), tuple(remarks)
 
 
 def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
-    """A mask as (H, W) uint8 of 0 and 1, from values 0/255 or 0/1.
+    """A mask as (H, W) uint8 of 0 and 1, from values 0/255, 0/1, or 0/65535 in 16 bits; reals are rounded (`near_integers`).
+
+    Of a palette the colours count where they are black and white; other colours only where the black one has index 0. Transparent
+    pixels are background; what is drawn on them must not be black.
 
     Raises: ImageError: as `decode_image`, or a coloured or non-binary mask; the message names the values found.
     """
     name = name or str(path)
     with open(path, "rb") as file:
-        image = _decode(file, name, MASK_MODES, "whole numbers")
-    values = np.asarray(image)
+        image, deep = _open(file, name)
+        if deep:
+            samples = _samples(image, file, name)
+            values, alpha, orientation = samples.values, samples.alpha, samples.orientation
+            if samples.inverted:
+                raise ImageError(f"{name}: mask of {samples.bits} bits has 0 for white (MinIsWhite), expected 0 for black")
+        else:
+            _load(image, name, MASK_MODES)
+            orientation = _orientation(image)
+            values = _by_palette(image, name) if image.mode in ("P", "PA") else np.asarray(image)
+            values = values[..., 0] if image.mode == "LA" else values[..., :3] if values.ndim == 3 else values
+            alpha = _alpha(image)
+            alpha = None if alpha is None else np.asarray(alpha)
     if values.ndim == 3:
-        color = values[..., : 1 if image.mode == "LA" else 3]  # without the alpha channel
-        if (color != color[..., :1]).any():
-            raise ImageError(f"{name}: mask is coloured (mode {image.mode}), expected one channel of 0/255 or 0/1")
-        values = color[..., 0]
+        if (values != values[..., :1]).any():
+            mode = f" (mode {image.mode})" if image is not None else ""
+            raise ImageError(f"{name}: mask is coloured{mode}, expected one channel of 0/255 or 0/1")
+        values = values[..., 0]
+    if values.dtype.kind == "f":
+        try:
+            values = near_integers(values)
+        except ValueError as error:
+            raise ImageError(f"{name}: mask is not binary, {error}, 0 and 255 (or 0 and 1)") from error
+    if alpha is not None:
+        values = _where_shown(values, alpha, name)
     found = np.unique(values)
-    if not (np.isin(found, (0, 255)).all() or np.isin(found, (0, 1)).all()):
+    if not any(np.isin(found, (0, top)).all() for top in (1, 255, 65535)):
         shown = ", ".join(str(int(value)) for value in found[:8]) + (", …" if len(found) > 8 else "")
-        raise ImageError(f"{name}: mask is not binary, found values {shown}; expected only 0 and 255 (or 0 and 1)")
-    return (values > 0).astype(np.uint8)
+        lossy = "; JPEG does not keep a mask's values, save it as PNG" if image is not None and image.format == "JPEG" else ""
+        raise ImageError(f"{name}: mask is not binary, found values {shown}; expected only 0 and 255 (or 0 and 1){lossy}")
+    mask = (values > 0).astype(np.uint8)
+    return np.array(_turned(Image.fromarray(mask), orientation))
 
 
-def _decode(file: io.BufferedIOBase, name: str, modes: tuple[str, ...], wanted: str) -> Image.Image:
+def image_size(path: Path, name: str | None = None, first_frame: bool = False) -> tuple[int, int]:
+    """(width, height) of what `decode_image` gives; of a TIFF or JPEG that Pillow knows, no pixel is unpacked. Raises: ImageError."""
+    name = name or str(path)
+    with open(path, "rb") as file:
+        image, _ = _open(file, name, first_frame)
+        if image is None:
+            samples = _samples(image, file, name, first_frame)
+            size, orientation = samples.values.shape[1::-1], samples.orientation
+        else:
+            size, orientation = image.size, 1 if image.format == "TIFF" else _orientation(image)
+    return size[::-1] if orientation >= 5 else size
+
+
+def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.Image | None, bool]:
+    """The header, checked, and whether there is more than Pillow reads; None for a TIFF that Pillow does not know."""
     try:
         image = Image.open(file, formats=FORMATS)
         width, height = image.size
-        frames = getattr(image, "n_frames", 1)
+        deep = is_deep(image, file)
+        frames = 1 if first_frame else getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to, not one kind of error
-        if not file.seek(0, io.SEEK_END):
+        if not file.seek(0, os.SEEK_END):
             raise ImageError(f"{name}: is empty (0 bytes), expected a PNG, JPEG, TIFF or BMP; copy it again") from error
+        file.seek(0)
+        if file.read(4) in _TIFF:
+            return None, True
         raise ImageError(f"{name}: not a readable image ({_reason(error)}), expected a PNG, JPEG, TIFF or BMP") from error
     # The header is checked before a pixel is unpacked: a few kilobytes can claim to hold gigabytes.
-    if width * height > PIXEL_LIMIT:
+    if not 0 < width * height <= PIXEL_LIMIT:
         raise ImageError(f"{name}: {width}x{height} pixels, the limit is {PIXEL_LIMIT} pixels")
     if frames != 1:
         raise ImageError(f"{name}: holds {frames} frames, expected one")
-    # Pillow clips deeper images to 8 bits when it converts them: most of a 16-bit scan would turn white unnoticed.
+    return image, deep
+
+
+def _load(image: Image.Image, name: str, modes: tuple[str, ...]) -> bool:
+    """Unpacks the pixels. Returns: whether Pillow has turned them already, as it does with TIFF."""
     if image.mode not in modes:
-        raise ImageError(f"{name}: pixel mode {image.mode}, expected {wanted}; rescale the file before")
+        raise ImageError(f"{name}: pixel mode {image.mode}, expected one of {', '.join(modes)}; convert the file to RGB before")
+    turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNS
     try:
         image.load()
     except Exception as error:  # as above
         raise ImageError(f"{name}: cannot be decoded ({_reason(error)}), the file is damaged or cut short") from error
-    return image
+    return turned
+
+
+def _samples(image: Image.Image | None, file: BinaryIO, name: str, first_frame: bool = False) -> Samples:
+    try:
+        if image is None or image.format == "TIFF":
+            return tiff_samples(file, PIXEL_LIMIT, first_frame)
+        image.load()  # checks what the other reader does not
+        return replace(png_samples(file), orientation=_orientation(image))
+    except DepthError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except Exception as error:  # as above
+        raise ImageError(f"{name}: cannot be decoded ({_reason(error)}), the file is damaged or cut short") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """How an unpacked picture is still to be turned, 1 to 8 as EXIF counts.
+
+    1 where the file does not say, or says it in broken EXIF: viewers show that as it is stored.
+    """
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if not image.has_transparency_data:
+        return None
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+
+
+def _turned(pixels: Image.Image, orientation: int) -> Image.Image:
+    return pixels.transpose(Image.Transpose[_TURNS[orientation]]) if orientation in _TURNS else pixels
+
+
+def _scaled(samples: Samples, name: str, max_value: float | None) -> tuple[Image.Image, Image.Image | None]:
+    """Colours (RGB) and alpha (L), or None, in 8 bits.
+
+    Raises: ImageError: no largest value declared, or values outside 0 to that; nothing is clipped.
+    """
+    values, white, declared = samples.values, samples.white, samples.declared
+    if samples.bits == 8 and values.dtype == np.uint8:
+        white = 255
+    if unusable := values.size - int(np.isfinite(values).sum()):
+        raise ImageError(f"{name}: {unusable} values are NaN or infinite, expected finite ones")
+    low, high = float(values.min()), float(values.max())
+    if white is None:
+        white, declared = max_value, "--max-value"
+    if white is None:
+        usual = [value for value in (1, 255, 1023, 4095, 16383, 65535) if value >= high and (value > 255 or values.dtype.kind == "f")]
+        example = f", e.g. {' or '.join(map(str, usual))}" if usual else ""
+        raise ImageError(
+            f"{name}: {samples.bits} bits a channel, largest value {high:g}, and neither the file nor the set says which value is white;"
+            f" prepare the set with --max-value N{example} (a model keeps it), or write the tag SMaxSampleValue"
+        )
+    slack = white * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0  # how far rounding takes a real
+    if low < -slack or high > white + slack:
+        raise ImageError(f"{name}: values from {low:g} to {high:g}, expected 0 to {white:g} as {declared} says; nothing is clipped")
+    color = _to_bytes(values, white)
+    color = 255 - color if samples.inverted else color
+    alpha = samples.alpha
+    if alpha is not None:
+        top = white if alpha.max() <= white or alpha.dtype.kind != "u" else np.iinfo(alpha.dtype).max
+        alpha = Image.fromarray(_to_bytes(alpha, top))
+    return Image.fromarray(color).convert("RGB"), alpha
+
+
+def _to_bytes(values: np.ndarray, white: float) -> np.ndarray:
+    """0 to white as 0 to 255, rounded to the nearest; 8 bits stay as they are."""
+    if white == 255 and values.dtype == np.uint8:
+        return values
+    scaled = np.empty(values.shape, np.uint8)
+    for row, line in enumerate(values):  # as float64, a whole picture would fill the memory
+        scaled[row] = np.clip(np.floor(line.astype(np.float64) * 255 / white + 0.5), 0, 255)
+    return scaled
+
+
+def _on_background(color: Image.Image, alpha: Image.Image, background: str, associated: bool) -> Image.Image:
+    """A picture (RGB) with its transparent pixels (alpha 0 of 255) on white or black; associated: it is on black already."""
+    if not associated:
+        ground = Image.new("RGB", color.size, background)
+        ground.paste(color, mask=alpha)
+        return ground
+    return ImageChops.add(color, ImageChops.invert(alpha).convert("RGB")) if background == "white" else color
+
+
+def _is_srgb(profile: bytes | None) -> bool:
+    """Whether a colour profile calls itself sRGB, in ASCII or UTF-16; True without one."""
+    return not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+
+
+def _by_palette(image: Image.Image, name: str) -> np.ndarray:
+    """(H, W): a mask's values, by colour where all are black or white, by index where index 0 and only that is black."""
+    index, color = np.asarray(image), np.asarray(image.convert("RGB"))
+    index = index if index.ndim == 2 else index[..., 0]
+    black, white = (color == 0).all(axis=2), (color == 255).all(axis=2)
+    if (black | white).all():
+        return white.astype(np.uint8)
+    if (black == (index == 0)).all():
+        return index
+    used = np.unique(np.concatenate([index[..., None], color], axis=2).reshape(-1, 4), axis=0)
+    shown = ", ".join(f"{number}: {tuple(map(int, rgb))}" for number, *rgb in used[:4]) + (", …" if len(used) > 4 else "")
+    raise ImageError(f"{name}: mask is coloured, its palette has {shown}; expected black and white, or black as index 0 only")
+
+
+def _where_shown(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray:
+    """A mask's values with its transparent pixels as background.
+
+    Raises: ImageError: half transparent pixels; a shape that is drawn in black, or all of which is transparent: it cannot be meant so.
+    """
+    levels = np.unique(alpha)
+    if len(levels) == 1 and (levels[0] or values.min() == values.max()):
+        return values if levels[0] else np.zeros_like(values)
+    if len(levels) > 2 or levels[0] > 0:
+        shown = ", ".join(f"{level:g}" for level in levels[:8]) + (", …" if len(levels) > 8 else "")
+        raise ImageError(f"{name}: mask is partly transparent, alpha {shown}; expected 0 and one other value, or no alpha channel")
+    if not values[alpha > 0].any():
+        raise ImageError(
+            f"{name}: mask has no white pixel that is not transparent, but a shape; expected white on transparent, or no alpha channel"
+        )
+    return np.where(alpha > 0, values, 0)
 
 
 def _reason(error: Exception) -> str:
@@ -90,10 +334,16 @@ class Inspection:
     sha256: str  # of the image, "" if it cannot be read
     problems: tuple[str, ...]
     has_foreground: bool | None  # of the mask, None without one
+    remarks: tuple[str, ...] = ()  # of the image, `remark_warnings`
 
 
 def inspect_files(
-    root: Path, paths: Sequence[str], masks: Sequence[str | None], decode: bool = True, progress: bool = False
+    root: Path,
+    paths: Sequence[str],
+    masks: Sequence[str | None],
+    decode: bool = True,
+    progress: bool = False,
+    reading: Reading = PLAIN,
 ) -> list[Inspection]:
     """Hash every image and, with `decode`, decode every image and mask once, two files at a time.
 
@@ -102,6 +352,7 @@ def inspect_files(
         masks: as long as `paths`, relative to root, None where a sample has no mask.
         decode: False only hashes the images and looks whether the masks are there.
         progress: draw a progress bar with the time left.
+        reading: of the set.
     Returns: one Inspection a sample, in order.
     """
     home = root.resolve()
@@ -111,21 +362,22 @@ def inspect_files(
         found = (
             inspection
             for part in parts
-            for inspection in pool.map(lambda path, mask: _inspect(home, path, mask, decode), paths[part], masks[part])
+            for inspection in pool.map(lambda path, mask: _inspect(home, path, mask, decode, reading), paths[part], masks[part])
         )
         return list(tqdm(found, total=len(paths), desc="checking images", unit="image", disable=not progress))
 
 
-def _inspect(root: Path, path: str, mask: str | None, decode: bool) -> Inspection:
+def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Reading) -> Inspection:
     problems = [text for text in (_location_problem(root, path), mask and _location_problem(root, mask)) if text]
     if problems:
         return Inspection("", tuple(problems), None)
-    sha256, size, foreground = "", None, None
+    sha256, size, foreground, remarks = "", None, None, ()
     try:
         with open(root / path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if decode:
-            size = decode_image(root / path, path).size
+            image, remarks = read_image(root / path, path, reading)
+            size = image.size
     except (OSError, ImageError) as error:
         problems.append(_with_name(path, error))
     if mask and decode:
@@ -136,7 +388,7 @@ def _inspect(root: Path, path: str, mask: str | None, decode: bool) -> Inspectio
             problems += [problem] if problem else []
         except (OSError, ImageError) as error:
             problems.append(_with_name(mask, error))
-    return Inspection(sha256, tuple(problems), foreground)
+    return Inspection(sha256, tuple(problems), foreground, remarks)
 
 
 def size_problem(path: str, size: tuple[int, int], mask: str, pixels: np.ndarray) -> str | None:
@@ -144,7 +396,21 @@ def size_problem(path: str, size: tuple[int, int], mask: str, pixels: np.ndarray
     height, width = pixels.shape
     if (width, height) == tuple(size):
         return None
-    return f"{mask}: mask is {width}x{height}, expected {size[0]}x{size[1]} as its image {path}"
+    across = "; it lies across: masks are turned by their own orientation tag, as images are" if (height, width) == tuple(size) else ""
+    return f"{mask}: mask is {width}x{height}, expected {size[0]}x{size[1]} as its image {path}{across}"
+
+
+def remark_warnings(found: Iterable[tuple[str, Sequence[str]]], reading: Reading) -> list[str]:
+    """One line for each thing that was done to images: (path, remarks of `read_image`) of each."""
+    paths: dict[str, list[str]] = {}
+    for path, remarks in found:
+        for remark in remarks:
+            paths.setdefault(remark, []).append(path)
+    return [
+        f"{len(paths[remark])} image(s) {what.format(background=reading.background)}, e.g. {paths[remark][0]}"
+        for remark, what in _REMARKS.items()
+        if remark in paths
+    ]
 
 
 def _location_problem(root: Path, path: str) -> str | None:

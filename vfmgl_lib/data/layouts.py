@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.data.images import PLAIN, Reading, remark_warnings
 from vfmgl_lib.data.manifest import (
     COLUMNS,
     NEEDED_SPLITS,
@@ -53,7 +54,14 @@ class _Sample:
     label: str  # name of the class, or path of the mask relative to the root
 
 
-def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress: bool = True, notes: list[str] | None = None) -> Manifest:
+def read_layout(
+    root: Path | str,
+    layout: Layout,
+    verify: bool = True,
+    progress: bool = True,
+    notes: list[str] | None = None,
+    reading: Reading = PLAIN,
+) -> Manifest:
     """Make a manifest of a data folder in one of the known layouts.
 
     endometrial   root/<center>/{traindata,testdata}/<class>/<patient>/<images>
@@ -70,7 +78,8 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
     Args:
         verify: decode every image and mask once. False still hashes every file and checks all else.
         progress: draw a progress bar with the time left.
-        notes: gets what was passed over; None: it is logged.
+        notes: gets what was passed over, and what was done to images; None: it is logged.
+        reading: of the set's images.
     Returns: the manifest. Its warnings are logged; `check_manifest(manifest, files=False)` returns them.
     Raises: ManifestError: with all problems found; each names the file, the value, and what would have been right.
     """
@@ -94,7 +103,7 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
 
     paths = [scan.name(sample.path) for sample in samples]
     masks = [sample.label if layout == "nuclei" else None for sample in samples]
-    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress)
+    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading)
     rows = [
         (
             f"{sample.center}/{sample.split}/{sample.name}",
@@ -109,18 +118,18 @@ def read_layout(root: Path | str, layout: Layout, verify: bool = True, progress:
         for sample, path, found in zip(samples, paths, inspections, strict=True)
     ]
     kind = "segmentation" if layout == "nuclei" else "classification"
-    manifest = Manifest(home, kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)))
+    manifest = Manifest(home, kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading)
 
     unreadable = [problem for found in inspections for problem in found.problems]
     readable = Manifest(home, kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
     in_table, warnings = table_findings(readable, False, PATIENT_RULES[layout]) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)
-    passed = skipped(scan.skipped)
-    for warning in warnings + foreground_warnings(manifest, inspections) + (passed if notes is None else []):
+    noted = skipped(scan.skipped) + remark_warnings(zip(paths, (found.remarks for found in inspections), strict=True), reading)
+    for warning in warnings + foreground_warnings(manifest, inspections) + (noted if notes is None else []):
         logger.warning("%s: %s", root, warning)
     if notes is not None:
-        notes += passed
+        notes += noted
     return manifest
 
 

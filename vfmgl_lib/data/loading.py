@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ class ImageDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self.image_size = image_size
         self.teacher_size = teacher_size
-        self._root = manifest.root
+        self._root, self._reading = manifest.root, manifest.reading
         self._paths = self.table["path"].tolist()
         self._labels = self.table["label"].tolist()
         self._has_masks = manifest.task_kind == "segmentation"
@@ -89,7 +90,7 @@ class ImageDataset(Dataset):
 
     def _read(self, row: int) -> dict[str, torch.Tensor]:
         path = self._paths[row]
-        original = self._decoded(decode_image, path)
+        original = self._decoded(partial(decode_image, reading=self._reading), path)
         stored = {"image": _resized(original, self.image_size)}
         if self.teacher_size is not None:
             stored["teacher_image"] = _resized(original, self.teacher_size)

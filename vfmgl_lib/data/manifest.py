@@ -14,14 +14,14 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from vfmgl_lib.data.images import Inspection, inspect_files
+from vfmgl_lib.data.images import PLAIN, Inspection, Reading, inspect_files, remark_warnings
 from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.files import write_text
 
@@ -72,6 +72,7 @@ class Manifest:
             split    "train", "val" or "test"
             label    classification: class index (int64); segmentation: path of the mask, POSIX, relative to root
             spacing  "" or mm per pixel, (row, column), as "0.625,0.625"
+        reading: what is white and what lies behind transparent pixels, where the files do not say it (`images.Reading`).
         split_unit: "patient", or "image" where images of one patient may lie on both sides: leakage, asked for and said aloud.
     Raises: ManifestError: wrong columns, an unknown task kind, a class label that is not a whole number.
     """
@@ -81,6 +82,7 @@ class Manifest:
     classes: tuple[str, ...]
     table: pd.DataFrame
     split_unit: SplitUnit = "patient"
+    reading: Reading = PLAIN
 
     def __post_init__(self):
         if self.task_kind not in get_args(TaskKind):
@@ -114,9 +116,10 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Hash of the task, the classes and the table's rows in their order; independent of where root lies."""
+        """Hash of the task, the classes, a largest value if there is one, and the table's rows in their order; not of where root lies."""
         # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
-        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS)], ensure_ascii=False)
+        white = [] if self.reading.max_value is None else [self.reading.max_value]
+        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *white], ensure_ascii=False)
         digest = hashlib.sha256(f"{head[:-1]}, [".encode())
         separator = ""
         for rows in self._rows():
@@ -169,12 +172,15 @@ def check_manifest(manifest: Manifest, files: bool = True, progress: bool = Fals
             raise ManifestError(f"{manifest.root}: data folder not found, expected the folder of the manifest's files")
         table = manifest.table
         masks = table["label"] if manifest.task_kind == "segmentation" else [None] * len(table)
-        inspections = inspect_files(manifest.root, list(table["path"]), list(masks), progress=progress)
+        inspections = inspect_files(manifest.root, list(table["path"]), list(masks), progress=progress, reading=manifest.reading)
         for row, found in zip(table.itertuples(index=False), inspections, strict=True):
             problems += found.problems
             if found.sha256 and found.sha256 != row.sha256:
                 problems.append(f"{row.path}: sha256 {found.sha256[:12]}…, expected {row.sha256[:12]}…: changed since it was listed")
         warnings += foreground_warnings(manifest, inspections)
+        warnings += remark_warnings(
+            ((path, found.remarks) for path, found in zip(table["path"], inspections, strict=True)), manifest.reading
+        )
     if problems:
         raise ManifestError.listing(manifest.root, problems)
     return warnings
@@ -341,6 +347,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
         writer.writerows(rows)
     notes = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
+    notes |= {"reading": asdict(manifest.reading)} if manifest.reading != PLAIN else {}
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
     write_text(path, buffer.getvalue())
@@ -363,7 +370,9 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
         if len(wrong):
             lines = [f"line {row + 2}: label {label!r}, expected a class index (0, 1, …)" for row, label in wrong.items()]
             raise ManifestError.listing(path, lines)
-    manifest = Manifest(Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"))
+    manifest = Manifest(
+        Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"), notes["reading"]
+    )
     if "sha256" in notes and (found := manifest.sha256) != notes["sha256"]:
         raise ManifestError(
             f"{path}: sha256 of the content is {found[:12]}…, {path.with_suffix('.json').name} says"
@@ -387,6 +396,10 @@ def _read_notes(path: Path) -> dict:
         raise ManifestError(f"{path}: classes are {classes!r}, {expected} with at least two names")
     if notes.get("split_unit", "patient") not in get_args(SplitUnit):
         raise ManifestError(f"{path}: split_unit is {notes['split_unit']!r}, expected one of {', '.join(get_args(SplitUnit))}")
+    try:
+        notes["reading"] = Reading(**notes.get("reading", {}))
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"{path}: reading is {notes['reading']!r} ({error}), {expected}") from error
     if not isinstance(notes.get("sha256", ""), str):
         raise ManifestError(f"{path}: sha256 is {notes['sha256']!r}, expected text")
     return notes

@@ -154,6 +154,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         precision="float32",
         evidence=tuple(evidence),
         batch_norm=_statistics(study, center),
+        reading=manifest.reading,
     )
 
 

@@ -207,7 +207,7 @@ def run_site(given: SiteFolder) -> None:
         sandbox.restrict([*_readable(given), manifest.root.resolve()], _writable(given))
     teacher = study_teacher(study)
     sets = center_datasets(study, manifest, settings.center, teacher)
-    cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None)
+    cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None, manifest.reading)
     client = new_client(study, settings.center, sets, teacher, cache)
     site = Site(client, given.folder / "state", Site.study_key(study, manifest))
     serve(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
-from vfmgl_lib.data.images import inspect_files
+from vfmgl_lib.data.images import READER, Reading, inspect_files, remark_warnings
 from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
@@ -39,7 +39,7 @@ from vfmgl_lib.randomness import seed_sequence
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
-SETTINGS = ("task", "source", "format", "split", "seed")  # a folder holds one set of these
+SETTINGS = ("task", "source", "format", "split", "seed", "max_value")  # a folder holds one set of these
 FOLDERS = "folders"
 
 
@@ -88,6 +88,7 @@ def prepare(
     format: str = "",
     split: SplitRule = "patient",
     seed: int = 42,
+    max_value: float | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Makes a manifest, and images where they have to be converted, of a download; goes on where an earlier call was interrupted.
@@ -101,6 +102,7 @@ def prepare(
             "source": the source's own split even if it divides patients; "image": shuffled images, 64/16/20 (prostate: HarmoFL's order
             of slices where its lists lie in the source). The last two leak; the set says so wherever it is used.
         seed: of the split; 42 is the one the paper names for its endometrial task.
+        max_value: what is white in images of more than 8 bits whose files do not declare it; None: as the datasheet says.
     Returns: the set; `reused` if it was complete and its source is unchanged (names, sizes and times of the files).
     Raises: ManifestError: with all problems found, none of which stops before the others are known; or `out` holds another set.
     """
@@ -116,11 +118,13 @@ def prepare(
     for one, other in ((out, source), (source, out)):
         if one.resolve().is_relative_to(other.resolve()):
             raise ManifestError(f"{one}: lies in {other}, expected source and --out apart: the source is only read")
+    sheet = read_datasheet(task)
+    reading = Reading(sheet.max_value if max_value is None else max_value, sheet.transparent)
     chosen = _format(task, source, format)
-    settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed), strict=True))
+    settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
     done = _earlier(out, settings)
 
-    findings = Findings()
+    findings = Findings(reading=reading)
     patients = _patients(source, findings) if task == "endometrial" else None
     cases = chosen.cases(source, findings) if chosen.cases else None
     state = _fingerprint(_listing(source.resolve(), chosen, cases))
@@ -295,8 +299,8 @@ def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
 
 
 def _fingerprint(files: Iterator[Path]) -> str:
-    """Hash of names, sizes and times: whether a source has changed, without reading it again."""
-    digest = hashlib.sha256()
+    """Hash of names, sizes and times: whether a source, or how it is read, has changed, without reading it again."""
+    digest = hashlib.sha256(f"reader {READER}\n".encode())
     for file in files:
         try:
             found = file.stat()
@@ -319,9 +323,8 @@ def _listing(source: Path, chosen: Format, cases: list[Case] | None) -> Iterator
 def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
     try:
-        read = (
-            chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, progress=progress, notes=findings.warnings)
-        )
+        rules = {"progress": progress, "notes": findings.warnings, "reading": findings.reading}
+        read = chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, **rules)
     except ManifestError as error:
         raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
@@ -329,11 +332,12 @@ def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, 
     if findings.problems:  # what is not there is reported already
         read = read.drop_duplicates("path")
         read = read.loc[[(home / path).is_file() for path in read["path"]]]
-    inspections = inspect_files(home, read["path"].tolist(), [None] * len(read), progress=progress)
+    inspections = inspect_files(home, read["path"].tolist(), [None] * len(read), progress=progress, reading=findings.reading)
     findings.problems += [problem for found in inspections for problem in found.problems]
+    findings.warnings += remark_warnings(zip(read["path"], (found.remarks for found in inspections), strict=True), findings.reading)
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
-    return _with_splits(Manifest(home, "classification", CLASSES[task], readable), settings, findings)
+    return _with_splits(Manifest(home, "classification", CLASSES[task], readable, reading=findings.reading), settings, findings)
 
 
 def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Findings, settings: dict, progress: bool) -> Manifest:
@@ -346,7 +350,7 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
     listed = [
         (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
     ]
-    divided = Manifest(out / "data", kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)))
+    divided = Manifest(out / "data", kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
@@ -360,6 +364,7 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
             rows += _convert_case(task, out, case)
         except SourceError as error:
             findings.problems += str(error).splitlines()
+    findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)
     columns = [
         (f"{r['center']}/{r['split']}/{r['name']}", r["path"], r["sha256"], r["center"], r["patient"], r["split"], r["label"], r["spacing"])
         for r in rows
@@ -367,7 +372,7 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
-    manifest = Manifest((out / "data").resolve(), kind, classes, table, divided.split_unit)
+    manifest = Manifest((out / "data").resolve(), kind, classes, table, divided.split_unit, findings.reading)
     if settings["split"] == "image":
         manifest = _shuffled(task, source, manifest, settings["seed"], findings)
     if not findings.problems:
@@ -415,7 +420,14 @@ def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
     name = f"{case.name}_{picture.name}" if picture.name else case.name
     if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
         name = file_name(name, ".png").removesuffix(".png")
-    row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
+    row = {
+        "name": name,
+        "center": case.center,
+        "patient": case.patient,
+        "split": case.split,
+        "label": case.label,
+        "remarks": [*picture.remarks],
+    }
     row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
     if task == "endometrial":
         folder = {"test": "testdata"}.get(case.split, "traindata")

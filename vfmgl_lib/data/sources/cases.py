@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.scan import SourceError as SourceError  # every reader of a source takes it from here
 
@@ -21,12 +22,14 @@ class Picture:
         image: (H, W) or (H, W, 3) uint8.
         mask: (H, W) uint8 of 0 and 1, or None in a classification.
         spacing: mm per pixel (row, column), or None where the source does not say.
+        remarks: what was done to it (`images.read_image`).
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray | None = None
     spacing: tuple[float, float] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,15 @@ class Case:
 
 @dataclass
 class Findings:
-    """What a reader found: `problems` stop the preparation (all are reported together), `warnings` are said and kept."""
+    """What a reader found: `problems` stop the preparation (all are reported together), `warnings` are said and kept.
+
+    Attributes:
+        reading: how the set's images are to be read, for the reader.
+    """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    reading: Reading = PLAIN
 
 
 @dataclass(frozen=True)

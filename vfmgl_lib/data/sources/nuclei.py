@@ -23,12 +23,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from vfmgl_lib.data.images import IMAGE_MODES, PIXEL_LIMIT, ImageError, decode_image, decode_mask, size_problem
+from vfmgl_lib.data.images import ImageError, Reading, decode_mask, image_size, read_image, size_problem
 from vfmgl_lib.data.polygons import Layer, PolygonError, inspect_regions, rasterise, read_layers
 from vfmgl_lib.data.scan import Scan, skipped, system_kind
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
@@ -183,9 +182,9 @@ class _Tile:
     def has_classes(self) -> bool:
         return self.center in ORGAN_CENTERS.values()
 
-    def case(self) -> Case:
+    def case(self, reading: Reading) -> Case:
         read = _read_masked if self.center == TNBC_CENTER else _read_outlined
-        return Case(self.name, self.center, self.patient, (self.image, self.annotation), partial(read, self))
+        return Case(self.name, self.center, self.patient, (self.image, self.annotation), partial(read, self, reading))
 
 
 def cases_downloads(source: Path, findings: Findings) -> list[Case]:
@@ -205,7 +204,7 @@ def cases_downloads(source: Path, findings: Findings) -> list[Case]:
         findings.warnings.append(f"{len(unread)} file(s) belong to none of the downloads and are not read, e.g. {scan.name(unread[0])}")
     tiles = _named_once(_without_shared_patients(tiles, findings), findings)
     _report_outlines([tile for tile in tiles if tile.center != TNBC_CENTER], findings)
-    return [tile.case() for tile in tiles]
+    return [tile.case(findings.reading) for tile in tiles]
 
 
 class _Downloads(Scan):
@@ -368,27 +367,27 @@ def _layers(tile: _Tile) -> list[Layer]:
     return read_layers(tile.annotation, tile.titles[1], skip=(AMBIGUOUS,) if tile.has_classes else ())
 
 
-def _read_outlined(tile: _Tile) -> list[Picture]:
+def _read_outlined(tile: _Tile, reading: Reading) -> list[Picture]:
     try:
-        pixels, layers = _decode_tile(tile), _layers(tile)
+        (image, remarks), layers = _decode_tile(tile, reading), _layers(tile)
     except (OSError, ImageError, PolygonError) as error:
         raise SourceError(_message(tile, error)) from error
-    height, width = pixels.shape[:2]
+    width, height = image.size
     problems, _, _ = _check(tile, layers, width, height)
     if problems:
         raise SourceError("; ".join(problems))
-    return [Picture("", pixels, rasterise(layers, width, height))]
+    return [Picture("", np.asarray(image), rasterise(layers, width, height), remarks=remarks)]
 
 
-def _read_masked(tile: _Tile) -> list[Picture]:
+def _read_masked(tile: _Tile, reading: Reading) -> list[Picture]:
     try:
-        pixels = np.asarray(decode_image(tile.image, tile.titles[0]))
+        image, remarks = read_image(tile.image, tile.titles[0], reading)
         mask = decode_mask(tile.annotation, tile.titles[1])
     except (OSError, ImageError) as error:
         raise SourceError(_message(tile, error)) from error
-    if problem := size_problem(tile.titles[0], pixels.shape[1::-1], tile.titles[1], mask):
+    if problem := size_problem(tile.titles[0], image.size, tile.titles[1], mask):
         raise SourceError(problem)
-    return [Picture("", pixels, mask)]
+    return [Picture("", np.asarray(image), mask, remarks=remarks)]
 
 
 def _message(tile: _Tile, error: Exception) -> str:
@@ -399,39 +398,21 @@ def _message(tile: _Tile, error: Exception) -> str:
 
 
 def _tile_size(tile: _Tile) -> tuple[int, int]:
-    with open(tile.image, "rb") as file:
-        return _open_tile(file, tile.titles[0]).size
+    return image_size(tile.image, tile.titles[0], first_frame=True)
 
 
-def _decode_tile(tile: _Tile) -> np.ndarray:
-    """The first frame, which is the one at full resolution, as (H, W, 3) uint8 without an alpha channel."""
-    with open(tile.image, "rb") as file:
-        image = _open_tile(file, tile.titles[0])
-        try:
-            return np.asarray(image.convert("RGB"))
-        except Exception as error:  # whatever broken bytes lead Pillow to
-            instead = "; as .tif of the same name, without the .svs, it may be" if tile.image.suffix.lower() == ".svs" else ""
-            raise ImageError(f"{tile.titles[0]}: cannot be decoded ({type(error).__name__}: {error}){instead}") from error
-
-
-def _open_tile(file: BinaryIO, title: str) -> Image.Image:
-    """The header of a TIFF or SVS file, within the limits of `decode_image` except for the number of frames."""
+def _decode_tile(tile: _Tile, reading: Reading) -> tuple[Image.Image, tuple[str, ...]]:
+    """The first frame, which is the one at full resolution, as `read_image` gives it."""
     try:
-        image = Image.open(file, formats=("TIFF",))
-    except Exception as error:  # as above
-        raise ImageError(f"{title}: not a readable image ({type(error).__name__}), expected a TIFF or SVS file") from error
-    width, height = image.size
-    if width * height > PIXEL_LIMIT:
-        raise ImageError(f"{title}: {width}x{height} pixels, the limit is {PIXEL_LIMIT} pixels; expected a tile, not a slide")
-    if image.mode not in IMAGE_MODES:
-        raise ImageError(f"{title}: pixel mode {image.mode}, expected 8 bits a channel; rescale the file before")
-    return image
+        return read_image(tile.image, tile.titles[0], reading, first_frame=True)
+    except ImageError as error:
+        instead = "; as .tif of the same name, without the .svs, it may be" if tile.image.suffix.lower() == ".svs" else ""
+        raise ImageError(f"{error}{instead}") from error
 
 
 def _is_readable(image: Path) -> bool:
     try:
-        with open(image, "rb") as file:
-            _open_tile(file, image.name)
+        image_size(image, first_frame=True)
     except (OSError, ImageError):
         return False
     return True

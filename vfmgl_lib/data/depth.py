@@ -1,0 +1,233 @@
+"""Pictures at their full depth: Pillow cuts most of those with more than 8 bits a channel down to 8.
+
+TIFF is read by tifffile, and by SimpleITK where tifffile lacks the decompressor; PNG of 16 bits by SimpleITK (colour) and Pillow (gray,
+its two bytes taken for two channels). What is read are the samples as stored; `data.images` says how they become 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+BYTE_LIMIT = 2**29  # of the samples of one picture
+ASSOCIATED, UNASSOCIATED = 1, 2  # TIFF's ExtraSamples: colours multiplied by alpha already, or not
+_BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it notices of a broken file is said once, by the error
+
+
+class DepthError(ValueError):
+    """Samples that cannot be read; the message does not name the file."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A picture as stored, not turned.
+
+    Attributes:
+        values: (H, W) or (H, W, 3), any whole or real type; 0 is black unless `inverted`.
+        alpha: (H, W) of the same type, 0 transparent; None without an alpha channel.
+        associated: the values are multiplied by alpha already.
+        inverted: 0 is white (TIFF's MinIsWhite).
+        white: the largest possible value as the file declares it; None where it does not.
+        declared: where it says so.
+        orientation: as in EXIF, 1 to 8.
+        bits: a channel.
+    """
+
+    values: np.ndarray
+    bits: int
+    alpha: np.ndarray | None = None
+    associated: bool = False
+    inverted: bool = False
+    white: float | None = None
+    declared: str = ""
+    orientation: int = 1
+
+
+def is_deep(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether an opened PNG, TIFF, JPEG or BMP has samples that 8 bits do not hold."""
+    if image.format == "PNG":
+        file.seek(24)  # of the header, always there
+        return file.read(1) == b"\x10"
+    if image.format != "TIFF":
+        return False
+    bits, kinds = (image.tag_v2.get(tag, (1,)) for tag in (_BITS, _SAMPLE_FORMAT))
+    return max(bits) > 8 or not {1, 4} >= set(kinds)  # unsigned, or undefined
+
+
+def png_samples(file: BinaryIO) -> Samples:
+    """A PNG of 16 bits a channel, without a palette.
+
+    sBIT names the bits that were measured, n. By the standard its samples are spread over 16 bits; cameras' raw values up to 2^n - 1 are
+    found as well. Raw values end in other bits than those that spreading makes of values as small.
+
+    Raises: DepthError: damaged, or sBIT can be meant both ways. Anything a broken file leads Pillow and SimpleITK to.
+    """
+    file.seek(0)
+    chunks = list(_chunks(file.read()))
+    found = dict(chunks)  # the last of each kind; IDAT apart each may be there once
+    header = found[b"IHDR"]
+    width, height, _, color = struct.unpack(">IIBB", header[:10])
+    count, content = _PNG_CHANNELS[color], [chunk for chunk in chunks if chunk[0] == b"IDAT"]
+    if width * height * count * 2 > BYTE_LIMIT:
+        raise DepthError(f"{width}x{height} pixels of {2 * count} bytes, the limit is {BYTE_LIMIT} bytes")
+    if color in (0, 4):  # a gray sample of 16 bits lies as two channels of 8
+        header = header[:8] + bytes([8, 4 if color == 0 else 6]) + header[10:]
+        pairs = np.asarray(Image.open(io.BytesIO(_png([(b"IHDR", header), *content])), formats=("PNG",)))
+        stored = np.ascontiguousarray(pairs).view(">u2").astype(np.uint16)
+    else:
+        # Without sBIT, by which SimpleITK would shift, and tRNS.
+        stored = _by_itk(_png([(b"IHDR", header), *content]), ".png")
+    if stored is None or stored.shape != (height, width, count) or stored.dtype != np.uint16:
+        raise DepthError("cannot be decoded, the file is damaged or cut short")
+    colors = count - (color in (4, 6))
+    alpha = stored[..., -1] if color in (4, 6) else None
+    if b"tRNS" in found and color in (0, 2):
+        key = np.frombuffer(found[b"tRNS"][: 2 * count], ">u2")
+        alpha = np.where((stored == key).all(axis=2), 0, 65535).astype(np.uint16)
+    values = stored[..., :colors] if colors == 3 else stored[..., 0]
+    significant = max(found[b"sBIT"][:colors], default=16) if b"sBIT" in found else 16
+    white = None if b"sBIT" not in found else _white_by_bits(values, significant)
+    return Samples(values, 16, alpha, white=white, declared="its sBIT chunk")
+
+
+def _white_by_bits(values: np.ndarray, bits: int) -> float:
+    raw, spread = int(values.max()) < 2**bits, not (values & (2 ** (16 - bits) - 1)).any()
+    if raw and spread and bits < 16 and values.any():
+        raise DepthError(
+            f"largest value {values.max()}, and its sBIT chunk ({bits} bits) may mean {2**bits - 1} or 65535 by white; leave it out"
+        )
+    return 2.0**bits - 1 if raw else 65535.0
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield kind, data[position + 8 : position + 8 + length]
+        position += 12 + length
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    return _PNG + b"".join(packed) + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+
+
+def _by_itk(data: bytes, suffix: str) -> np.ndarray | None:
+    """(H, W) or (H, W, channels), None where it cannot; SimpleITK reads files only, and not all names."""
+    import SimpleITK as sitk  # here: it takes longer to import than a picture to read, and few need it
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"picture{suffix}"
+        file.write_bytes(data)
+        try:
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        except RuntimeError:
+            return None
+
+
+def tiff_samples(file: BinaryIO, pixel_limit: int, first_frame: bool = False) -> Samples:
+    """A TIFF of one frame (or its first), gray or RGB, with or without alpha, of any depth and layout.
+
+    MaxSampleValue declares what is white, but not where it is the picture's own largest value and no full number of bits: some programs
+    write that.
+
+    Raises: DepthError: what the file holds, and what would have been right. Anything a broken file leads tifffile to.
+    """
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        if not tiff.pages or (len(tiff.pages) != 1 and not first_frame):
+            raise DepthError(f"holds {len(tiff.pages)} frames, expected one")
+        page = tiff.pages[0]
+        _check_page(page, pixel_limit)
+        planes, _, height, width, count = page.shaped
+        stored = np.moveaxis(_decoded(page, file).reshape(planes, height, width, count), 0, 2).reshape(height, width, planes * count)
+        tags = {name: page.tags[name].value for name in ("SMaxSampleValue", "MaxSampleValue", "Orientation") if name in page.tags}
+        extra = [int(kind) for kind in page.extrasamples]
+        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        bits = page.bitspersample
+    colors = 3 if stored.shape[2] >= 3 else 1
+    alpha = stored[..., colors] if extra and extra[0] in (ASSOCIATED, UNASSOCIATED) else None
+    values = stored[..., :3] if colors == 3 else stored[..., 0]
+    white, declared = None, ""
+    if values.dtype.kind == "u" and bits < 8 * values.itemsize:
+        white, declared = 2.0**bits - 1, f"its {bits} bits"
+    for name in ("MaxSampleValue", "SMaxSampleValue"):  # the second is the later tag
+        if name in tags and (value := _usable(tags[name], values)) is not None:
+            white, declared = value, f"its tag {name}"
+    associated = alpha is not None and extra[0] == ASSOCIATED
+    return Samples(values, bits, alpha, associated, inverted, white, declared, int(tags.get("Orientation", 1)))
+
+
+def _check_page(page: tifffile.TiffPage, pixel_limit: int) -> None:
+    width, height, count, photometric = page.imagewidth, page.imagelength, page.samplesperpixel, page.photometric
+    if not all(isinstance(number, int) for number in (width, height, count, page.bitspersample)):
+        raise DepthError("its size is no number, the file is damaged")
+    if not 0 < width * height <= pixel_limit:
+        raise DepthError(f"{width}x{height} pixels, the limit is {pixel_limit} pixels")
+    if page.dtype is None or page.dtype.kind not in "biuf" or not page.shaped or page.imagedepth != 1:
+        raise DepthError(
+            f"samples of {page.bitspersample} bits and format {page.sampleformat}, expected one plane of whole or real numbers"
+        )
+    part = math.prod(page.chunks) * page.dtype.itemsize  # a tile or strip, which may claim more than the whole
+    if max(page.nbytes, part) > BYTE_LIMIT:
+        raise DepthError(f"{width}x{height} pixels in {max(page.nbytes, part)} bytes, the limit is {BYTE_LIMIT} bytes")
+    extra = [int(kind) for kind in page.extrasamples]
+    known = {tifffile.PHOTOMETRIC.MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}
+    colors = known.get(photometric)
+    if colors is None or count - colors != len(extra) or len(extra) > 1 or (colors == 1 and extra == [0]):
+        kind = getattr(photometric, "name", photometric)
+        raise DepthError(f"{count} channels of kind {kind} and {page.bitspersample} bits, expected gray or RGB, with or without alpha")
+    if len(page.dataoffsets) != len(page.databytecounts) or not page.dataoffsets or not all(page.databytecounts):
+        raise DepthError("parts of the picture are missing, the file is damaged or cut short")
+    if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > page.parent.filehandle.size:
+        raise DepthError("the file is damaged or cut short")
+
+
+def _decoded(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
+    try:
+        return page.asarray(squeeze=False, maxworkers=1)
+    except (ValueError, KeyError, NotImplementedError) as error:  # tifffile's ways to say that it lacks a decompressor
+        if not page.is_tiled and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
+            if page.bitspersample < 8 * page.dtype.itemsize and page.compression == tifffile.COMPRESSION.NONE:
+                return _unpacked(page)
+            # Of tiles and planes SimpleITK would give 8 bits, and it turns some pictures.
+            if "Orientation" not in page.tags or page.tags["Orientation"].value == 1:
+                file.seek(0)
+                found = _by_itk(file.read(), ".tif")
+                if found is not None and found.dtype == page.dtype and found.size == np.prod(page.shaped):
+                    return found
+        kind = getattr(page.compression, "name", page.compression)
+        raise DepthError(
+            f"samples of {page.bitspersample} bits, compressed as {kind}, cannot be decoded; save it uncompressed or with deflate"
+        ) from error
+
+
+def _unpacked(page: tifffile.TiffPage) -> np.ndarray:
+    """Samples of 9 to 15 bits that lie without gaps; a row begins with a byte."""
+    parts = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
+    row, bits = page.imagewidth * page.samplesperpixel, page.bitspersample
+    rows = np.frombuffer(b"".join(part for part, _ in parts), np.uint8).reshape(page.imagelength, -1)
+    weights = 2 ** np.arange(bits - 1, -1, -1)
+    return np.array([np.unpackbits(line)[: row * bits].reshape(row, bits) @ weights for line in rows], page.dtype)
+
+
+def _usable(tag: object, values: np.ndarray) -> float | None:
+    """What a tag declares, None where it may be no more than the picture's own largest value."""
+    white = float(np.max(tag))
+    full = white >= 1 and np.log2(white + 1).is_integer()
+    return white if 0 < white < np.inf and (full or white != values.max()) else None
