@@ -420,14 +420,7 @@ def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
     name = f"{case.name}_{picture.name}" if picture.name else case.name
     if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
         name = file_name(name, ".png").removesuffix(".png")
-    row = {
-        "name": name,
-        "center": case.center,
-        "patient": case.patient,
-        "split": case.split,
-        "label": case.label,
-        "remarks": [*picture.remarks],
-    }
+    row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
     row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
     if task == "endometrial":
         folder = {"test": "testdata"}.get(case.split, "traindata")
@@ -442,7 +435,7 @@ def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
         row["label_bytes"] = len(mask)
     content = _png(picture.image)
     write_bytes(root / row["path"], content)
-    return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "remarks": list(picture.remarks)}
 
 
 def _png(pixels: np.ndarray) -> bytes:
