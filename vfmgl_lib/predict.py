@@ -147,9 +147,12 @@ class Description:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
         if values["preprocessing"] != PREPROCESSING:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
-        values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
         default = {"background": "black" if values["task"] in ("endometrial", "prostate") else "white"}  # of models of 0.1.0
-        values["reading"] = Reading(**values.get("reading", default))
+        try:
+            values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+            values["reading"] = Reading(**(values.get("reading") or default))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
