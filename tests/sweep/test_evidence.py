@@ -1,6 +1,7 @@
 """A plan: what it refuses, what it runs, and the answers that are made of the logs alone."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.evaluation.statistics import crossed_test
 from vfmgl_lib.sweep.__main__ import main
 from vfmgl_lib.sweep.effects import effects
-from vfmgl_lib.sweep.evidence import Plan, parts, plan_status, read_plan, split_arm
+from vfmgl_lib.sweep.evidence import Plan, left_to_run, parts, plan_status, read_plan, split_arm
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 PLAN = {
@@ -72,7 +73,7 @@ def test_every_seed_has_a_division_of_its_own(tmp_path):
     assert {job.study.settings.optimizer.lr for job in found[1].jobs} == {0.001} != {found[0].jobs[0].study.settings.optimizer.lr}
     tested = [set(job.workspace.manifest.select("SiteA", "test")["patient"]) for job in found[0].jobs[::2]]
     assert not tested[0] & tested[1] and tested[0] | tested[1] == tested[2] | tested[3]
-    status = plan_status(found)
+    status = plan_status(found, tmp_path / "evidence")
     assert status["studies"].tolist() == [8, 4] and status["done"].sum() == 0 and status["hours_left"].isna().all()
 
 
@@ -101,6 +102,11 @@ def test_a_plan_runs_reports_and_is_loaded_again(tmp_path, capsys):
     (tmp_path / "evidence" / "effects.csv").unlink()
     capsys.readouterr()
     assert main((*call, "--status")) == 0 and capsys.readouterr().out.splitlines()[1].split()[4:6] == ["4", "4"]
+    shutil.rmtree(tmp_path / "runs" / "smallest" / "nuclei" / "studies")  # as on another machine, to which the log alone has come
+    assert main((*call, "--status")) == 0 and capsys.readouterr().out.splitlines()[1].split()[4:6] == ["4", "4"]
+    assert main(call) == 0 and not list((tmp_path / "runs").rglob("complete.json")), "what the log has is not run again"
+    assert not (tmp_path / "evidence" / "main" / "phantoms-nuclei" / "summary.csv").exists()
+    assert set(metrics["metric"]) == {"dice", "dice_mean_of_classes"}
     assert main((*call, "--report")) == 0 and (tmp_path / "evidence" / "effects.csv").read_bytes() == before
 
 
@@ -171,6 +177,15 @@ def test_a_control_that_is_none_is_no_comparison():
     table.loc[table["method"] == "local", "no_comparison"] = "no batch was dropped"
     row = effects({("folds", "main"): table}, changed()).iloc[0]
     assert (row["runs"], row["verdict"]) == (0, "no comparison") and math.isnan(row["lead"])
+
+
+def test_a_control_is_run_beside_its_parent(tmp_path):
+    plan = changed(steps=[{"sets": ["folds"], "arms": ["vfmgl", "local", "vfmgl_random"]}])
+    (part,) = parts(plan, tmp_path, "", device="cpu", runs=tmp_path / "runs")
+    known = {job.study.folder.name for job in part.jobs if job.method != "vfmgl_random" or job.seed == 1}
+    left = left_to_run(part, known)
+    assert {(job.method, job.seed) for job in left} == {("vfmgl", 0), ("vfmgl_random", 0)} and len(left) == 4
+    assert left_to_run(part, {job.study.folder.name for job in part.jobs}) == []
 
 
 def test_an_arm_is_a_method_and_perhaps_a_variant():

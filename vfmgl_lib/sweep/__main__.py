@@ -19,9 +19,9 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
 from vfmgl_lib.surroundings import print_anything
 from vfmgl_lib.sweep.effects import report
-from vfmgl_lib.sweep.evidence import parts, plan_status, read_plan
+from vfmgl_lib.sweep.evidence import left_to_run, parts, plan_status, read_plan
 from vfmgl_lib.sweep.jobs import Job, Split, cross_validation, plan, status_table
-from vfmgl_lib.sweep.log import check_log, write_log
+from vfmgl_lib.sweep.log import check_log, logged, write_log
 from vfmgl_lib.sweep.run import SweepError, run_jobs
 from vfmgl_lib.sweep.tuning import check_tuning, read_tuned, tuning_plan, write_tuning
 from vfmgl_lib.workspace import open_workspace
@@ -155,14 +155,16 @@ def _planned(given: argparse.Namespace, here: Path) -> int:
         check_cuda()
     all_parts = list(parts(plan_, Path(data), teacher, device=given.device, runs=given.runs))
     if given.status:
-        sys.stdout.write(f"{plan_status(all_parts).round(1).to_string(index=False)}\n")
+        sys.stdout.write(f"{plan_status(all_parts, results).round(1).to_string(index=False)}\n")
         return 0
     failed = 0
     for part in all_parts:
-        jobs, log = part.jobs, results / part.variant
-        check_log(log, jobs)
-        failed |= _run(given, jobs, lambda jobs=jobs, log=log: write_log(log, jobs))
-        report(results, plan_)
+        log = results / part.variant
+        check_log(log, part.jobs)
+        jobs = left_to_run(part, logged(log, part.jobs))
+        if jobs:
+            failed |= _run(given, jobs, lambda jobs=jobs, log=log: write_log(log, jobs, brief=True))
+            report(results, plan_)
     return failed
 
 

@@ -19,6 +19,7 @@ from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, Settings
 from vfmgl_lib.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.sweep.jobs import Job, cross_validation, plan, status_table
+from vfmgl_lib.sweep.log import logged
 from vfmgl_lib.workspace import Workspace, open_workspace
 
 MAIN_VARIANT = "main"
@@ -171,8 +172,20 @@ def _jobs(workspace: Workspace, one: SetPlan, methods: Sequence[str]) -> list[Jo
     return found
 
 
-def plan_status(all_parts: Sequence[Part]) -> pd.DataFrame:
+def left_to_run(part: Part, known: set[str]) -> list[Job]:
+    """The part's jobs whose studies are not in its log yet, with the parents of controls among them: a control is looked at beside its
+    parent (`study.no_comparison`).
+    """
+    left = {(job.method, job.seed, job.split_id) for job in part.jobs if job.study.folder.name not in known}
+    left |= {(METHODS[method].parent, seed, split) for method, seed, split in left}
+    return [job for job in part.jobs if (job.method, job.seed, job.split_id) in left]
+
+
+def plan_status(all_parts: Sequence[Part], results: Path) -> pd.DataFrame:
     """How far a plan is, whoever runs it: a row a part.
+
+    Args:
+        results: folder of the logs; a study that is done there counts, also where its own folder is not on this machine.
 
     Returns: columns step, set, variant, methods, studies, done, running, failed, hours (of the rounds done), hours_left (at the pace of the
         same method's other studies of that set, else of all that have done a round there; NaN where none has).
@@ -182,6 +195,10 @@ def plan_status(all_parts: Sequence[Part]) -> pd.DataFrame:
         mine = [part for part in all_parts if part.name == name]
         table = status_table([job for part in mine for job in part.jobs])
         owner = [number for number, part in enumerate(mine) for _ in part.jobs]
+        names = [job.study.folder.name for part in mine for job in part.jobs]
+        known = set().union(*(logged(results / part.variant, part.jobs) for part in mine))
+        elsewhere = [name in known for name in names]
+        table.loc[elsewhere, "state"], table.loc[elsewhere, "seconds_left"] = "done", 0.0
         for number, group in table.groupby(pd.Series(owner)):
             part, states = mine[number], group["state"].value_counts()
             left = group["seconds_left"].sum() / 3600 if group["seconds_left"].notna().all() else float("nan")

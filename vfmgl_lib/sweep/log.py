@@ -34,6 +34,7 @@ from vfmgl_lib.sweep.summary import AND, MAIN, summary
 from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
+BRIEF = (*MAIN, "dice_mean_of_classes")
 IDENTITY = ["method", "seed", "split_id"]
 LIMIT = 2**20  # bytes of all CSVs of a data set: what is larger belongs to runs/
 
@@ -117,11 +118,13 @@ def checked_table(file: Path, key: str, teachers: Mapping[str, str]) -> pd.DataF
     return there
 
 
-def write_log(folder: Path, jobs: Sequence[Job]) -> None:
+def write_log(folder: Path, jobs: Sequence[Job], brief: bool = False) -> None:
     """Brings the log of a sweep's data set up to date: all its jobs in `studies.csv`, the finished ones in `metrics.csv`.
 
     Rows of studies that are not among the jobs stay as they are.
 
+    Args:
+        brief: the Dice and AUC alone, and no `summary.csv`: of a plan's many divisions `sweep.effects` makes one.
     Raises: ConfigError: as `check_log`; the data set's log would exceed `LIMIT`, in which case nothing is written.
     """
     check_log(folder, jobs)
@@ -130,11 +133,12 @@ def write_log(folder: Path, jobs: Sequence[Job]) -> None:
     rows["kept_share"] = [_kept_share(job.study) for job in jobs]
     there = set(before.loc[before["state"] == "done", "study"]) if len(before) else set()
     new = [job for job in jobs if job.study.folder.name not in there]
-    finished = [_metric_rows(job) for job in new if job.study.complete]
+    finished = [_metric_rows(job, brief) for job in new if job.study.complete]
     metrics, texts = _merged(read_log(home / METRICS), finished, new), {}
     if len(metrics.columns):  # else nothing was finished yet
-        means = summary(metrics.assign(value=pd.to_numeric(metrics["value"])))
-        texts |= {home / METRICS: _csv(metrics), home / SUMMARY: _csv(_shortened(means))}
+        texts[home / METRICS] = _csv(metrics)
+        if not brief:
+            texts[home / SUMMARY] = _csv(_shortened(summary(metrics.assign(value=pd.to_numeric(metrics["value"])))))
     texts[home / STUDIES] = _csv(_merged(before, [rows], jobs))  # last: what it calls done has its metrics
     others = sum(file.stat().st_size for file in home.glob("*.csv") if file not in texts)
     size = others + sum(len(text.encode()) for text in texts.values())
@@ -183,11 +187,18 @@ def _last_start(study: Study) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))[-1] if file.is_file() else {}
 
 
-def _metric_rows(job: Job) -> pd.DataFrame:
+def logged(folder: Path, jobs: Sequence[Job]) -> set[str]:
+    """The folders' names of the jobs' studies that the log has as done: what another machine has run need not be run again here."""
+    rows = read_log(folder / dataset_name(jobs[0].shared) / STUDIES)
+    done = set(rows.loc[rows["state"] == "done", "study"]) if len(rows) else set()
+    return done & {job.study.folder.name for job in jobs}
+
+
+def _metric_rows(job: Job, brief: bool) -> pd.DataFrame:
     """The rows of a finished study that the log keeps."""
     table = results_of(job.study).query("split == 'test' and metric != 'cutoff'")
     own = table["model_center"] == table["test_center"]
-    table = table[own | table["metric"].isin(MAIN)].drop(columns="split")
+    table = table[table["metric"].isin(BRIEF) if brief else own | table["metric"].isin(MAIN)].drop(columns="split")
     budgets: dict[int, list[str]] = {}
     for budget, number in job.study.report_rounds.items():
         budgets.setdefault(number, []).append(budget)
