@@ -9,9 +9,12 @@ import pytest
 from vfmgl_lib.files import (
     LONGEST_NAME,
     PARTIAL,
+    FolderInUseError,
     Steps,
     file_name,
+    new_folder,
     portable,
+    real_path,
     reason,
     resumed_folder,
     shown,
@@ -99,6 +102,19 @@ def test_a_file_in_place_of_a_folder(tmp_path):
     assert "a file stands where a folder is expected" in reason(caught.value)
 
 
+def test_an_error_names_what_was_wanted_not_the_temporary_name(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "out"):
+        pass
+    assert reason(caught.value).startswith(f"{tmp_path / 'out'}: a file stands")
+
+
+def test_a_link_in_a_circle_has_a_real_path_too(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert real_path(tmp_path / "a").parent == tmp_path.resolve()
+
+
 def _run(out, call, stop=None, done=()):
     with resumed_folder(out, call) as (folder, steps):
         for number in range(4):
@@ -138,6 +154,17 @@ def test_another_call_begins_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         list(_run(tmp_path / "new", "one", 0, done))
     assert not (tmp_path / ".new.partial").exists(), "nothing was done"
+
+
+def test_two_calls_at_a_time_do_not_mix(tmp_path):
+    running = _run(tmp_path / "out", "one", done=(done := []))
+    next(running)
+    for call in ("one", "other"):
+        with pytest.raises(FolderInUseError, match="out: another process is writing it; wait for it"):
+            list(_run(tmp_path / "out", call))
+    list(running)
+    assert done == [0, 1, 2, 3] and (tmp_path / "out" / "0.txt").is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_step_without_its_line_end_is_not_taken_for_whole(tmp_path):

@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 import torch
 from PIL import Image
 
 from vfmgl_lib import __version__
 from vfmgl_lib import predict as predict_module
-from vfmgl_lib.data.inputs import InputError, find_inputs
+from vfmgl_lib.data.inputs import InputError, file_state, find_inputs
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
@@ -556,3 +557,91 @@ def test_empty_files_and_folders_say_what_they_are(files, tmp_path, capsys):
         (tmp_path / "none" / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"it holds 2 \.dcm, 1 \.pdf; 1 file\(s\) and folder\(s\) of file servers .*Thumbs\.db"):
         find_inputs([tmp_path / "none"])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    for name in ("P1", "P2", "lost+found"):
+        _picture(tmp_path / name, "1.png")
+    whole = os.scandir
+
+    def scandir(place):
+        if Path(place).name in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return whole(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = ("lost+found",)
+    assert [name for _, name in find_inputs([tmp_path])] == ["P1/1", "P2/1"]
+    closed = ("lost+found", "P2")
+    with pytest.raises(InputError, match=r"P2: cannot be listed \(Permission denied\), expected a readable folder"):
+        find_inputs([tmp_path])
+
+
+def test_links_are_followed_or_named(files, tmp_path, capsys):
+    _picture(tmp_path / "archive", "z.png")
+    _picture(tmp_path / "in", "a.png")
+    for name, target in (("P1", "../archive"), ("self", "."), ("z.png", "../archive/z.png"), ("gone.png", "nowhere"), ("o.png", "o.png")):
+        (tmp_path / "in" / name).symlink_to(target)
+    assert main([str(files["segmenter"]), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("name")
+    assert list(table.index) == ["a", "gone", "o", "z"] and list(table.index[table["error"].notna()]) == ["gone", "o"]
+    assert f"note: 2 linked folder(s) are not followed, e.g. {tmp_path / 'in' / 'P1'}; name them in the call" in capsys.readouterr().out
+    assert [name for _, name in find_inputs([tmp_path / "in" / "P1"])] == ["z"]
+
+
+def test_results_of_an_earlier_call_are_no_images(files, tmp_path, capsys):
+    source = tmp_path / "in"
+    _picture(source, "P1/a.png")
+    for number in (1, 2):
+        assert main([str(files["segmenter"]), str(source), "--out", str(source / f"run{number}"), "--overlay"]) == 0
+    assert list(pd.read_csv(source / "run2" / "predictions.csv")["name"]) == ["P1/a"]
+    assert "note: 2 file(s) are results of an earlier call and not predicted" in capsys.readouterr().out
+    assert [name for _, name in find_inputs([source / "run1" / "masks"])] == ["P1/a"], "named, they are what is asked for"
+
+
+def test_an_image_may_be_called_as_a_folder_beside_it(files, tmp_path):
+    _picture(tmp_path / "in", "x.jpg")
+    _picture(tmp_path / "in", "x.png/tile.png", seed=1)
+    assert main([str(files["segmenter"]), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert all((tmp_path / "out" / file).is_file() for file in table["mask_file"]) and len(table) == 2
+
+
+def test_what_is_no_file_is_not_waited_for(files, tmp_path, capsys):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: neither a file nor a folder"):
+        find_inputs([tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "mounted"])
+def test_an_output_folder_that_cannot_be_used_is_refused_at_once(fault, files, tmp_path, monkeypatch, capsys):
+    _picture(tmp_path, "a.png")
+    (tmp_path / "out").mkdir()
+
+    def closed(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    if fault == "unreadable":
+        monkeypatch.setattr(Path, "iterdir", closed)
+    else:
+        monkeypatch.setattr(Path, "is_mount", lambda folder: folder == tmp_path / "out")
+    status = main([str(files["segmenter"]), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert status == {"unreadable": 3, "mounted": 2}[fault] and len(said.splitlines()) == 1 and f"{tmp_path / 'out'}: " in said
+
+
+def test_a_file_that_changed_and_kept_its_size_and_date_is_another_one(tmp_path):
+    file = _picture(tmp_path, "a.bmp")
+    before, told = file.stat(), file_state(file)
+    _picture(tmp_path, "a.bmp", seed=1)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns) and file_state(file) != told
+
+
+def test_the_voxels_beside_a_header_belong_to_a_file(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 8, 8), np.int16)), tmp_path / "a.mhd")
+    told = file_state(tmp_path / "a.mhd")
+    (tmp_path / "a.raw").write_bytes(np.ones((3, 8, 8), np.int16).tobytes())
+    assert file_state(tmp_path / "a.mhd") != told
+    (tmp_path / "a.raw").unlink()
+    assert "keeps its voxels in 'a.raw'" in file_state(tmp_path / "a.mhd")[0], "the file's row says so, too"

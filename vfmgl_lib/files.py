@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +35,13 @@ def reason(error: OSError) -> str:
     """A system's error in one line: the file, what happened, what to do."""
     if error.errno not in _SYSTEM_ERRORS:
         return shown(str(error))
-    return f"{shown(str(error.filename or 'a file'))}: {_SYSTEM_ERRORS[error.errno]} ({error.strerror})"
+    file = error.filename2 or error.filename or "a file"  # of a renaming the name that was wanted, not the temporary one
+    return f"{shown(str(file))}: {_SYSTEM_ERRORS[error.errno]} ({error.strerror})"
+
+
+def real_path(path: Path | str) -> Path:
+    """As `Path.resolve`, also of links that lead in a circle, for which that raises before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def is_control(letter: str) -> bool:
@@ -158,6 +165,24 @@ class Steps:
         return made
 
 
+class FolderInUseError(ValueError):
+    """Another process is writing the same folder."""
+
+
+@contextmanager
+def _only_process(folder: Path, lock: Path) -> Iterator[None]:
+    """Two processes in one folder would mix what they write; the operating system releases the lock however a process ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FolderInUseError(f"{folder}: another process is writing it; wait for it, stop it, or write elsewhere") from error
+        if not lock.exists():
+            raise FolderInUseError(f"{folder}: another process has just written it, expected a new folder")
+        yield
+
+
 @contextmanager
 def resumed_folder(path: Path, call: str) -> Iterator[tuple[Path, Steps]]:
     """As `new_folder`, but what is done stays in the hidden folder when the block ends badly, and the same call goes on with it.
@@ -165,21 +190,26 @@ def resumed_folder(path: Path, call: str) -> Iterator[tuple[Path, Steps]]:
     Args:
         call: everything that the content depends on; what is left of another call is discarded.
     Yields: the folder, and the steps that were done in it.
+    Raises: FolderInUseError: another process is at it.
     """
     path = Path(os.path.abspath(path))
     partial = temporary_name(path)
-    about, log = partial / "call.json", partial / "steps.jsonl"
-    if not about.is_file() or about.read_text(encoding="utf-8") != call:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_text(about, call)
-    steps = Steps(log)
-    try:
-        yield partial, steps
-        os.replace(partial, path)
-    except BaseException:
-        if not steps.done:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for file in (path / about.name, path / log.name):
-        file.unlink(missing_ok=True)
+    about, log, lock = partial / "call.json", partial / "steps.jsonl", partial / ".lock"
+    with _only_process(path, lock):
+        if not about.is_file() or about.read_bytes() != call.encode():
+            for entry in partial.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != lock:
+                    entry.unlink()
+            write_text(about, call)
+        steps = Steps(log)
+        try:
+            yield partial, steps
+            os.replace(partial, path)
+        except BaseException:
+            if not steps.done:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for file in (about, log, lock):
+            (path / file.name).unlink(missing_ok=True)

@@ -34,6 +34,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -47,11 +48,22 @@ from PIL import Image
 
 from vfmgl_lib import __version__
 from vfmgl_lib.data.images import PLAIN, ImageError, Reading, decode_image
-from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, find_inputs, known_suffix
+from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, file_state, find_inputs, known_suffix
 from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
 from vfmgl_lib.data.scan import SourceError
-from vfmgl_lib.files import Steps, file_name, reason, resumed_folder, sha256, shown, temporary_name, write_bytes, write_text
+from vfmgl_lib.files import (
+    FolderInUseError,
+    Steps,
+    file_name,
+    reason,
+    resumed_folder,
+    sha256,
+    shown,
+    temporary_name,
+    write_bytes,
+    write_text,
+)
 from vfmgl_lib.surroundings import print_anything
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
@@ -269,11 +281,13 @@ class _Outputs:
         self.folder, self.overlay = folder, overlay
         seen: set[str] = set()
         self._alike = {name for _, name in inputs if same_name(name) in seen or seen.add(same_name(name))}
+        self._folders = {same_name(str(above)) for _, name in inputs for above in Path(name).parents}
 
     def write(self, row: dict, column: str, kind: str, name: str, suffix: str, content: bytes) -> None:
         """Writes KIND/NAME.SUFFIX and notes it in the row; a name too long for this file system is the row's error."""
         *above, last = name.split("/")
-        parts = [kind, *map(file_name, above), file_name(last, suffix, name in self._alike)]
+        taken = name in self._alike or same_name(name + suffix) in self._folders
+        parts = [kind, *map(file_name, above), file_name(last, suffix, taken)]
         try:
             write_bytes(self.folder.joinpath(*parts), content)
             row[column] = "/".join(parts)
@@ -459,15 +473,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs onnxruntime-gpu")
     given = parser.parse_args(arguments)
-    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-        sys.stderr.write(f"{given.out}: is there already and not empty, expected a new folder\n")
-        return 2
     notes: list[str] = []
     try:
+        if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+            raise InputError(f"{given.out}: is there already and not empty, expected a new folder")
+        if given.out.is_mount():
+            raise InputError(f"{given.out}: is where another disk is mounted, expected a new folder; give one inside it")
         predictor = Predictor(given.model, given.task, given.threads, given.device)
         inputs = find_inputs(given.inputs, notes)
         predictions = _predicted(predictor, inputs, given)
-    except (ModelError, InputError) as error:
+    except (ModelError, InputError, FolderInUseError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except (OSError, KeyboardInterrupt) as error:
@@ -489,8 +504,7 @@ def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: 
     """Predicts, or goes on with what an interrupted call of the same model, files and options has left, and writes the tables."""
     call = [__version__, sha256(given.model), given.overlay, given.batch_size, given.threads, given.device]
     for file, name in inputs:
-        state = file.stat()
-        call.append((name, str(file), state.st_size, state.st_mtime_ns))
+        call.append((name, os.path.abspath(file), file_state(file)))
     key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
     with resumed_folder(given.out, key) as (folder, steps):
         predictions = predict_files(predictor, inputs, folder, overlay=given.overlay, batch_size=given.batch_size, steps=steps)

@@ -21,6 +21,7 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
+from vfmgl_lib.files import real_path
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study import Study, find_study
 from vfmgl_lib.training import run_study
@@ -128,7 +129,7 @@ def open_workspace(
         overrides["teacher__source"] = teacher
     settings = with_available_teacher(load_settings(task, profile, device=device, seed=seed, **overrides))
     runs = Path(runs)
-    folder = runs / settings.profile / (f"{task}-{Path(data).resolve().name}" if data else task)
+    folder = runs / settings.profile / (f"{task}-{real_path(data).name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")
     manifest = taking_part(prepared.manifest, settings)

@@ -265,3 +265,9 @@ def test_patients_of_a_converted_set_lie_beside_its_images_folder(tmp_path):
     assert patients_of(replace(converted, root=tmp_path))["patient"].tolist() == ["a1"]
     (tmp_path / "prepared.json").write_text("{}", encoding="utf-8")
     assert patients_of(converted)["patient"].tolist() == ["a1"]
+
+
+def test_a_table_that_is_a_link_in_a_circle_cannot_be_read(tmp_path):
+    (tmp_path / "patients.csv").symlink_to("patients.csv")
+    with pytest.raises(ManifestError, match=r"patients\.csv: cannot be read"):
+        read_patients(tmp_path)

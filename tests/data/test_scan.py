@@ -46,6 +46,15 @@ def test_names_with_line_breaks_are_a_problem_in_one_line(tmp_path):
     assert scan.problems[0].endswith(r"a\nb.png: name holds a line break or another control character, rename it")
 
 
+def test_links_that_lead_in_a_circle_are_a_problem_in_one_line(tmp_path):
+    (tmp_path / "P1").symlink_to("P1")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    scan = Scan(tmp_path.resolve())
+    assert scan.folders(tmp_path.resolve(), "folders") == []
+    assert scan.problems == [f"{name}: is a broken link, expected a file or a folder" for name in ("P1", "a", "b")]
+
+
 def test_masks_of_other_files():
     pairs = {
         "a/labels/x.png": "a/images/x.jpg",

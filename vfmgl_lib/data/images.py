@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
 from vfmgl_lib.data.preprocessing import near_integers
+from vfmgl_lib.files import real_path
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts Ghostscript) stay out of reach
@@ -418,8 +419,8 @@ def _location_problem(root: Path, path: str) -> str | None:
     if not path or relative.is_absolute() or ".." in relative.parts:
         return f"{path!r}: a path must be relative to the data folder and stay in it"
     file = root / path
-    if not file.resolve().is_relative_to(root):
-        return f"{path}: leads out of the data folder to {file.resolve()}, expected a file inside it"
+    if not real_path(file).is_relative_to(root):
+        return f"{path}: leads out of the data folder to {real_path(file)}, expected a file inside it"
     if not file.is_file():
         return f"{path}: file not found in {root}"
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfmgl_lib.data.scan import IMAGE_SUFFIXES, held, masks_of_others, skipped, system_kind
+from vfmgl_lib.data.scan import IMAGE_SUFFIXES, SourceError, held, masks_of_others, skipped, system_kind
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 
@@ -34,10 +35,10 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
             if notes is not None:
                 notes += passed
             found += [(file, file.relative_to(path).as_posix()) for file in inside]
-        elif path.exists():
+        elif path.is_file():
             found.append((path, path.name))
         else:
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}")
     named = [(file, name.removesuffix(known_suffix(file)) if known_suffix(file) else name) for file, name in found]
     seen: dict[str, Path] = {}
     for file, name in named:
@@ -49,16 +50,35 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
 
 def _inside(folder: Path) -> tuple[list[Path], list[str]]:
     """The images and volumes below a folder, and what was passed over."""
-    files, systems = [], Counter()
-    for file in sorted(folder.rglob("*")):
+    files, systems, linked, made, below = [], Counter(), [], [], sorted(_below(folder))
+    results = {file.parent / kind for file in below if file.name == "predictions.csv" for kind in ("masks", "overlays")}
+    for file in below:
         places = [file, *file.parents[: len(file.relative_to(folder).parts) - 1]]
         if kind := next(filter(None, map(system_kind, reversed(places))), ""):
             systems[kind] += file.is_file()
-        elif file.is_file() and known_suffix(file):
+        elif not results.isdisjoint(places):
+            made += [file] if file.is_file() else []
+        elif file.is_dir():
+            linked += [file] if file.is_symlink() else []
+        elif known_suffix(file) and (file.is_file() or file.is_symlink()):  # a link that leads nowhere: its row says so
             files.append(file)
     masks = masks_of_others(files)
     said = [f"{len(masks)} file(s) are masks of others and not predicted, e.g. {next(iter(masks))}"] if masks else []
+    said += [f"{len(made)} file(s) are results of an earlier call and not predicted, e.g. {made[0]}"] if made else []
+    said += [f"{len(linked)} linked folder(s) are not followed, e.g. {linked[0]}; name them in the call"] if linked else []
     return [file for file in files if file not in masks], said + skipped(+systems)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder; a folder that cannot be listed, and is nobody's system's, is an error: its images would be missing."""
+
+    def refuse(error: OSError) -> None:
+        place = Path(error.filename)
+        if not any(map(system_kind, (place, *place.parents[: len(place.relative_to(folder).parts) - 1]))):
+            raise InputError(f"{place}: cannot be listed ({error.strerror}), expected a readable folder")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def known_suffix(file: Path) -> str:
@@ -66,3 +86,17 @@ def known_suffix(file: Path) -> str:
     lower = file.name.lower()
     length = max((len(s) for s in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES) if lower.endswith(s)), default=0)
     return file.name[-length:] if length else ""
+
+
+def file_state(file: Path) -> list:
+    """What changes when a file does, the voxels beside a MetaImage's header included."""
+    try:
+        with_data = [file]
+        if known_suffix(file).lower() == ".mhd":
+            from vfmgl_lib.data.volumes import data_file  # here: it takes long to import
+
+            with_data.append(data_file(file, str(file)) or file)
+        found = [part.stat() for part in with_data]
+    except (SourceError, OSError) as error:  # in its row, too
+        return [str(error)]
+    return [(part.st_size, part.st_mtime_ns, part.st_ctime_ns) for part in found]

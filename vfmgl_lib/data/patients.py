@@ -24,6 +24,7 @@ from vfmgl_lib.data.datasheets import FOLDER, class_titles
 from vfmgl_lib.data.manifest import Manifest, ManifestError
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
+from vfmgl_lib.files import real_path
 
 PATIENTS_FILE = "patients.csv"
 NEEDED_COLUMNS = ("patient", "age", "figo", "histology")
@@ -82,8 +83,8 @@ def read_patients(root: Path | str) -> pd.DataFrame | None:
     path = Path(root) / PATIENTS_FILE
     if not path.is_symlink() and not path.exists():
         return None
-    if not path.resolve().is_relative_to(Path(root).resolve()):
-        raise ManifestError(f"{path}: links out of the data folder to {path.resolve()}, expected a file inside it")
+    if not real_path(path).is_relative_to(real_path(root)):
+        raise ManifestError(f"{path}: links out of the data folder to {real_path(path)}, expected a file inside it")
     rows = read_csv(path, NEEDED_COLUMNS, further=True)
     for _, row in rows:
         row["age"] = row["age"].replace(",", ".")

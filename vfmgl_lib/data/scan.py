@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import translate
 from pathlib import Path
 
-from vfmgl_lib.files import is_control, shown
+from vfmgl_lib.files import is_control, real_path, shown
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 # What file servers, scanners, systems and programs leave beside people's files, in any case of letters; the first that fits is counted.
@@ -181,8 +181,8 @@ class Scan:
             wrong = "name is not valid UTF-8, rename it" if coded else "name holds a line break or another control character, rename it"
             self.problems.append(f"{self.name(entry.parent)}/{shown(entry.name)}: {wrong}")
             return False
-        if entry.is_symlink() and not entry.resolve().is_relative_to(self.root):
-            target = entry.resolve()
+        target = real_path(entry)
+        if entry.is_symlink() and not target.is_relative_to(self.root):
             self.problems.append(f"{self.name(entry)}: links out of the data folder to {target}, expected a file inside it")
             return False
         if not entry.is_dir() and not entry.is_file():

@@ -33,7 +33,7 @@ from vfmgl_lib.data.preprocessing import PREPARATION
 from vfmgl_lib.data.scan import held, visible
 from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
-from vfmgl_lib.files import LONGEST_NAME, file_name, sha256, write_bytes, write_json
+from vfmgl_lib.files import LONGEST_NAME, file_name, real_path, sha256, write_bytes, write_json
 from vfmgl_lib.randomness import seed_sequence
 
 SplitRule = Literal["patient", "source", "image"]
@@ -116,7 +116,7 @@ def prepare(
     if seed < 0:
         raise ManifestError(f"seed must be 0 or more, got {seed}")
     for one, other in ((out, source), (source, out)):
-        if one.resolve().is_relative_to(other.resolve()):
+        if real_path(one).is_relative_to(real_path(other)):
             raise ManifestError(f"{one}: lies in {other}, expected source and --out apart: the source is only read")
     sheet = read_datasheet(task)
     reading = Reading(sheet.max_value if max_value is None else max_value, sheet.transparent)

@@ -21,6 +21,7 @@ import pandas as pd
 from vfmgl_lib.data.scan import Scan, skipped
 from vfmgl_lib.data.sources.cases import Findings, Format
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
+from vfmgl_lib.files import real_path
 
 CLASSES = ("normal", "tumor")
 CENTERS = ("hospital1", "hospital2", "hospital3", "hospital4", "hospital5")  # as data.pkl calls WILDS' centers 0 to 4
@@ -147,8 +148,8 @@ def _read_file(scan: Scan, name: str) -> bytes | None:
     """Content of a file of the source; None where there is a problem with it."""
     path = scan.root / name
     try:
-        if not path.resolve().is_relative_to(scan.root):
-            scan.problems.append(f"{name}: links out of the data folder to {path.resolve()}, expected a file inside it")
+        if not real_path(path).is_relative_to(scan.root):
+            scan.problems.append(f"{name}: links out of the data folder to {real_path(path)}, expected a file inside it")
         elif (size := path.stat().st_size) > LIST_BYTES:
             scan.problems.append(f"{name}: {size} bytes, the limit is {LIST_BYTES}")
         else:
