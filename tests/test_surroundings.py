@@ -38,6 +38,14 @@ def test_what_cannot_be_encoded_is_replaced(encoding):
     assert out.startswith("M") and "ller " in out and r"\udcfc" in out and ("…" in out) == (encoding == "utf-8")
 
 
+@pytest.mark.parametrize("where", ["closed", "full", "pipe"])
+def test_a_finished_command_that_nobody_reads_is_finished(where):
+    command = [sys.executable, "-c", "from vfmgl_lib.surroundings import say; say('done\\n'); say('note\\n')"]
+    script = {"closed": '"$@" >&-', "full": '"$@" >/dev/full', "pipe": 'set -o pipefail; (sleep 0.2; exec "$@") | true'}[where]
+    done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_stream_without_an_encoding_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     print_anything()

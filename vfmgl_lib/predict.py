@@ -64,7 +64,7 @@ from vfmgl_lib.files import (
     write_bytes,
     write_text,
 )
-from vfmgl_lib.surroundings import print_anything
+from vfmgl_lib.surroundings import print_anything, say
 
 FORMAT = 1  # of the metadata; raised when an older `predict` would misread them
 KEY = "vfmgl"
@@ -494,9 +494,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
     about = predictor.description
-    sys.stdout.write(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
-    sys.stdout.write(f"batch normalisation: {about.batch_norm}\n")
-    sys.stdout.write("".join(f"note: {note}\n" for note in notes))
+    say(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
+    say(f"batch normalisation: {about.batch_norm}\n")
+    say("".join(f"note: {note}\n" for note in notes))
     return int(len(failed) > 0)
 
 

@@ -21,6 +21,16 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def say(text: str) -> None:
+    """Writes to stdout; where nobody can read it (closed, a pipe that has ended, a full disk) a finished command is still finished."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # what it still holds would fail again at the end
+
+
 def is_loopback(host: str) -> bool:
     """Whether a name or address, without its port, is this machine's own."""
     try:

@@ -43,4 +43,11 @@ def test_images_of_one_patient_widen_the_interval():
     row = reliability(predictions(np.full(120, 0.5), label, patient), unit="image").iloc[0]
     assert (row["patients"], row["n"]) == (6, 120) and row["high"] - row["low"] > 3 * np.ptp(wilson(60, 120)[:2])
     with pytest.raises(ValueError, match="the probability must lie in"):
-        reliability(predictions([0.5, np.nan], [0, 1]), unit="image")
+        reliability(predictions([0.5, 1.5], [0, 1]), unit="image")
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_an_undefined_prediction_leaves_no_bins_but_its_reason(unit):
+    (row,) = reliability(predictions([0.5, np.nan, 0.4], [0, 1, 1], [0, 1, 1]), unit=unit).to_dict("records")
+    assert row["reason"].startswith("1 of 3 predictions are undefined") and np.isnan([row["bin"], row["brier"], row["share"]]).all()
+    assert (row["n"], row["positives"], row["patients"]) == {"patient": (2, 1, 2), "image": (3, 2, 2)}[unit]

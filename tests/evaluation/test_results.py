@@ -160,9 +160,9 @@ def test_one_class_nothing_called_positive_and_no_training_set_give_reasons():
 
 def test_a_prediction_that_is_no_probability_is_named():
     final = classified()
-    final.loc[5, "probability"] = math.nan
+    final.loc[5, "probability"] = 1.5
     for function in (results_table, compare_methods):
-        with pytest.raises(ValueError, match=rf"fedavg, model of A, sample {final.loc[5, 'id']}: .* got nan"):
+        with pytest.raises(ValueError, match=rf"fedavg, model of A, sample {final.loc[5, 'id']}: .* got 1\.5"):
             function(final, unit="patient")
 
 
@@ -173,6 +173,39 @@ def test_a_number_of_pixels_that_is_none_is_named(value, said):
     for function in (results_table, compare_methods):
         with pytest.raises(ValueError, match=rf"sample {final.loc[3, 'id']}: numbers of pixels must be at least 0, got .*{said}"):
             function(final, unit="image")
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_an_undefined_prediction_leaves_everything_over_it_undefined_and_nothing_else(unit):
+    final = classified(images=2, methods=("fedavg", "hgkt", "vfmgl"))
+    here = (final["method"] == "fedavg") & (final["model_center"] == "A") & (final["test_center"] == "A") & (final["split"] == "test")
+    broken = final.copy()
+    broken.loc[final[here].index[0], "probability"] = math.nan
+    why = "1 of 32 predictions are undefined: the model gives NaN or infinity"
+    table, whole = results_table(broken, unit=unit), results_table(final, unit=unit)
+    assert list(table["metric"]) == list(whole["metric"]), "a row for each metric"
+    lost = (table["method"] == "fedavg") & (table["split"] == "test") & (table["model_center"] == "A") & (table["test_center"] == "A")
+    assert lost.sum() == 7 and table[lost]["value"].isna().all() and set(table[lost]["reason"]) == {why}
+    together = (table["method"] == "fedavg") & (table["model_center"] == "all")
+    assert table[together]["value"].isna().all() and table[together]["reason"].str.contains("1 of .* are undefined").all()
+    pd.testing.assert_frame_equal(table[~lost & ~together], whole[~lost & ~together])
+    tests = compare_methods(broken, unit=unit)
+    row = one(tests, method="fedavg", center="A")
+    assert math.isnan(row["difference"]) and math.isnan(row["p"]) and "1 of 32 pairs have an undefined prediction" in row["reason"]
+    assert tests[tests["method"] == "hgkt"]["p"].notna().all() and row["n"] == {"patient": 16, "image": 32}[unit]
+
+
+def test_an_undefined_mask_leaves_its_set_and_its_case_undefined():
+    final = segmented()
+    broken = final.astype(dict.fromkeys(("tp", "fp", "fn", "tn"), float))
+    broken.loc[0, ["tp", "fp", "fn", "tn"]] = math.nan
+    table = results_table(broken, unit="image")
+    lost = (table["method"] == "fedavg") & table["model_center"].isin(["A", "all"])
+    assert table[lost]["value"].isna().all() and table[lost]["reason"].str.startswith("1 of ").all() and table[~lost]["value"].notna().all()
+    assert math.isnan(one(compare_methods(broken, unit="image"), center="A")["p"])
+    cases = per_case(broken)
+    assert cases["dice"].isna().sum() == 1 and math.isnan(one(cases, method="fedavg", patient="A-0")["tp"])
+    pd.testing.assert_frame_equal(per_case(final).iloc[1:], cases.iloc[1:], check_dtype=False)
 
 
 def test_a_metric_that_one_patient_alone_defines_has_no_interval():

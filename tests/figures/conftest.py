@@ -99,6 +99,7 @@ def decision_table(centers: Sequence[str], methods: Sequence[str] = TEN, one_cla
                 "center": center,
                 "threshold": thresholds,
                 "net_benefit": benefit,
+                "reason": "",
             }
             rows.append(pd.DataFrame({**about, "n": 40, "positives": int(label.sum())}))
     return pd.concat(rows, ignore_index=True)

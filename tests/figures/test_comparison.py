@@ -10,9 +10,11 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from vfmgl_lib import __version__
 from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.decision_curve import decision_curve
 from vfmgl_lib.figures import comparison, roc, statistics_tables
+from vfmgl_lib.figures.calibration import reliability_diagrams
 from vfmgl_lib.figures.style import METHOD_STYLE, REFERENCE, method_style
 
 FOUR, TWO = ["A", "B", "C", "D"], ["University hospital of the north", "Łódź $1"]
@@ -332,13 +334,23 @@ def test_methods_with_fewer_seeds_are_named(make_results, make_predictions):
     assert f"Means over 3 seeds (of {title} 1)." in words(curves)
 
 
-def test_curves_of_a_prediction_that_is_no_number_are_refused(make_predictions):
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_curves_of_an_undefined_prediction_are_not_drawn_and_say_why(unit, make_predictions, make_results, collisions):
     predictions = make_predictions(["A", "B"], THREE)
-    predictions.loc[3, "probability"] = np.nan
+    home = (predictions["model_center"] == predictions["test_center"]) & (predictions["split"] == "test")
+    at = predictions[home & (predictions["method"] == "fedavg") & (predictions["model_center"] == "A")].index
+    predictions.loc[at[0], "probability"] = np.nan
+    points, curves, bins = (curve(predictions, unit=unit) for curve in (roc.roc_points, decision_curve, reliability))
+    why = f"1 of {len(at)} predictions are undefined: the model gives NaN or infinity"
+    for table, value in ((points, "false_positive_rate"), (curves, "net_benefit"), (bins, "bin")):
+        lost = table[table[value].isna()]
+        assert set(zip(lost["method"], lost["center"], lost["reason"], strict=True)) == {("fedavg", "A", why)}
+    figures = (roc.roc_curves(points, make_results(["A", "B"], THREE)), comparison.decision_curves(curves), reliability_diagrams(bins))
+    for figure, lead in zip(figures, ("No curve", "No curve", "Not drawn"), strict=True):
+        assert f"{lead} ({why}): A (FedAvg)." in words(figure) and not collisions(figure)
     for curve in (roc.roc_points, decision_curve):
-        for unit in ("patient", "image"):
-            with pytest.raises(ValueError, match=rf"sample {predictions.loc[3, 'id']}: the probability must lie in \[0, 1\], got nan"):
-                curve(predictions, unit=unit)
+        with pytest.raises(ValueError, match=r"the probability must lie in \[0, 1\], got 1\.5"):
+            curve(predictions.assign(probability=1.5), unit=unit)
 
 
 def test_statistics_have_the_tests_of_one_seed(make_results, make_tests):

@@ -23,7 +23,7 @@ from vfmgl_lib.data.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.data.sources import FORMATS, SplitRule, prepare, read_prepared, verify
 from vfmgl_lib.files import reason
-from vfmgl_lib.surroundings import print_anything
+from vfmgl_lib.surroundings import print_anything, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +128,7 @@ def _summary(manifest: Manifest, warnings: Sequence[str]) -> list[str]:
 
 
 def _say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    say("".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

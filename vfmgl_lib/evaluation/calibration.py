@@ -7,6 +7,7 @@ import pandas as pd
 
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.prediction import undefined_reason
 from vfmgl_lib.evaluation.results import check_predictions
 
 BINS = 5  # of equal width: with test sets of a few dozen patients more would be of one or two each
@@ -22,8 +23,9 @@ def reliability(final: pd.DataFrame, *, unit: str, bins: int = BINS) -> pd.DataF
         bins: of equal width between 0 and 1; a probability on a border is in the upper one.
     Returns: method, seed, split_id, budget, center, bin (its lower border), n, positives, patients, probability (mean), share (of
         positives), low, high (of the share, 95 %: Wilson where a patient counts once, else t over patients; NaN below
-        `statistics.MIN_PATIENTS`, with the reason), brier (in every row that of the whole test set), reason. Empty bins have no row.
-    Raises: ValueError: a probability that is NaN or outside [0, 1].
+        `statistics.MIN_PATIENTS`, with the reason), brier (in every row that of the whole test set), reason. Empty bins have no row; a
+        test set with an undefined prediction has one row, without a bin.
+    Raises: ValueError: a probability outside [0, 1].
     """
     check_predictions(final)
     own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
@@ -31,6 +33,10 @@ def reliability(final: pd.DataFrame, *, unit: str, bins: int = BINS) -> pd.DataF
     for key, rows in own.groupby(["method", "seed", "split_id", "budget", "test_center"], sort=False):
         scores = by_patient(rows) if unit == "patient" else rows
         label, probability = scores["label"].to_numpy(dtype=int), scores["probability"].to_numpy()
+        if reason := undefined_reason(rows):
+            whole = {"n": len(scores), "positives": int(label.sum()), "patients": scores["patient"].nunique(), "reason": reason}
+            found.append(dict(zip(COLUMNS[:5], key, strict=True)) | whole)
+            continue
         brier, place = float(((probability - label) ** 2).mean()), np.minimum((probability * bins).astype(int), bins - 1)
         for number in np.unique(place):
             inside = scores[place == number]

@@ -61,7 +61,7 @@ def classification_metrics(probability: np.ndarray, label: np.ndarray, cutoff: f
 
 
 def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability of each patient's images: one row a patient, columns patient, probability, label.
+    """Mean probability of each patient's images, NaN if one is: one row a patient, columns patient, probability, label.
 
     Raises: ValueError: if a patient's images differ in their label (then the image is the unit).
     """
@@ -69,4 +69,6 @@ def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
     mixed = grouped["label"].nunique()
     if (mixed > 1).any():
         raise ValueError(f"patient {mixed[mixed > 1].index[0]} has images of several classes: the unit must be the image")
-    return grouped.agg(probability=("probability", "mean"), label=("label", "first")).reset_index()
+    found = grouped.agg(probability=("probability", "mean"), label=("label", "first")).reset_index()
+    lacking = predictions.loc[predictions["probability"].isna(), "patient"]
+    return found.assign(probability=found["probability"].mask(found["patient"].isin(lacking)))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.prediction import undefined_reason
 from vfmgl_lib.evaluation.results import check_predictions
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
@@ -36,9 +37,10 @@ def decision_curve(final: pd.DataFrame, *, unit: str, thresholds: np.ndarray = T
     Args:
         final: final predictions of a classification (`evaluation.results.final_predictions`).
         unit: "patient" (mean probability of a patient's images) or "image".
-    Returns: method, seed, split_id, budget, center, threshold, net_benefit, n, positives. The methods "treat all" and "treat none" are
-        there once for each seed, division, budget and centre. A test set of one class has a curve, too.
-    Raises: ValueError: a probability that is NaN or outside [0, 1].
+    Returns: method, seed, split_id, budget, center, threshold, net_benefit, n, positives, reason (why net_benefit is NaN: a prediction of
+        the set is undefined). The methods "treat all" and "treat none" are there once for each seed, division, budget and centre. A test
+        set of one class has a curve, too.
+    Raises: ValueError: a probability outside [0, 1].
     """
     check_predictions(final)
     own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
@@ -53,7 +55,8 @@ def decision_curve(final: pd.DataFrame, *, unit: str, thresholds: np.ndarray = T
         about = dict(zip(("seed", "split_id", "budget", "center"), key[1:], strict=True))
         about |= {"n": len(label), "positives": int(label.sum())}
         for method, probability in curves.items():
-            benefit = net_benefit(probability, label, thresholds)
-            parts.append(pd.DataFrame({"method": method, **about, "threshold": thresholds, "net_benefit": benefit}))
-    columns = ["method", "seed", "split_id", "budget", "center", "threshold", "net_benefit", "n", "positives"]
+            reason = undefined_reason(rows) if method == key[0] else ""
+            benefit = np.nan if reason else net_benefit(probability, label, thresholds)
+            parts.append(pd.DataFrame({"method": method, **about, "threshold": thresholds, "net_benefit": benefit, "reason": reason}))
+    columns = ["method", "seed", "split_id", "budget", "center", "threshold", "net_benefit", "n", "positives", "reason"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

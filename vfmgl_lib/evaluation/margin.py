@@ -79,7 +79,7 @@ def margin_limits(
             continue
         estimate, _ = paired_estimate(pairs, metric, unit)
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        worst = math.nan if metric == "auc" else float((sign * patient_differences(pairs, metric)).min())
+        worst = math.nan if metric == "auc" or math.isnan(estimate.value) else float((sign * patient_differences(pairs, metric)).min())
         reason = estimate.reason or ("" if metric == "auc" else _incomparable(pairs, metric, test))
         limit = estimate._replace(value=sign * estimate.value, reason=reason).lower()
         reason = f"no limit: {reason}" if reason else ""

@@ -97,11 +97,15 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
     return Cutoff(math.nan, "")
 
 
+def undefined_reason(predictions: pd.DataFrame) -> str:
+    """Why nothing can be said of rows as `predict` returns them: one of them is undefined; "": none is."""
+    count = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
+    return f"{count} of {len(predictions)} predictions are undefined: the model gives NaN or infinity" if count else ""
+
+
 def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
     """The metrics of one model on one set of samples (rows as `predict` returns them); undefined where a prediction is."""
-    undefined = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
-    if undefined:
-        reason = f"{undefined} of {len(predictions)} predictions are undefined: the model gives NaN or infinity"
+    if reason := undefined_reason(predictions):
         names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
         return [Metric(name, math.nan, len(predictions), reason) for name in names]
     if "tp" in predictions:

@@ -26,7 +26,7 @@ from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import AT_CUTOFF, ONE_CLASS, by_patient, classification_metrics
 from vfmgl_lib.evaluation.metric import Metric
-from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
+from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff, undefined_reason
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
 
@@ -118,7 +118,8 @@ def per_image(final: pd.DataFrame) -> pd.DataFrame:
 def per_case(final: pd.DataFrame) -> pd.DataFrame:
     """Metrics of overlap of each patient's images together (of a volume's slices): counts summed, then one value a patient and model."""
     key = [*MODEL, "test_center", "split", "patient"]
-    counts = final.groupby(key, sort=False)[COUNTS].sum().reset_index()
+    grouped = final.groupby(key, sort=False)[COUNTS]
+    counts = grouped.sum().where(grouped.count().eq(grouped.size(), axis=0)).reset_index()  # of an undefined image nothing is known
     images = final.groupby(key, sort=False).size().reset_index(name="images")
     return pd.concat([counts.merge(images, on=key), overlaps(counts)], axis=1)
 
@@ -153,13 +154,15 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
             cutoff = None if cutoff is None else cutoff.value
             for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
                 units = _units(part, unit, cutoff)
-                rows += [_row(found, about, model, test, split) for found in _metrics(units, unit, cutoff)]
+                undefined = _undefined(part, unit, ("auc", *AT_CUTOFF, "brier"))
+                rows += [_row(found, about, model, test, split) for found in undefined or _metrics(units, unit, cutoff)]
                 if model == test and split == "test":
                     homes[model] = units
                     without += [model] if cutoff is None or math.isnan(cutoff) else []
         if homes:
             pooled = pd.concat(homes.values(), ignore_index=True)
-            rows += [_row(found, about, ALL, ALL, "test") for found in _pooled(pooled, unit, without)]
+            undefined = _undefined(pooled, unit, AT_CUTOFF)
+            rows += [_row(found, about, ALL, ALL, "test") for found in undefined or _pooled(pooled, unit, without)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -171,17 +174,33 @@ class Found(NamedTuple):
 
 
 def check_predictions(final: pd.DataFrame) -> None:
-    """Raises: ValueError: a probability that is NaN or outside [0, 1], a number of pixels that is NaN or negative; names the sample."""
+    """Raises: ValueError: a probability outside [0, 1], a number of pixels that is negative or missing; names the sample.
+
+    NaN for the probability, or for all numbers of pixels, is an undefined prediction and is right.
+    """
     if "probability" in final:
         wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
     else:
         wrong, columns, right = ~final[COUNTS].ge(0).all(axis=1), COUNTS, "numbers of pixels must be at least 0"
+    wrong &= ~final[columns].isna().all(axis=1)
     if wrong.any():
         row = final[wrong].iloc[0]
         raise ValueError(
             f"method {row['method']}, model of {row['model_center']}, sample {row['id']}: "
             f"{right}, got {', '.join(str(row[name]) for name in columns)}"
         )
+
+
+def _undefined(part: pd.DataFrame, unit: str, names: Sequence[str]) -> list[Found]:
+    """Every metric without a value where a prediction is undefined; none where all are defined.
+
+    Args:
+        names: of a classification's metrics.
+    """
+    reason = undefined_reason(part)
+    names = [*OVERLAPS, *(name for name in DISTANCES if name in part)] if "tp" in part else names
+    units = {name: part["distance_unit"].iloc[0] for name in names if name in DISTANCES}
+    return [Found(Metric(name, math.nan, len(part), reason), units.get(name, unit), NO_INTERVAL, "") for name in names] if reason else []
 
 
 def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> Cutoff | None:
@@ -289,7 +308,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
         metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
         patients of their mean differences), low, high, p, p_holm, test, n (samples), patients, reason.
-    Raises: ValueError: the reference is not there; two methods with different test sets (names samples); a prediction that is NaN.
+    Raises: ValueError: the reference is not there; two methods with different test sets (names samples); `check_predictions`.
     """
     check_predictions(final)
     if reference not in set(final["method"]):
@@ -349,7 +368,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
         differing = pair["label"] != pair["label_other"]
     else:
         sums = [pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS))]
-        differing = sums[0] | sums[1]
+        differing = (sums[0] | sums[1]) & pair[["tp", "tp_other"]].notna().all(axis=1)
     if differing.any():
         raise ValueError(
             f"centre {center}: {one} and {other} were tested with different labels, e.g. of {pair.loc[differing, 'id'].iloc[0]}"
@@ -376,6 +395,11 @@ def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tu
         metric: "auc", any of `segmentation.OVERLAPS`, or of `segmentation.DISTANCES` where they were measured.
         unit: as for `results_table`.
     """
+    column = "tp" if "tp" in pairs[0] else "probability"
+    if count := sum(int(pair[[column, f"{column}_other"]].isna().any(axis=1).sum()) for pair in pairs):
+        patients = pairs[0]["patient"].nunique()
+        reason = f"{count} of {sum(map(len, pairs))} pairs have an undefined prediction: a model gives NaN or infinity"
+        return statistics.Estimate(math.nan, math.nan, math.nan, patients, reason), patients if unit == "patient" else len(pairs[0])
     if metric == "auc":
         return _auc_difference(pairs, unit)
     difference = _differences(pairs, metric)

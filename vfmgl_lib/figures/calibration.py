@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.figures.comparison import PAPER_METHODS, in_order
+from vfmgl_lib.figures.comparison import PAPER_METHODS, in_order, undefined
 from vfmgl_lib.figures.style import (
     FAINT,
     MM,
@@ -59,7 +59,7 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
         axis.text(0.02, 0.98, f"{positives} of {n}\npositive", ha="left", va="top", fontsize=6, color=MUTED, transform=axis.transAxes)
         for method in drawn:
-            line = here[here["method"] == method].sort_values("bin")
+            line = here[here["method"] == method].dropna(subset=["bin"]).sort_values("bin")
             axis.plot(line["probability"], line["share"], label=METHODS[method].title, **styles[method] | {"markersize": 3})
             if method == REFERENCE:
                 axis.vlines(line["probability"], line["low"], line["high"], color=styles[method]["color"], linewidth=1.6, alpha=0.6)
@@ -67,8 +67,10 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
                     axis.text(row.bin + 0.1, -0.07, f"{row.n}", ha="center", va="center", fontsize=5, color=MUTED)
     share_legend(figure, next((axis for axis in axes if axis.lines), axes[0]), columns=6)
     scores = table[table["method"] == REFERENCE].drop_duplicates("center")
-    brier = ", ".join(f"{printed[row.center]} {row.brier:.3f}" for row in scores.itertuples())
+    brier = ", ".join(f"{printed[row.center]} {row.brier:.3f}" for row in scores.itertuples() if row.bin == row.bin)
+    lacking = undefined(table[table["method"].isin(drawn)].assign(metric="", value=lambda rows: rows["bin"]), printed, lead="Not drawn")
+    lacking = lacking and f" {lacking}"
     title = METHODS[REFERENCE].title
     bars = f" Bars: 95 % interval of {title}, in bins of five patients or more; numbers: samples in its bins. Its Brier score: {brier}."
-    footnote(figure, f"Above the diagonal probabilities are too low.{bars if REFERENCE in drawn else ''} {absent}")
+    footnote(figure, f"Above the diagonal probabilities are too low.{bars if REFERENCE in drawn else ''}{lacking} {absent}")
     return figure

@@ -164,7 +164,12 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     styles = {TREAT_ALL: {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
     styles |= {TREAT_NONE: {"color": "black", "linewidth": 0.8, "linestyle": "solid", "zorder": 1.4}}
     styles |= {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
-    curves = dca.groupby(["center", "method", "threshold"])[["net_benefit", "n", "positives"]].mean().reset_index()
+    grouped = dca.groupby(["center", "method", "threshold"])
+    curves = grouped[["net_benefit", "n", "positives"]].mean()
+    curves = curves.assign(net_benefit=curves["net_benefit"].where(grouped["net_benefit"].count() == grouped.size())).reset_index()
+    own = dca[dca["method"].isin(drawn)].drop_duplicates(["center", "method", "seed"])
+    lacking = undefined(own.assign(metric="", value=own["net_benefit"]), printed, lead="No curve")
+    lacking = lacking and f" {lacking}"
     per_row = columns_for(len(centers))
     figure, axes = panel_grid(len(centers), per_row=per_row, panel=48 * MM, extra=18 * MM)
     for place, (axis, center) in enumerate(zip(axes, centers, strict=True)):
@@ -189,7 +194,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     seeds = dca.groupby("method", as_index=False)["seed"].nunique().rename(columns={"seed": "seeds"})
     mean = f" Means over {seeds_there(seeds[seeds['method'].isin(drawn)])}." if dca["seed"].nunique() > 1 else ""
     share_legend(figure, next((axis for axis in axes if axis.lines), axes[0]), columns=6)
-    footnote(figure, f"Net benefit: TP/n − FP/n · p/(1 − p) at threshold p. Values far under zero are cut off.{mean} {absent}")
+    footnote(figure, f"Net benefit: TP/n − FP/n · p/(1 − p) at threshold p. Values far under zero are cut off.{mean}{lacking} {absent}")
     return figure
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_curve
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
+from vfmgl_lib.evaluation.prediction import undefined_reason
 from vfmgl_lib.evaluation.results import check_predictions
 from vfmgl_lib.figures.comparison import (
     BUDGETS,
@@ -21,6 +22,7 @@ from vfmgl_lib.figures.comparison import (
     class_counts,
     in_order,
     seeds_there,
+    undefined,
     with_interval,
 )
 from vfmgl_lib.figures.style import (
@@ -50,9 +52,9 @@ def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", extern
         final: final predictions of a classification.
         unit: "patient" (the mean probability of a patient's images is scored) or "image".
     Returns: method, model_center, center, false_positive_rate, true_positive_rate (both in [0, 1]), n, positives, seeds, reason. A test
-        set of one class has one row without rates, and the reason. Curves of several seeds are averaged vertically (Fawcett 2006,
-        algorithm 3), at every false positive rate that one of them has.
-    Raises: ValueError: a probability that is NaN or outside [0, 1].
+        set of one class, or with an undefined prediction, has one row without rates, and the reason. Curves of several seeds are averaged
+        vertically (Fawcett 2006, algorithm 3), at every false positive rate that one of them has.
+    Raises: ValueError: a probability outside [0, 1].
     """
     check_predictions(final)
     rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
@@ -64,11 +66,10 @@ def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", extern
         labels = scores[0]["label"].astype(int)
         positive, n = int(labels.sum()), len(labels)
         about = {"method": method, "model_center": model, "center": center, "n": n, "positives": positive, "seeds": len(scores)}
-        if positive in (0, n):
-            reason = f"only one class: {positive} positive, {n - positive} negative"
+        reason = undefined_reason(group) or ("" if 0 < positive < n else f"only one class: {positive} positive, {n - positive} negative")
+        if reason:
             rates, reached = np.array([np.nan]), np.array([np.nan])
         else:
-            reason = ""
             rates, reached = _mean_curve([roc_curve(part["label"].astype(int), part["probability"])[:2] for part in scores])
         found.append(pd.DataFrame({"false_positive_rate": rates, "true_positive_rate": reached}).assign(**about, reason=reason))
     columns = ["method", "model_center", "center", "false_positive_rate", "true_positive_rate", "n", "positives", "seeds", "reason"]
@@ -101,7 +102,8 @@ def roc_curves(points: pd.DataFrame, results: pd.DataFrame, methods: Sequence[st
     titles = {method: METHODS[method].title for method in drawn}
     styles = {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
     figure = _roc_figure(points[points["method"].isin(drawn)], auc, "method", titles, styles)
-    footnote(figure, f"{_auc_note(auc)} Compared after {BUDGETS[budget]}. {absent}")
+    lacking = _without_curve(points[points["method"].isin(drawn)], "method")
+    footnote(figure, f"{_auc_note(auc)} Compared after {BUDGETS[budget]}.{lacking} {absent}")
     return figure
 
 
@@ -139,8 +141,18 @@ def external_roc_curves(
         titles["shared"], styles["shared"] = "shared model", {"color": MUTED, "linestyle": (0, (1.2, 1.2)), "linewidth": 1.0}
     figure = _roc_figure(points, auc, "model_center", titles, styles, chosen or {}, kind="external centre")
     star = " ★ and heavy line: chosen by similarity of features, before labels were read." if chosen else ""
-    footnote(figure, f"A line is the model of a centre ({METHODS[method].title}). {_auc_note(auc)}{star}")
+    lacking = _without_curve(points, "model_center")
+    footnote(figure, f"A line is the model of a centre ({METHODS[method].title}). {_auc_note(auc)}{star}{lacking}")
     return figure
+
+
+def _without_curve(points: pd.DataFrame, key: str) -> str:
+    """What has no curve where others have one, and why."""
+    some = points.groupby("center")["false_positive_rate"].transform("count") > 0
+    rows = points[some].drop_duplicates(["center", key])
+    printed = names(sorted(set(rows["center"]))) | names(sorted(set(rows[key]) - {"shared"})) | {"shared": "shared model"}
+    said = undefined(rows.assign(metric="", value=rows["false_positive_rate"]), printed, key, "all", "No curve")
+    return said and f" {said}"
 
 
 def _lines(count: int) -> list[object]:
