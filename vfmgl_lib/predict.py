@@ -16,7 +16,8 @@ output, weighted by the classifier. A segmentation has no such weights, and Grad
 cannot give: its overlay is the map of the foreground's probability.
 
 In a folder, what file servers and systems leave there (@eaDir, Thumbs.db, ._x, what is hidden) is passed over, and so is a file that is
-the mask of another one (labels/a.png of images/a.*, a_segmentation.nii.gz or a_mask.png of a.*); both are counted. Masks and overlays are
+the mask of another one (labels/a.png of images/a.*, a_segmentation.nii.gz or a_mask.png of a.*), a result of an earlier call, or below a
+linked folder; all are counted. Masks and overlays are
 called as their images; where some system cannot have that name, or two differ in the case of letters alone, a like one that ends in a
 hash: the columns mask_file and overlay_file say which. A cell that a spreadsheet would take for a formula has a ' before it.
 
