@@ -110,8 +110,7 @@ class PhantomSettings(Settings):
 
 
 TEACHER_HELP = "pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; an existing file is FILE, also with '=' in it; default: the profile's"
-Channels = tuple[float, float, float]  # red, green, blue in [0, 1]
-Positive = Annotated[float, Field(gt=0)]
+Mean, Deviation = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]  # of images in [0, 1]
 
 
 class TeacherSettings(Settings):
@@ -120,8 +119,8 @@ class TeacherSettings(Settings):
     image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
     blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")
     cache_gib: float = Field(ge=0, description="disk for features of all teachers, GiB; 0: computed anew in every epoch")
-    mean: Channels | None = Field(default=None, description="its images are normalised by; none: as its file or timm says")
-    std: tuple[Positive, Positive, Positive] | None = Field(default=None, description="the same")
+    mean: tuple[Mean, Mean, Mean] | None = Field(default=None, description="its images are normalised by; none: as its file or timm says")
+    std: tuple[Deviation, Deviation, Deviation] | None = Field(default=None, description="the same")
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -227,6 +227,9 @@ BAD = {
         {"photometric": "MONOCHROME1", "syntax": DEFLATED},
         "P1/im0.dcm: MONOCHROME1 in a form that cannot be decoded; transcode",
     ),
+    "no plane": ({"more": ((0x00200037, "DS", "0\\0\\0\\0\\0\\0"),)}, r"im0.dcm: gives no image position and orientation"),
+    "parallel": ({"more": ((0x00200037, "DS", "1\\0\\0\\1\\0\\0"),)}, r"im0.dcm: gives no image position and orientation"),
+    "micrometres": ({"more": ((0x00280030, "DS", "500\\700"),)}, r"PixelSpacing \(0028,0030\) is 500\\700 mm, expected 0.01 to 100 mm"),
     "frames": ({"more": ((0x00280008, "IS", "4"),)}, r"P1/im0.dcm: holds 4 frames \(enhanced DICOM\), expected one image a file"),
 }
 

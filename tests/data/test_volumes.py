@@ -228,7 +228,11 @@ def test_spacing_of_a_nifti(fields, sizes, tmp_path):
     [
         ({"xyzt_units": (5,)}, r"xyzt_units is 5, which is none of m \(1\), mm \(2\) and micron \(3\)"),
         ({"xyzt_units": (1,)}, r"voxels of 500 x 750 x 3000 mm \(unit: m\), expected 0.01 to 100 mm; correct the header"),
-        ({"xyzt_units": (3,)}, r"voxels of 0.0005 x 0.00075 x 0.003 mm \(unit: micron\), expected 0.01 to 100 mm|spacings above 0"),
+        ({"xyzt_units": (3,)}, r"voxels of 0.0005 x 0.00075 x 0.003 mm \(unit: micron\), expected 0.01 to 100 mm"),
+        (
+            {"xyzt_units": (3,), "pixdim": (1, 0.4, 0.4, 3, 0, 0, 0, 0), "sform_code": (0,)},
+            "voxels of 0.0004 x 0.0004 x 0.003 mm .unit: mic",
+        ),
         ({"pixdim": (1, 0.5, 0, 3, 0, 0, 0, 0), "sform_code": (0,)}, "pixdim gives voxels of 0.5 x 0 x 3, expected sizes above 0"),
         (
             {"pixdim": (1, 0.5, 0.75, 0, 0, 0, 0, 0), "sform_code": (0,), "qform_code": (0,)},
@@ -253,6 +257,25 @@ def test_headers_that_contradict_themselves_are_refused(fields, message, tmp_pat
     for read in (read_volume, read_stored):
         with pytest.raises(SourceError, match=rf"^the file: ({message})"):
             read(path, "the file")
+
+
+@pytest.mark.parametrize(("apart", "refused"), [(0.02, False), (4, True)])
+def test_two_forms_about_halfway_between_directions(apart, refused, tmp_path):
+    """At 45° the nearest directions of two matrices differ, however little these do."""
+    forms = []
+    for angle in np.radians((45 - apart / 2, 45 + apart / 2)):
+        turn = np.eye(4)
+        turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        forms.append(turn @ np.diag([-0.5, -0.5, 3, 1]))
+    image = nib.Nifti1Image(PIXELS.astype("i2"), forms[0])
+    image.set_sform(forms[0], 1)
+    image.set_qform(forms[1], 1)
+    nib.save(image, tmp_path / "v.nii")
+    if refused:
+        with pytest.raises(SourceError, match="sform says that the axes run to LPS, qform to LIP"):
+            read_grid(tmp_path / "v.nii", "x")
+    else:
+        assert np.allclose(read_grid(tmp_path / "v.nii", "x").affine, forms[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("slope", "factor", "add"), [((0, 7), 1, 0), ((np.nan, 7), 1, 0), ((0.25, 10), 0.25, 10), ((-1, 0), -1, 0)])

@@ -131,6 +131,34 @@ def test_a_classifier_of_other_classes_does_not_matter(networks, tmp_path):
     assert load_teacher(f"{CNN}={tmp_path}/w.pth", grid=2).stack_shapes[0] == (1, 64, 8)
 
 
+def test_what_no_feature_depends_on_does_not_choose_among_several(networks, tmp_path):
+    """A student with its classifier has more of the network's names than the teacher, and is not taken for that."""
+    state = networks[CNN].state_dict()
+    features = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    bare = {key: tensor for key, tensor in features.items() if not key.endswith("num_batches_tracked")}
+    for content, prefix in (({"student": noisy(state), "teacher": bare}, "teacher"), ({"model": bare, "model_ema": noisy(state)}, "model")):
+        torch.save(content, tmp_path / "w.pth")
+        weights = read_weights(tmp_path / "w.pth", networks[CNN], CNN)
+        assert weights.prefix == prefix and torch.equal(weights.state["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "teacher", "DINO", "DINOv2", "Lightning", "compiled and parallel"])
+@pytest.mark.parametrize("kind", ["deeper", "scaled", "normalised", "registers", "residual"])
+def test_weights_of_a_network_that_has_more_are_refused_in_any_wrapping(networks, tmp_path, wrap, kind):
+    """All that this network needs is in them, but what they were trained for computes something else."""
+    own = {"deeper": {"depth": 4}, "scaled": {"init_values": 1.0}, "normalised": {"qk_norm": True}}
+    name = CNN if kind == "residual" else VIT
+    if kind == "residual":
+        state = timm.create_model("resnet34").state_dict()
+    elif kind == "registers":  # as DINOv2 calls them
+        state = networks[VIT].state_dict() | {"register_tokens": torch.zeros(1, 4, 24)}
+    else:
+        state = timm.create_model(VIT, num_classes=0, dynamic_img_size=True, **SMALL | own[kind]).state_dict()
+    torch.save(WRAPPINGS[wrap][0](state), tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=rf"do not fit {name}: additional \['(blocks\.|layer1\.2\.|register_tokens)"):
+        read_weights(tmp_path / "w.pth", networks[name], name)
+
+
 def _saved(content):
     return lambda path, state: torch.save(content(state), path)
 
@@ -200,7 +228,12 @@ REFUSED = {
     "a folder": (lambda path, state: path.mkdir(), "cannot be read"),
     "no JSON": (_described(mean="0.5, 0.5"), "mean in its metadata is '0.5, 0.5', expected a list in JSON"),
     "two numbers": (_described(mean="[0.5, 0.5]"), r"mean in its metadata is \[0.5, 0.5\], expected three numbers"),
-    "std of nought": (_described(std="[0, 1, 1]"), "expected three numbers, std above 0"),
+    "mean of bytes": (_described(mean="[123.7, 116.3, 103.5]"), r"mean in its metadata is \[123.7, .*\], expected three .* in \[0, 1\]"),
+    "std of bytes": (
+        _described(std="[58.4, 57.1, 57.4]"),
+        r"std in its metadata is \[58.4, .*\], expected three numbers in \[0, 1\]",
+    ),
+    "std of nought": (_described(std="[0, 1, 1]"), "expected three numbers in .*, std above 0"),
     "no table": (_described(model_args="[1]"), r"model_args in its metadata is '\[1\]', expected a dict in JSON"),
     "an unknown argument": (_described(model_args='{"dept": 3}'), "do not fit"),
     "impossible arguments": (_described(model_args='{"num_heads": 7}'), "cannot be built with"),
@@ -278,7 +311,8 @@ def test_the_setting_of_the_normalisation(tmp_path):
     assert plain.teacher.mean is None and chosen.teacher.mean == (0.1, 0.2, 0.3)
     assert not {"mean", "std"} & plain.model_dump()["teacher"].keys(), "written as before there was the setting"
     assert set(chosen.deviations()["setting"]) - set(plain.deviations()["setting"]) == {"teacher.mean", "teacher.std"}
-    for wrong in ({"teacher__std": [1, 0, 1]}, {"teacher__mean": [0.5]}):
+    of_bytes = {"teacher__mean": [123.7, 116.3, 103.5]}, {"teacher__std": [58.4, 57.1, 57.4]}
+    for wrong in ({"teacher__std": [1, 0, 1]}, {"teacher__mean": [0.5]}, *of_bytes):
         with pytest.raises(ConfigError, match=next(iter(wrong)).replace("__", ".")):
             load_settings("nuclei", "smoke", **wrong)
 

@@ -22,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from vfmgl_lib.data.scan import SourceError
-from vfmgl_lib.data.volumes import VOXEL_LIMIT, Stored
+from vfmgl_lib.data.volumes import SPACINGS, VOXEL_LIMIT, Stored
 
 SLICE_LIMIT = 2**24  # pixels: 4096 x 4096, far above any slice
 UNEVEN = 0.1  # of the slice distance: more is no rounding but a missing file
@@ -235,8 +235,12 @@ def read_header(file: Path, name: str) -> dict:
     if size[0] * size[1] > SLICE_LIMIT:
         raise SourceError(f"{name}: claims {size[1]} x {size[0]} pixels, expected at most {SLICE_LIMIT}")
     position, orientation, spacing = (_numbers(header[key]) for key in ("position", "orientation", "spacing"))
-    if len(position) != 3 or len(orientation) != 6:
+    normal = np.cross(orientation[:3], orientation[3:]) if len(orientation) == 6 else np.zeros(3)
+    if len(position) != 3 or np.linalg.norm(normal) < 0.5:  # 1 of unit vectors at right angles
         raise SourceError(f"{name}: gives no image position and orientation (0020,0032 and 0020,0037), so slices cannot be ordered")
+    if len(spacing) == 2 and min(spacing) > 0 and not (SPACINGS[0] <= min(spacing) and max(spacing) <= SPACINGS[1]):
+        limits = f"{SPACINGS[0]:g} to {SPACINGS[1]:g} mm"
+        raise SourceError(f"{name}: PixelSpacing (0028,0030) is {header['spacing']} mm, expected {limits}; correct the header")
     return header | {
         "shape": (size[1], size[0]),
         "position": position,

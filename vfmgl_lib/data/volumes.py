@@ -39,7 +39,7 @@ from vfmgl_lib.data.scan import SourceError
 GRID_TOLERANCE = 1e-3  # mm, for every entry of the affine matrices of a volume and its mask
 VOXEL_LIMIT = 2**28  # 1 GiB as float32: far above any pelvic volume, below what fills the memory
 SPACINGS = (0.01, 100.0)  # mm; a voxel outside has the wrong unit
-MISMATCH = 0.01  # share by which the voxel sizes of sform and qform may differ
+MISMATCH = 0.01  # share by which the voxel sizes of sform and qform may differ, and direction cosines that count as the same
 NIFTI_UNITS = {0: "none, read as mm", 1: "m", 2: "mm", 3: "micron"}
 META_UNITS = {"": "none, read as mm", "?": "none, read as mm", "mm": "mm", "um": "micron", "cm": "cm"}
 MILLIMETERS = {"m": 1e3, "cm": 10.0, "micron": 1e-3}  # of a unit; 1 of the others
@@ -138,7 +138,7 @@ def read_grid(path: Path, name: str) -> Grid:
     identity = np.allclose(np.abs(affine), np.eye(4), rtol=0, atol=1e-6)
     scale = 1.0 if identity else MILLIMETERS.get(unit, 1.0)
     grid = Grid(shape, np.diag([scale, scale, scale, 1.0]) @ affine, oriented and not identity, spaced and not identity)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) <= 1e-9 * np.prod(grid.spacing):
         raise SourceError(f"{name}: header has the matrix {affine[:3].tolist()}, expected one with spacings above 0")
     if grid.spaced and not (SPACINGS[0] <= grid.spacing.min() and grid.spacing.max() <= SPACINGS[1]):
         limits = f"{SPACINGS[0]:g} to {SPACINGS[1]:g} mm"
@@ -180,8 +180,9 @@ def _check_forms(header: nib.Nifti1Header) -> None:
     first, second = (nib.affines.voxel_sizes(form) for form in (sform, qform))
     if not np.allclose(first, second, rtol=MISMATCH, atol=0):
         raise SourceError(f"sform gives voxels of {_product(first)}, qform of {_product(second)}; correct the one that is wrong")
+    near = np.allclose(sform[:3, :3] / first, qform[:3, :3] / second, rtol=0, atol=MISMATCH)  # both about 45° between two directions
     first, second = ("".join(nib.aff2axcodes(form)) for form in (sform, qform))
-    if first != second:
+    if first != second and not near:
         raise SourceError(f"sform says that the axes run to {first}, qform to {second}; correct the one that is wrong")
 
 

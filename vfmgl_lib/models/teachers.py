@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -348,9 +347,10 @@ def _described(source: TeacherSource) -> dict[str, str]:
 def _three_numbers(source: TeacherSource, metadata: dict[str, str], key: str) -> tuple[float, ...]:
     """A mean or standard deviation that a file's metadata name."""
     values = described(Path(source.weights), metadata, key, list)
-    good = len(values) == 3 and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not good or (key == "std" and min(values) <= 0):
-        raise TeacherError(f"teacher weights {source.weights}: {key} in its metadata is {values}, expected three numbers, std above 0")
+    good = len(values) == 3 and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    if not good or (key == "std" and min(values) == 0):
+        expected = "three numbers in [0, 1], std above 0"
+        raise TeacherError(f"teacher weights {source.weights}: {key} in its metadata is {values}, expected {expected}")
     return tuple(values)
 
 

@@ -36,6 +36,9 @@ CONVERTED = (
     "radio_model.model.patch_generator.embedder.weight",
 )  # timm's own names are in them, too
 PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight", "preprocessor.patchifier.proj.weight")  # in the layouts that timm reads
+# A ViT's own tokens, by all their names: where a file has more of them than the network, each map differs.
+TOKENS = re.compile(r"(?:reg|register|storage|dist|distill)_tokens?")
+COUNTS = "num_batches_tracked"  # old files lack them, and no feature depends on them
 DEEPEST = 12  # parts of a network's own names, at most
 # How a file begins -> what it is and what to do; beside them there are safetensors, torch's zip and torch's older pickles.
 FOREIGN = {
@@ -123,12 +126,13 @@ def read_weights(path: Path, network: nn.Module, name: str) -> Weights:
     vit = isinstance(network, VisionTransformer)
     if vit:
         tensors = {CHUNKED.sub(r"blocks.\1.", key): tensor for key, tensor in tensors.items()}
-    prefix = _prefix(path, name, tensors, own)
+    needed = _needed(own, network)
+    prefix = _prefix(path, name, tensors, needed)
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     positions = _side(state["pos_embed"]) if vit and "pos_embed" in state else None
     if vit:
         state = _in_timms_layout(path, state, network, name)
-    return Weights(_fitted(path, state, own, network, name, bool(prefix)), prefix.removesuffix("."), positions)
+    return Weights(_fitted(path, state, own, needed, network, name, bool(prefix)), prefix.removesuffix("."), positions)
 
 
 def _start(path: Path) -> bytes:
@@ -202,12 +206,19 @@ def _tensors(content: object) -> dict[str, Tensor]:
     return found
 
 
-def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _needed(own: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """What a feature extractor uses: all but the classifier."""
+    classifier = (getattr(network, "default_cfg", None) or {}).get("classifier") or ()
+    classifier = tuple(f"{layer}." for layer in ((classifier,) if isinstance(classifier, str) else classifier))
+    return {key: tensor for key, tensor in own.items() if not key.startswith(classifier)}
+
+
+def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
     hits: Counter[str] = Counter()
     for key in tensors:
         parts = key.split(".")
         for length in range(1, min(len(parts), DEEPEST) + 1):
-            if (inner := ".".join(parts[-length:])) in own:
+            if (inner := ".".join(parts[-length:])) in needed and not inner.endswith(COUNTS):
                 hits[key.removesuffix(inner)] += 1
     if not hits or any(key.endswith(CONVERTED) for key in tensors):  # it may be a layout that timm converts
         return next(root for root in ROOTS if not root or any(key.startswith(root) for key in tensors))
@@ -236,15 +247,23 @@ def _in_timms_layout(path: Path, state: dict[str, Tensor], network: VisionTransf
 
 
 def _fitted(
-    path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: nn.Module, name: str, wrapped: bool
+    path: Path,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
+    network: nn.Module,
+    name: str,
+    wrapped: bool,
 ) -> dict[str, Tensor]:
-    """Strict but for what a feature extractor does not use; beside wrapped weights there may be others."""
-    classifier = (getattr(network, "default_cfg", None) or {}).get("classifier") or ()
-    classifier = tuple(f"{layer}." for layer in ((classifier,) if isinstance(classifier, str) else classifier))
-    needed = {key: tensor for key, tensor in own.items() if not key.startswith(classifier or ("\0",))}
+    """Strict but for what a feature extractor does not use; beside wrapped weights there may be others, but not inside the network's parts:
+    these are of a deeper network, or of one that computes otherwise.
+    """
     heads = ("head", "fc", "classifier")
-    additional = [] if wrapped else sorted(key for key in state if key not in own and key.split(".")[0] not in heads)
-    missing = sorted(key for key in needed if key not in state and not key.endswith("num_batches_tracked"))
+    others = {key: key.split(".")[0] for key in state if key not in own}
+    additional = sorted(
+        key for key, part in others.items() if part not in heads and (not wrapped or hasattr(network, part) or TOKENS.fullmatch(part))
+    )
+    missing = sorted(key for key in needed if key not in state and not key.endswith(COUNTS))
     there = {key: tensor for key, tensor in state.items() if key in needed}
     wrong = [
         f"{key} {tuple(there[key].shape)} of {there[key].dtype} instead of {tuple(tensor.shape)} of {tensor.dtype}"

@@ -439,13 +439,20 @@ def test_all_problems_at_once(source):
         "line 3: the patient has no folder",
         "slice 'x'",
         "A1/notes.txt: unexpected file, expected one DICOM series or one .nii or .nii.gz",
-        "A4: holds no file",
+        "A4: holds no volume",
         "A/valdata: unexpected folder, expected traindata and testdata",
         "center 'C' has no patients",
         "readme.txt: unexpected file",
     ):
         assert expected in text
     assert str(source) not in text
+
+
+def test_a_folder_with_another_form_is_one_problem(source):
+    (source / "A/traindata/0_NMI/A4").mkdir()
+    (source / "A/traindata/0_NMI/A4/v.mha").write_bytes(b"ObjectType = Image")
+    (problem,) = problems(source)
+    assert problem == "A/traindata/0_NMI/A4/v.mha: unexpected file, expected one DICOM series or one .nii or .nii.gz"
 
 
 def test_patient_twice(source):

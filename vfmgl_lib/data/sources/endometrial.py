@@ -112,11 +112,13 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
     scan = _PatientScan(home)
     cases, unpictured, named, unoriented = [], dict(regions or {}), Counter(), Counter()
     for center, split, label, folder in _patient_folders(scan):
+        before = len(scan.problems)
         files = scan.volumes(folder)
         own = (regions or {}).get(same_name(folder.name), ())
         unpictured.pop(same_name(folder.name), None)
         if not files:
-            scan.problems.append(f"{scan.name(folder)}: holds no file, expected one DICOM series or one .nii or .nii.gz")
+            if len(scan.problems) == before:  # else it is said what it holds
+                scan.problems.append(f"{scan.name(folder)}: holds no volume, expected one DICOM series or one .nii or .nii.gz")
             continue
         try:
             look = _look_at(files, scan.name(folder))
