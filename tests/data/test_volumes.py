@@ -395,6 +395,17 @@ def test_a_wrong_mask_is_no_file(tmp_path):
         volume.mask_file(np.zeros((2, 2, 2), np.uint8))
 
 
+def test_a_mask_says_of_its_volume_where_it_lies_and_no_more(tmp_path):
+    image = nib.Nifti1Image(PIXELS.astype("i2"), LPS)
+    image.header.set_intent("t test", (3,))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(2, b"DOE^JANE"))  # DICOM's header, as some converters add it
+    nib.save(image, tmp_path / "v.nii")
+    content = read_volume(tmp_path / "v.nii", "x").mask_file(GLAND.T)
+    mask = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+    assert b"DOE" not in gzip.decompress(content) and mask.header.get_intent()[0] == "none"
+    assert np.array_equal(mask.affine, LPS) and np.array_equal(np.asarray(mask.dataobj), GLAND)
+
+
 def test_an_image_is_no_volume(model, tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / "x.nii")

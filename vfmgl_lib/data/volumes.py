@@ -430,9 +430,12 @@ class Volume:
             header.set_data_dtype(np.uint8)
             header.set_slope_inter(1, 0)
             header["cal_min"], header["cal_max"] = 0, 1
+            header.set_intent("none")  # the volume may be a map of some statistic
+            header.extensions.clear()  # DICOM's header, with the patient's name
             # Without an affine the header's own stays; with one nibabel would write it anew, with other codes.
             image = type(self._stored)(stored.reshape(self._stored.shape), None, header)
-        return gzip.compress(image.to_bytes(), mtime=0)
+        with LoggingOutputSuppressor():  # about signs in pixdim
+            return gzip.compress(image.to_bytes(), mtime=0)
 
 
 def read_volume(path: Path, name: str) -> Volume:
