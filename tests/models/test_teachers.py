@@ -16,7 +16,17 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from vfmgl_lib.models import teachers
-from vfmgl_lib.models.teachers import POCKET_FILE, TeacherError, TeacherSource, doubts_about, first_available, load_teacher
+from vfmgl_lib.models.teachers import (
+    POCKET_ARGUMENTS,
+    POCKET_FILE,
+    TeacherError,
+    TeacherSource,
+    doubts_about,
+    first_available,
+    load_teacher,
+)
+from vfmgl_lib.models.weights import read_metadata
+from vfmgl_lib.pretrain.training import MODEL_ARGS
 
 ARGUMENTS = {"embed_dim": 24, "depth": 6, "num_heads": 2, "img_size": 56}
 NAME = "vit_small_patch14_dinov2"
@@ -208,6 +218,21 @@ def test_compiled_teacher_gives_the_same_features():
     expected = teacher(images)
     for stack, reference in zip(teacher.compiled()(images), expected, strict=True):
         torch.testing.assert_close(stack, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_the_identity_knows_what_the_weights_do_not_say(tmp_path):
+    """The number of heads is in no shape; features kept for one must not be taken for the other's."""
+    vit, files = _vit(), []
+    for heads in (2, 4):
+        metadata = {"architecture": NAME, "model_args": json.dumps(ARGUMENTS | {"num_heads": heads})}
+        files.append(str(_write(vit, tmp_path / f"{heads}.safetensors", metadata)))
+    two, four = (load_teacher(file, grid=2) for file in files)
+    images = torch.rand(1, 3, 28, 28)
+    assert not torch.equal(two(images)[0], four(images)[0]) and two.identity != four.identity
+    assert two.identity == load_teacher(files[0], grid=2).identity
+    assert two.identity == load_teacher(f"{NAME}={files[0]}", grid=2).identity
+    metadata = read_metadata(POCKET_FILE)
+    assert json.loads(metadata["model_args"]) == POCKET_ARGUMENTS == MODEL_ARGS, "those of the identities that results name"
 
 
 def test_the_pocket_teacher_is_small_says_so_and_is_checked(tmp_path, monkeypatch):
