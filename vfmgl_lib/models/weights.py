@@ -2,7 +2,7 @@
 
 Training seldom leaves the bare table name -> tensor. One rule unwraps: tables in tables are one table whose names are joined by dots
 ({"teacher": {"backbone.norm.weight": ...}} has teacher.backbone.norm.weight), and the weights are what stands below the prefix under which
-most of the network's own names are. Of several with as many it is model or state_dict at the root, as for timm, else the one of an average
+most of the network's own names are. Of several with as many it is model or state_dict at the root, else the one of an average
 over training (teacher, ema, momentum: what DINO and others publish); where that does not decide either, the file is refused. What stands
 beside them is left out: heads of the pre-training, optimiser states. What a file is, its content says, not its suffix.
 """
