@@ -48,7 +48,7 @@ import pandas as pd
 from PIL import Image
 
 from vfmgl_lib import __version__
-from vfmgl_lib.data.images import PLAIN, ImageError, Reading, decode_image
+from vfmgl_lib.data.images import PLAIN, ImageError, Reading, decode_image, earlier_reading
 from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, InputError, file_state, find_inputs, known_suffix
 from vfmgl_lib.data.names import FORMULA, same_name
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, squashed, volume_slices
@@ -160,10 +160,9 @@ class Description:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
         if values["preprocessing"] != PREPROCESSING:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
-        default = {"background": "black" if values["task"] in ("endometrial", "prostate") else "white"}  # of models of 0.1.0
         try:
             values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
-            values["reading"] = Reading(**(values.get("reading") or default))
+            values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})

@@ -27,6 +27,7 @@ from vfmgl_lib.checkpoint import load_tensors
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
+from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
@@ -225,7 +226,9 @@ def load_study(folder: Path, data: Path | None = None) -> Study:
     if not root.is_dir() or not (data or "data" in start):
         raise ConfigError(f"{folder}: its images are not in {root} any more; say where they are")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
-    return Study(folder, checked_settings(values), read_manifest(folder / "manifest.csv", root), start["teacher"])
+    settings = checked_settings(values)
+    manifest = read_manifest(folder / "manifest.csv", root, earlier_reading(settings.data.layout))
+    return Study(folder, settings, manifest, start["teacher"])
 
 
 def no_comparison(control: Study, parent: Study) -> str:

@@ -207,8 +207,6 @@ def deep_png():
         yield Kind(f"PNG {count}x16 spread sBIT", ".png", png(spread, significant=10), expected, turns=TWO)
         yield Kind(f"PNG {count}x16 full sBIT", ".png", png(deep(pixels, 65535), significant=16), expected, turns=TWO)
         yield Kind(f"PNG {count}x16 above", ".png", png(deep(pixels, 65535)), refused="expected 0 to 4095 as --max-value says; nothing is")
-        dark = np.where(np.arange(count) < 3 - 2 * (count < 3), deep(pixels // 4, 255) // 4 << 4, 65535).astype(np.uint16)
-        yield Kind(f"PNG {count}x16 unclear", ".png", png(dark, significant=12), refused="its sBIT chunk .12 bits. may mean 4095 or 65535")
     key = deep(COLOR)[2, 3]
     yield Kind("PNG 3x16 tRNS", ".png", png(deep(COLOR), transparent=key), on(COLOR, 255 - 255 * at(COLOR, 2, 3)))
     yield Kind("PNG I;16 Pillow", ".png", by_pillow(deep(GRAY)), three(GRAY))

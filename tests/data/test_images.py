@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from vfmgl_lib import predict
+from vfmgl_lib.data import depth
 from vfmgl_lib.data import images as module
 from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.data.images import ImageError, Reading, decode_image, decode_mask, image_size, inspect_files, read_image, remark_warnings
@@ -79,6 +80,8 @@ REFUSED_MASKS = {
         {"palette": [255, 0, 0, 0, 0, 255]},
     ),
     r"its palette has 0: \(255, 255, 255\), 1: \(9, 0, 0\)": (SHAPE * 1, {"palette": [255, 255, 255, 9, 0, 0]}),
+    r"mask has indices 0, 1, which its palette makes one colour": (SHAPE * 1, {"palette": [0, 0, 0]}),
+    r"mask has indices 3, 4, which its palette makes one colour": (SHAPE + 3, {"palette": [255] * 15}),
     r"partly transparent, alpha 0, 30, 90, 255; expected 0 and one other value": (SOFT, {}),
     r"no white pixel that is not transparent, but a shape": (layer(SHAPE, (0, 0, 0, 255), (255, 255, 255, 0)), {}),
     r"partly transparent, alpha 0; expected|no white pixel": (np.dstack([SHAPE * 255, SHAPE * 0]), {}),
@@ -91,6 +94,16 @@ def test_masks_that_can_be_meant_otherwise_are_refused(tmp_path, said):
     array, options = REFUSED_MASKS[said]
     with pytest.raises(ImageError, match=rf"mask\.png: .*({said})"):
         decode_mask(saved(tmp_path / "mask.png", array, **options))
+
+
+def test_a_tiffs_palette_in_8_bits(tmp_path):
+    colors = np.zeros((3, 256), np.uint16)
+    colors[:, 1] = 200, 100, 50
+    tifffile.imwrite(tmp_path / "image.tif", SHAPE.astype(np.uint8), photometric="palette", colormap=colors)
+    expected = np.asarray(decode_image(tmp_path / "image.tif"))
+    assert (expected == SHAPE[..., None] * colors[:, 1]).all() and (decode_mask(tmp_path / "image.tif") == SHAPE).all()
+    tifffile.imwrite(tmp_path / "image.tif", SHAPE.astype(np.uint8), photometric="palette", colormap=colors * 257)
+    assert (np.asarray(decode_image(tmp_path / "image.tif")) == expected).all()
 
 
 def test_masks_of_more_than_8_bits(tmp_path):
@@ -126,6 +139,41 @@ def test_masks_are_turned_as_images_are(tmp_path, suffix):
     assert (decode_mask(path) == np.rot90(blocks, -1) // 255).all()
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "deep.tif"])
+def test_xmp_does_not_turn(tmp_path, kind, orientation):
+    path, color, exif = tmp_path / f"image.{kind}", np.repeat(SHAPE[..., None] * 255, 3, axis=2).astype(np.uint8), Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    if kind.endswith("tif"):
+        tags = [(0x0112, "H", 1, orientation, True)] if orientation else []
+        values = color if kind == "tif" else color.astype(np.uint16)
+        tifffile.imwrite(path, values, photometric="rgb", extratags=[*tags, (700, "B", len(XMP), XMP, True)])
+    elif kind == "png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        Image.fromarray(color).save(path, pnginfo=text, exif=exif)
+        assert np.asarray(decode_image(path)).shape == np.rot90(color, -1 if orientation == 6 else 0).shape
+        chunks = [chunk for chunk in depth._chunks(path.read_bytes()) if chunk[0] != b"IEND"]
+        path.write_bytes(depth._png(sorted(chunks, key=lambda chunk: chunk[0] == b"iTXt")))  # behind the pixels
+    else:
+        Image.fromarray(color).save(path, quality=100, subsampling=0, exif=exif, xmp=XMP)
+    expected = np.rot90(color, -1 if orientation == 6 else 0)
+    image, remarks = read_image(path, reading=Reading(255))
+    assert image.size == image_size(path) == expected.shape[1::-1] and np.abs(np.asarray(image).astype(int) - expected).max() < 30
+    assert ("turned" in remarks) == (orientation == 6)
+
+
+def test_exif_in_text_of_a_png(tmp_path):
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112] = 6
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
+    assert decode_image(saved(tmp_path / "image.png", SHAPE * 255, pnginfo=text)).size == (12, 16), "as ImageMagick writes it"
+
+
 def test_a_mask_across_its_image_is_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -154,6 +202,30 @@ def test_transparent_pixels_lie_on_the_sets_background(tmp_path):
     assert read_image(path)[1] == () and (np.asarray(decode_image(path))[~SHAPE] == 9).all()
 
 
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_gray_and_alpha_in_tiff(tmp_path, kind, compression, planes):
+    gray, alpha = np.full((16, 32), 200), np.repeat([255, 0], 16) * np.ones((16, 1), int)
+    stored = np.array([gray * alpha // 255 if kind == "assocalpha" else gray, alpha], np.uint8)
+    stored = stored if planes == "separate" else np.moveaxis(stored, 0, 2)
+    rules = {"planarconfig": planes, "extrasamples": [kind], "compression": compression}
+    tifffile.imwrite(tmp_path / "image.tif", stored, photometric="minisblack", metadata=None, **rules)
+    assert (np.asarray(decode_image(tmp_path / "image.tif"))[..., 0] == np.where(alpha, 200, 255)).all()
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_alpha_in_reals_ends_at_one(tmp_path, white):
+    values = np.full((12, 16, 4), 0.5 * white, np.float32)
+    values[..., 3] = np.where(SHAPE, 0, 1)
+    tifffile.imwrite(tmp_path / "image.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    assert (np.asarray(decode_image(tmp_path / "image.tif", reading=Reading(white)))[..., 1] == np.where(SHAPE, 255, 128)).all()
+    values[0, 0, 3] = np.nan
+    tifffile.imwrite(tmp_path / "image.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(ImageError, match=r"image\.tif: 1 values are NaN"):
+        decode_image(tmp_path / "image.tif", reading=Reading(white))
+
+
 def test_a_picture_that_nobody_can_see_is_refused(tmp_path):
     saved(tmp_path / "image.png", layer(SHAPE, (200, 100, 50, 0), (9, 9, 9, 0)))
     with pytest.raises(ImageError, match=r"image\.png: all of it is transparent, but it has colours; expected"):
@@ -177,6 +249,18 @@ def test_8_bits_stay_as_they_are_whatever_is_declared(tmp_path):
     assert (np.asarray(decode_image(path, reading=Reading(max_value=4095)))[..., 0] == pixels).all()
     tifffile.imwrite(tmp_path / "image.tif", pixels, extratags=[(281, "H", 1, 191, True)])
     assert (np.asarray(decode_image(tmp_path / "image.tif"))[..., 0] == pixels).all()
+
+
+@pytest.mark.parametrize("step", ["shift", "repeat", "scale"])
+def test_dark_values_of_sbit_may_be_spread(step):
+    measured = np.arange(12 * 16).reshape(12, 16)  # of 4095
+    spread = {"shift": measured << 4, "repeat": measured << 4 | measured >> 8, "scale": np.round(measured * 65535 / 4095).astype(int)}[step]
+    said = "its sBIT chunk (12 bits) may mean 4095 or 65535"
+    assert depth._white_by_bits(spread, 12) == (None, said)
+    assert depth._white_by_bits(spread + 5000, 12)[0] == 65535 and depth._white_by_bits(measured, 12)[0] == 4095
+    with pytest.raises(ImageError, match=r"which value is white \(its sBIT chunk \(12 bits\) may mean 4095 or 65535\); prepare the set with"):
+        module._scaled(depth.Samples(spread, 16, declared=said), "F", None)
+    assert np.asarray(module._scaled(depth.Samples(spread, 16, declared=said), "F", 65535)[0]).max() == 12
 
 
 def test_a_tag_that_may_be_the_pictures_own_largest_value_declares_nothing(tmp_path):
@@ -309,6 +393,18 @@ def test_old_models_of_radiology_have_a_black_background():
     for task, background in (("nuclei", "white"), ("camelyon17", "white"), ("endometrial", "black"), ("prostate", "black")):
         found = predict.Description.from_json(json.dumps(old | {"task": task}), "model.onnx")
         assert found.reading == Reading(None, background)
+
+
+def test_old_sets_of_radiology_have_a_black_background(tmp_path):
+    for number, (split, kind) in enumerate((s, k) for s in ("traindata", "testdata") for k in ("0_NMI", "1_MI")):
+        (folder := tmp_path / "source/A" / split / kind / f"P{number}").mkdir(parents=True)
+        saved(folder / "1.png", layer(SHAPE, (9 * number, 8, 7, 255)))
+    new = prepare("endometrial", tmp_path / "source", tmp_path / "set", progress=False).manifest
+    notes = json.loads((tmp_path / "set/manifest.json").read_text())
+    assert notes.pop("reading") == {"max_value": None, "background": "black"}
+    (tmp_path / "set/manifest.json").write_text(json.dumps(notes))
+    assert read_prepared(tmp_path / "set").manifest.reading == new.reading == Reading(background="black")
+    assert read_manifest(tmp_path / "set/manifest.csv", tmp_path).reading == Reading()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])

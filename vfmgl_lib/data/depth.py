@@ -23,7 +23,7 @@ from PIL import Image
 
 BYTE_LIMIT = 2**29  # of the samples of one picture
 ASSOCIATED, UNASSOCIATED = 1, 2  # TIFF's ExtraSamples: colours multiplied by alpha already, or not
-_BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags
+_BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it notices of a broken file is said once, by the error
@@ -59,23 +59,24 @@ class Samples:
 
 
 def is_deep(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether an opened PNG, TIFF, JPEG or BMP has samples that 8 bits do not hold."""
+    """Whether an opened PNG, TIFF, JPEG or BMP has samples that 8 bits do not hold, or gray and alpha as Pillow does not read them."""
     if image.format == "PNG":
         file.seek(24)  # of the header, always there
         return file.read(1) == b"\x10"
     if image.format != "TIFF":
         return False
     bits, kinds = (image.tag_v2.get(tag, (1,)) for tag in (_BITS, _SAMPLE_FORMAT))
-    return max(bits) > 8 or not {1, 4} >= set(kinds)  # unsigned, or undefined
+    alpha_apart = image.mode == "La" or (image.mode == "LA" and image.tag_v2.get(_PLANAR) == 2)  # multiplied, or in a plane of its own
+    return alpha_apart or max(bits) > 8 or not {1, 4} >= set(kinds)  # unsigned, or undefined
 
 
 def png_samples(file: BinaryIO) -> Samples:
     """A PNG of 16 bits a channel, without a palette.
 
     sBIT names the bits that were measured, n. By the standard its samples are spread over 16 bits; cameras' raw values up to 2^n - 1 are
-    found as well. Raw values end in other bits than those that spreading makes of values as small.
+    found as well. Raw values are others than those that spreading makes of values as small; where they are not, sBIT declares nothing.
 
-    Raises: DepthError: damaged, or sBIT can be meant both ways. Anything a broken file leads Pillow and SimpleITK to.
+    Raises: DepthError: damaged. Anything a broken file leads Pillow and SimpleITK to.
     """
     file.seek(0)
     chunks = list(_chunks(file.read()))
@@ -101,17 +102,21 @@ def png_samples(file: BinaryIO) -> Samples:
         alpha = np.where((stored == key).all(axis=2), 0, 65535).astype(np.uint16)
     values = stored[..., :colors] if colors == 3 else stored[..., 0]
     significant = max(found[b"sBIT"][:colors], default=16) if b"sBIT" in found else 16
-    white = None if b"sBIT" not in found else _white_by_bits(values, significant)
-    return Samples(values, 16, alpha, white=white, declared="its sBIT chunk")
+    white, declared = _white_by_bits(values, significant) if b"sBIT" in found else (None, "")
+    return Samples(values, 16, alpha, white=white, declared=declared)
 
 
-def _white_by_bits(values: np.ndarray, bits: int) -> float:
-    raw, spread = int(values.max()) < 2**bits, not (values & (2 ** (16 - bits) - 1)).any()
-    if raw and spread and bits < 16 and values.any():
-        raise DepthError(
-            f"largest value {values.max()}, and its sBIT chunk ({bits} bits) may mean {2**bits - 1} or 65535 by white; leave it out"
-        )
-    return 2.0**bits - 1 if raw else 65535.0
+def _white_by_bits(values: np.ndarray, bits: int) -> tuple[float | None, str]:
+    """What sBIT declares to be white, None where it can be meant both ways; and that in words."""
+    top = 2**bits - 1
+    if int(values.max()) > top or bits >= 16:
+        return 65535.0, "its sBIT chunk"
+    steps, shift = np.arange(top + 1), 16 - bits
+    small = steps[: (top >> shift) + 1]  # what is spread to no more than `top`: its upper bits, repeated below, are 0 or few
+    spread = [small << shift, np.floor(small * 65535 / top + 0.5)] + [sum(small << shift >> bits * n for n in range(16))]
+    if values.any() and any(np.isin(values, one).all() for one in spread):
+        return None, f"its sBIT chunk ({bits} bits) may mean {top} or 65535"
+    return float(top), "its sBIT chunk"
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

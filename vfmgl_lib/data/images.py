@@ -26,7 +26,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts G
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 READER = 2  # raised when files are read otherwise than before: prepared sets are then read again
-_ORIENTATION = 0x0112  # EXIF's and TIFF's tag
+_ORIENTATION, _COLOR_MAP = 0x0112, 0x0140  # EXIF's and TIFF's tags
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REMARKS = {
@@ -62,6 +62,11 @@ class Reading:
 
 
 PLAIN = Reading()  # of a set that says nothing
+
+
+def earlier_reading(task: str) -> Reading:
+    """Of sets, studies and models of 0.1.0, which do not say it: the background of the task's datasheet."""
+    return Reading(background="black" if task in ("endometrial", "prostate") else "white")
 
 
 def decode_image(path: Path, name: str | None = None, reading: Reading = PLAIN, first_frame: bool = False) -> Image.Image:
@@ -186,6 +191,7 @@ def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.I
         raise ImageError(f"{name}: {width}x{height} pixels, the limit is {PIXEL_LIMIT} pixels")
     if frames != 1:
         raise ImageError(f"{name}: holds {frames} frames, expected one")
+    image.info.pop("xmp", None)  # Pillow would turn a TIFF by it, see `_orientation`
     return image, deep
 
 
@@ -194,10 +200,15 @@ def _load(image: Image.Image, name: str, modes: tuple[str, ...]) -> bool:
     if image.mode not in modes:
         raise ImageError(f"{name}: pixel mode {image.mode}, expected one of {', '.join(modes)}; convert the file to RGB before")
     turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNS
+    packed = image.info.get("compression", "raw") if image.format == "TIFF" else "raw"
     try:
+        if image.format == "TIFF" and image.mode in ("P", "PA") and max(image.tag_v2[_COLOR_MAP]) < 256:
+            # Some programs write the colours of 16 bits in 8; Pillow would make all of them black, libtiff's viewers show them.
+            image.putpalette(bytes(image.tag_v2[_COLOR_MAP]), "RGB;L")
         image.load()
     except Exception as error:  # as above
-        raise ImageError(f"{name}: cannot be decoded ({_reason(error)}), the file is damaged or cut short") from error
+        other = "" if packed == "raw" else f", or its compression ({packed}) is not known here: save it uncompressed or with deflate"
+        raise ImageError(f"{name}: cannot be decoded ({_reason(error)}), the file is damaged or cut short{other}") from error
     return turned
 
 
@@ -216,12 +227,18 @@ def _samples(image: Image.Image | None, file: BinaryIO, name: str, first_frame: 
 def _orientation(image: Image.Image) -> int:
     """How an unpacked picture is still to be turned, 1 to 8 as EXIF counts.
 
-    1 where the file does not say, or says it in broken EXIF: viewers show that as it is stored.
+    1 where the file does not say, or says it in broken EXIF: viewers show that as it is stored. XMP, which Pillow asks then, keeps its
+    copy of the orientation where programs have turned the pixels and taken EXIF away.
     """
+    exif = Image.Exif()
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        if image.format == "PNG":
+            image.load()  # EXIF may stand behind the pixels
+        text = image.info.get("Raw profile type exif", "")  # of ImageMagick, in a PNG
+        exif.load(image.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:])))
     except Exception:
         return 1
+    found = exif.get(_ORIENTATION, 1)
     return found if found in _TURNS else 1
 
 
@@ -243,16 +260,16 @@ def _scaled(samples: Samples, name: str, max_value: float | None) -> tuple[Image
     values, white, declared = samples.values, samples.white, samples.declared
     if samples.bits == 8 and values.dtype == np.uint8:
         white = 255
-    if unusable := values.size - int(np.isfinite(values).sum()):
+    if unusable := sum(part.size - int(np.isfinite(part).sum()) for part in (values, samples.alpha) if part is not None):
         raise ImageError(f"{name}: {unusable} values are NaN or infinite, expected finite ones")
     low, high = float(values.min()), float(values.max())
-    if white is None:
+    if white is None and max_value is not None:
         white, declared = max_value, "--max-value"
     if white is None:
         usual = [value for value in (1, 255, 1023, 4095, 16383, 65535) if value >= high and (value > 255 or values.dtype.kind == "f")]
         example = f", e.g. {' or '.join(map(str, usual))}" if usual else ""
         raise ImageError(
-            f"{name}: {samples.bits} bits a channel, largest value {high:g}, and neither the file nor the set says which value is white;"
+            f"{name}: {samples.bits} bits a channel, largest value {high:g}, and neither the file nor the set says which value is white{f' ({declared})' if declared else ''};"
             f" prepare the set with --max-value N{example} (a model keeps it), or write the tag SMaxSampleValue"
         )
     slack = white * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0  # how far rounding takes a real
@@ -263,6 +280,7 @@ def _scaled(samples: Samples, name: str, max_value: float | None) -> tuple[Image
     alpha = samples.alpha
     if alpha is not None:
         top = white if alpha.max() <= white or alpha.dtype.kind != "u" else np.iinfo(alpha.dtype).max
+        top = 1 if alpha.dtype.kind == "f" and alpha.max() <= 1 else top  # as reals have it, beside colours up to 255 too
         alpha = Image.fromarray(_to_bytes(alpha, top))
     return Image.fromarray(color).convert("RGB"), alpha
 
@@ -296,6 +314,10 @@ def _by_palette(image: Image.Image, name: str) -> np.ndarray:
     index, color = np.asarray(image), np.asarray(image.convert("RGB"))
     index = index if index.ndim == 2 else index[..., 0]
     black, white = (color == 0).all(axis=2), (color == 255).all(axis=2)
+    if black.all() or white.all():
+        if len(found := np.unique(index)) > 1:
+            shown = ", ".join(map(str, found[:4])) + (", …" if len(found) > 4 else "")
+            raise ImageError(f"{name}: mask has indices {shown}, which its palette makes one colour; save it without palette as 0 and 255")
     if (black | white).all():
         return white.astype(np.uint8)
     if (black == (index == 0)).all():

@@ -353,13 +353,14 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     write_text(path, buffer.getvalue())
 
 
-def read_manifest(path: Path | str, root: Path | str) -> Manifest:
+def read_manifest(path: Path | str, root: Path | str, reading: Reading = PLAIN) -> Manifest:
     """A manifest as `write_manifest` left it. Files are not looked at: that is `check_manifest`.
 
     Args:
         path: the CSV; `<name>.json` with "task_kind" and "classes" stands beside it. Its "sha256" may be missing
             (a manifest written by hand); if there it must be the table's.
         root: the data folder.
+        reading: of a manifest that does not say it, as those of 0.1.0 (`images.earlier_reading`).
     Raises: ManifestError: naming the file, the line and what was expected; or the names that cannot be used (`data.names`).
     """
     path = Path(path)
@@ -371,7 +372,7 @@ def read_manifest(path: Path | str, root: Path | str) -> Manifest:
             lines = [f"line {row + 2}: label {label!r}, expected a class index (0, 1, …)" for row, label in wrong.items()]
             raise ManifestError.listing(path, lines)
     manifest = Manifest(
-        Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"), notes["reading"]
+        Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"), notes["reading"] or reading
     )
     if "sha256" in notes and (found := manifest.sha256) != notes["sha256"]:
         raise ManifestError(
@@ -397,7 +398,7 @@ def _read_notes(path: Path) -> dict:
     if notes.get("split_unit", "patient") not in get_args(SplitUnit):
         raise ManifestError(f"{path}: split_unit is {notes['split_unit']!r}, expected one of {', '.join(get_args(SplitUnit))}")
     try:
-        notes["reading"] = Reading(**notes.get("reading", {}))
+        notes["reading"] = Reading(**notes["reading"]) if "reading" in notes else None
     except (TypeError, ValueError) as error:
         raise ManifestError(f"{path}: reading is {notes['reading']!r} ({error}), {expected}") from error
     if not isinstance(notes.get("sha256", ""), str):

@@ -42,6 +42,7 @@ from vfmgl_lib.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
+from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.data.sources import is_prepared, read_prepared
@@ -342,7 +343,7 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
     if is_prepared(given.data):
         manifest = read_prepared(given.data, study.data.layout).manifest  # images that needed no conversion stay where they were prepared
     else:
-        manifest = read_manifest(given.data / "manifest.csv", given.data)
+        manifest = read_manifest(given.data / "manifest.csv", given.data, earlier_reading(study.data.layout))
     if settings.center not in manifest.centers:
         raise ManifestError(f"{given.data}: has no centre {settings.center!r}, it has {', '.join(manifest.centers)}")
     if (manifest.task_kind == "segmentation") != study.is_segmentation:

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
-from vfmgl_lib.data.images import READER, Reading, inspect_files, remark_warnings
+from vfmgl_lib.data.images import READER, Reading, earlier_reading, inspect_files, remark_warnings
 from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
@@ -237,7 +237,8 @@ def _read_notes(out: Path) -> dict | None:
 
 def _reuse(out: Path, notes: dict) -> Prepared:
     root = (out / "data").resolve() if notes["converted"] else Path(notes["source"])
-    return Prepared(read_manifest(out / "manifest.csv", root), tuple(notes["warnings"]), notes["format"], reused=True)
+    manifest = read_manifest(out / "manifest.csv", root, earlier_reading(notes["task"]))
+    return Prepared(manifest, tuple(notes["warnings"]), notes["format"], reused=True)
 
 
 def _whole(out: Path, notes: dict) -> Prepared | None:
