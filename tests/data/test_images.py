@@ -258,9 +258,35 @@ def test_dark_values_of_sbit_may_be_spread(step):
     said = "its sBIT chunk (12 bits) may mean 4095 or 65535"
     assert depth._white_by_bits(spread, 12) == (None, said)
     assert depth._white_by_bits(spread + 5000, 12)[0] == 65535 and depth._white_by_bits(measured, 12)[0] == 4095
-    with pytest.raises(ImageError, match=r"which value is white \(its sBIT chunk \(12 bits\) may mean 4095 or 65535\); prepare the set with"):
+    with pytest.raises(ImageError, match=r"value is white \(its sBIT chunk \(12 bits\) may mean 4095 or 65535\); prepare the set with"):
         module._scaled(depth.Samples(spread, 16, declared=said), "F", None)
     assert np.asarray(module._scaled(depth.Samples(spread, 16, declared=said), "F", 65535)[0]).max() == 12
+
+
+def test_reals_up_to_one_in_a_set_of_whole_numbers(tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", np.where(SHAPE, 0.9, 0).astype(np.float32))
+    with pytest.raises(
+        ImageError, match=r"image\.tif: real values up to 0\.9, expected up to 4095 as --max-value says: all of it would"
+    ):
+        decode_image(tmp_path / "image.tif", reading=Reading(4095))
+    tifffile.imwrite(tmp_path / "image.tif", np.zeros((4, 4), np.float32))
+    assert not np.asarray(decode_image(tmp_path / "image.tif", reading=Reading(4095))).any(), "nothing but black"
+
+
+def test_a_phones_jpeg_is_its_first_picture(tmp_path):
+    saved(tmp_path / "image.jpg", SHAPE * 255, format="MPO", save_all=True, append_images=[Image.new("L", (4, 4))])
+    assert image_size(tmp_path / "image.jpg") == decode_image(tmp_path / "image.jpg").size == (16, 12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_whose_end_is_zeros(tmp_path, dtype):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 400)).astype(dtype)).save(path)
+    decode_image(path, reading=Reading(255))
+    path.write_bytes(path.read_bytes()[:-3000] + bytes(3000))
+    for read in (decode_image, decode_mask, image_size):
+        with pytest.raises(ImageError, match=r"image\.png: the checksum of its pixels is wrong"):
+            read(path)
 
 
 def test_a_tag_that_may_be_the_pictures_own_largest_value_declares_nothing(tmp_path):

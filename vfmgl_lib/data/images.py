@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops
 from tqdm import tqdm
 
-from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
+from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_is_whole, png_samples, tiff_samples
 from vfmgl_lib.data.preprocessing import near_integers
 from vfmgl_lib.files import real_path
 
@@ -178,7 +178,8 @@ def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.I
         image = Image.open(file, formats=FORMATS)
         width, height = image.size
         deep = is_deep(image, file)
-        frames = 1 if first_frame else getattr(image, "n_frames", 1)
+        # A phone's JPEG with a preview or a depth map behind it is the first picture (MPO).
+        frames = 1 if first_frame or image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to, not one kind of error
         if not file.seek(0, os.SEEK_END):
             raise ImageError(f"{name}: is empty (0 bytes), expected a PNG, JPEG, TIFF or BMP; copy it again") from error
@@ -191,6 +192,8 @@ def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.I
         raise ImageError(f"{name}: {width}x{height} pixels, the limit is {PIXEL_LIMIT} pixels")
     if frames != 1:
         raise ImageError(f"{name}: holds {frames} frames, expected one")
+    if image.format == "PNG" and not png_is_whole(file):
+        raise ImageError(f"{name}: the checksum of its pixels is wrong, the file is damaged or cut short; copy it again")
     image.info.pop("xmp", None)  # Pillow would turn a TIFF by it, see `_orientation`
     return image, deep
 
@@ -263,14 +266,17 @@ def _scaled(samples: Samples, name: str, max_value: float | None) -> tuple[Image
     if unusable := sum(part.size - int(np.isfinite(part).sum()) for part in (values, samples.alpha) if part is not None):
         raise ImageError(f"{name}: {unusable} values are NaN or infinite, expected finite ones")
     low, high = float(values.min()), float(values.max())
+    if white is None and max_value is not None and max_value >= 255 and values.dtype.kind == "f" and 0 < high <= 1:
+        raise ImageError(f"{name}: real values up to {high:g}, expected up to {max_value:g} as --max-value says: all of it would be black")
     if white is None and max_value is not None:
         white, declared = max_value, "--max-value"
     if white is None:
         usual = [value for value in (1, 255, 1023, 4095, 16383, 65535) if value >= high and (value > 255 or values.dtype.kind == "f")]
         example = f", e.g. {' or '.join(map(str, usual))}" if usual else ""
+        unclear = f" ({declared})" if declared else ""
         raise ImageError(
-            f"{name}: {samples.bits} bits a channel, largest value {high:g}, and neither the file nor the set says which value is white{f' ({declared})' if declared else ''};"
-            f" prepare the set with --max-value N{example} (a model keeps it), or write the tag SMaxSampleValue"
+            f"{name}: {samples.bits} bits a channel, largest value {high:g}, and neither the file nor the set says which value is white"
+            f"{unclear}; prepare the set with --max-value N{example} (a model keeps it), or write the tag SMaxSampleValue"
         )
     slack = white * np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0  # how far rounding takes a real
     if low < -slack or high > white + slack:

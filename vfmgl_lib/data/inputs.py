@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, SourceError, held, masks_of_others, skipped, system_kind
+from vfmgl_lib.files import shown
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 
@@ -21,7 +22,7 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
 
     Args:
         given: files and folders.
-        notes: gets what was passed over in the folders: entries of systems, masks of other files (`data.scan`).
+        notes: gets what was passed over in the folders: entries of systems, masks of other files (`data.scan`), other endings.
     Returns: names are unique, without suffix, relative to the folder given: outputs are called by them.
     Raises: InputError: nothing there, or two inputs of one name.
     """
@@ -51,6 +52,7 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
 def _inside(folder: Path) -> tuple[list[Path], list[str]]:
     """The images and volumes below a folder, and what was passed over."""
     files, systems, linked, made, below = [], Counter(), [], [], sorted(_below(folder))
+    others: Counter[str] = Counter()
     results = {file.parent / kind for file in below if file.name == "predictions.csv" for kind in ("masks", "overlays")}
     for file in below:
         places = [file, *file.parents[: len(file.relative_to(folder).parts) - 1]]
@@ -62,10 +64,15 @@ def _inside(folder: Path) -> tuple[list[Path], list[str]]:
             linked += [file] if file.is_symlink() else []
         elif known_suffix(file) and (file.is_file() or file.is_symlink()):  # a link that leads nowhere: its row says so
             files.append(file)
+        elif file.is_file():
+            others[file.suffix.lower() or "without ending"] += 1
     masks = masks_of_others(files)
     said = [f"{len(masks)} file(s) are masks of others and not predicted, e.g. {next(iter(masks))}"] if masks else []
     said += [f"{len(made)} file(s) are results of an earlier call and not predicted, e.g. {made[0]}"] if made else []
     said += [f"{len(linked)} linked folder(s) are not followed, e.g. {linked[0]}; name them in the call"] if linked else []
+    if files and others:
+        kinds = [f"{count} {shown(kind)}" for kind, count in others.most_common(5)] + ["…"] * (len(others) > 5)
+        said.append(f"{others.total()} file(s) do not end as images or volumes and are not predicted: {', '.join(kinds)}")
     return [file for file in files if file not in masks], said + skipped(+systems)
 
 
