@@ -290,7 +290,7 @@ def test_inputs_are_found_and_named(tmp_path):
     (tmp_path / "in" / "x" / "slide.svs").write_bytes(b"")
     notes = []
     assert [name for _, name in find_inputs([tmp_path / "in"], notes)] == ["b", "x/a"]
-    assert "2 file(s) do not end as images or volumes and are not predicted: 1 .svs, 1 .txt" in notes
+    assert "2 file(s) do not end as images or volumes and are not predicted: 1 .txt, 1 .svs" in notes
     with pytest.raises(InputError, match="their outputs would both be called b"):
         find_inputs([tmp_path / "in", tmp_path / "in" / "b.PNG"])
     with pytest.raises(InputError, match="no such file or folder"):

@@ -265,9 +265,7 @@ def test_dark_values_of_sbit_may_be_spread(step):
 
 def test_reals_up_to_one_in_a_set_of_whole_numbers(tmp_path):
     tifffile.imwrite(tmp_path / "image.tif", np.where(SHAPE, 0.9, 0).astype(np.float32))
-    with pytest.raises(
-        ImageError, match=r"image\.tif: real values up to 0\.9, expected up to 4095 as --max-value says: all of it would"
-    ):
+    with pytest.raises(ImageError, match=r"image\.tif: real values up to 0\.9, expected up to 4095 as --max-value says: all of it would"):
         decode_image(tmp_path / "image.tif", reading=Reading(4095))
     tifffile.imwrite(tmp_path / "image.tif", np.zeros((4, 4), np.float32))
     assert not np.asarray(decode_image(tmp_path / "image.tif", reading=Reading(4095))).any(), "nothing but black"
