@@ -43,6 +43,7 @@ MASKS = {
     "palette, gray steps": (SHAPE * 255, {"palette": [value for value in range(256) for _ in range(3)]}),
     "palette, black twice": (np.where(SHAPE, 2, np.arange(16) % 2), {"palette": [0, 0, 0, 0, 0, 0, 255, 255, 255]}),
     "palette, background transparent": (SHAPE * 1, {"palette": BLACK_FIRST, "transparency": 0}),
+    "palette, all white": (SHAPE * 1, {"palette": [255] * 6, "transparency": 0}),
     "layer, all white": (layer(SHAPE, (255, 255, 255, 255), (255, 255, 255, 0)), {}),
     "layer, white on nothing": (layer(SHAPE, (255, 255, 255, 255)), {}),
     "layer, half seen": (layer(SHAPE, (255, 255, 255, 128)), {}),

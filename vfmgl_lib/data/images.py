@@ -320,7 +320,7 @@ def _by_palette(image: Image.Image, name: str) -> np.ndarray:
     index, color = np.asarray(image), np.asarray(image.convert("RGB"))
     index = index if index.ndim == 2 else index[..., 0]
     black, white = (color == 0).all(axis=2), (color == 255).all(axis=2)
-    if black.all() or white.all():
+    if (black.all() or white.all()) and not image.has_transparency_data:  # else the shape may lie there
         if len(found := np.unique(index)) > 1:
             shown = ", ".join(map(str, found[:4])) + (", …" if len(found) > 4 else "")
             raise ImageError(f"{name}: mask has indices {shown}, which its palette makes one colour; save it without palette as 0 and 255")
