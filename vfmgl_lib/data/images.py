@@ -193,7 +193,7 @@ def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.I
     if frames != 1:
         raise ImageError(f"{name}: holds {frames} frames, expected one")
     if image.format == "PNG" and not png_is_whole(file):
-        raise ImageError(f"{name}: cannot be decoded (the checksum of its pixels is wrong), the file is damaged or cut short; copy it again")
+        raise ImageError(f"{name}: cannot be decoded (the checksum of its pixels is wrong), the file is damaged or cut short")
     image.info.pop("xmp", None)  # Pillow would turn a TIFF by it, see `_orientation`
     return image, deep
 
