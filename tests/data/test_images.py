@@ -118,6 +118,11 @@ def test_masks_of_more_than_8_bits(tmp_path):
     tifffile.imwrite(tmp_path / "real.tif", (SHAPE * 0.3).astype(np.float32))
     with pytest.raises(ImageError, match=r"real\.tif: mask is not binary, found 0\.3\d*, expected whole numbers .*, 0 and 255"):
         decode_mask(tmp_path / "real.tif")
+    tifffile.imwrite(tmp_path / "inverted8.tif", SHAPE * np.uint8(255), photometric="miniswhite")
+    with pytest.raises(ImageError, match=r"inverted8.tif: mask of 8 bits has 0 for white .*Invert LUT"):
+        decode_mask(tmp_path / "inverted8.tif")
+    Image.fromarray(~SHAPE).save(tmp_path / "scan.tif", tiffinfo={262: 0})  # one bit: black on white, by colour
+    assert (decode_mask(tmp_path / "scan.tif") == ~SHAPE).all()
     tifffile.imwrite(tmp_path / "inverted.tif", (SHAPE * 255).astype(np.uint16), photometric="miniswhite")
     with pytest.raises(ImageError, match=r"inverted\.tif: mask of 16 bits has 0 for white"):
         decode_mask(tmp_path / "inverted.tif")

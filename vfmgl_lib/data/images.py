@@ -25,6 +25,7 @@ PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts Ghostscript) stay out of reach
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_PHOTOMETRIC = 0x0106  # TIFF's tag, 0 where 0 is white
 READER = 2  # raised when files are read otherwise than before: prepared sets are then read again
 _ORIENTATION, _COLOR_MAP = 0x0112, 0x0140  # EXIF's and TIFF's tags
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
@@ -129,15 +130,21 @@ def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
         if deep:
             samples = _samples(image, file, name)
             values, alpha, orientation = samples.values, samples.alpha, samples.orientation
-            if samples.inverted:
-                raise ImageError(f"{name}: mask of {samples.bits} bits has 0 for white (MinIsWhite), expected 0 for black")
+            inverted, bits = samples.inverted, samples.bits
         else:
             _load(image, name, MASK_MODES)
+            # A bilevel TIFF is mostly so, a scan of black on white. Of more bits it is ImageJ's inverting table: its 255 is the object.
+            inverted, bits = image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(_PHOTOMETRIC) == 0, 8
             orientation = _orientation(image)
             values = _by_palette(image, name) if image.mode in ("P", "PA") else np.asarray(image)
             values = values[..., 0] if image.mode == "LA" else values[..., :3] if values.ndim == 3 else values
             alpha = _alpha(image)
             alpha = None if alpha is None else np.asarray(alpha)
+    if inverted:
+        raise ImageError(
+            f"{name}: mask of {bits} bits has 0 for white (MinIsWhite, as ImageJ's inverting table writes): what is the object cannot be "
+            "told; expected 0 for black: in ImageJ Image > Lookup Tables > Invert LUT, then save it again"
+        )
     if values.ndim == 3:
         if (values != values[..., :1]).any():
             mode = f" (mode {image.mode})" if image is not None else ""
