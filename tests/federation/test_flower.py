@@ -177,6 +177,7 @@ def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federat
     clients, _ = federation("nuclei")
     made = wire(tmp_path, clients)
     with superlink(tmp_path, "127.0.0.1", made.port, made.keys) as (grid, _):
+        grid._disconnect()  # its client has the token that was valid
         grid._token = "no longer valid"
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             grid.get_nodes()
