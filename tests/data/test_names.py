@@ -27,7 +27,7 @@ def test_spellings_of_one_name(one, other):
     assert one != other and same_name(one) == same_name(other)
     (problem,) = name_problems((), (), {one: "x/1.png", other: "y/1.png"})
     assert "x/1.png" in problem and "y/1.png" in problem and "2 spellings" in problem and "rename" in problem
-    assert len(name_problems((), [one, other], {})) == 1 + any(name != name.strip(" .\u00a0") for name in (one, other))
+    assert len(name_problems((), [one, other], {})) == 1
 
 
 @pytest.mark.parametrize(("one", "other"), [("P1", "P2"), ("a.1", "a1"), ("a b", "ab"), ("ü", "u"), ("1", "01"), ("...", "..")])
@@ -47,24 +47,20 @@ def test_the_librarys_own_words_are_no_centres(word):
     assert name_problems(["B"], (word.strip(), "other"), {word.strip(): ""}) == [], "classes and patients may be called so"
 
 
-@pytest.mark.parametrize(
-    ("name", "nobody"),  # whether a patient cannot be called so either: no file is
-    [
-        *((name, True) for name in ("=1+1", "+A", "-A", "@A", "a\nb", "a\tb", "a\x00b", "a\x7f", "a\u2028b", "M\udcfcller")),
-        *((name, False) for name in ("CON", "nul.x", "LPT1", "a:b", "a\\b", 'a"b', "a|b", "A.", " A")),
-    ],
-)
-def test_names_that_no_file_or_table_can_have(name, nobody):
-    for problems in (name_problems([name], (), {}), name_problems((), [name], {})):
+@pytest.mark.parametrize("name", ["=1+1", "+A", "-A", "@A", "a\nb", "a\tb", "a\x00b", "a\x7f", "a\u2028b", "M\udcfcller"])
+def test_names_that_no_table_can_have(name):
+    for problems in (name_problems([name], (), {}), name_problems((), [name], {}), name_problems((), (), {name: ""})):
         (problem,) = problems
         assert "rename it" in problem and "\n" not in problem
         problem.encode()
-    assert len(name_problems((), (), {name: ""})) == nobody
 
 
 @pytest.mark.parametrize(
     "name",
-    ["A", "hospital1", "Ö Süd", "Frau Müller, 1", "名", "I", "II", "test", "St. Mary's", "all_hospital", "A-1", "x" * LONGEST_CENTER],
+    [
+        *("A", "hospital1", "Ö Süd", "Frau Müller, 1", "名", "I", "II", "test", "St. Mary's", "all_hospital", "A-1", "x" * LONGEST_CENTER),
+        *("CON", "nul.x", "a:b", "a\\b", 'a"b', "a|b", "A.", " A", "<b>A</b>"),  # some systems have no such files; this one has
+    ],
 )
 def test_ordinary_names(name):
     assert name_problems([name], [name], {name: ""}) == []

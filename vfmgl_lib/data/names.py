@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from vfmgl_lib.files import is_control, portable, shown
+from vfmgl_lib.files import is_control, shown
 
 # The library's own words, as `same_name` has them: values beside centres' names in tables, or names of files and folders beside theirs.
 RESERVED = {
@@ -41,7 +41,7 @@ def center_problems(name: str) -> list[str]:
     problems = [f"center {name!r}: the library's own word for {meaning}; call it otherwise, e.g. {name + '_hospital'!r}"] if meaning else []
     if len(name.encode("utf-8", "surrogateescape")) > LONGEST_CENTER:
         problems.append(f"center {shown(name)!r}: expected a name of at most {LONGEST_CENTER} bytes, files are called by it")
-    return problems + _file_problems("center", name)
+    return problems + _cell_problems("center", name)
 
 
 def name_problems(centers: Iterable[str], classes: Iterable[str], patients: Mapping[str, str]) -> list[str]:
@@ -53,7 +53,7 @@ def name_problems(centers: Iterable[str], classes: Iterable[str], patients: Mapp
     """
     centers, classes = list(centers), list(classes)
     problems = [problem for name in centers for problem in center_problems(name)]
-    problems += [problem for name in classes for problem in _file_problems("class", name)]
+    problems += [problem for name in classes for problem in _cell_problems("class", name)]
     problems += [problem for name in patients for problem in _cell_problems("patient", name)]
     problems += _clashes("center", "centre", dict.fromkeys(centers, ""))
     problems += _clashes("class", "class", dict.fromkeys(classes, ""))
@@ -65,19 +65,6 @@ def _cell_problems(kind: str, name: str) -> list[str]:
         return [f"{kind} {shown(name)!r}: holds a line break or another control character; rename it"]
     if name.startswith(tuple(FORMULA)):
         return [f"{kind} {name!r}: begins with {name[0]!r}, a formula to spreadsheets; rename it, expected a letter or digit first"]
-    return []
-
-
-def _file_problems(kind: str, name: str) -> list[str]:
-    """As `_cell_problems`, and what cannot be a file's name on every system."""
-    if name in ("", ".", "..") or "/" in name:
-        return []  # reported as no name at all
-    if problems := _cell_problems(kind, name):
-        return problems
-    if name != name.strip() or name.endswith("."):
-        return [f"{kind} {name!r}: begins or ends with a blank or a dot, which some systems drop; rename it to {name.strip(' .')!r}"]
-    if portable(name) != name:
-        return [f"{kind} {name!r}: cannot be a file's name on every system; rename it, e.g. {portable(name)!r}"]
     return []
 
 
