@@ -3,6 +3,7 @@
 import _thread
 import fcntl
 import os
+import signal
 import stat
 import sys
 import threading
@@ -29,6 +30,14 @@ def in_background(action):
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     return thread
+
+
+@pytest.fixture
+def interruptible():
+    """A shell starts what it runs in the background with SIGINT ignored: nothing could be interrupted there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def wait_until(true, seconds=60):
@@ -144,7 +153,7 @@ def test_beside_one_another_with_one_killed_midway_ends_bit_identical(small, con
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_the_processes_beside(small):
+def test_an_interrupt_ends_the_processes_beside(small, interruptible):
     workspace = small(federation__rounds=100_000)
     (job,) = plan(workspace, ["local"], [0])
 
