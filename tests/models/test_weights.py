@@ -193,13 +193,13 @@ REFUSED = {
     "a number": (_saved(lambda s: 3), "hold no tensors but a int"),
     "an own object": (
         _saved(lambda s: {"model": s, "args": argparse.Namespace(lr=1)}),
-        r"argparse\.Namespace; who trusts the file saves .*safetensors",
+        r"argparse\.Namespace; save its weights alone by safetensors.torch.save_file.*weights_only=True",
     ),
     "a number of numpy": (
         _saved(lambda s: {"model": s, "loss": np.float64(1)}),
-        r"more than tensors and plain values, numpy\S*\.scalar; who trusts",
+        r"more than tensors and plain values, numpy\S*\.scalar; save its weights alone",
     ),
-    "a whole module": (_saved(lambda s: torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear; who trusts"),
+    "a whole module": (_saved(lambda s: torch.nn.Linear(2, 2)), r"torch\.nn\.modules\.linear\.Linear; save its weights alone"),
     "several": (_saved(lambda s: {"a": s, "b": noisy(s)}), r"is in it 2 times, as a\., b\.; save one of them alone"),
     "half": (_saved(lambda s: {"state_dict": _without(s, "blocks.1")}), r"missing \['blocks\.1"),
     "strangers beside": (_saved(lambda s: s | {"adapter.weight": torch.zeros(2)}), r"additional \['adapter.weight'\]"),

@@ -49,9 +49,8 @@ FOREIGN = {
     b"GGUF": "is GGUF, expected safetensors or torch's format",
 }
 RESAVE = (
-    'who trusts the file saves its weights alone: python -c "import torch, safetensors.torch as s; '
-    "s.save_file({{k: v.contiguous() for k, v in torch.load('{file}', weights_only=False)['KEY'].items()}}, 'weights.safetensors')\""
-    ", KEY being that of the table of weights"
+    "save its weights alone by safetensors.torch.save_file, where it was made or after torch.load(..., weights_only=True) within "
+    "torch.serialization.safe_globals([...]) of classes that you trust"
 )
 
 
@@ -168,7 +167,7 @@ def _read(path: Path) -> object:
         text = str(error)
         if found := re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", text):
             more = f"it holds more than tensors and plain values, {found[1] or found[2]}"
-            raise TeacherError(f"teacher weights {path}: refused, {more}; {RESAVE.format(file=path)}") from error
+            raise TeacherError(f"teacher weights {path}: refused, {more}; {RESAVE}") from error
         cause = " ".join(text.rpartition("WeightsUnpickler error:")[2].split())[:120] or type(error).__name__
         raise TeacherError(f"teacher weights {path}: refused, no plain tensors of torch.save, or not whole ({cause})") from error
 
