@@ -59,7 +59,7 @@ def _rgb(seed: int = 0) -> np.ndarray:
 
 
 def _predicted(folder: Path, file: Path, kind: str = "classifier") -> Callable[[], int]:
-    from vfmgl_lib.predict import main
+    from vfmgl_lib.predict.__main__ import main
 
     model = folder.parent / f"{kind}.onnx"
 
@@ -195,7 +195,7 @@ def _weights(folder: Path) -> tuple[Path, Callable[[], int]]:
 
 
 def _onnx(folder: Path) -> tuple[Path, Callable[[], int]]:
-    from vfmgl_lib.predict import main
+    from vfmgl_lib.predict.__main__ import main
 
     model, image = folder / "model.onnx", folder / "case.png"
     shutil.copy(folder.parent / "classifier.onnx", model)

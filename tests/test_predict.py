@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from vfmgl_lib import __version__
-from vfmgl_lib import predict as predict_module
 from vfmgl_lib.data.inputs import InputError, file_state, find_inputs
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.export.formats import onnx_model
@@ -30,12 +29,10 @@ from vfmgl_lib.predict import (
     Description,
     ModelError,
     Predictor,
-    evidence_overlay,
-    foreground,
-    main,
-    predict_files,
-    probability_overlay,
 )
+from vfmgl_lib.predict import files as predict_module
+from vfmgl_lib.predict.__main__ import main
+from vfmgl_lib.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
 from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +149,7 @@ class Block:
         if name.split(".")[0] in ("torch", "timm", "torchvision", "onnx"):
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Block())
-from vfmgl_lib.predict import main
+from vfmgl_lib.predict.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 
