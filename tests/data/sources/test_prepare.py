@@ -23,7 +23,7 @@ from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.data.layouts import subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
 from vfmgl_lib.data.phantoms import write_phantoms
-from vfmgl_lib.data.sources import FORMATS, is_prepared, prepare, read_prepared, verify
+from vfmgl_lib.data.sources import FORMATS, conversion, is_prepared, prepare, read_prepared, verify
 from vfmgl_lib.data.sources import prostate as reader
 from vfmgl_lib.data.sources.cases import Case, Findings, Picture
 from vfmgl_lib.workspace import open_workspace
@@ -378,7 +378,7 @@ def test_the_second_call_reads_no_image(form, tmp_path, monkeypatch):
 
     for place in (sources, layouts):
         monkeypatch.setattr(place, "inspect_files", fails)
-    monkeypatch.setattr(sources, "_png", fails)
+    monkeypatch.setattr(conversion, "_png", fails)
     second = prepare(task, "source", Path("out"))
     assert second.reused and second.warnings == first.warnings and second.format == first.format
     assert second.manifest.sha256 == first.manifest.sha256 and second.manifest.root == first.manifest.root
@@ -458,7 +458,7 @@ def test_what_is_missing_or_cut_of_a_conversion_is_made_again(source, tmp_path, 
 def test_a_set_of_an_earlier_preparation_is_converted_again(source, tmp_path, reads, monkeypatch):
     run("prostate", source, tmp_path / "out")
     reads.clear()
-    monkeypatch.setattr(sources, "PREPARATION", sources.PREPARATION + 1)
+    monkeypatch.setattr(conversion, "PREPARATION", conversion.PREPARATION + 1)
     assert not run("prostate", source, tmp_path / "out").reused and len(reads) == 10
     assert run("prostate", source, tmp_path / "out").reused
 
@@ -936,7 +936,7 @@ def test_a_long_name_is_shortened(tmp_path):
     rows, image = [], np.zeros((4, 4), np.uint8)
     for end in "ab":
         case = Case("片" * 83 + end, "A", "片" * 83 + end, (), list, "1_MI", "train")  # 250 bytes, a legal folder
-        rows += [sources._write_picture("endometrial", tmp_path, case, Picture(name, image)) for name in ("", "1", "123")]
+        rows += [conversion._write_picture("endometrial", tmp_path, case, Picture(name, image)) for name in ("", "1", "123")]
     names = [Path(row["path"]).name for row in rows]
     assert [len(name.encode()) <= 255 and (tmp_path / row["path"]).is_file() for name, row in zip(names, rows, strict=True)] == [True] * 6
     assert len({*names}) == 6 and ["~" in name for name in names] == [False, True, True] * 2

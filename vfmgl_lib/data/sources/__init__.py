@@ -11,8 +11,6 @@ PNG, volume by volume or tile by tile. The source is only read.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,19 +19,18 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
-from vfmgl_lib.data.images import READER, Reading, earlier_reading, inspect_files, remark_warnings
+from vfmgl_lib.data.images import Reading, earlier_reading, inspect_files, remark_warnings
 from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
-from vfmgl_lib.data.preprocessing import PREPARATION
 from vfmgl_lib.data.scan import held, visible
 from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
-from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
-from vfmgl_lib.files import LONGEST_NAME, file_name, real_path, sha256, write_bytes, write_json
+from vfmgl_lib.data.sources.cases import Case, Findings, Format, SourceError
+from vfmgl_lib.data.sources.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
+from vfmgl_lib.files import real_path, sha256, write_bytes, write_json
 from vfmgl_lib.randomness import seed_sequence
 
 SplitRule = Literal["patient", "source", "image"]
@@ -127,7 +124,7 @@ def prepare(
     findings = Findings(reading=reading)
     patients = _patients(source, findings) if task == "endometrial" else None
     cases = chosen.cases(source, findings) if chosen.cases else None
-    state = _fingerprint(_listing(source.resolve(), chosen, cases))
+    state = fingerprint(_listing(source.resolve(), chosen, cases))
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
@@ -250,9 +247,9 @@ def _whole(out: Path, notes: dict) -> Prepared | None:
     if notes["converted"]:
         table, sizes = prepared.manifest.table, {}
         for note in (out / "cases").glob("*.json"):
-            sizes |= _noted_sizes(_read_note(note))
+            sizes |= noted_sizes(read_note(note))
         masks = table["label"].tolist() if prepared.manifest.task_kind == "segmentation" else []
-        if not all(_has_size(prepared.manifest.root / file, sizes.get(file)) for file in [*table["path"], *masks]):
+        if not all(has_size(prepared.manifest.root / file, sizes.get(file)) for file in [*table["path"], *masks]):
             return None
     return prepared
 
@@ -297,18 +294,6 @@ def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
         prefix = f"{source / PATIENTS_FILE}: "
         findings.problems += [f"{PATIENTS_FILE}: {text}" for text in error.problems or (str(error).removeprefix(prefix),)]
         return None
-
-
-def _fingerprint(files: Iterator[Path]) -> str:
-    """Hash of names, sizes and times: whether a source, or how it is read, has changed, without reading it again."""
-    digest = hashlib.sha256(f"reader {READER}\n".encode())
-    for file in files:
-        try:
-            found = file.stat()
-            digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        except OSError:
-            digest.update(f"{file}\0missing\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def _listing(source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
@@ -360,9 +345,9 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
     rows, notes = [], set()
     for case, side in zip(tqdm(cases, desc=f"preparing {task}", unit="case", disable=not progress), divided.table["split"], strict=True):
         case = replace(case, split=side)
-        notes.add(_note_file(out, case))
+        notes.add(note_file(out, case))
         try:
-            rows += _convert_case(task, out, case)
+            rows += convert_case(task, out, case)
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)
@@ -377,76 +362,8 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
     if settings["split"] == "image":
         manifest = _shuffled(task, source, manifest, settings["seed"], findings)
     if not findings.problems:
-        _remove_unused(out, notes, {file for row in rows for file in _noted_sizes([row])})
+        remove_unused(out, notes, {file for row in rows for file in noted_sizes([row])})
     return manifest
-
-
-def _convert_case(task: str, out: Path, case: Case) -> list[dict]:
-    """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
-    note, state = _note_file(out, case), _fingerprint(iter(case.files))
-    rows = _read_note(note, state)
-    if not rows or not all(_has_size(out / "data" / file, size) for file, size in _noted_sizes(rows).items()):
-        rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
-        write_json(note, {"state": state, "version": PREPARATION, "rows": rows})
-    return rows
-
-
-def _note_file(out: Path, case: Case) -> Path:
-    key = hashlib.sha256(f"{case.center}\0{case.patient}\0{case.name}\0{case.split}\0{case.label}".encode()).hexdigest()[:20]
-    return out / "cases" / f"{key}.json"
-
-
-def _read_note(note: Path, state: str = "") -> list[dict]:
-    """The rows of a converted case; none if there is no note, or one of another state of its files or an earlier preparation."""
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return []
-    return found["rows"] if found["version"] == PREPARATION and found["state"] == (state or found["state"]) else []
-
-
-def _noted_sizes(rows: list[dict]) -> dict[str, int]:
-    return {row[kind]: row[f"{kind}_bytes"] for row in rows for kind in ("path", "label") if f"{kind}_bytes" in row}
-
-
-def _remove_unused(out: Path, notes: set[Path], files: set[str]) -> None:
-    """Deletes the notes and pictures of cases that the source no longer has, or has on another side."""
-    for note in set((out / "cases").glob("*.json")) - notes:
-        for file in _noted_sizes(_read_note(note)).keys() - files:
-            (out / "data" / file).unlink(missing_ok=True)
-        note.unlink()
-
-
-def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
-    name = f"{case.name}_{picture.name}" if picture.name else case.name
-    if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
-        name = file_name(name, ".png").removesuffix(".png")
-    row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
-    row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
-    if task == "endometrial":
-        folder = {"test": "testdata"}.get(case.split, "traindata")
-        row["name"] = f"{case.label}/{case.patient}/{name}"
-        row["path"] = f"{case.center}/{folder}/{case.label}/{case.patient}/{name}.png"
-    else:
-        # Prostate slices may be divided anew without being written anew, so their folders name no split.
-        folder = case.center if task == "prostate" else f"{case.center}/{case.split}"
-        row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
-        mask = _png(picture.mask * np.uint8(255))
-        write_bytes(root / row["label"], mask)
-        row["label_bytes"] = len(mask)
-    content = _png(picture.image)
-    write_bytes(root / row["path"], content)
-    return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "remarks": list(picture.remarks)}
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def _has_size(file: Path, size: int | None) -> bool:
-    return file.is_file() and file.stat().st_size == size
 
 
 def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:

@@ -1,0 +1,100 @@
+"""Cases into pictures of a prepared set, each with a note from which an interrupted preparation goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vfmgl_lib.data.images import READER
+from vfmgl_lib.data.preprocessing import PREPARATION
+from vfmgl_lib.data.sources.cases import Case, Picture
+from vfmgl_lib.files import LONGEST_NAME, file_name, write_bytes, write_json
+
+
+def fingerprint(files: Iterator[Path]) -> str:
+    """Hash of names, sizes and times: whether a source, or how it is read, has changed, without reading it again."""
+    digest = hashlib.sha256(f"reader {READER}\n".encode())
+    for file in files:
+        try:
+            found = file.stat()
+            digest.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        except OSError:
+            digest.update(f"{file}\0missing\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def convert_case(task: str, out: Path, case: Case) -> list[dict]:
+    """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
+    note, state = note_file(out, case), fingerprint(iter(case.files))
+    rows = read_note(note, state)
+    if not rows or not all(has_size(out / "data" / file, size) for file, size in noted_sizes(rows).items()):
+        rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
+        write_json(note, {"state": state, "version": PREPARATION, "rows": rows})
+    return rows
+
+
+def note_file(out: Path, case: Case) -> Path:
+    """Where it is written down that, and from what, a case was converted."""
+    key = hashlib.sha256(f"{case.center}\0{case.patient}\0{case.name}\0{case.split}\0{case.label}".encode()).hexdigest()[:20]
+    return out / "cases" / f"{key}.json"
+
+
+def read_note(note: Path, state: str = "") -> list[dict]:
+    """The rows of a converted case; none if there is no note, or one of another state of its files or an earlier preparation."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return found["rows"] if found["version"] == PREPARATION and found["state"] == (state or found["state"]) else []
+
+
+def noted_sizes(rows: list[dict]) -> dict[str, int]:
+    """Converted file -> its bytes."""
+    return {row[kind]: row[f"{kind}_bytes"] for row in rows for kind in ("path", "label") if f"{kind}_bytes" in row}
+
+
+def remove_unused(out: Path, notes: set[Path], files: set[str]) -> None:
+    """Deletes the notes and pictures of cases that the source no longer has, or has on another side."""
+    for note in set((out / "cases").glob("*.json")) - notes:
+        for file in noted_sizes(read_note(note)).keys() - files:
+            (out / "data" / file).unlink(missing_ok=True)
+        note.unlink()
+
+
+def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
+    name = f"{case.name}_{picture.name}" if picture.name else case.name
+    if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
+        name = file_name(name, ".png").removesuffix(".png")
+    row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
+    row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
+    if task == "endometrial":
+        folder = {"test": "testdata"}.get(case.split, "traindata")
+        row["name"] = f"{case.label}/{case.patient}/{name}"
+        row["path"] = f"{case.center}/{folder}/{case.label}/{case.patient}/{name}.png"
+    else:
+        # Prostate slices may be divided anew without being written anew, so their folders name no split.
+        folder = case.center if task == "prostate" else f"{case.center}/{case.split}"
+        row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
+        mask = _png(picture.mask * np.uint8(255))
+        write_bytes(root / row["label"], mask)
+        row["label_bytes"] = len(mask)
+    content = _png(picture.image)
+    write_bytes(root / row["path"], content)
+    return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "remarks": list(picture.remarks)}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def has_size(file: Path, size: int | None) -> bool:
+    """Whether a file is there and not cut short."""
+    return file.is_file() and file.stat().st_size == size
