@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfmgl_lib.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
-from vfmgl_lib.config import TEACHER_HELP
+from vfmgl_lib.sections import TEACHER_HELP
 from vfmgl_lib.surroundings import print_anything
 
 
