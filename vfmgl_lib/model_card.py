@@ -54,7 +54,9 @@ def model_card(
 def _intended(about: Description) -> list[str]:
     use = USES.get(about.task, "tells " + " from ".join(about.classes))
     white = f" (more where white is declared{f', else white is {about.reading.max_value:g}' if about.reading.max_value else ''})"
-    reads = f"PNG, JPEG, TIFF or BMP images of 8 bits a channel{white}" + (", and NIfTI volumes (axial)" * ("volume" in about.reads))
+    reads = f"PNG, JPEG, TIFF or BMP images of 8 bits a channel{white}" + (
+        ", and NIfTI and MetaImage volumes (axial)" * ("volume" in about.reads)
+    )
     return [
         "## Intended use",
         "",

@@ -64,6 +64,11 @@ class DataSettings(Settings):
     split: _OneDivision | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")
 
+    @property
+    def split_id(self) -> str:
+        """As the tables have it: "own", or the name of the division, e.g. "0.6-3" or "fold2of5-0"."""
+        return self.split.name if self.split else "own"
+
 
 class PhantomSettings(Settings):
     centers: int = Field(ge=2)

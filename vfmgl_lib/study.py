@@ -130,9 +130,7 @@ class Study:
 
     @property
     def split_id(self) -> str:
-        """ "own", or the name of the division, e.g. "0.6-3" or "fold2of5-0"."""
-        split = self.settings.data.split
-        return split.name if split else "own"
+        return self.settings.data.split_id
 
     @property
     def last_round(self) -> int:

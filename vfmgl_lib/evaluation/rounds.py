@@ -57,7 +57,7 @@ class RoundEvaluation:
     def __init__(self, settings: StudySettings, datasets: dict[str, dict[str, ImageDataset]], unit: str, device: torch.device):
         self.settings, self.datasets, self.unit, self.device = settings, datasets, unit, device
         self.reported = set(report_rounds(settings).values())
-        self.split_id = settings.data.split.name if settings.data.split else "own"
+        self.split_id = settings.data.split_id
 
     def untrained(self, student: Student) -> RoundTables:
         """Round 0: the common initial student at every centre."""

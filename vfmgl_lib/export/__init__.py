@@ -142,7 +142,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
             "key": study.folder.name,
             "method": settings.method,
             "seed": settings.seed,
-            "split_id": settings.data.split.name if settings.data.split else "own",
+            "split_id": settings.data.split_id,
             "round": round_number,
             "stage": stage,
             "model_center": center,

@@ -29,7 +29,6 @@ COLUMNS = (
     *"question set contrast of less budget place metric value_of value_less lead low high p p_holm".split(),
     *"runs planned centers verdict reason".split(),
 )
-VERDICTS = ("ahead", "behind", "no effect above the margin", "undecided", "no comparison", "not run")
 
 
 def report(folder: Path, plan: Plan) -> pd.DataFrame:
@@ -67,7 +66,7 @@ def effects(logs: dict[tuple[str, str], pd.DataFrame], plan: Plan) -> pd.DataFra
     Returns: a row a question, set and contrast: contrast ("HGKT - Local only"), of, less (arms), budget, place, metric; value_of and
         value_less: means over the runs and centres that both have; lead: their difference; low, high: its 95 % limits for other runs and
         other centres, p: against 0 (`statistics.crossed_test`); p_holm: p corrected for all primary contrasts of a primary set, NaN for
-        others, which are exploratory; runs of `planned` ones; centers; verdict (`VERDICTS`); reason: why there are no limits, or which
+        others, which are exploratory; runs of `planned` ones; centers; verdict (`_verdict`); reason: why there are no limits, or which
         runs are left out.
     """
     rows = []
@@ -133,7 +132,10 @@ def arm_title(arm: str) -> str:
 
 
 def _verdict(row: dict, plan: Plan) -> str:
-    """In one of `VERDICTS`; of a primary contrast by the corrected p, else by the limits."""
+    """ "ahead", "behind", "no effect above the margin", "undecided", "no comparison" or "not run".
+
+    Of a primary contrast by the corrected p, else by the limits.
+    """
     if not row["runs"]:
         return "not run" if row["reason"].startswith("not run") else "no comparison"
     if math.isnan(row["low"]):

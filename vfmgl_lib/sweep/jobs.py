@@ -51,8 +51,7 @@ class Job:
 
     @property
     def split_id(self) -> str:
-        split = self.workspace.settings.data.split
-        return split.name if split else "own"
+        return self.workspace.settings.data.split_id
 
     @property
     def name(self) -> str:

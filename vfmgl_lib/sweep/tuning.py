@@ -165,8 +165,7 @@ def _check_not_chosen_on(
     chosen_on = sorted(set(table["seed"]) & set(map(str, seeds)))
     if chosen_on:
         raise ConfigError(f"{file}: its settings were chosen on seed {', '.join(chosen_on)}, which is never reported; give other seeds")
-    own = workspace.settings.data.split
-    asked = {split_name(split) if split else own.name if own else "own" for split in splits}
+    asked = {split_name(split) if split else workspace.settings.data.split_id for split in splits}
     others = sorted(asked - set(table["split_id"]))
     if others:
         raise ConfigError(
