@@ -16,13 +16,13 @@ from PIL import Image
 from vfmgl_lib import __version__, export, model_card
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.images import Reading
-from vfmgl_lib.data.inputs import find_inputs
 from vfmgl_lib.export import checks, export_model
 from vfmgl_lib.export.__main__ import main
 from vfmgl_lib.export.checks import TOLERANCE, ExportError
 from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.predict import KEY, Predictor
 from vfmgl_lib.predict.files import predict_files
+from vfmgl_lib.predict.inputs import find_inputs
 from vfmgl_lib.study import load_study
 from vfmgl_lib.workspace import open_workspace
 

@@ -24,6 +24,8 @@ def test_what_editors_write_is_read(tmp_path, encoding, end):
         ("a: {b: {c: 1, d: 2, c: 1}}\n", "^line 1: 'c' is in this table twice, the first time in line 1"),
         ("- x: 1\n- 'y': 1\n  z: 2\n  y: 3\n", "^line 4: 'y' is in this table twice, the first time in line 2"),
         ("a: &a {x: 1}\nb: {<<: *a, x: 2, x: 3}\n", "^line 2: 'x' is in this table twice"),
+        ("1: a\n0x1: b\n", "^line 2: '0x1' is in this table twice, the first time in line 1"),
+        ("yes: a\n'yes': b\ntrue: c\n", "^line 3: 'true' is in this table twice, the first time in line 1"),
         ("a:\n\tb: 1\n", r"^not valid YAML, line 2: .*'\\t'.*; indent with blanks, not tabs$"),
         ("a: [1\n", "^not valid YAML, line 2: while parsing a flow sequence"),
         ("a: *b\n", "^not valid YAML, line 1: found undefined alias"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+MERGE = "tag:yaml.org,2002:merge"
+
 
 class YamlError(ValueError):
     """A file that is no YAML, or names a key twice; one line, without the file's name."""
@@ -36,12 +38,13 @@ class _StrictLoader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         keys = [] if hasattr(node, "unique") else [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        lines: dict[tuple[str, str], str] = {}
+        lines: dict[Any, str] = {}
         for key in keys:
-            here = _line(key.start_mark)
-            if (key.tag, key.value) in lines:
-                raise YamlError(f"{here}: {key.value!r} is in this table twice, the first time in {lines[key.tag, key.value]}; keep one")
-            lines[key.tag, key.value] = here
+            # As the table will have it: 1 and 0x1 are one key. What `<<` brings in is none yet.
+            here, read = _line(key.start_mark), key.value if key.tag == MERGE else self.construct_object(key)
+            if read in lines:
+                raise YamlError(f"{here}: {key.value!r} is in this table twice, the first time in {lines[read]}; keep one")
+            lines[read] = here
         node.unique = True  # from here on it may have keys twice: those of another table that it overrides
         super().flatten_mapping(node)
 

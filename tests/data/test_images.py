@@ -1,6 +1,8 @@
 """What pictures and masks mean, rule by rule (`data_manifests/README.md`); `test_formats` has them all together."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,11 +10,11 @@ import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from vfmgl_lib import predict
-from vfmgl_lib.data import depth
+from vfmgl_lib.data import depth, sources
 from vfmgl_lib.data import images as module
 from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.data.images import ImageError, Reading, decode_image, decode_mask, image_size, inspect_files, read_image, remark_warnings
-from vfmgl_lib.data.manifest import ManifestError, read_manifest
+from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
 from vfmgl_lib.data.sources import prepare, read_prepared, verify
 
 SHAPE = np.zeros((12, 16), bool)
@@ -435,6 +437,21 @@ def test_old_sets_of_radiology_have_a_black_background(tmp_path):
     (tmp_path / "set/manifest.json").write_text(json.dumps(notes))
     assert read_prepared(tmp_path / "set").manifest.reading == new.reading == Reading(background="black")
     assert read_manifest(tmp_path / "set/manifest.csv", tmp_path).reading == Reading()
+    for background in ("white", "black"):  # what is written is read, whatever a set of 0.1.0 would have had
+        write_manifest(replace(new, reading=Reading(background=background)), tmp_path / "m.csv")
+        assert read_manifest(tmp_path / "m.csv", tmp_path, Reading(background="black")).reading.background == background
+
+
+def test_another_background_reads_a_set_anew(tmp_path, monkeypatch):
+    for number, (split, kind) in enumerate((s, k) for s in ("traindata", "testdata") for k in ("0_NMI", "1_MI")):
+        (folder := tmp_path / "source/A" / split / kind / f"P{number}").mkdir(parents=True)
+        saved(folder / "1.png", layer(SHAPE, (9 * number, 8, 7, 255)))
+    make = partial(prepare, "endometrial", tmp_path / "source", tmp_path / "set", progress=False)
+    assert not make().reused and make().reused
+    sheet = sources.read_datasheet("endometrial")
+    monkeypatch.setattr(sources, "read_datasheet", lambda task: sheet.model_copy(update={"transparent": "white"}))
+    again = make()
+    assert not again.reused and again.manifest.reading.background == "white" and make().reused
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])

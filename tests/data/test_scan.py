@@ -60,6 +60,8 @@ def test_masks_of_other_files():
         "a/labels/x.png": "a/images/x.jpg",
         "a/Masks/y.png": "a/images/y.png",
         "b/mask/z_mask.png": "b/image/z.tif",
+        "c/mask/x.png": "c/images/x.png",
+        "d/labels/x.png": "d/image/x.png",
         "s/Case00_segmentation.nii.gz": "s/Case00.nii.gz",
         "s/case01_Segmentation.nii": "s/Case01.nii.gz",
         "t/GT_01/01_1.png": "t/Slide_01/01_1.png",

@@ -41,7 +41,8 @@ def test_what_can_be_read_in_one_way_is_read(tmp_path, form):
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
-    for content, lines in ((PLAIN, [2, 3]), ("sep=;\n\n" + SEMICOLONS.replace("\nb2", "\n\nb2"), [4, 6])):
+    broken = PLAIN.replace("a, b", "a,\n\nb")
+    for content, lines in ((PLAIN, [2, 3]), (broken, [2, 5]), ("sep=;\n\n" + SEMICOLONS.replace("\nb2", "\n\nb2"), [4, 6])):
         (tmp_path / "t.csv").write_text(content, encoding="utf-8")
         assert [line for line, _ in read_csv(tmp_path / "t.csv", COLUMNS)] == lines
 

@@ -142,6 +142,14 @@ def test_what_no_feature_depends_on_does_not_choose_among_several(networks, tmp_
         assert weights.prefix == prefix and torch.equal(weights.state["conv1.weight"], state["conv1.weight"])
 
 
+def test_an_average_that_is_not_whole_is_refused_and_no_other_taken_for_it(networks, tmp_path):
+    state = networks[CNN].state_dict()
+    cut = {key: tensor for key, tensor in state.items() if key != "layer4.1.conv2.weight"}
+    torch.save({"student": noisy(state), "teacher": cut}, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=r"missing \['layer4.1.conv2.weight'\]"):
+        read_weights(tmp_path / "w.pth", networks[CNN], CNN)
+
+
 @pytest.mark.parametrize("wrap", ["bare", "state_dict", "teacher", "DINO", "DINOv2", "Lightning", "compiled and parallel"])
 @pytest.mark.parametrize("kind", ["deeper", "scaled", "normalised", "registers", "residual"])
 def test_weights_of_a_network_that_has_more_are_refused_in_any_wrapping(networks, tmp_path, wrap, kind):

@@ -26,7 +26,6 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts G
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MASK_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _PHOTOMETRIC = 0x0106  # TIFF's tag, 0 where 0 is white
-READER = 2  # raised when files are read otherwise than before: prepared sets are then read again
 _ORIENTATION, _COLOR_MAP = 0x0112, 0x0140  # EXIF's and TIFF's tags
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -66,7 +65,7 @@ PLAIN = Reading()  # of a set that says nothing
 
 
 def earlier_reading(task: str) -> Reading:
-    """Of sets, studies and models of 0.1.0, which do not say it: the background of the task's datasheet."""
+    """Of sets, studies and models of 0.1.0, which do not say it: black behind radiology, white behind histology."""
     return Reading(background="black" if task in ("endometrial", "prostate") else "white")
 
 

@@ -347,7 +347,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
         writer.writerows(rows)
     notes = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
-    notes |= {"reading": asdict(manifest.reading)} if manifest.reading != PLAIN else {}
+    notes["reading"] = asdict(manifest.reading)  # always: a missing one is that of 0.1.0's set of the task, which may be another
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
     write_text(path, buffer.getvalue())

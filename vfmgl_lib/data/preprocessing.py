@@ -19,7 +19,7 @@ from PIL import Image
 
 CLIP_QUANTILE = 0.99
 NEAR = 1e-3  # of a whole number: what resampling and slopes of a header leave of one
-PREPARATION = 1  # raised when a conversion in `data.sources` gives other pixels: sets prepared earlier are then converted again
+PREPARATION = 1  # of exported models: raised when what is above gives other pixels; models of another one are then refused
 
 
 @dataclass(frozen=True)

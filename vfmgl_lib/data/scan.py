@@ -51,7 +51,7 @@ SYSTEM_ENTRIES = (
 )
 SYSTEM_FILES = ("~$*", "*.tmp", "*.part", "*.partial", "*.crdownload", "*.filepart", "*~", "DICOMDIR")  # not folders of such names
 MASK_ENDING = re.compile(r"[_-](segmentation|seg|mask)$", re.IGNORECASE)
-MASK_FOLDERS = {"labels": "images", "label": "image", "masks": "images", "mask": "image"}  # folder of masks -> of their images
+MASK_FOLDERS, IMAGE_FOLDERS = ("labels", "label", "masks", "mask"), ("images", "image")  # beside one another
 _SLIDE_MASKS = re.compile(r"GT_(\d+)")  # TNBC: GT_NN beside Slide_NN
 
 
@@ -95,7 +95,7 @@ def held(folder: Path, most: int = 5) -> str:
 def masks_of_others(files: Iterable[Path]) -> dict[Path, Path]:
     """Which of the files are the mask of another one -> that one.
 
-    Rules: `labels/a.png` of `images/a.*` (also label, masks, mask); `GT_01/a.png` of `Slide_01/a.*`; `a_segmentation.nii.gz` of
+    Rules: `labels/a.png` of `images/a.*` (also label, masks, mask; image); `GT_01/a.png` of `Slide_01/a.*`; `a_segmentation.nii.gz` of
     `a.nii.gz` beside it (also _seg, _mask, any ending).
     """
     files = list(files)
@@ -106,10 +106,10 @@ def masks_of_others(files: Iterable[Path]) -> dict[Path, Path]:
     for file in files:
         stem, folder = _stem(file), file.parent
         slide = _SLIDE_MASKS.fullmatch(folder.name)
-        images = f"Slide_{slide[1]}" if slide else MASK_FOLDERS.get(folder.name.lower())
+        beside = (f"Slide_{slide[1]}",) if slide else IMAGE_FOLDERS if folder.name.lower() in MASK_FOLDERS else ()
         bare = MASK_ENDING.sub("", stem)
         places = [_place(folder, bare)] if bare != stem else []
-        places += [_place(folder.parent / images, name) for name in (stem, bare)] if images else []
+        places += [_place(folder.parent / images, name) for images in beside for name in (stem, bare)]
         image = next((known[place] for place in places if place in known), None)
         if image is not None:
             found[file] = image

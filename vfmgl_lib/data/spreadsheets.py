@@ -25,7 +25,7 @@ MARKS = {
 }
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods, .xls
 REMEDY = "save it as 'CSV UTF-8'"
-Row = tuple[int, list[str]]  # line from 1, cells without blanks around them
+Row = tuple[int, list[str]]  # the line where it begins, from 1; cells without blanks around them
 
 
 class TableError(ValueError):
@@ -84,8 +84,10 @@ def parsed(text: str, fits: Callable[[list[str]], bool]) -> tuple[list[str], Ite
 
 def _rows(text: str, separator: str, skipped: int) -> Iterator[Row]:
     try:
-        width = 0
-        for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1 + skipped):
+        width = ended = 0
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for row in reader:
+            number, ended = 1 + skipped + ended, reader.line_num  # a cell in quotes may have several lines
             cells = [cell.strip() for cell in row]
             if any(cells):
                 while not width and not cells[-1]:

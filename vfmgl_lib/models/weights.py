@@ -39,6 +39,7 @@ PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight", "preprocessor.patch
 # A ViT's own tokens, by all their names: where a file has more of them than the network, each map differs.
 TOKENS = re.compile(r"(?:reg|register|storage|dist|distill)_tokens?")
 COUNTS = "num_batches_tracked"  # old files lack them, and no feature depends on them
+ALIKE = 0.9  # of the names under the fullest prefix: one with so many is the same network, if not whole then to be refused
 DEEPEST = 12  # parts of a network's own names, at most
 # How a file begins -> what it is and what to do; beside them there are safetensors, torch's zip and torch's older pickles.
 FOREIGN = {
@@ -221,7 +222,7 @@ def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], needed: Mappin
                 hits[key.removesuffix(inner)] += 1
     if not hits or any(key.endswith(CONVERTED) for key in tensors):  # it may be a layout that timm converts
         return next(root for root in ROOTS if not root or any(key.startswith(root) for key in tensors))
-    tied = [prefix for prefix, count in hits.items() if count == max(hits.values())]
+    tied = [prefix for prefix, count in hits.items() if count >= ALIKE * max(hits.values())]
     for preferred in (ROOTS.__contains__, AVERAGED.search):
         tied = [prefix for prefix in tied if preferred(prefix)] or tied
     if len(tied) > 1:

@@ -13,12 +13,12 @@ import pandas as pd
 from PIL import Image
 
 from vfmgl_lib.data.images import ImageError, decode_image
-from vfmgl_lib.data.inputs import VOLUME_SUFFIXES, known_suffix
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.predict import Description, Predictor
+from vfmgl_lib.predict.inputs import VOLUME_SUFFIXES, known_suffix
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {

@@ -458,7 +458,7 @@ def test_what_is_missing_or_cut_of_a_conversion_is_made_again(source, tmp_path, 
 def test_a_set_of_an_earlier_preparation_is_converted_again(source, tmp_path, reads, monkeypatch):
     run("prostate", source, tmp_path / "out")
     reads.clear()
-    monkeypatch.setattr(conversion, "PREPARATION", conversion.PREPARATION + 1)
+    monkeypatch.setattr(conversion, "VERSION", conversion.VERSION + 1)
     assert not run("prostate", source, tmp_path / "out").reused and len(reads) == 10
     assert run("prostate", source, tmp_path / "out").reused
 

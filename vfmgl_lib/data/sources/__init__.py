@@ -124,7 +124,7 @@ def prepare(
     findings = Findings(reading=reading)
     patients = _patients(source, findings) if task == "endometrial" else None
     cases = chosen.cases(source, findings) if chosen.cases else None
-    state = fingerprint(_listing(source.resolve(), chosen, cases))
+    state = fingerprint(_listing(source.resolve(), chosen, cases), reading)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
@@ -347,7 +347,7 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
         case = replace(case, split=side)
         notes.add(note_file(out, case))
         try:
-            rows += convert_case(task, out, case)
+            rows += convert_case(task, out, case, findings.reading)
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)

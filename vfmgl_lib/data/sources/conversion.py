@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vfmgl_lib.data.images import READER
-from vfmgl_lib.data.preprocessing import PREPARATION
+from vfmgl_lib.data.images import Reading
 from vfmgl_lib.data.sources.cases import Case, Picture
 from vfmgl_lib.files import LONGEST_NAME, file_name, write_bytes, write_json
 
+VERSION = 2  # raised when files are read or converted otherwise than before: prepared sets are then made again
 
-def fingerprint(files: Iterator[Path]) -> str:
+
+def fingerprint(files: Iterator[Path], reading: Reading) -> str:
     """Hash of names, sizes and times: whether a source, or how it is read, has changed, without reading it again."""
-    digest = hashlib.sha256(f"reader {READER}\n".encode())
+    digest = hashlib.sha256(f"version {VERSION} {reading}\n".encode())
     for file in files:
         try:
             found = file.stat()
@@ -29,13 +30,13 @@ def fingerprint(files: Iterator[Path]) -> str:
     return digest.hexdigest()
 
 
-def convert_case(task: str, out: Path, case: Case) -> list[dict]:
+def convert_case(task: str, out: Path, case: Case, reading: Reading) -> list[dict]:
     """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
-    note, state = note_file(out, case), fingerprint(iter(case.files))
+    note, state = note_file(out, case), fingerprint(iter(case.files), reading)
     rows = read_note(note, state)
     if not rows or not all(has_size(out / "data" / file, size) for file, size in noted_sizes(rows).items()):
         rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
-        write_json(note, {"state": state, "version": PREPARATION, "rows": rows})
+        write_json(note, {"state": state, "version": VERSION, "rows": rows})
     return rows
 
 
@@ -51,7 +52,7 @@ def read_note(note: Path, state: str = "") -> list[dict]:
         found = json.loads(note.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return []
-    return found["rows"] if found["version"] == PREPARATION and found["state"] == (state or found["state"]) else []
+    return found["rows"] if found["version"] == VERSION and found["state"] == (state or found["state"]) else []
 
 
 def noted_sizes(rows: list[dict]) -> dict[str, int]:

@@ -51,14 +51,13 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
 
 def _inside(folder: Path) -> tuple[list[Path], list[str]]:
     """The images and volumes below a folder, and what was passed over."""
-    files, systems, linked, made, below = [], Counter(), [], [], sorted(_below(folder))
-    others: Counter[str] = Counter()
+    files, linked, made = [], [], []
+    systems, others = Counter[str](), Counter[str]()
+    below = sorted(_below(folder, systems))
     results = {file.parent / kind for file in below if file.name == "predictions.csv" for kind in ("masks", "overlays")}
     for file in below:
         places = [file, *file.parents[: len(file.relative_to(folder).parts) - 1]]
-        if kind := next(filter(None, map(system_kind, reversed(places))), ""):
-            systems[kind] += file.is_file()
-        elif not results.isdisjoint(places):
+        if not results.isdisjoint(places):
             made += [file] if file.is_file() else []
         elif file.is_dir():
             linked += [file] if file.is_symlink() else []
@@ -73,19 +72,23 @@ def _inside(folder: Path) -> tuple[list[Path], list[str]]:
     if files and others:
         kinds = [f"{count} {shown(kind)}" for kind, count in others.most_common(5)] + ["…"] * (len(others) > 5)
         said.append(f"{others.total()} file(s) do not end as images or volumes and are not predicted: {', '.join(kinds)}")
-    return [file for file in files if file not in masks], said + skipped(+systems)
+    return [file for file in files if file not in masks], said + skipped(systems)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Everything below a folder; a folder that cannot be listed, and is nobody's system's, is an error: its images would be missing."""
+def _below(folder: Path, systems: Counter[str]) -> Iterator[Path]:
+    """Everything below a folder but what is a system's, which is counted, and not looked into.
+
+    Raises: InputError: a folder that cannot be listed: its images would be missing.
+    """
 
     def refuse(error: OSError) -> None:
-        place = Path(error.filename)
-        if not any(map(system_kind, (place, *place.parents[: len(place.relative_to(folder).parts) - 1]))):
-            raise InputError(f"{place}: cannot be listed ({error.strerror}), expected a readable folder")
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}), expected a readable folder")
 
     for place, folders, files in os.walk(folder, onerror=refuse):
-        yield from (Path(place, name) for name in (*folders, *files))
+        kinds = {name: system_kind(Path(place, name)) for name in (*folders, *files)}
+        systems.update(filter(None, kinds.values()))
+        folders[:] = [name for name in folders if not kinds[name]]
+        yield from (Path(place, name) for name, kind in kinds.items() if not kind)
 
 
 def known_suffix(file: Path) -> str:
