@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -306,7 +305,9 @@ def _too_slow(*_: object) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Not getrusage's ru_maxrss, which starts at what the parent process held and may hide what this one takes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def models(folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_stream_without_an_encoding_is_left_alone(monkeypatch):
 def test_every_command_starts_with_it(command, words, monkeypatch, tmp_path):
     """Each says something with a letter of the user's that the terminal does not have."""
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"vfmgl_lib.{command}" if command == "predict" else f"vfmgl_lib.{command}.__main__")
+    module = importlib.import_module(f"vfmgl_lib.{command}.__main__")
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])

@@ -14,12 +14,12 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from vfmgl_lib import predict
 from vfmgl_lib.data.images import ImageError, Reading, decode_image
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.sources import prepare
 from vfmgl_lib.export.checks import _pixels
+from vfmgl_lib.predict.files import predict_files
 
 SIDE, MAX_VALUE = 24, 4095
 ROW, COLUMN = np.indices((SIDE, SIDE))
@@ -312,7 +312,7 @@ def test_all_readers_see_what_was_meant(tmp_path):
     study = SimpleNamespace(manifest=prepared.manifest, settings=SimpleNamespace(data=SimpleNamespace(image_size=SIDE)))
     checked = _pixels(study, table)
     recorder = Recorder(reading)
-    predictions = predict.predict_files(recorder, [(root / path, f"{row}") for row, path in enumerate(table["path"])], tmp_path / "out")
+    predictions = predict_files(recorder, [(root / path, f"{row}") for row, path in enumerate(table["path"])], tmp_path / "out")
     assert (predictions["error"] == "").all() and len(recorder.shown) == len(table) == len(files) > 600
     for path, *pictures in zip(table["path"], loaded, checked, recorder.shown, strict=True):
         kind, orientation = files[path]
@@ -329,7 +329,7 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path):
     with pytest.raises(ManifestError) as caught:
         prepare("nuclei", root, tmp_path / "set", max_value=MAX_VALUE, split="source", progress=False)
     recorder = Recorder(Reading(MAX_VALUE))
-    predictions = predict.predict_files(recorder, [(root / path, path) for path in files], tmp_path / "out").set_index("name")
+    predictions = predict_files(recorder, [(root / path, path) for path in files], tmp_path / "out").set_index("name")
     assert not recorder.shown and len(caught.value.problems) == len(files) > len(refused) > 10
     for (path, (kind, _)), problem in zip(sorted(files.items(), key=lambda item: item[0]), sorted(caught.value.problems), strict=True):
         for said, title in ((problem, path), (predictions.at[path, "error"], str(root / path))):

@@ -19,6 +19,7 @@ from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.data.sources.cases import Findings
 from vfmgl_lib.data.sources.prostate import cases_promise12, cases_sites
 from vfmgl_lib.data.volumes import Grid, check_mask_grid, read_grid, read_mask, read_stored, read_volume, read_voxels
+from vfmgl_lib.predict.files import predict_files
 
 SHAPE, SPACING, SIDE = (12, 9, 6), (0.5, 0.75, 3.0), 8
 LPS = np.diag([-0.5, -0.75, 3.0, 1.0])
@@ -124,7 +125,7 @@ def test_every_form_gives_the_same_voxels_and_milliliters(form, model, tmp_path)
             assert picture.spacing == (0.75, 0.5), (dtype, codes, unit)
         volume = read_volume(path, "x")
         assert np.array_equal(volume.voxels, array.T), (dtype, codes)
-        table = predict.predict_files(model, [(path, "case")], out)
+        table = predict_files(model, [(path, "case")], out)
         assert table.at[0, "error"] == ""
         mask = nib.load(out / table.at[0, "mask_file"])
         assert mask.shape[:3] == read_grid(path, "x").shape and np.asarray(mask.dataobj).sum() == table.at[0, "foreground"] > 50
@@ -177,7 +178,7 @@ def test_what_is_no_volume_of_numbers_is_refused_by_all(kind, model, tmp_path):
     for read in (read_grid, read_volume, read_stored):
         with pytest.raises(SourceError, match=rf"^the file: .*({message})"):
             read(tmp_path / name, "the file")
-    error = predict.predict_files(model, [(tmp_path / name, "case")], tmp_path).at[0, "error"]
+    error = predict_files(model, [(tmp_path / name, "case")], tmp_path).at[0, "error"]
     assert error.startswith(str(tmp_path / name)) and "\n" not in error
 
 
@@ -409,4 +410,4 @@ def test_a_mask_says_of_its_volume_where_it_lies_and_no_more(tmp_path):
 def test_an_image_is_no_volume(model, tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / "x.nii")
-    assert "not a readable NIfTI file" in predict.predict_files(model, [(tmp_path / "x.nii", "x")], tmp_path).at[0, "error"]
+    assert "not a readable NIfTI file" in predict_files(model, [(tmp_path / "x.nii", "x")], tmp_path).at[0, "error"]
