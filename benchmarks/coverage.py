@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
+from vfmgl_lib.base.files import write_text
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.margin import within
-from vfmgl_lib.files import write_text
-from vfmgl_lib.randomness import seed_sequence
 
 SHAPES = (*product((3, 4, 5, 7, 10), (4, 5)), *product((3, 4, 5, 7, 10), (3,)))  # seeds, centres
 # Standard deviations of seed, centre and residual: each alone, each ten times and three times the others, each 0, and what was worst in

@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 from measure import commit
 
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.evaluation.inversion import TRUE, Attack, View, inversion
-from vfmgl_lib.files import write_text
 from vfmgl_lib.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "inversion.csv"

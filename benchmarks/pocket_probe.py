@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vfmgl_lib.assembly import center_datasets
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.files import write_text
 from vfmgl_lib.models.teachers import Teacher, load_teacher
 from vfmgl_lib.workspace import open_workspace
 

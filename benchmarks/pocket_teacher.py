@@ -39,12 +39,12 @@ import timm
 import torch
 from safetensors.torch import save
 
+from vfmgl_lib.base.files import write_bytes, write_text
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.statistics import crossed_interval
-from vfmgl_lib.files import write_bytes, write_text
 from vfmgl_lib.models.teachers import TeacherError, load_teacher
 from vfmgl_lib.pretrain.training import ARCHITECTURE, MODEL_ARGS
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.workspace import Workspace, open_workspace
 
 ROOT = Path(__file__).resolve().parent.parent

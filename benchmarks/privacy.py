@@ -31,6 +31,7 @@ import torch
 from measure import commit
 
 from vfmgl_lib.assembly import center_datasets, new_client, new_student, study_teacher
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.config import StudySettings, checked_settings
 from vfmgl_lib.data.loading import ImageDataset
@@ -39,7 +40,6 @@ from vfmgl_lib.evaluation.prediction import metrics_of, predict, scoring_unit
 from vfmgl_lib.federation.exchange import epsilon, outgoing
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
 from vfmgl_lib.federation.strategies import Update
-from vfmgl_lib.files import write_text
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.workspace import open_workspace
 

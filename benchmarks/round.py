@@ -17,6 +17,7 @@ import torch
 from measure import Row, command_line, measure, ratios, report
 from torch import Tensor
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset
@@ -26,7 +27,6 @@ from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import Averaging, Update, average
 from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.transfer import critical_stages
 from vfmgl_lib.workspace import open_workspace
 

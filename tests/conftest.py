@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.comparators.clients import client_class, new_server
 from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.comparators.pooled import pool_data
@@ -16,7 +17,6 @@ from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 SAMPLES = {"nuclei": {"train": 4, "val": 2, "test": 2}, "endometrial": {"train": 6, "test": 4}}
 

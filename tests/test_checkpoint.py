@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from vfmgl_lib.checkpoint import CheckpointError, load_tensors, save_tensors
-from vfmgl_lib.files import new_folder, write_json, write_text
+from vfmgl_lib.base.checkpoint import CheckpointError, load_tensors, save_tensors
+from vfmgl_lib.base.files import new_folder, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vfmgl_lib.files import (
+from vfmgl_lib.base.files import (
     LONGEST_NAME,
     PARTIAL,
     FolderInUseError,

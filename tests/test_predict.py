@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
@@ -33,7 +34,6 @@ from vfmgl_lib.predict import files as predict_module
 from vfmgl_lib.predict.__main__ import main
 from vfmgl_lib.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
 from vfmgl_lib.predict.inputs import InputError, file_state, find_inputs
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from vfmgl_lib import training as training_module
 from vfmgl_lib.assembly import new_student
-from vfmgl_lib.checkpoint import CheckpointError
+from vfmgl_lib.base.checkpoint import CheckpointError
 from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.data.loading import ImageDataset

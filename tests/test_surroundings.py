@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from vfmgl_lib.surroundings import about_proxy, direct_to_loopback, is_loopback, print_anything, proxy_for
+from vfmgl_lib.base.surroundings import about_proxy, direct_to_loopback, is_loopback, print_anything, proxy_for
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -26,7 +26,7 @@ def no_proxy_here(monkeypatch):
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii", "cp437"])
 def test_what_cannot_be_encoded_is_replaced(encoding):
     code = (
-        "import sys; from vfmgl_lib.surroundings import print_anything; print_anything()\n"
+        "import sys; from vfmgl_lib.base.surroundings import print_anything; print_anything()\n"
         "from tqdm import tqdm\n"
         "for stream in (sys.stdout, sys.stderr): stream.write('M\\u00fcller \\u2026 \\u65e5 \\udcfc\\n')\n"
         "list(tqdm([1, 2], desc='M\\u00fcller \\u2026'))"
@@ -40,7 +40,7 @@ def test_what_cannot_be_encoded_is_replaced(encoding):
 
 @pytest.mark.parametrize("where", ["closed", "full", "pipe"])
 def test_a_finished_command_that_nobody_reads_is_finished(where):
-    command = [sys.executable, "-c", "from vfmgl_lib.surroundings import say; say('done\\n'); say('note\\n')"]
+    command = [sys.executable, "-c", "from vfmgl_lib.base.surroundings import say; say('done\\n'); say('note\\n')"]
     script = {"closed": '"$@" >&-', "full": '"$@" >/dev/full', "pipe": 'set -o pipefail; (sleep 0.2; exec "$@") | true'}[where]
     done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

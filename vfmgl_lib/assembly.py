@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import StudySettings
@@ -21,7 +22,6 @@ from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.sections import Division, FoldSettings
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.sections import (
     PLAIN_EXCHANGE,
     ComparatorSettings,
@@ -40,7 +41,6 @@ from vfmgl_lib.sections import (
     TeacherSettings,
     TransferSettings,
 )
-from vfmgl_lib.strict_yaml import YamlError, read_yaml
 
 PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
 

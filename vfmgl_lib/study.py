@@ -23,7 +23,8 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.assembly import study_teacher, with_needed_validation
-from vfmgl_lib.checkpoint import load_tensors
+from vfmgl_lib.base.checkpoint import load_tensors
+from vfmgl_lib.base.files import sha256
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
@@ -35,7 +36,6 @@ from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.files import sha256
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
 

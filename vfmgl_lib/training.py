@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from vfmgl_lib import __version__
 from vfmgl_lib.assembly import center_datasets, feature_cache, new_client, new_student
-from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.files import new_folder, write_json, write_text
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.comparators.pooled import pool_data
@@ -30,7 +31,6 @@ from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import Server
-from vfmgl_lib.files import new_folder, write_json, write_text
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study import COMPLETE, TABLES, Study, find_study, last_whole_round, round_folder
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation import inversion
 from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import build_student
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 LIBRARY = Path(inversion.__file__).parent.parent
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vfmgl_lib.checkpoint import load_tensors
+from vfmgl_lib.base.checkpoint import load_tensors
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.evaluation.rounds import RoundEvaluation

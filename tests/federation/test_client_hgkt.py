@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.data.feature_cache import FeatureCache
 from vfmgl_lib.federation import client as client_module
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import write_json
 from vfmgl_lib.federation import credentials, local, sandbox
 from vfmgl_lib.federation.deployment import init
 from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
-from vfmgl_lib.files import write_json
 from vfmgl_lib.workspace import open_workspace
 
 ROOT = Path(__file__).parents[2]

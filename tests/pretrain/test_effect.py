@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.pretrain.training import export, new_trunk
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.workspace import open_workspace
 
 SMALL = {

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
 from vfmgl_lib.sections import TEACHER_HELP
-from vfmgl_lib.surroundings import print_anything
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vfmgl_lib import __version__
-from vfmgl_lib.files import write_text
+from vfmgl_lib.base.files import write_text
 
 PACKAGES = (
     "vfmgl-workbook",

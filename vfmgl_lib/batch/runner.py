@@ -27,10 +27,10 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.batch.index_page import write_index
 from vfmgl_lib.batch.settings import BatchError, BatchSettings
 from vfmgl_lib.config import FIRST_VERSION
-from vfmgl_lib.files import write_text
 
 KERNEL = "vfmgl"
 TRACEBACK_LINES = 12

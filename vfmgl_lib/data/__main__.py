@@ -18,12 +18,12 @@ from typing import get_args
 
 import requests
 
+from vfmgl_lib.base.files import reason
+from vfmgl_lib.base.surroundings import print_anything, say
 from vfmgl_lib.data.datasheets import DatasheetError
 from vfmgl_lib.data.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.data.sources import FORMATS, SplitRule, prepare, read_prepared, verify
-from vfmgl_lib.files import reason
-from vfmgl_lib.surroundings import print_anything, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.strict_yaml import YamlError, read_yaml
 
 FOLDER = Path(__file__).parents[2] / "data_manifests"
 EXPECTED_SPLITS = ("train", "val", "test", "external")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmgl_lib.files import write_bytes
+from vfmgl_lib.base.files import write_bytes
 
 log = logging.getLogger(__name__)
 MAGIC = b"VFMGLF01"

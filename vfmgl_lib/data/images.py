@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageChops
 from tqdm import tqdm
 
+from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_is_whole, png_samples, tiff_samples
 from vfmgl_lib.data.preprocessing import near_integers
-from vfmgl_lib.files import real_path
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts Ghostscript) stay out of reach

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.images import PLAIN, Reading, remark_warnings
 from vfmgl_lib.data.manifest import (
     COLUMNS,
@@ -27,7 +28,6 @@ from vfmgl_lib.data.manifest import (
     table_findings,
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
-from vfmgl_lib.randomness import seed_sequence
 
 logger = logging.getLogger(__name__)
 

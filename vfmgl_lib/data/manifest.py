@@ -21,9 +21,9 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.data.images import PLAIN, Inspection, Reading, inspect_files, remark_warnings
 from vfmgl_lib.data.names import name_problems
-from vfmgl_lib.files import write_text
 
 TaskKind = Literal["classification", "segmentation"]
 SplitUnit = Literal["patient", "image"]
@@ -158,7 +158,7 @@ class Manifest:
 
 
 def check_manifest(manifest: Manifest, files: bool = True, progress: bool = False) -> list[str]:
-    """Check the table and, with `files`, every file it names (presence, sha256, decoding, masks).
+    """Check the table and, with `base.files`, every file it names (presence, sha256, decoding, masks).
 
     Args:
         files: False skips the files; right after `read_layout`, which has just looked into each of them.

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from vfmgl_lib.files import is_control, shown
+from vfmgl_lib.base.files import is_control, shown
 
 # The library's own words, as `same_name` has them: values beside centres' names in tables, or names of files and folders beside theirs.
 RESERVED = {

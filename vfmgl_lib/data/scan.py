@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import translate
 from pathlib import Path
 
-from vfmgl_lib.files import is_control, real_path, shown
+from vfmgl_lib.base.files import is_control, real_path, shown
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 # What file servers, scanners, systems and programs leave beside people's files, in any case of letters; the first that fits is counted.

@@ -17,8 +17,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
-from vfmgl_lib.randomness import seed_sequence
 
 IDENTITY = ("id", "center", "patient")
 STAINS = ("haematoxylin", "eosin")

@@ -32,6 +32,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.func import functional_call
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
@@ -40,7 +41,6 @@ from vfmgl_lib.federation.exchange import epsilon, incoming, outgoing
 from vfmgl_lib.federation.strategies import State, Update
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import Student, build_student
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.sections import PLAIN_EXCHANGE, OptimizerSettings
 
 # Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import new_folder, sha256, write_bytes, write_text
 from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.evaluation.classification import ONE_CLASS
 from vfmgl_lib.evaluation.complexity import count
@@ -29,7 +30,6 @@ from vfmgl_lib.export.checks import (
 from vfmgl_lib.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.files import new_folder, sha256, write_bytes, write_text
 from vfmgl_lib.model_card import model_card
 from vfmgl_lib.models.students import ResNet18, Student
 from vfmgl_lib.predict import FORMAT, PREPROCESSING, RUNNING, Description, Predictor

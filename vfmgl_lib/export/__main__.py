@@ -18,15 +18,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vfmgl_lib.checkpoint import CheckpointError
+from vfmgl_lib.base.checkpoint import CheckpointError
+from vfmgl_lib.base.files import reason
+from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.images import ImageError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.export import export_model
 from vfmgl_lib.export.checks import ExportError
-from vfmgl_lib.files import reason
 from vfmgl_lib.study import load_study
-from vfmgl_lib.surroundings import print_anything
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, fixed_batches, load_batches
@@ -26,7 +27,6 @@ from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student, part_names, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.projections import held_out_rows
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 from vfmgl_lib.transfer import HGKT, StepRecord, channel_scale, critical_stages
 
 R2_IMAGES = 64  # R2 is measured on at most so many images, evenly spaced in their table

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from vfmgl_lib.files import write_bytes
+from vfmgl_lib.base.files import write_bytes
 
 CA, CERTIFICATE, KEY = "ca.pem", "server.pem", "server.key"
 DAYS = 365

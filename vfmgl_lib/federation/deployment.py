@@ -38,7 +38,10 @@ from vfmgl_lib.assembly import (
     with_available_teacher,
     with_needed_validation,
 )
-from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
+from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
+from vfmgl_lib.base.surroundings import proxy_for
 from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
@@ -51,10 +54,7 @@ from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
-from vfmgl_lib.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.models.teachers import TeacherSource
-from vfmgl_lib.strict_yaml import YamlError, read_yaml
-from vfmgl_lib.surroundings import proxy_for
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
@@ -333,7 +333,7 @@ def _check_method(method: str, where: str) -> None:
 
 
 def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
-    """This centre's samples, in the splits that the study's settings ask for; with `files`, every file is checked.
+    """This centre's samples, in the splits that the study's settings ask for; with `base.files`, every file is checked.
 
     What a centre's settings choose depends on its own rows alone: the centre has here the samples it would have in a study on one machine.
     """

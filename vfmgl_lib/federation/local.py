@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import new_folder, write_json
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.federation import credentials
 from vfmgl_lib.federation.client import Client, RoundLog
@@ -34,7 +35,6 @@ from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.site import Site, load_client, save_client
 from vfmgl_lib.federation.strategies import Server
 from vfmgl_lib.federation.superlink import superlink
-from vfmgl_lib.files import new_folder, write_json
 
 if TYPE_CHECKING:
     from vfmgl_lib.study import Study

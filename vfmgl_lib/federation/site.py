@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from vfmgl_lib import __version__
-from vfmgl_lib.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
+from vfmgl_lib.base.files import new_folder, write_json, write_text
 from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.strategies import State, Update
-from vfmgl_lib.files import new_folder, write_json, write_text
 
 log = logging.getLogger(__name__)
 KEPT_ROUNDS = 3

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.deduction import DeductionRecord, deduction_step, lowest_share, untouched_divergence
 from vfmgl_lib.federation.strategies import State
 from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.models.students import Student, set_training_mode
-from vfmgl_lib.randomness import seed_sequence
 
 if TYPE_CHECKING:
     from vfmgl_lib.federation.client import Client

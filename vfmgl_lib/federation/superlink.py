@@ -33,8 +33,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vfmgl_lib import keep_freed_memory
+from vfmgl_lib.base.surroundings import direct_to_loopback
 from vfmgl_lib.federation import credentials
-from vfmgl_lib.surroundings import direct_to_loopback
 
 log = logging.getLogger(__name__)
 NODES, APPS = "/v1/fleet/", "/v1/runtime/"

@@ -34,9 +34,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from vfmgl_lib.base.surroundings import about_proxy, direct_to_loopback
 from vfmgl_lib.federation.credentials import read_private_key
 from vfmgl_lib.federation.flower import FINISH
-from vfmgl_lib.surroundings import about_proxy, direct_to_loopback
 
 log = logging.getLogger(__name__)
 POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import AT_CUTOFF
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
@@ -30,7 +31,6 @@ from vfmgl_lib.figures.rounds import LENGTHS
 from vfmgl_lib.figures.style import (
     save_table,
 )
-from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_COMPARISON
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vfmgl_lib import __version__
-from vfmgl_lib.files import temporary_name, write_text
+from vfmgl_lib.base.files import temporary_name, write_text
 
 MM = 1 / 25.4
 SINGLE, DOUBLE = 89 * MM, 183 * MM  # a journal's column and page width, inches

@@ -34,10 +34,10 @@ from timm.models import get_pretrained_cfg, is_model_in_modules, load_model_conf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vfmgl_lib.files import sha256
+from vfmgl_lib.base.files import sha256
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
+from vfmgl_lib.base.surroundings import about_proxy
 from vfmgl_lib.models.weights import TeacherError, described, is_safetensors, read_metadata, read_weights
-from vfmgl_lib.randomness import seed_sequence, torch_seed
-from vfmgl_lib.surroundings import about_proxy
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)

@@ -1,6 +1,6 @@
 """An exported model: what it says of itself, and its numbers, without torch. `python -m vfmgl_lib.predict` puts it to work on files.
 
-A package and not a file because the model (here), what becomes of each file (`files`) and the command (`__main__`) are read apart.
+A package and not a file because the model (here), what becomes of each file (`base.files`) and the command (`__main__`) are read apart.
 """
 
 from __future__ import annotations

@@ -41,12 +41,12 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
+from vfmgl_lib.base.surroundings import print_anything, say
 from vfmgl_lib.data.names import FORMULA
-from vfmgl_lib.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
 from vfmgl_lib.predict import ModelError, Predictor
 from vfmgl_lib.predict.files import patients, predict_files
 from vfmgl_lib.predict.inputs import InputError, file_state, find_inputs
-from vfmgl_lib.surroundings import print_anything, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.data.scan import SourceError
-from vfmgl_lib.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.predict import Description, Predictor
 from vfmgl_lib.predict.inputs import VOLUME_SUFFIXES, known_suffix
 
@@ -55,7 +55,7 @@ def predict_files(
         inputs: from `find_inputs`.
         folder: where masks and overlays go, by the input's name.
         batch_size: images or slices at once.
-        steps: what an interrupted call of the same arguments has done, of `files.resumed_folder`.
+        steps: what an interrupted call of the same arguments has done, of `base.files.resumed_folder`.
     Returns: predictions.csv: a row a file, columns `COLUMNS`. evidence: what an overlay's colours reach to, in logits; predicted: the
         class at the cutoff, empty where there is none or where it belongs to patients; foreground: pixels or voxels; error: why a file
         could not be used or its prediction is undefined, else empty.

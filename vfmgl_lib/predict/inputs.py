@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vfmgl_lib.base.files import shown
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, SourceError, held, masks_of_others, skipped, system_kind
-from vfmgl_lib.files import shown
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from vfmgl_lib.checkpoint import CheckpointError
+from vfmgl_lib.base.checkpoint import CheckpointError
+from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.pretrain.phantom_bank import PretrainError
 from vfmgl_lib.pretrain.training import Schedule, pretrain
-from vfmgl_lib.surroundings import print_anything
 
 HELP = {
     "steps": "of the optimiser",

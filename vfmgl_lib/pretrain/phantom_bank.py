@@ -19,11 +19,11 @@ import safetensors
 import safetensors.numpy
 from tqdm import tqdm
 
+from vfmgl_lib.base.files import write_bytes
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.phantoms import GENERATORS
 from vfmgl_lib.data.phantoms.sampling import Sample, scattered
 from vfmgl_lib.data.preprocessing import volume_slices
-from vfmgl_lib.files import write_bytes
-from vfmgl_lib.randomness import seed_sequence
 
 LAYOUTS = tuple(GENERATORS)  # a phantom's structure: endometrial tumour, metastasis, gland, nucleus
 FIRST_SEED = 2**31

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vfmgl_lib.checkpoint import CheckpointError, load_tensors, save_tensors
-from vfmgl_lib.files import new_folder, write_bytes, write_json, write_text
+from vfmgl_lib.base.checkpoint import CheckpointError, load_tensors, save_tensors
+from vfmgl_lib.base.files import new_folder, write_bytes, write_json, write_text
+from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.models.teachers import DRAWN, TRAINED_ON
 from vfmgl_lib.pretrain.formulas import Painter
 from vfmgl_lib.pretrain.parsing import MEAN, SIDES, STD, Batch, Parsing
 from vfmgl_lib.pretrain.phantom_bank import PretrainError, phantom_bank
-from vfmgl_lib.randomness import seed_sequence, torch_seed
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}

@@ -23,11 +23,11 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, setting_value
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
-from vfmgl_lib.files import write_text
 from vfmgl_lib.study import NO_TEACHER, Study, mark_controls
 from vfmgl_lib.sweep.jobs import Job, in_words, status_table
 from vfmgl_lib.sweep.summary import AND, MAIN, summary

@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vfmgl_lib.base.files import PARTIAL, write_bytes
 from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.phantoms.sampling import SPLITS
-from vfmgl_lib.files import PARTIAL, write_bytes
 
 __all__ = ["GENERATORS", "lesion_masks", "write_phantoms"]
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vfmgl_lib.randomness import seed_sequence
+from vfmgl_lib.base.randomness import seed_sequence
 
 SPLITS = ("train", "val", "test")
 Profile = TypeVar("Profile")

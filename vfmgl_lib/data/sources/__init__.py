@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
+from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.data.images import Reading, earlier_reading, inspect_files, remark_warnings
 from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
@@ -30,8 +32,6 @@ from vfmgl_lib.data.scan import held, visible
 from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
 from vfmgl_lib.data.sources.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.data.sources.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
-from vfmgl_lib.files import real_path, sha256, write_bytes, write_json
-from vfmgl_lib.randomness import seed_sequence
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest

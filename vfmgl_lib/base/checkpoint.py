@@ -9,7 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vfmgl_lib.files import sha256, write_json
+from vfmgl_lib.base.files import sha256, write_json
 
 INDEX = "index.json"
 
