@@ -13,6 +13,7 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config.sections import Division, FoldSettings
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.layouts import fold, resplit, subset, with_validation
@@ -22,7 +23,6 @@ from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
-from vfmgl_lib.sections import Division, FoldSettings
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
 TEST_SEED = 0  # of the choice of test images: seeds that are compared are tested on the same ones

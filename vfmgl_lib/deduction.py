@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmgl_lib.config.sections import DeductionSettings
 from vfmgl_lib.kernels.distillation import temperature_kl
 from vfmgl_lib.models.students import Student
-from vfmgl_lib.sections import DeductionSettings
 
 RELEASED_SIDE = 256  # the side at which the released temperature of the pixel sum was set
 

@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vfmgl_lib.config.sections import TransferSettings
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.projections import Moments, r_squared, ridge
-from vfmgl_lib.sections import TransferSettings
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 State = dict[str, Tensor]

@@ -17,13 +17,13 @@ from vfmgl_lib.assembly import taking_part, with_available_teacher
 from vfmgl_lib.base.files import real_path
 from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, checked_settings, load_settings
+from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.models.teachers import doubts_about
-from vfmgl_lib.sections import Division
 from vfmgl_lib.study import Study, find_study
 from vfmgl_lib.training import run_study
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vfmgl_lib.config.sections import PLAIN_EXCHANGE
 from vfmgl_lib.evaluation.inversion import TRUE
 from vfmgl_lib.figures import privacy
 from vfmgl_lib.figures.style import save_figure
 from vfmgl_lib.models.students import STUDENTS
-from vfmgl_lib.sections import PLAIN_EXCHANGE
 
 
 def table(images: int, views: dict[str, float]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
-from vfmgl_lib.sections import TEACHER_HELP
+from vfmgl_lib.config.sections import TEACHER_HELP
 
 
 def command_line() -> argparse.ArgumentParser:

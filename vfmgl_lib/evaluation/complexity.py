@@ -21,9 +21,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config.sections import FootprintSettings
 from vfmgl_lib.models.students import STUDENTS
 from vfmgl_lib.models.teachers import architecture
-from vfmgl_lib.sections import FootprintSettings
 
 # The two products inside attention, as operators of its plain and its fused forms.
 ATTENTION = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")

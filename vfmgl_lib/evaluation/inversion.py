@@ -34,6 +34,7 @@ from torch.func import functional_call
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config.sections import PLAIN_EXCHANGE, OptimizerSettings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import TASK_LOSSES, Client, training_batches
@@ -41,7 +42,6 @@ from vfmgl_lib.federation.exchange import epsilon, incoming, outgoing
 from vfmgl_lib.federation.strategies import State, Update
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import Student, build_student
-from vfmgl_lib.sections import PLAIN_EXCHANGE, OptimizerSettings
 
 # Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.
 SIDE = 64
@@ -79,7 +79,7 @@ class View:
     Attributes:
         label: in tables and figures.
         images: so many of the centre's images are in the one step; 0: its local epoch, trained as the study trains.
-        number_format: as in `sections.ExchangeSettings`.
+        number_format: as in `config.sections.ExchangeSettings`.
         noise: as there; the change is clipped to its own length, as a centre would that has chosen clip well.
     """
 

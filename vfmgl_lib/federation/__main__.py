@@ -14,10 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.config.sections import TEACHER_HELP
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.federation import credentials
 from vfmgl_lib.federation.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
-from vfmgl_lib.sections import TEACHER_HELP
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.strategies import State, Update, UpdateError
-from vfmgl_lib.sections import ExchangeSettings
 
 SMALLEST_VARIANCE = 1e-5  # of a batch normalisation after noise: a variance cannot be negative
 VARIANCE, COUNTER = "running_var", "num_batches_tracked"

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from vfmgl_lib import __version__
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import incoming
 from vfmgl_lib.federation.rounds import Fault, Round, close_round
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.strategies import Server, State, Update, UpdateError
-from vfmgl_lib.sections import ExchangeSettings
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vfmgl_lib.config.sections import DeductionSettings
 from vfmgl_lib.deduction import effective_temperature, margin_to_drop
 from vfmgl_lib.federation.stage_two import Worth
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, center_style, grid, journal, names, new_figure, nothing, panel_grid, whole_numbers
-from vfmgl_lib.sections import DeductionSettings
 
 LIMIT = "#333333"  # the threshold: no centre has this colour
 TINY = 1e-12  # a divergence of 0 or, by rounding, just under it has no place on a logarithmic axis

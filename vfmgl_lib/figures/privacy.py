@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import COUNTER, outgoing
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, State, Update
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, footnote, journal, new_figure
-from vfmgl_lib.sections import ExchangeSettings
 
 LABEL = 42 * MM  # room for the words at a row, inches
 LINE = 4.5 * MM  # for the numbers under an image

@@ -16,9 +16,9 @@ from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config.sections import TEACHER_HELP, FoldSettings, SplitSettings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teachers import TeacherError
-from vfmgl_lib.sections import TEACHER_HELP, FoldSettings, SplitSettings
 from vfmgl_lib.sweep.effects import report
 from vfmgl_lib.sweep.evidence import left_to_run, parts, plan_status, read_plan
 from vfmgl_lib.sweep.jobs import Job, Split, cross_validation, plan, status_table

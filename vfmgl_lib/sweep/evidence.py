@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.sections import Settings
+from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.sweep.jobs import Job, cross_validation, plan, status_table
 from vfmgl_lib.sweep.log import logged
 from vfmgl_lib.workspace import Workspace, open_workspace

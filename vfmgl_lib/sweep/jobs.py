@@ -16,7 +16,7 @@ import pandas as pd
 from vfmgl_lib.base.files import write_json
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.sections import Division, FoldSettings, SplitSettings
+from vfmgl_lib.config.sections import Division, FoldSettings, SplitSettings
 from vfmgl_lib.study import Study
 from vfmgl_lib.training import is_running
 from vfmgl_lib.workspace import Workspace

@@ -22,7 +22,7 @@ from pydantic import (
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
-from vfmgl_lib.sections import (
+from vfmgl_lib.config.sections import (
     PLAIN_EXCHANGE,
     ComparatorSettings,
     ComparisonSettings,
@@ -42,7 +42,7 @@ from vfmgl_lib.sections import (
     TransferSettings,
 )
 
-PROFILES = Path(__file__).parent.parent / "notebooks" / "profiles"
+PROFILES = Path(__file__).parents[2] / "notebooks" / "profiles"
 
 
 class ConfigError(ValueError):
