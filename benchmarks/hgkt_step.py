@@ -39,8 +39,8 @@ from torch.utils.flop_counter import flop_registry
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.matching import pair_matching_reference
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.method.hgkt import HGKT, Pairing, TeacherBatch, TransferModel
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.transfer import HGKT, Pairing, TeacherBatch, TransferModel
 
 STACK = (4, 768, 16)  # ViT-B: blocks, channels, grid
 TOLERANCE = 1e-5  # of the hypergradient's norm

@@ -21,13 +21,13 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.deduction import deduction_step
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import Averaging, Update, average
+from vfmgl_lib.method.ddbl import deduction_step
+from vfmgl_lib.method.hgkt import critical_stages
 from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.transfer import critical_stages
 from vfmgl_lib.workspace import open_workspace
 
 TARGET = 0.02  # driver's share

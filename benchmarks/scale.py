@@ -19,10 +19,10 @@ from measure import Row, command_line, measure, report
 from torch import Tensor
 
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.deduction import deduction_step
+from vfmgl_lib.method.ddbl import deduction_step
+from vfmgl_lib.method.hgkt import HGKT
 from vfmgl_lib.models.students import ResNet18
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.transfer import HGKT
 
 PATCHES, ROUNDS, TRAIN_SHARE = 455_954, 10, 0.64
 BLOCKS, WIDTH = 4, 768  # ViT-B

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.method.hgkt import HGKT
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.pretrain.training import Schedule, pretrain
-from vfmgl_lib.transfer import HGKT
 from vfmgl_lib.workspace import open_workspace
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from vfmgl_lib.projections import Moments, held_out_rows, r_squared, ridge
+from vfmgl_lib.method.projections import Moments, held_out_rows, r_squared, ridge
 
 WIDTHS, SIZES = {"fine": 5, "coarse": 7}, {"fine": (12, 9), "coarse": (3, 4)}  # larger and smaller than the teachers' grids
 STACKS = [(2, 6, 4), (1, 3, 5)]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.method.hgkt import HGKT, TeacherBatch, channel_scale, critical_stages
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.transfer import HGKT, TeacherBatch, channel_scale, critical_stages
 
 SHAPES = [(2, 6, 3), (1, 4, 5)]  # two teacher stacks of different width and grid, as a CNN has
 

@@ -129,7 +129,7 @@ class TransferSettings(Settings):
     critical_stages: int = Field(ge=0, description="stages frozen in stage II")
     teacher_scale: Literal["none", "channel"] = Field(description="channel: features standardised by the centre's (transfer.channel_scale)")
     projection: Literal["sgd", "ridge"] = Field(
-        description="ridge: P fitted once a round (vfmgl_lib.projections), sgd: P learnt by each step"
+        description="ridge: P fitted once a round (vfmgl_lib.method.projections), sgd: P learnt by each step"
     )
     ridge_penalty: float = Field(gt=0, description="of ridge, relative to the mean variance of a stage's channels")
     pair_init: Literal["random", "zero"] = Field(description="weights of the layers that give lambda; zero: all pairs start at 1")

@@ -23,11 +23,11 @@ from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
 from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.method.hgkt import HGKT, StepRecord, channel_scale, critical_stages
+from vfmgl_lib.method.projections import held_out_rows
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student, part_names, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
-from vfmgl_lib.projections import held_out_rows
-from vfmgl_lib.transfer import HGKT, StepRecord, channel_scale, critical_stages
 
 R2_IMAGES = 64  # R2 is measured on at most so many images, evenly spaced in their table
 TASK_LOSSES = {"cross_entropy": F.cross_entropy, "dice": soft_dice_loss}

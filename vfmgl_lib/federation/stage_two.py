@@ -1,8 +1,8 @@
 """Stage II of a round at a centre: what the shared model is worth there, which batches it teaches on, and the distillation.
 
-Which batches are kept is decided by the method and `deduction.rule`:
+Which batches are kept is decided by the method and `method.ddbl.rule`:
 
-    kappa       batch by batch, as DDBL has it (`vfmgl_lib.deduction`)
+    kappa       batch by batch, as DDBL has it (`vfmgl_lib.method.ddbl`)
     quantile    before the stage, from the KL of all its batches at the student that stage I left
     all         a method that only distils keeps every batch
     permuted    a control: the stage is run as DDBL, taken back, and run again with DDBL's own decisions in a random order; where that order
@@ -26,9 +26,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.deduction import DeductionRecord, deduction_step, lowest_share, untouched_divergence
 from vfmgl_lib.federation.strategies import State
 from vfmgl_lib.kernels.overlap import foreground_dice
+from vfmgl_lib.method.ddbl import DeductionRecord, deduction_step, lowest_share, untouched_divergence
 from vfmgl_lib.models.students import Student, set_training_mode
 
 if TYPE_CHECKING:

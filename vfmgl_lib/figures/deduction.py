@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vfmgl_lib.config.sections import DeductionSettings
-from vfmgl_lib.deduction import effective_temperature, margin_to_drop
 from vfmgl_lib.federation.stage_two import Worth
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, center_style, grid, journal, names, new_figure, nothing, panel_grid, whole_numbers
+from vfmgl_lib.method.ddbl import effective_temperature, margin_to_drop
 
 LIMIT = "#333333"  # the threshold: no centre has this colour
 TINY = 1e-12  # a divergence of 0 or, by rounding, just under it has no place on a logarithmic axis
@@ -131,7 +131,7 @@ def what_happened(batches: pd.DataFrame, rule: str = "kappa") -> str:
 
     Args:
         batches: from `stage_two_batches`.
-        rule: `deduction.rule`.
+        rule: `method.ddbl.rule`.
     """
     if batches.empty:
         return "Stage II starts in round 2: this run has no batch to keep or drop."
@@ -144,7 +144,7 @@ def what_happened(batches: pd.DataFrame, rule: str = "kappa") -> str:
 
 
 def what_it_takes(batches: pd.DataFrame, settings: DeductionSettings, side: int | None) -> str:
-    """When KL > kappa * l_task could drop a batch in this run, and how near it came (`deduction.margin_to_drop`).
+    """When KL > kappa * l_task could drop a batch in this run, and how near it came (`method.ddbl.margin_to_drop`).
 
     Args:
         batches: from `stage_two_batches`.

@@ -15,8 +15,8 @@ phi = {both families of Linear}. One step on a batch (`HGKT.step`):
 
 Parameters that a loss does not reach have a zero gradient, so weight decay and momentum still move them, virtually as in the kept step.
 
-With `transfer.teacher_scale: channel` T is standardised by channel, for the matching and for phi (`channel_scale`). With
-`transfer.projection: ridge` P is no parameter: it is fitted once a round and a constant in all of the above (`projections`).
+With `method.hgkt.teacher_scale: channel` T is standardised by channel, for the matching and for phi (`channel_scale`). With
+`method.hgkt.projection: ridge` P is no parameter: it is fitted once a round and a constant in all of the above (`method.projections`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from torch.func import functional_call
 from vfmgl_lib.config.sections import TransferSettings
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
+from vfmgl_lib.method.projections import Moments, r_squared, ridge
 from vfmgl_lib.models.students import Student
-from vfmgl_lib.projections import Moments, r_squared, ridge
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 State = dict[str, Tensor]
@@ -241,7 +241,7 @@ class HGKT:
         return moments
 
     def fit_projections(self, batches: Batches) -> None:
-        """P of every pair by ridge regression on these images (`projections.ridge`); constant until the next call."""
+        """P of every pair by ridge regression on these images (`method.projections.ridge`); constant until the next call."""
         moments = self.moments(batches)
         with torch.no_grad():
             for key, stack, stage in self._pairs():
@@ -250,7 +250,7 @@ class HGKT:
                 self.model.bias[key].copy_(bias)
 
     def r_squared(self, batches: Batches) -> Tensor:
-        """R2 of every pair (M over all stacks, N) on these images, at least two, as `projections.r_squared`; float64 on the CPU."""
+        """R2 of every pair (M over all stacks, N) on these images, at least two, as `method.projections.r_squared`; float64 on the CPU."""
         moments = self.moments(batches)
         with torch.no_grad():
             values = [r_squared(moments.pair(k, stage), self.model.weight[key], self.model.bias[key]) for key, k, stage in self._pairs()]

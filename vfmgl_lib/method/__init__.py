@@ -1,0 +1,1 @@
+"""VFMGL itself: knowledge transfer from the teacher (`hgkt`) and distillation from the shared model (`ddbl`)."""
