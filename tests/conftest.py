@@ -11,12 +11,13 @@ from vfmgl_lib.comparators.clients import client_class, new_server
 from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.comparators.pooled import pool_data
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.data.layouts import read_layout, with_validation
+from vfmgl_lib.data.divisions import with_validation
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import load_teacher
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.phantoms import write_phantoms
 
 SAMPLES = {"nuclei": {"train": 4, "val": 2, "test": 2}, "endometrial": {"train": 6, "test": 4}}
 

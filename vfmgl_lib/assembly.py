@@ -14,9 +14,9 @@ from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Division, FoldSettings
+from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
 from vfmgl_lib.data.images import PLAIN, Reading
-from vfmgl_lib.data.layouts import fold, resplit, subset, with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client

@@ -19,12 +19,12 @@ from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, checked_settings, load_settings
 from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.data.phantoms import write_phantoms
-from vfmgl_lib.data.sources import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study import Study, find_study
+from vfmgl_lib.tasks.phantoms import write_phantoms
+from vfmgl_lib.tasks.prepare import Prepared, is_prepared, prepare, read_prepared
 from vfmgl_lib.training import run_study
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Workspace:
 
         Args:
             seed: of students, batches, and the choice of training and validation images where the settings ask for one; None: as here.
-            split: a new division: (training share, seed) or the settings of one (`layouts.resplit`, `layouts.fold`); None: as here.
+            split: a new division: (training share, seed) or the settings of one (`data.divisions`); None: as here.
             changes: settings by name, e.g. {"optimizer.lr": 0.01}; None: as here.
         Raises: ConfigError: a value out of range. ManifestError: a centre with too few patients to divide.
         """
@@ -115,7 +115,7 @@ def open_workspace(
 
     Args:
         task, profile: see `config.load_settings`; `overrides` too.
-        data: a prepared set, or images in one of the forms that `data.sources` reads, which are then prepared below `runs` once; "": the
+        data: a prepared set, or images in one of the forms that `tasks.prepare` reads, which are then prepared below `runs` once; "": the
             embedded phantoms, written below `runs` once.
         teacher: as `models.teachers` names it, instead of the profile's; "": the profile's. Of a first and a second choice ("A else B")
             the settings hold the one that can be had.

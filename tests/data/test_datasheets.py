@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from vfmgl_lib.data.datasheets import FOLDER, Datasheet, DatasheetError, Download, compare_counts, read_datasheet
-from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
+from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, DatasheetError, Download, compare_counts, read_datasheet
+from vfmgl_lib.tasks.folders import read_layout
 
 SHEET = {
     "name": "task",

@@ -13,8 +13,8 @@ from PIL import Image
 from vfmgl_lib.data.dicom import has_picture, is_dicom, read_series
 from vfmgl_lib.data.preprocessing import to_bytes
 from vfmgl_lib.data.scan import SourceError
-from vfmgl_lib.data.sources.cases import Findings
-from vfmgl_lib.data.sources.endometrial import cases_volumes, recognise_volumes
+from vfmgl_lib.tasks.cases import Findings
+from vfmgl_lib.tasks.endometrial.reader import cases_volumes, recognise_volumes
 
 MR, EXPLICIT, DEFLATED, BIG, RLE = (f"1.2.840.10008.{end}" for end in ("5.1.4.1.1.4", "1.2.1", "1.2.1.99", "1.2.2", "1.2.5"))
 PHOTOMETRIC, PADDING, LIMIT, INTERCEPT, SLOPE = 0x00280004, 0x00280120, 0x00280121, 0x00281052, 0x00281053

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import vfmgl_lib.data.fetch as module
-from vfmgl_lib.data.datasheets import Download, read_datasheet
-from vfmgl_lib.data.fetch import FetchError, check_downloads, download_all, fetch, unpack
+import vfmgl_lib.tasks.fetch as module
+from vfmgl_lib.tasks.datasheets import Download, read_datasheet
+from vfmgl_lib.tasks.fetch import FetchError, check_downloads, download_all, fetch, unpack
 
 CONTENT = b"PK" + bytes(range(256)) * 2000  # half a megabyte that begins as a zip does
 

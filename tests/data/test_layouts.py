@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vfmgl_lib.data.layouts import fold, read_layout, resplit, subset, with_validation
+from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, check_manifest
+from vfmgl_lib.tasks.folders import read_layout
 
 
 def write_image(path, seed, size=(8, 8)):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from vfmgl_lib.data.images import ImageError
-from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.loading import ORIENTATIONS, TURNED_SHARE, ImageDataset, draw_orientations, epoch_batches, load_batches, oriented
+from vfmgl_lib.tasks.folders import read_layout
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vfmgl_lib.data import __main__ as module
 from vfmgl_lib.data.__main__ import main
-from vfmgl_lib.data.fetch import Fetched
-from vfmgl_lib.data.sources import FORMATS, read_prepared
+from vfmgl_lib.tasks.fetch import Fetched
+from vfmgl_lib.tasks.prepare import FORMATS, read_prepared
 
 SPLITS = ("train", "train", "train", "val", "test", "test")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError
-from vfmgl_lib.data.patients import (
+from vfmgl_lib.tasks.patients import (
     KEYS,
     PAPER_TABLE,
     QUANTITIES,
@@ -17,7 +17,7 @@ from vfmgl_lib.data.patients import (
     read_patients,
     table_one,
 )
-from vfmgl_lib.data.sources import patients_of
+from vfmgl_lib.tasks.prepare import patients_of
 
 HEADER = "patient,age,figo,histology"
 

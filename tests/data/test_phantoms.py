@@ -14,12 +14,14 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label as components
 from skimage.measure import regionprops
 
-from vfmgl_lib.data import phantoms
-from vfmgl_lib.data.layouts import read_layout
-from vfmgl_lib.data.phantoms import GENERATORS, endometrial, nuclei, write_phantoms
-from vfmgl_lib.data.phantoms.fields import ellipse_distance, smooth_field, smooth_union
-from vfmgl_lib.data.phantoms.sampling import patient_name
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, image_features
+from vfmgl_lib.tasks import phantoms
+from vfmgl_lib.tasks.endometrial import phantom as endometrial
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.nuclei import phantom as nuclei
+from vfmgl_lib.tasks.painting.fields import ellipse_distance, smooth_field, smooth_union
+from vfmgl_lib.tasks.painting.sampling import patient_name
+from vfmgl_lib.tasks.phantoms import GENERATORS, write_phantoms
 
 SAMPLES = {
     "endometrial": {"train": 5, "test": 3},

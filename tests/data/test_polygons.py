@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial import Delaunay
 
-from vfmgl_lib.data import polygons
-from vfmgl_lib.data.polygons import Layer, PolygonError, Region, inspect_regions, rasterise, read_layers
+from vfmgl_lib.tasks.nuclei import polygons
+from vfmgl_lib.tasks.nuclei.polygons import Layer, PolygonError, Region, inspect_regions, rasterise, read_layers
 
 
 def layer(*outlines, negative=()):

@@ -5,7 +5,7 @@ import codecs
 import pytest
 
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.data.patients import read_csv
+from vfmgl_lib.tasks.patients import read_csv
 
 COLUMNS = ("patient", "slice", "note")
 PLAIN = 'patient,slice,note\nMüller,1,"a, b"\nb2,2,\n'

@@ -16,10 +16,10 @@ from PIL import Image
 from vfmgl_lib import predict
 from vfmgl_lib.data.preprocessing import volume_slices
 from vfmgl_lib.data.scan import SourceError
-from vfmgl_lib.data.sources.cases import Findings
-from vfmgl_lib.data.sources.prostate import cases_promise12, cases_sites
 from vfmgl_lib.data.volumes import Grid, check_mask_grid, read_grid, read_mask, read_stored, read_volume, read_voxels
 from vfmgl_lib.predict.files import predict_files
+from vfmgl_lib.tasks.cases import Findings
+from vfmgl_lib.tasks.prostate.reader import cases_promise12, cases_sites
 
 SHAPE, SPACING, SIDE = (12, 9, 6), (0.5, 0.75, 3.0), 8
 LPS = np.diag([-0.5, -0.75, 3.0, 1.0])

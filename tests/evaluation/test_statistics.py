@@ -8,8 +8,8 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
-from vfmgl_lib.data.datasheets import FOLDER
 from vfmgl_lib.evaluation import statistics
+from vfmgl_lib.tasks.datasheets import FOLDER
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -14,7 +14,6 @@ import yaml
 
 from vfmgl_lib.assembly import taking_part
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.data.sources import prepare
 from vfmgl_lib.federation import credentials, deployment
 from vfmgl_lib.federation.__main__ import main
 from vfmgl_lib.federation.deployment import _own_data, check_server, check_site, plain, read_site
@@ -22,6 +21,7 @@ from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.sandbox import landlock_version
 from vfmgl_lib.federation.superlink import superlink
 from vfmgl_lib.federation.supernode import admitted
+from vfmgl_lib.tasks.prepare import prepare
 
 PROFILE = "tests/smallest.yaml"
 

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
-from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.evaluation.heterogeneity import center_distances, stain_profile
 from vfmgl_lib.figures import heterogeneity, samples
 from vfmgl_lib.figures.style import DOUBLE, save_figure
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.phantoms import write_phantoms
 
 TABLE_1 = Path(__file__).parents[2] / "data_manifests" / "table1_endometrial_patients.csv"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.phantoms import lesion_masks, write_phantoms
 from vfmgl_lib.interpretation import cam
 from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.phantoms import lesion_masks, write_phantoms
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy.stats import ttest_ind, ttest_ind_from_stats, ttest_rel
 
-from vfmgl_lib.data.layouts import read_layout
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.phantoms import write_phantoms
 from vfmgl_lib.interpretation import features as feats
 from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.phantoms import write_phantoms
 
 
 def table(values, splits=None, labels=None, patients=None, center="A"):

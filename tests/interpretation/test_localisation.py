@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
-from vfmgl_lib.data.phantoms import write_phantoms
-from vfmgl_lib.data.sources import prepare
 from vfmgl_lib.interpretation import cam
 from vfmgl_lib.models.students import ResNet18
+from vfmgl_lib.tasks.phantoms import write_phantoms
+from vfmgl_lib.tasks.prepare import prepare
 
 SIZE = 96
 

@@ -6,8 +6,6 @@ import torch
 from safetensors.torch import load_file
 
 from vfmgl_lib.config import ConfigError, load_settings
-from vfmgl_lib.data.phantoms import GENERATORS
-from vfmgl_lib.data.phantoms.sampling import scattered
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.pretrain import training
 from vfmgl_lib.pretrain.__main__ import main
@@ -15,6 +13,8 @@ from vfmgl_lib.pretrain.formulas import Painter
 from vfmgl_lib.pretrain.parsing import Parsing
 from vfmgl_lib.pretrain.phantom_bank import FIRST_SEED, LAYOUTS, NO_LABEL, phantom_bank
 from vfmgl_lib.pretrain.training import Schedule, new_trunk, next_batch, pretrain
+from vfmgl_lib.tasks.painting.sampling import scattered
+from vfmgl_lib.tasks.phantoms import GENERATORS
 
 TINY = Schedule(steps=6, scenes=4, phantoms=4, bank=4, warmup=2)
 CPU = torch.device("cpu")

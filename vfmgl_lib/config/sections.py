@@ -13,7 +13,7 @@ class Settings(BaseModel):
 
 
 class SplitSettings(Settings):
-    """A division of every training centre's patients anew, instead of the data's own (`vfmgl_lib.data.layouts.resplit`)."""
+    """A division of every training centre's patients anew, instead of the data's own (`vfmgl_lib.data.divisions.resplit`)."""
 
     train: float = Field(gt=0, lt=1, description="share of a centre's patients that train; the others test")
     seed: int = Field(ge=0)
@@ -25,7 +25,7 @@ class SplitSettings(Settings):
 
 
 class FoldSettings(Settings):
-    """One fold of a cross-validation by patient, at every training centre (`vfmgl_lib.data.layouts.fold`)."""
+    """One fold of a cross-validation by patient, at every training centre (`vfmgl_lib.data.divisions.fold`)."""
 
     folds: int = Field(ge=2)
     fold: int = Field(ge=1, description="whose patients test; the others train")

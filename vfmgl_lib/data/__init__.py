@@ -1,1 +1,1 @@
-"""Data: the manifest, readers of disk layouts, synthetic centres (phantoms) and batches (loading)."""
+"""Data, whatever the task: one reader of pictures, one of volumes, the manifest, its divisions, and batches (loading)."""

@@ -20,10 +20,10 @@ import requests
 
 from vfmgl_lib.base.files import reason
 from vfmgl_lib.base.surroundings import print_anything, say
-from vfmgl_lib.data.datasheets import DatasheetError
-from vfmgl_lib.data.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
-from vfmgl_lib.data.sources import FORMATS, SplitRule, prepare, read_prepared, verify
+from vfmgl_lib.tasks.datasheets import DatasheetError
+from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
+from vfmgl_lib.tasks.prepare import FORMATS, SplitRule, prepare, read_prepared, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

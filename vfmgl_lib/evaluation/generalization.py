@@ -243,7 +243,7 @@ def subgroups(
 
     Args:
         final: final predictions of one seed with their validation and training rows, for the cutoffs; a segmentation's have no subgroups.
-        patients: `data.patients.read_patients`; None: there is no table.
+        patients: `tasks.patients.read_patients`; None: there is no table.
         unit: "patient" or "image" (`prediction.scoring_unit`).
         chosen: external centre -> the training centre whose model it is given (`similarity.choose_model`); others are left out.
         age: years that divide the ages; None: the mean of all patients.

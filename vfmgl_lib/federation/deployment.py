@@ -48,13 +48,13 @@ from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_ve
 from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.names import name_problems
-from vfmgl_lib.data.sources import is_prepared, read_prepared
 from vfmgl_lib.federation import credentials, sandbox
 from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
 from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find

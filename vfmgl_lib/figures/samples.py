@@ -7,8 +7,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from vfmgl_lib.config.sections import DataSettings
+from vfmgl_lib.data.divisions import subset
 from vfmgl_lib.data.images import decode_mask
-from vfmgl_lib.data.layouts import subset
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import SPLITS, Manifest
 

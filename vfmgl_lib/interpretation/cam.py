@@ -27,9 +27,9 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset, load_batches
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.data.phantoms import lesion_masks
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
 from vfmgl_lib.models.students import ResNet18, Student, UNet
+from vfmgl_lib.tasks.phantoms import lesion_masks
 
 SMALLEST_MAP = 7  # places along a side: what layer4 has at the paper's 224 px
 ABOUT = ("id", "patient", "center", "split")

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from vfmgl_lib.base.files import write_bytes
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.data.phantoms import GENERATORS
-from vfmgl_lib.data.phantoms.sampling import Sample, scattered
 from vfmgl_lib.data.preprocessing import volume_slices
+from vfmgl_lib.tasks.painting.sampling import Sample, scattered
+from vfmgl_lib.tasks.phantoms import GENERATORS
 
 LAYOUTS = tuple(GENERATORS)  # a phantom's structure: endometrial tumour, metastasis, gland, nucleus
 FIRST_SEED = 2**31

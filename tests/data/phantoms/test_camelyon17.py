@@ -13,11 +13,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vfmgl_lib.data import phantoms
-from vfmgl_lib.data.phantoms import camelyon17, write_phantoms
-from vfmgl_lib.data.phantoms.camelyon17 import plan, render
-from vfmgl_lib.data.sources.camelyon17 import manifest_wilds
-from vfmgl_lib.data.sources.cases import Findings
+from vfmgl_lib.tasks import phantoms
+from vfmgl_lib.tasks.camelyon17 import phantom as camelyon17
+from vfmgl_lib.tasks.camelyon17.phantom import plan, render
+from vfmgl_lib.tasks.camelyon17.reader import manifest_wilds
+from vfmgl_lib.tasks.cases import Findings
+from vfmgl_lib.tasks.phantoms import write_phantoms
 
 SAMPLES = {"train": 8, "val": 3, "test": 3}
 SIZE = 40

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vfmgl_lib.data.phantoms import endometrial
 from vfmgl_lib.evaluation.heterogeneity import IDENTITY, image_features
+from vfmgl_lib.tasks.endometrial import phantom as endometrial
 
 SIZE, SEED = 48, 1
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from skimage.filters import threshold_otsu
 
-from vfmgl_lib.data import phantoms
-from vfmgl_lib.data.phantoms import prostate, write_phantoms
-from vfmgl_lib.data.phantoms.sampling import blend
 from vfmgl_lib.data.preprocessing import VolumeSlice, volume_slices
-from vfmgl_lib.data.sources.cases import Findings
-from vfmgl_lib.data.sources.prostate import cases_sites, recognise_sites
+from vfmgl_lib.tasks import phantoms
+from vfmgl_lib.tasks.cases import Findings
+from vfmgl_lib.tasks.painting.sampling import blend
+from vfmgl_lib.tasks.phantoms import write_phantoms
+from vfmgl_lib.tasks.prostate import phantom as prostate
+from vfmgl_lib.tasks.prostate.reader import cases_sites, recognise_sites
 
 SAMPLES = {"train": 2, "val": 1, "test": 1}
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.data.sources import camelyon17
-from vfmgl_lib.data.sources.camelyon17 import FORMATS, manifest_pickle, manifest_wilds
-from vfmgl_lib.data.sources.cases import Findings
+from vfmgl_lib.tasks.camelyon17 import reader as camelyon17
+from vfmgl_lib.tasks.camelyon17.reader import FORMATS, manifest_pickle, manifest_wilds
+from vfmgl_lib.tasks.cases import Findings
 
 HEADER = ",patient,node,x_coord,y_coord,tumor,slide,center,split"
 PATIENTS = {"004": 0, "010": 0, "020": 1, "040": 2, "060": 3, "080": 4}  # and their centers

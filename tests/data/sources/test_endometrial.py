@@ -13,8 +13,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from vfmgl_lib.data.dicom import read_series
-from vfmgl_lib.data.sources.cases import Findings, SourceError
-from vfmgl_lib.data.sources.endometrial import FORMATS, cases_volumes, radiological, recognise_volumes
+from vfmgl_lib.tasks.cases import Findings, SourceError
+from vfmgl_lib.tasks.endometrial.reader import FORMATS, cases_volumes, radiological, recognise_volumes
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"

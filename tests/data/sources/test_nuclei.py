@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from vfmgl_lib.data import images
-from vfmgl_lib.data.layouts import read_layout
-from vfmgl_lib.data.sources import nuclei
-from vfmgl_lib.data.sources.cases import Findings, SourceError
-from vfmgl_lib.data.sources.nuclei import FORMATS, ORGANS, TISSUE_SOURCE_SITES, cases_downloads, hospital, organ, recognise_downloads
+from vfmgl_lib.tasks.cases import Findings, SourceError
+from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.nuclei import reader as nuclei
+from vfmgl_lib.tasks.nuclei.reader import FORMATS, ORGANS, TISSUE_SOURCE_SITES, cases_downloads, hospital, organ, recognise_downloads
 
 SIZE = (12, 10)  # width, height
 SQUARE = [(2, 3), (6, 3), (6, 8), (2, 8)]
@@ -317,7 +317,7 @@ def test_tissue_source_sites_that_do_not_fit(monusac):
             file.rename(file.with_name(file.name.replace("-A2-", f"-{code}-")))
     bladder, unknown = problems(monusac)
     assert "TCGA-DK-A0CV-01Z-00-DX1_1.svs: tissue source site 'DK' belongs to the study BLCA, expected one of LUAD," in bladder
-    assert "tissue source site 'QQ' is unknown, expected in TISSUE_SOURCE_SITES of vfmgl_lib.data.sources.nuclei" in unknown
+    assert "tissue source site 'QQ' is unknown, expected in TISSUE_SOURCE_SITES of vfmgl_lib.tasks.nuclei.reader" in unknown
     assert nuclei.SITE_TABLE in unknown
 
 

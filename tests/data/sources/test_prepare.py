@@ -17,15 +17,17 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from vfmgl_lib.data import layouts, sources
 from vfmgl_lib.data.__main__ import main
-from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
-from vfmgl_lib.data.layouts import subset, with_validation
+from vfmgl_lib.data.divisions import subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
-from vfmgl_lib.data.phantoms import write_phantoms
-from vfmgl_lib.data.sources import FORMATS, conversion, is_prepared, prepare, read_prepared, verify
-from vfmgl_lib.data.sources import prostate as reader
-from vfmgl_lib.data.sources.cases import Case, Findings, Picture
+from vfmgl_lib.tasks import conversion
+from vfmgl_lib.tasks import folders as layouts
+from vfmgl_lib.tasks import prepare as sources
+from vfmgl_lib.tasks.cases import Case, Findings, Picture
+from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
+from vfmgl_lib.tasks.phantoms import write_phantoms
+from vfmgl_lib.tasks.prepare import FORMATS, is_prepared, prepare, read_prepared, verify
+from vfmgl_lib.tasks.prostate import reader as reader
 from vfmgl_lib.workspace import open_workspace
 
 
@@ -340,7 +342,8 @@ def test_interrupted_at_the_third_case_it_goes_on_and_ends_the_same(source, tmp_
 
 KILLED = """
 import os, signal, sys
-from vfmgl_lib.data.sources import prepare, prostate
+from vfmgl_lib.tasks.prepare import prepare
+from vfmgl_lib.tasks.prostate import reader as prostate
 read, calls = prostate._read, []
 def dies(*arguments):
     calls.append(1)

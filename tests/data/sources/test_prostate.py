@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from vfmgl_lib.data.preprocessing import volume_slices
-from vfmgl_lib.data.sources.cases import Case, Findings, SourceError
-from vfmgl_lib.data.sources.prostate import (
+from vfmgl_lib.tasks.cases import Case, Findings, SourceError
+from vfmgl_lib.tasks.prostate.reader import (
     FORMATS,
     PROMISE12_CENTERS,
     cases_promise12,

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vfmgl_lib.data.phantoms.fields import cover, paint, smooth_field, streaks, unit_grid
-from vfmgl_lib.data.phantoms.nuclei import _Nuclei, _photograph, _stain, _window
-from vfmgl_lib.data.phantoms.sampling import Sample, blend, stream
+from vfmgl_lib.tasks.nuclei.phantom import _Nuclei, _photograph, _stain, _window
+from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks, unit_grid
+from vfmgl_lib.tasks.painting.sampling import Sample, blend, stream
 
 VERSION = 1
 LAYOUT = "camelyon17"

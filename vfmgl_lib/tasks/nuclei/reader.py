@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 
 from vfmgl_lib.data.images import ImageError, Reading, decode_mask, image_size, read_image, size_problem
-from vfmgl_lib.data.polygons import Layer, PolygonError, inspect_regions, rasterise, read_layers
 from vfmgl_lib.data.scan import Scan, skipped, system_kind
-from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.tasks.nuclei.polygons import Layer, PolygonError, inspect_regions, rasterise, read_layers
 
 ORGAN_CENTERS = {"lung": "SiteA", "prostate": "SiteB", "kidney": "SiteC", "breast": "SiteD"}
 MONUSEG_CENTER, TNBC_CENTER = "SiteE", "SiteF"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vfmgl_lib.base.files import LONGEST_NAME, file_name, write_bytes, write_json
 from vfmgl_lib.data.images import Reading
-from vfmgl_lib.data.sources.cases import Case, Picture
+from vfmgl_lib.tasks.cases import Case, Picture
 
 VERSION = 2  # raised when files are read or converted otherwise than before: prepared sets are then made again
 

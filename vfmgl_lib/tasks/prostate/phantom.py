@@ -33,8 +33,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from vfmgl_lib.data.phantoms.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
-from vfmgl_lib.data.phantoms.sampling import Sample, blend, stream
+from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
+from vfmgl_lib.tasks.painting.sampling import Sample, blend, stream
 
 VERSION = 1
 LAYOUT = "prostate"

@@ -31,8 +31,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from vfmgl_lib.data.phantoms.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
-from vfmgl_lib.data.phantoms.sampling import Sample, blend, patient_name, spread_over_patients, stream
+from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
+from vfmgl_lib.tasks.painting.sampling import Sample, blend, patient_name, spread_over_patients, stream
 
 VERSION = 2
 LAYOUT = "endometrial"
@@ -148,7 +148,7 @@ def check_samples(samples: dict[str, int]) -> None:
     if samples.get("val", 0):
         raise ValueError(
             f"samples['val'] must be 0 or absent in the endometrial layout, which has no validation folder, got "
-            f"{samples['val']}; take validation patients from the training ones with layouts.with_validation"
+            f"{samples['val']}; take validation patients from the training ones with data.divisions.with_validation"
         )
 
 

@@ -27,8 +27,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from vfmgl_lib.data.phantoms.fields import cover, paint, smooth_field, streaks, unit_grid
-from vfmgl_lib.data.phantoms.sampling import SPLITS, Sample, blend, patient_name, spread_over_patients, stream
+from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks, unit_grid
+from vfmgl_lib.tasks.painting.sampling import SPLITS, Sample, blend, patient_name, spread_over_patients, stream
 
 VERSION = 1
 LAYOUT = "nuclei"

@@ -2,7 +2,7 @@
 
     <center>/{traindata,testdata}/<class>/<patient>/    one DICOM series (files of any name), or one .nii or .nii.gz
     roi.csv                                             patient,slice,row_start,row_stop,column_start,column_stop
-    patients.csv                                        optional, see `vfmgl_lib.data.patients`
+    patients.csv                                        optional, see `vfmgl_lib.tasks.patients`
 
 A row of roi.csv is one picture. Its numbers count from 0, stops are exclusive, and they count the pixels as stored: rows and
 columns of the DICOM images, slices in the order of their position along the normal (SimpleITK's order); in a NIfTI the
@@ -27,14 +27,14 @@ import numpy as np
 from PIL import Image
 
 from vfmgl_lib.data.dicom import has_picture, is_dicom, read_header, read_series
-from vfmgl_lib.data.layouts import ENDOMETRIAL_SPLITS
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.data.patients import PATIENTS_FILE, read_csv
 from vfmgl_lib.data.preprocessing import squashed, to_bytes
 from vfmgl_lib.data.scan import Scan, skipped, visible
-from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.data.volumes import NIFTI_SUFFIXES, Stored, read_grid, read_stored
+from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.tasks.folders import ENDOMETRIAL_SPLITS
+from vfmgl_lib.tasks.patients import PATIENTS_FILE, read_csv
 
 REGIONS_FILE = "roi.csv"
 REGION_COLUMNS = ("patient", "slice", "row_start", "row_stop", "column_start", "column_stop")

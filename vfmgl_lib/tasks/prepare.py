@@ -23,15 +23,19 @@ from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.data.datasheets import compare_counts, read_datasheet
+from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.images import Reading, earlier_reading, inspect_files, remark_warnings
-from vfmgl_lib.data.layouts import NUCLEI_CLASSES, PATIENT_RULES, read_layout, with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
-from vfmgl_lib.data.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.data.scan import held, visible
-from vfmgl_lib.data.sources import camelyon17, endometrial, nuclei, prostate
-from vfmgl_lib.data.sources.cases import Case, Findings, Format, SourceError
-from vfmgl_lib.data.sources.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
+from vfmgl_lib.tasks.camelyon17 import reader as camelyon17
+from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
+from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
+from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
+from vfmgl_lib.tasks.endometrial import reader as endometrial
+from vfmgl_lib.tasks.folders import NUCLEI_CLASSES, PATIENT_RULES, read_layout
+from vfmgl_lib.tasks.nuclei import reader as nuclei
+from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
+from vfmgl_lib.tasks.prostate import reader as prostate
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, new_folder, sha256, write_json
 from vfmgl_lib.base.surroundings import about_proxy
-from vfmgl_lib.data.datasheets import Download, read_datasheet
+from vfmgl_lib.tasks.datasheets import Download, read_datasheet
 
 logger = logging.getLogger(__name__)
 

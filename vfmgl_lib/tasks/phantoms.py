@@ -27,8 +27,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, write_bytes
-from vfmgl_lib.data.phantoms import camelyon17, endometrial, nuclei, prostate
-from vfmgl_lib.data.phantoms.sampling import SPLITS
+from vfmgl_lib.tasks.camelyon17 import phantom as camelyon17
+from vfmgl_lib.tasks.endometrial import phantom as endometrial
+from vfmgl_lib.tasks.nuclei import phantom as nuclei
+from vfmgl_lib.tasks.painting.sampling import SPLITS
+from vfmgl_lib.tasks.prostate import phantom as prostate
 
 __all__ = ["GENERATORS", "lesion_masks", "write_phantoms"]
 

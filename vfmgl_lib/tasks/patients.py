@@ -21,10 +21,10 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.base.files import real_path
-from vfmgl_lib.data.datasheets import FOLDER, class_titles
 from vfmgl_lib.data.manifest import Manifest, ManifestError
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
+from vfmgl_lib.tasks.datasheets import FOLDER, class_titles
 
 PATIENTS_FILE = "patients.csv"
 NEEDED_COLUMNS = ("patient", "age", "figo", "histology")

@@ -15,8 +15,8 @@ import numpy as np
 
 from vfmgl_lib.data.preprocessing import volume_slices
 from vfmgl_lib.data.scan import Scan, skipped, visible
-from vfmgl_lib.data.sources.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.data.volumes import Grid, check_axial, check_mask_grid, data_file, read_grid, read_mask, read_voxels, turned
+from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
 
 LABELS = (0, 1, 2), "0 and 1, or 0, 1 and 2 where the zones are told apart"
 _NIFTI = re.compile(r"(?P<case>.+?)(?P<mask>_segmentation)?\.nii(?:\.gz)?", re.IGNORECASE)

@@ -20,8 +20,8 @@ import pandas as pd
 
 from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.scan import Scan, skipped
-from vfmgl_lib.data.sources.cases import Findings, Format
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
+from vfmgl_lib.tasks.cases import Findings, Format
 
 CLASSES = ("normal", "tumor")
 CENTERS = ("hospital1", "hospital2", "hospital3", "hospital4", "hospital5")  # as data.pkl calls WILDS' centers 0 to 4

@@ -1,0 +1,1 @@
+"""The tasks: one folder a built-in task, and what all share: preparing a set, reading folders, phantoms, downloads, datasheets."""
