@@ -19,7 +19,7 @@ from measure import commit
 
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.evaluation.inversion import TRUE, Attack, View, inversion
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "inversion.csv"
 SAMPLES = {"nuclei": {"train": 16, "val": 6, "test": 12}, "camelyon17": {"train": 48, "val": 12, "test": 24}}  # a centre

@@ -31,11 +31,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from vfmgl_lib.assembly import center_datasets
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.models.teachers import Teacher, load_teacher
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.assembly import center_datasets
+from vfmgl_lib.study.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "pocket_teacher" / "places.csv"

@@ -30,9 +30,7 @@ import pandas as pd
 import torch
 from measure import commit
 
-from vfmgl_lib.assembly import center_datasets, new_client, new_student, study_teacher
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.comparators.clients import new_server
 from vfmgl_lib.config import StudySettings, checked_settings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
@@ -40,8 +38,10 @@ from vfmgl_lib.evaluation.prediction import metrics_of, predict, scoring_unit
 from vfmgl_lib.federation.exchange import epsilon, outgoing
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
 from vfmgl_lib.federation.strategies import Update
+from vfmgl_lib.methods.clients import new_server
 from vfmgl_lib.models.students import Student
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.assembly import center_datasets, new_client, new_student, study_teacher
+from vfmgl_lib.study.workspace import open_workspace
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "privacy" / "utility.csv"
 SAMPLES = {"train": 16, "val": 6, "test": 12}  # a centre

@@ -28,7 +28,7 @@ from vfmgl_lib.method.ddbl import deduction_step
 from vfmgl_lib.method.hgkt import critical_stages
 from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 TARGET = 0.02  # driver's share
 RECALIBRATION = 0.05  # share of re-estimating batch normalisation's statistics

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.comparators.clients import client_class, new_server
-from vfmgl_lib.comparators.methods import METHODS, with_overrides
-from vfmgl_lib.comparators.pooled import pool_data
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.divisions import with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.clients import client_class, new_server
+from vfmgl_lib.methods.pooled import pool_data
+from vfmgl_lib.methods.registry import METHODS, with_overrides
 from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.tasks.folders import read_layout

@@ -23,8 +23,8 @@ from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.predict import KEY, Predictor
 from vfmgl_lib.predict.files import predict_files
 from vfmgl_lib.predict.inputs import find_inputs
-from vfmgl_lib.study import load_study
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.study import load_study
+from vfmgl_lib.study.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = ROOT / "tests" / "smallest.yaml"

@@ -9,8 +9,8 @@ import pytest
 
 from vfmgl_lib.batch.runner import run_batch
 from vfmgl_lib.batch.settings import read_settings
-from vfmgl_lib.comparators.methods import METHODS, report_rounds
 from vfmgl_lib.config import load_settings
+from vfmgl_lib.methods.registry import METHODS, report_rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -20,7 +20,7 @@ SMALL = {"federation__rounds": 2, "data__image_size": 32, "student__width": 4, "
 SCRIPT = """
 import json, sys
 from vfmgl_lib.tasks.phantoms import write_phantoms
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 task, profile, data, runs, methods, overrides = json.loads(sys.argv[1])
 samples = {"train": 6, "val": 3, "test": 3} if task == "nuclei" else {"train": 9, "test": 4}

@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vfmgl_lib import training as training_module
-from vfmgl_lib.assembly import new_student
 from vfmgl_lib.base.checkpoint import CheckpointError
-from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.study import mark_controls, no_comparison, trivial_baseline
-from vfmgl_lib.training import run_study
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.study.assembly import new_student
+from vfmgl_lib.study.study import mark_controls, no_comparison, trivial_baseline
+from vfmgl_lib.study.study import training as training_module
+from vfmgl_lib.study.training import run_study
+from vfmgl_lib.study.workspace import open_workspace
 
 SMALL = {
     "teacher": "random:vit_tiny_patch16_224",

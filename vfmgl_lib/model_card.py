@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vfmgl_lib.comparators.clients import client_class
-from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.comparators.two_models import TwoModelClient
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.manifest import SPLITS
 from vfmgl_lib.evaluation.results import SHARED
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.clients import client_class
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.two_models import TwoModelClient
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.predict import Description
-from vfmgl_lib.study import Study
+from vfmgl_lib.study.study import Study
 
 USES = {
     "endometrial": "tells images of endometrial cancer with myometrial invasion from those without",

@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vfmgl_lib import training
-from vfmgl_lib.comparators.methods import METHODS, with_overrides, with_random_weights
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.registry import METHODS, with_overrides, with_random_weights
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.study import find_study
+from vfmgl_lib.study.study import find_study, training
 
 CONTROLS = {
     "hgkt_beta0": {"transfer.beta": (0.5, 0.0)},

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vfmgl_lib.comparators.frozen_probe import Probe, linear_classifier
 from vfmgl_lib.evaluation.prediction import predict
+from vfmgl_lib.methods.frozen_probe import Probe, linear_classifier
 from vfmgl_lib.models.teachers import load_teacher
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vfmgl_lib.comparators.harmofl import AMPLITUDE, AmplitudeNormalised, block_side
 from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.methods.harmofl import AMPLITUDE, AmplitudeNormalised, block_side
 from vfmgl_lib.models.students import UNet
 
 

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from vfmgl_lib.comparators import harmofl
-from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server, Update
+from vfmgl_lib.methods import harmofl
+from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
 from vfmgl_lib.models.students import part_names
 
 ORDER = ["local", "fedavg", "fedavg_ft", "fedprox", "harmofl", "metafed", "fedbn", "ditto", "fedrep", "fedper", "proxyfl", "pooled"]

@@ -8,7 +8,7 @@ import torch
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.federation.deployment import init
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.training import run_study
+from vfmgl_lib.study.training import run_study
 
 
 def test_one_student_is_trained_on_all_images_together(federation):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vfmgl_lib.comparators.trivial import trivial_segmentation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
+from vfmgl_lib.methods.trivial import trivial_segmentation
 
 SIDE = 16
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from vfmgl_lib.assembly import feature_cache
 from vfmgl_lib.config.sections import ComputeSettings
 from vfmgl_lib.data import feature_cache as module
 from vfmgl_lib.data.feature_cache import HEADER, FeatureCache, FeatureRangeError, teacher_stacks
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.loading import oriented
 from vfmgl_lib.models.teachers import Teacher
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.assembly import feature_cache
+from vfmgl_lib.study.workspace import open_workspace
 
 IDENTITY = "0123456789abcdef" * 4
 SHAPES = [(2, 3, 4), (1, 5, 2)]

@@ -16,7 +16,7 @@ from vfmgl_lib.data.loading import TURNED_SHARE, oriented
 from vfmgl_lib.federation import client as client_module
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.models.teachers import Teacher
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 TURNS = {"data__augmentation": "turns_and_flips"}
 
@@ -129,7 +129,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vfmgl_lib.federation import client
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 stage_two, calls = client.run_stage_two, []
 def dies(*arguments):
     calls.append(1)

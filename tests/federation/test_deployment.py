@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from vfmgl_lib.assembly import taking_part
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation import credentials, deployment
 from vfmgl_lib.federation.__main__ import main
@@ -21,6 +20,7 @@ from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.sandbox import landlock_version
 from vfmgl_lib.federation.superlink import superlink
 from vfmgl_lib.federation.supernode import admitted
+from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
 
 PROFILE = "tests/smallest.yaml"

@@ -23,7 +23,7 @@ from vfmgl_lib.federation import credentials, local, sandbox
 from vfmgl_lib.federation.deployment import init
 from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
@@ -207,7 +207,7 @@ def test_a_full_disk_at_a_centre_costs_it_the_round_and_no_more(tmp_path, proces
 @needs_landlock
 def test_a_killed_coordinator_goes_on_after_its_last_round(tmp_path):
     script = (
-        "from vfmgl_lib.workspace import open_workspace\n"
+        "from vfmgl_lib.study.workspace import open_workspace\n"
         f"open_workspace('nuclei', {str(SMALLEST)!r}, runs={str(tmp_path / 'runs')!r}, federation__rounds=3)"
         ".run('vfmgl', progress=False, engine='flower')\n"
     )

@@ -23,7 +23,7 @@ from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
 from vfmgl_lib.federation.superlink import superlink
 from vfmgl_lib.federation.supernode import serve
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.figures.calibration import reliability_diagrams
+from vfmgl_lib.methods.registry import METHODS
 
 FOUR, TWO = ["A", "B", "C", "D"], ["University hospital of the north", "Łódź $1"]
 

@@ -9,13 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from vfmgl_lib import __version__
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.decision_curve import decision_curve
 from vfmgl_lib.figures import comparison, roc, statistics_tables
 from vfmgl_lib.figures.calibration import reliability_diagrams
 from vfmgl_lib.figures.style import METHOD_STYLE, REFERENCE, method_style
+from vfmgl_lib.methods.registry import METHODS
 
 FOUR, TWO = ["A", "B", "C", "D"], ["University hospital of the north", "Łódź $1"]
 THREE = ["fedavg", "hgkt", "vfmgl"]

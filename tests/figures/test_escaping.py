@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from vfmgl_lib import model_card
 from vfmgl_lib.batch.runner import write_html
 from vfmgl_lib.figures.escaping import EscapingStyler, _escaping, escape_tables
-from vfmgl_lib.workspace import open_workspace
+from vfmgl_lib.study.workspace import open_workspace
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHOWN = "&lt;img src=x onerror=alert(1)&gt;"

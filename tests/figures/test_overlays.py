@@ -6,8 +6,8 @@ import pytest
 from matplotlib.contour import QuadContourSet
 from PIL import Image
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.figures import overlays
+from vfmgl_lib.methods.registry import METHODS
 
 SIDE = 32
 SQUARE = (slice(10, 20), slice(8, 18))

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.sweep import plan, sweep_status
 from vfmgl_lib.sweep.jobs import status_table, wall_seconds
 

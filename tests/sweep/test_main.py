@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vfmgl_lib import training as training_module
-from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.study import training as training_module
 from vfmgl_lib.sweep.__main__ import main
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.comparators.methods import METHODS
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.sweep.log import METRICS, SUMMARY
 from vfmgl_lib.sweep.summary import COLUMNS, MAIN, MEANS, each_budget, summary
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from vfmgl_lib import training as training_module
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, setting_value
-from vfmgl_lib.study import NO_TEACHER
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.study import NO_TEACHER
+from vfmgl_lib.study.study import training as training_module
 from vfmgl_lib.sweep import SweepError, plan
 from vfmgl_lib.sweep.log import check_log, write_log
 from vfmgl_lib.sweep.run import run_jobs

@@ -32,7 +32,7 @@ class BatchSettings:
         seed: the study seed.
         runs: folder of all results.
         only: numbers of the notebooks to run ("04"); empty for all.
-        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.training.run_study`).
+        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.study.training.run_study`).
     """
 
     profile: str = "smoke"

@@ -123,7 +123,7 @@ class StudySettings(Settings):
 
     @property
     def own_comparators(self) -> dict[str, dict[str, Any]]:
-        """The parts of `comparators` that this method reads."""
+        """The parts of `methods` that this method reads."""
         # Logit distillation fits the frozen probe as its teacher; FedPer is FedRep with a setting of its own.
         used = (self.method, {"logit_kd": "frozen_probe", "fedper": "fedrep"}.get(self.method, ""))
         return {name: part for name, part in self.comparators.model_dump(mode="json").items() if name in used}

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, within
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
 from vfmgl_lib.evaluation.statistics import holm_families
+from vfmgl_lib.methods.registry import METHODS
 
 MARGIN = 0.05  # ours; the paper's Fig. 6 shows which models generalise and does not say by how much they may fall short
 OWN_SPLIT = "own"

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib import __version__
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import FIRST_VERSION
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.generalization import ablation_summary, over_seeds
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, compare_counts, read_datasheet
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from vfmgl_lib.comparators.methods import METHODS, reference_at
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
@@ -29,6 +28,7 @@ from vfmgl_lib.evaluation.metric import Metric
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff, undefined_reason
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
+from vfmgl_lib.methods.registry import METHODS, reference_at
 
 SHARED, ADAPTED = "shared", "adapted"  # the shared model with averaged statistics; with those re-estimated where it is tested
 STAGES = ("untrained", "I", "II", SHARED, ADAPTED)  # a later stage is what the method uses
@@ -302,8 +302,8 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
     the family that `statistics.holm` states. VFMGL has no budget "hgkt_updates": there the reference is HGKT, which that budget is of.
 
     Args:
-        final: final predictions; with a column `no_comparison` (`study.mark_controls`) what it says is the reason of rows that have no
-            difference and no p, and are in no family.
+        final: final predictions; with a column `no_comparison` (`study.study.mark_controls`) what it says is the reason of rows that
+            have no difference and no p, and are in no family.
         unit: as for `results_table`.
         metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over

@@ -12,7 +12,6 @@ import pandas as pd
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import new_folder, sha256, write_bytes, write_text
-from vfmgl_lib.comparators.clients import client_class
 from vfmgl_lib.evaluation.classification import ONE_CLASS
 from vfmgl_lib.evaluation.complexity import count
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
@@ -30,10 +29,11 @@ from vfmgl_lib.export.checks import (
 from vfmgl_lib.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.clients import client_class
 from vfmgl_lib.model_card import model_card
 from vfmgl_lib.models.students import ResNet18, Student
 from vfmgl_lib.predict import FORMAT, PREPROCESSING, RUNNING, Description, Predictor
-from vfmgl_lib.study import Study
+from vfmgl_lib.study.study import Study
 
 VOLUMES = ("prostate",)  # layouts whose images are slices of volumes
 

@@ -26,7 +26,7 @@ from vfmgl_lib.data.images import ImageError
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.export import export_model
 from vfmgl_lib.export.checks import ExportError
-from vfmgl_lib.study import load_study
+from vfmgl_lib.study.study import load_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

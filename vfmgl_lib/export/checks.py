@@ -18,7 +18,7 @@ from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
 from vfmgl_lib.export.formats import Outputs
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.predict import Predictor
-from vfmgl_lib.study import Study
+from vfmgl_lib.study.study import Study
 
 TOLERANCE = 1e-4  # greatest absolute difference from torch, of any logit or map value
 CHECKED, CALIBRATION = 64, 64  # images at most, spread evenly over the split

@@ -41,7 +41,7 @@ def training_batches(settings: StudySettings, center: str, samples: int, round_n
 
 @dataclass
 class RoundLog:
-    """What a round measured at its centre; stays there. Rows of the study's tables (see `vfmgl_lib.study`)."""
+    """What a round measured at its centre; stays there. Rows of the study's tables (see `vfmgl_lib.study.study`)."""
 
     rounds: list[dict] = field(default_factory=list)
     steps: list[dict] = field(default_factory=list)

@@ -28,22 +28,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfmgl_lib import __version__
-from vfmgl_lib.assembly import (
-    center_datasets,
-    feature_cache,
-    new_client,
-    new_student,
-    study_teacher,
-    taking_part,
-    with_available_teacher,
-    with_needed_validation,
-)
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.base.surroundings import proxy_for
-from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
 from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
@@ -53,7 +41,19 @@ from vfmgl_lib.federation.flower import client_app, finish, meet, network_rounds
 from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.superlink import check_keys, superlink
 from vfmgl_lib.federation.supernode import admitted, serve
+from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
 from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.study.assembly import (
+    center_datasets,
+    feature_cache,
+    new_client,
+    new_student,
+    study_teacher,
+    taking_part,
+    with_available_teacher,
+    with_needed_validation,
+)
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from vfmgl_lib.federation.strategies import Server
 from vfmgl_lib.federation.superlink import superlink
 
 if TYPE_CHECKING:
-    from vfmgl_lib.study import Study
+    from vfmgl_lib.study.study import Study
 
 log = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"

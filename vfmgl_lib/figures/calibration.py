@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.figures.comparison import PAPER_METHODS, in_order, undefined
 from vfmgl_lib.figures.style import (
@@ -24,6 +23,7 @@ from vfmgl_lib.figures.style import (
     say,
     share_legend,
 )
+from vfmgl_lib.methods.registry import METHODS
 
 
 @journal

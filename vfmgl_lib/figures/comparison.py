@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
@@ -38,6 +37,7 @@ from vfmgl_lib.figures.style import (
     say,
     share_legend,
 )
+from vfmgl_lib.methods.registry import METHODS
 
 BUDGETS = {
     "rounds": "as many rounds as VFMGL",

@@ -17,7 +17,6 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
 from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
 from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
@@ -43,6 +42,7 @@ from vfmgl_lib.figures.style import (
     share_legend,
     text_on,
 )
+from vfmgl_lib.methods.registry import METHODS
 
 POOLED = "all"
 PAPER = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.figures.comparison import in_order
 from vfmgl_lib.figures.style import DOUBLE, MM, REFERENCE, footnote, journal, names, new_figure
+from vfmgl_lib.methods.registry import METHODS
 
 MEAN = "mean"
 PER_ROW = 6

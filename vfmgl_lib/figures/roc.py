@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
 from vfmgl_lib.evaluation.prediction import undefined_reason
@@ -41,6 +40,7 @@ from vfmgl_lib.figures.style import (
     nothing,
     say,
 )
+from vfmgl_lib.methods.registry import METHODS
 
 LINE = 3.1 * MM  # height of a line of the tables under the curves, inches
 

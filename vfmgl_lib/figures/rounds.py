@@ -72,7 +72,7 @@ def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.
     """Trivial baseline, untrained student, first and last round on every centre's test set.
 
     Args:
-        metrics: a study's table.  trivial: rows of `study.trivial_baseline`.
+        metrics: a study's table.  trivial: rows of `study.study.trivial_baseline`.
     Returns: center, model (one of `MODELS`), unit, value, n, reason; in a study of one round first and last are the same round.
     """
     own = own_models(metrics, metric)

@@ -11,7 +11,6 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.evaluation.classification import AT_CUTOFF
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
@@ -31,7 +30,8 @@ from vfmgl_lib.figures.rounds import LENGTHS
 from vfmgl_lib.figures.style import (
     save_table,
 )
-from vfmgl_lib.study import NO_COMPARISON
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.study import NO_COMPARISON
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
 

@@ -14,18 +14,18 @@ import pandas as pd
 
 from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.config.sections import TEACHER_HELP, FoldSettings, SplitSettings
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.teachers import TeacherError
+from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.sweep.effects import report
 from vfmgl_lib.sweep.evidence import left_to_run, parts, plan_status, read_plan
 from vfmgl_lib.sweep.jobs import Job, Split, cross_validation, plan, status_table
 from vfmgl_lib.sweep.log import check_log, logged, write_log
 from vfmgl_lib.sweep.run import SweepError, run_jobs
 from vfmgl_lib.sweep.tuning import check_tuning, read_tuned, tuning_plan, write_tuning
-from vfmgl_lib.workspace import open_workspace
 
 EXAMPLES = """
 examples:

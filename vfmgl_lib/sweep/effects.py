@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.evaluation.statistics import ALPHA, crossed_test, holm
 from vfmgl_lib.figures.forest import forest
 from vfmgl_lib.figures.style import write_png
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.sweep.evidence import MAIN_VARIANT, Contrast, Plan, SetPlan, split_arm
 from vfmgl_lib.sweep.log import METRICS, read_log
 from vfmgl_lib.sweep.summary import MAIN, by_place, each_budget

@@ -16,12 +16,12 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import Settings
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.workspace import Workspace, open_workspace
 from vfmgl_lib.sweep.jobs import Job, cross_validation, plan, status_table
 from vfmgl_lib.sweep.log import logged
-from vfmgl_lib.workspace import Workspace, open_workspace
 
 MAIN_VARIANT = "main"
 
@@ -175,7 +175,7 @@ def _jobs(workspace: Workspace, one: SetPlan, methods: Sequence[str]) -> list[Jo
 
 def left_to_run(part: Part, known: set[str]) -> list[Job]:
     """The part's jobs whose studies are not in its log yet, with the parents of controls among them: a control is looked at beside its
-    parent (`study.no_comparison`).
+    parent (`study.study.no_comparison`).
     """
     left = {(job.method, job.seed, job.split_id) for job in part.jobs if job.study.folder.name not in known}
     left |= {(METHODS[method].parent, seed, split) for method, seed, split in left}

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 
 from vfmgl_lib.base.files import write_json
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import Division, FoldSettings, SplitSettings
-from vfmgl_lib.study import Study
-from vfmgl_lib.training import is_running
-from vfmgl_lib.workspace import Workspace
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.study import Study
+from vfmgl_lib.study.training import is_running
+from vfmgl_lib.study.workspace import Workspace
 
 Changes = Mapping[str, Any]  # setting -> value, e.g. {"optimizer.lr": 0.01}
 Split = Division | tuple[float, int]  # as `Workspace.variant` takes it; the pair is (training share, seed)
@@ -31,7 +31,7 @@ class Job:
     """One study of a sweep.
 
     Attributes:
-        method: of `comparators.methods.METHODS`.
+        method: of `methods.registry.METHODS`.
         workspace: with the job's seed and split.
         split_id: "own", or the division's name, e.g. "0.6-3" or "fold2of5-0".
         study: where its results are or will be.

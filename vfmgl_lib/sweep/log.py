@@ -7,7 +7,7 @@
     <folder>/<data set>/metrics.csv    test metrics of those that are done: every model on its own centre's test set and the pooled rows;
                                        of the shared model and of other centres' test sets the main metric alone; budget
                                        "rounds+updates" where one round serves several; no_comparison: why a control is none
-                                       (`study.no_comparison`)
+                                       (`study.study.no_comparison`)
     <folder>/<data set>/summary.csv    means over seeds and centres, and how far the reference is ahead (`sweep.summary`)
 
 No images, no predictions, no patients. Files are brought up to date whole after every study, so what is there is valid at any time.
@@ -24,14 +24,14 @@ import pandas as pd
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, setting_value
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.results import results_table, with_distances
-from vfmgl_lib.study import NO_TEACHER, Study, mark_controls
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study.study import NO_TEACHER, Study, mark_controls
+from vfmgl_lib.study.workspace import Workspace
 from vfmgl_lib.sweep.jobs import Job, in_words, status_table
 from vfmgl_lib.sweep.summary import AND, MAIN, summary
-from vfmgl_lib.workspace import Workspace
 
 STUDIES, METRICS, SUMMARY = "studies.csv", "metrics.csv", "summary.csv"
 BRIEF = (*MAIN, "dice_mean_of_classes")
@@ -61,7 +61,7 @@ def settings_key(workspace: Workspace, tuned: bool = False) -> str:
 def own_settings(settings: StudySettings) -> str:
     """What a study has beside the settings that all methods share, in words; two seeds of a method with different ones are no two seeds.
 
-    Its parts of `comparators`, its overrides (but for the teacher, which has a column of its own) and its revision, above 1.
+    Its parts of `methods`, its overrides (but for the teacher, which has a column of its own) and its revision, above 1.
 
     Args:
         settings: of a study, with its method's overrides.

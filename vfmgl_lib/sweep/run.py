@@ -1,7 +1,7 @@
 """Running a sweep: in this process, in several beside it, or on a cluster. A sweep that was interrupted goes on when it is called again.
 
-Each study runs under its lock (`study.is_running`), so several sweeps over the same runs, also on several machines, share the work: one
-takes what no other is running, and loads what another has finished.
+Each study runs under its lock (`study.study.is_running`), so several sweeps over the same runs, also on several machines, share the work:
+one takes what no other is running, and loads what another has finished.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.study import Study
+from vfmgl_lib.study.study import Study
+from vfmgl_lib.study.training import StudyRunningError
+from vfmgl_lib.study.workspace import Workspace
 from vfmgl_lib.sweep.jobs import Job, Split, plan, status_table
-from vfmgl_lib.training import StudyRunningError
-from vfmgl_lib.workspace import Workspace
 
 log = logging.getLogger(__name__)
 Executor = Literal["local", "slurm"]

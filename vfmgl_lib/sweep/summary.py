@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from vfmgl_lib.comparators.methods import METHODS, reference_at
 from vfmgl_lib.evaluation.results import NOT_LOCAL
 from vfmgl_lib.evaluation.statistics import crossed_interval
+from vfmgl_lib.methods.registry import METHODS, reference_at
 
 MAIN = ("auc", "dice")
 MEANS = ["split_id", "method", "budget", "place", "metric", "value", "sd", "seeds", "centers"]
@@ -29,7 +29,7 @@ def summary(metrics: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         metrics: rows of `log.METRICS`, with its numbers as numbers, or of `results.results_table`; with a column `no_comparison`
-            (`study.mark_controls`) seeds in which a control is none have no difference.
+            (`study.study.mark_controls`) seeds in which a control is none have no difference.
 
     Returns:
         split_id, method, budget, place, metric, value; sd of the seeds' means, NaN for one seed; seeds, centers: how many of each;

@@ -21,14 +21,14 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.comparators.methods import METHODS, with_overrides
 from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, setting_value
 from vfmgl_lib.evaluation.results import STAGES
-from vfmgl_lib.study import Study
+from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.study.study import Study
+from vfmgl_lib.study.workspace import Workspace
 from vfmgl_lib.sweep.jobs import Changes, Job, Split, checked_methods, in_words, split_name, tuned_job
 from vfmgl_lib.sweep.log import checked_table, dataset_name, own_settings, settings_key, study_rows
 from vfmgl_lib.sweep.summary import MAIN
-from vfmgl_lib.workspace import Workspace
 
 TUNING = "tuning.csv"
 RATE = "optimizer.lr"

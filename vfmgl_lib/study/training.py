@@ -18,12 +18,8 @@ import torch
 from tqdm import tqdm
 
 from vfmgl_lib import __version__
-from vfmgl_lib.assembly import center_datasets, feature_cache, new_client, new_student
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, write_json, write_text
-from vfmgl_lib.comparators.clients import new_server
-from vfmgl_lib.comparators.methods import METHODS
-from vfmgl_lib.comparators.pooled import pool_data
 from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit
@@ -31,8 +27,12 @@ from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import Server
+from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.methods.pooled import pool_data
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.teachers import Teacher
-from vfmgl_lib.study import COMPLETE, TABLES, Study, find_study, last_whole_round, round_folder
+from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student
+from vfmgl_lib.study.study import COMPLETE, TABLES, Study, find_study, last_whole_round, round_folder
 
 log = logging.getLogger(__name__)
 ENGINES = ("process", "flower")

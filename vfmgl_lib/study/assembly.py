@@ -1,6 +1,6 @@
 """What a study is assembled of: the samples that take part, data sets, the teacher and its cache, students, clients.
 
-One place for a study in one process (`study`) and for a site that knows its own centre alone (`federation.deployment`).
+One place for a study in one process (`study.study`) and for a site that knows its own centre alone (`federation.deployment`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.comparators.clients import client_class
-from vfmgl_lib.comparators.methods import METHODS
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Division, FoldSettings
 from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
@@ -21,6 +19,8 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.clients import client_class
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 

@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import Server, State, Update, check_update
 from vfmgl_lib.kernels.overlap import foreground_dice
+from vfmgl_lib.methods.registry import report_rounds
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 

@@ -22,11 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vfmgl_lib.assembly import study_teacher, with_needed_validation
 from vfmgl_lib.base.checkpoint import load_tensors
 from vfmgl_lib.base.files import sha256
-from vfmgl_lib.comparators.methods import METHODS, report_rounds, with_overrides
-from vfmgl_lib.comparators.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
 from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.loading import ImageDataset
@@ -36,8 +33,11 @@ from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
+from vfmgl_lib.methods.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
+from vfmgl_lib.study.assembly import study_teacher, with_needed_validation
 
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
 COMPLETE = "complete.json"
@@ -125,7 +125,7 @@ class Study:
 
     @property
     def report_rounds(self) -> dict[str, int]:
-        """budget ("rounds", "updates") -> the round at which the method is reported (`comparators.methods.report_rounds`)."""
+        """budget ("rounds", "updates") -> the round at which the method is reported (`methods.registry.report_rounds`)."""
         return report_rounds(self.settings)
 
     @property

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from vfmgl_lib.comparators import harmofl
-from vfmgl_lib.comparators.ditto import DittoClient
-from vfmgl_lib.comparators.fedavg_ft import FineTunedClient
-from vfmgl_lib.comparators.fedprox import FedProxClient
-from vfmgl_lib.comparators.frozen_probe import FrozenProbeClient
-from vfmgl_lib.comparators.harmofl import HarmoFLClient
-from vfmgl_lib.comparators.logit_kd import LogitKDClient
-from vfmgl_lib.comparators.metafed import MetaFedClient, Ring
-from vfmgl_lib.comparators.personal_parts import FedRepClient
-from vfmgl_lib.comparators.pooled import PooledClient, PoolServer
-from vfmgl_lib.comparators.proxyfl import ProxyFLClient, PushSum, new_proxy
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import STRATEGIES, Averaging, Server
+from vfmgl_lib.methods import harmofl
+from vfmgl_lib.methods.ditto import DittoClient
+from vfmgl_lib.methods.fedavg_ft import FineTunedClient
+from vfmgl_lib.methods.fedprox import FedProxClient
+from vfmgl_lib.methods.frozen_probe import FrozenProbeClient
+from vfmgl_lib.methods.harmofl import HarmoFLClient
+from vfmgl_lib.methods.logit_kd import LogitKDClient
+from vfmgl_lib.methods.metafed import MetaFedClient, Ring
+from vfmgl_lib.methods.personal_parts import FedRepClient
+from vfmgl_lib.methods.pooled import PooledClient, PoolServer
+from vfmgl_lib.methods.proxyfl import ProxyFLClient, PushSum, new_proxy
 from vfmgl_lib.models.students import Student, part_names
 
 # A method that is not here has the plain client: its switches say all (`federation.strategies`).

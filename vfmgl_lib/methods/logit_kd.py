@@ -2,9 +2,9 @@
 
     loss = (1 - a) task + a tau^2 KL( softmax(z_t / tau) || softmax(z / tau) ),    segmentation: mean over pixels
 
-The teacher is the frozen foundation model with the linear classifier of `comparators.frozen_probe`, fitted on the centre's own training set
+The teacher is the frozen foundation model with the linear classifier of `methods.frozen_probe`, fitted on the centre's own training set
 before round 1: a foundation model has no logits of the task. Local, no federation. Deviation: the paper does not say how its teacher gets
-logits, nor a and tau; ours are settings (`comparators.logit_kd`).
+logits, nor a and tau; ours are settings (`methods.logit_kd`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfmgl_lib.comparators.frozen_probe import fit_probe, new_probe
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.strategies import State
 from vfmgl_lib.kernels.distillation import temperature_kl
+from vfmgl_lib.methods.frozen_probe import fit_probe, new_probe
 
 PROBE = "probe."
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.comparators.two_models import TwoModelClient
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.strategies import Server, State, Update, check_update
 from vfmgl_lib.kernels.distillation import temperature_kl
+from vfmgl_lib.methods.two_models import TwoModelClient
 from vfmgl_lib.models.students import Student, build_student
 
 WEIGHT = "pushsum.weight"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vfmgl_lib.comparators.compute import student_passes
 from vfmgl_lib.config import StudySettings, checked_settings
+from vfmgl_lib.methods.compute import student_passes
 
 VFMGL_UPDATES, HGKT_UPDATES = 3, 2
 RANDOM = "random:"  # before a teacher's text: its network with random weights (`models.teachers`)

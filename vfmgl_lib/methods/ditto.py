@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vfmgl_lib.comparators.fedprox import squared_distance
-from vfmgl_lib.comparators.two_models import TwoModelClient
 from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.methods.fedprox import squared_distance
+from vfmgl_lib.methods.two_models import TwoModelClient
 
 
 class DittoClient(TwoModelClient):

@@ -13,19 +13,19 @@ import pandas as pd
 import torch
 
 from vfmgl_lib import __version__
-from vfmgl_lib.assembly import taking_part, with_available_teacher
 from vfmgl_lib.base.files import real_path
-from vfmgl_lib.comparators.methods import report_rounds
 from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, checked_settings, load_settings
 from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
+from vfmgl_lib.methods.registry import report_rounds
 from vfmgl_lib.models.teachers import doubts_about
-from vfmgl_lib.study import Study, find_study
+from vfmgl_lib.study.assembly import taking_part, with_available_teacher
+from vfmgl_lib.study.study import Study, find_study
+from vfmgl_lib.study.training import run_study
 from vfmgl_lib.tasks.phantoms import write_phantoms
 from vfmgl_lib.tasks.prepare import Prepared, is_prepared, prepare, read_prepared
-from vfmgl_lib.training import run_study
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Workspace:
         return pd.Series(lines, name="this run")
 
     def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True, engine: str = "process") -> Study:
-        """Runs or loads the study of one method, on all centres or on some; `engine` as in `training.run_study`."""
+        """Runs or loads the study of one method, on all centres or on some; `engine` as in `study.training.run_study`."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),

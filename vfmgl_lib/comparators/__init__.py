@@ -1,1 +1,0 @@
-"""What VFMGL is compared with."""

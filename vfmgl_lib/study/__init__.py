@@ -1,0 +1,1 @@
+"""A study: opened (`workspace`), run (`training`), kept and read (`study`)."""
