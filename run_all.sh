@@ -174,13 +174,12 @@ case ${1:-} in
     lab)
         shift
         prepare
-        cd "$root/notebooks"
-        exec "$python" -m jupyterlab "$@"
+        exec "$python" -P -m vfmgl_lib.cli lab "$@"
         ;;
     "" | -*)
         prepare
         # -P: this project's library, whatever lies in the folder the caller stands in
-        exec "$python" -P -m vfmgl_lib.batch "$@"
+        exec "$python" -P -m vfmgl_lib.cli run "$@"
         ;;
     *)
         fail "unknown command '$1'; there are test, lab and --help, or options (see ./run_all.sh --help)"

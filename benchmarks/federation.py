@@ -25,10 +25,10 @@ import torch
 from measure import Row, command_line, report
 
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.federation import credentials
-from vfmgl_lib.federation.flower import finish, network_rounds, update_records
 from vfmgl_lib.federation.strategies import Averaging, Update
 from vfmgl_lib.models.students import STUDENTS
+from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower.network import finish, network_rounds, update_records
 
 MIB = 2**20
 CLEAR = Path("/proc/self/clear_refs")  # Linux; 5 forgets the highest memory so far
@@ -98,7 +98,7 @@ def _apart(**values: int) -> dict:
 
 
 def _serve(centers: int, width: int, rounds: int) -> dict:
-    from vfmgl_lib.federation.superlink import superlink
+    from vfmgl_lib.tools.flower.superlink import superlink
 
     settings = load_settings("camelyon17", "paper", method="fedavg")
     state = STUDENTS["resnet18"](2, width, "none").state_dict()
@@ -144,7 +144,7 @@ def _sites(folder: Path, names: list[str], port: int, width: int) -> None:
     from flwr.app import Message, RecordDict
     from flwr.clientapp import ClientApp
 
-    from vfmgl_lib.federation.supernode import serve
+    from vfmgl_lib.tools.flower.supernode import serve
 
     def app(name: str) -> ClientApp:
         made, student = ClientApp(), STUDENTS["resnet18"](2, width, "none")

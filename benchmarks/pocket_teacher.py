@@ -44,8 +44,8 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.statistics import crossed_interval
 from vfmgl_lib.models.teachers import TeacherError, load_teacher
-from vfmgl_lib.pretrain.training import ARCHITECTURE, MODEL_ARGS
 from vfmgl_lib.study.workspace import Workspace, open_workspace
+from vfmgl_lib.tools.pretrain.training import ARCHITECTURE, MODEL_ARGS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "pocket_teacher"

@@ -58,7 +58,7 @@ def _rgb(seed: int = 0) -> np.ndarray:
 
 
 def _predicted(folder: Path, file: Path, kind: str = "classifier") -> Callable[[], int]:
-    from vfmgl_lib.predict.__main__ import main
+    from vfmgl_lib.tools.predict.__main__ import main
 
     model = folder.parent / f"{kind}.onnx"
 
@@ -70,7 +70,7 @@ def _predicted(folder: Path, file: Path, kind: str = "classifier") -> Callable[[
 
 
 def _prepared(folder: Path, task: str, *more: str) -> Callable[[], int]:
-    from vfmgl_lib.data.__main__ import main
+    from vfmgl_lib.tools.data.__main__ import main
 
     def call() -> int:
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -194,7 +194,7 @@ def _weights(folder: Path) -> tuple[Path, Callable[[], int]]:
 
 
 def _onnx(folder: Path) -> tuple[Path, Callable[[], int]]:
-    from vfmgl_lib.predict.__main__ import main
+    from vfmgl_lib.tools.predict.__main__ import main
 
     model, image = folder / "model.onnx", folder / "case.png"
     shutil.copy(folder.parent / "classifier.onnx", model)
@@ -311,10 +311,10 @@ def _peak() -> int:
 
 
 def models(folder: Path) -> None:
-    """A classifier and a segmenter as `vfmgl_lib.export` writes them, with random weights."""
+    """A classifier and a segmenter as `vfmgl_lib.tools.export` writes them, with random weights."""
     from tests.test_predict import _about, _student
-    from vfmgl_lib.export.formats import onnx_model
     from vfmgl_lib.models.students import ResNet18, UNet
+    from vfmgl_lib.tools.export.formats import onnx_model
 
     for name, kind in (("classifier", ResNet18), ("segmenter", UNet)):
         student = _student(kind)

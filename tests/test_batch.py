@@ -10,11 +10,20 @@ import nbformat
 import pytest
 
 from vfmgl_lib import __version__
-from vfmgl_lib.batch import settings as settings_module
-from vfmgl_lib.batch.__main__ import main
-from vfmgl_lib.batch.runner import COLUMNS, KERNEL, check_parameters, find_notebooks, folder_name, kernel_environment, read_log, run_batch
-from vfmgl_lib.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
 from vfmgl_lib.models import teachers
+from vfmgl_lib.tools.batch import settings as settings_module
+from vfmgl_lib.tools.batch.__main__ import main
+from vfmgl_lib.tools.batch.runner import (
+    COLUMNS,
+    KERNEL,
+    check_parameters,
+    find_notebooks,
+    folder_name,
+    kernel_environment,
+    read_log,
+    run_batch,
+)
+from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
 
 PARAMETERS = """task: str = "nuclei"  # the task
 profile: str = "smoke"  # name or file

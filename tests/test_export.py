@@ -13,18 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmgl_lib import __version__, export, model_card
+from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.images import Reading
-from vfmgl_lib.export import checks, export_model
-from vfmgl_lib.export.__main__ import main
-from vfmgl_lib.export.checks import TOLERANCE, ExportError
-from vfmgl_lib.export.formats import onnx_model
-from vfmgl_lib.predict import KEY, Predictor
-from vfmgl_lib.predict.files import predict_files
-from vfmgl_lib.predict.inputs import find_inputs
 from vfmgl_lib.study.study import load_study
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools import export
+from vfmgl_lib.tools.export import checks, export_model, model_card
+from vfmgl_lib.tools.export.__main__ import main
+from vfmgl_lib.tools.export.checks import TOLERANCE, ExportError
+from vfmgl_lib.tools.export.formats import onnx_model
+from vfmgl_lib.tools.predict import KEY, Predictor
+from vfmgl_lib.tools.predict.files import predict_files
+from vfmgl_lib.tools.predict.inputs import find_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = ROOT / "tests" / "smallest.yaml"

@@ -10,8 +10,8 @@ from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.hgkt import HGKT
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.pretrain.training import Schedule, pretrain
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools.pretrain.training import Schedule, pretrain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 SHAPES = [(4, 24, 8)]

@@ -7,10 +7,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from vfmgl_lib.batch.runner import run_batch
-from vfmgl_lib.batch.settings import read_settings
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.methods.registry import METHODS, report_rounds
+from vfmgl_lib.tools.batch.runner import run_batch
+from vfmgl_lib.tools.batch.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -20,9 +20,9 @@ from PIL import Image
 from vfmgl_lib import __version__
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
-from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.predict import (
+from vfmgl_lib.tools.export.formats import onnx_model
+from vfmgl_lib.tools.predict import (
     FORMAT,
     KEY,
     PREPROCESSING,
@@ -30,10 +30,10 @@ from vfmgl_lib.predict import (
     ModelError,
     Predictor,
 )
-from vfmgl_lib.predict import files as predict_module
-from vfmgl_lib.predict.__main__ import main
-from vfmgl_lib.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
-from vfmgl_lib.predict.inputs import InputError, file_state, find_inputs
+from vfmgl_lib.tools.predict import files as predict_module
+from vfmgl_lib.tools.predict.__main__ import main
+from vfmgl_lib.tools.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
+from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 32
@@ -149,7 +149,7 @@ class Block:
         if name.split(".")[0] in ("torch", "timm", "torchvision", "onnx"):
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Block())
-from vfmgl_lib.predict.__main__ import main
+from vfmgl_lib.tools.predict.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -333,7 +333,7 @@ def test_models_that_do_not_fit_are_refused(files, students, tmp_path):
     foreign = onnx.load(files["classifier"])
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(ModelError, match=r"foreign.onnx: an ONNX model, but none of python -m vfmgl_lib.export"):
+    with pytest.raises(ModelError, match=r"foreign.onnx: an ONNX model, but none of vfmgl export"):
         Predictor(tmp_path / "foreign.onnx")
     for changes, message in (
         ({"format": FORMAT + 1}, f"have format {FORMAT + 1}, this library reads {FORMAT}"),

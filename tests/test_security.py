@@ -93,5 +93,5 @@ def test_words_stay_words(tmp_path):
     ]
     environment = {"PATH": "/usr/bin:/bin", "VFMGL_DATA": "$(touch pwned)"}
     subprocess.run(["bash", tmp_path / "run_all.sh", *words], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert Path(f"{python}.words").read_text().splitlines() == ["-P", "-m", "vfmgl_lib.batch", *words]
+    assert Path(f"{python}.words").read_text().splitlines() == ["-P", "-m", "vfmgl_lib.cli", "run", *words]
     assert not list(tmp_path.rglob("pwned"))

@@ -4,8 +4,8 @@ import pytest
 
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.config import ConfigError, load_settings
-from vfmgl_lib.federation.deployment import ServerSettings, _read
 from vfmgl_lib.tasks.datasheets import FOLDER, DatasheetError, read_datasheet
+from vfmgl_lib.tools.flower.deployment import ServerSettings, _read
 
 TWICE = "host: a\nport: 1\n\nport: 2\nwait: 3\n"
 

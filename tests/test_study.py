@@ -23,9 +23,9 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.study import training as training_module
 from vfmgl_lib.study.assembly import new_student
 from vfmgl_lib.study.study import mark_controls, no_comparison, trivial_baseline
-from vfmgl_lib.study.study import training as training_module
 from vfmgl_lib.study.training import run_study
 from vfmgl_lib.study.workspace import open_workspace
 

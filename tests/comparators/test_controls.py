@@ -10,7 +10,8 @@ from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.strategies import STRATEGIES
 from vfmgl_lib.methods.registry import METHODS, with_overrides, with_random_weights
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.study.study import find_study, training
+from vfmgl_lib.study import training
+from vfmgl_lib.study.study import find_study
 
 CONTROLS = {
     "hgkt_beta0": {"transfer.beta": (0.5, 0.0)},

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from vfmgl_lib.config import ConfigError, load_settings
-from vfmgl_lib.federation.deployment import init
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.study.training import run_study
+from vfmgl_lib.tools.flower.deployment import init
+from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 
 
 def test_one_student_is_trained_on_all_images_together(federation):
@@ -48,4 +49,4 @@ def test_it_is_refused_over_a_network(phantoms, tmp_path):
     assert not (tmp_path / "federation").exists()
     settings = load_settings("nuclei", "smoke", method="pooled", data__image_size=32)
     with pytest.raises(ConfigError, match=message):
-        run_study(settings, phantoms["nuclei"], tmp_path / "studies", progress=False, engine="flower")
+        run_study(settings, phantoms["nuclei"], tmp_path / "studies", progress=False, network=run_rounds_apart)

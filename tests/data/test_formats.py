@@ -17,9 +17,9 @@ from PIL import Image
 from vfmgl_lib.data.images import ImageError, Reading, decode_image
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.export.checks import _pixels
-from vfmgl_lib.predict.files import predict_files
 from vfmgl_lib.tasks.prepare import prepare
+from vfmgl_lib.tools.export.checks import _pixels
+from vfmgl_lib.tools.predict.files import predict_files
 
 SIDE, MAX_VALUE = 24, 4095
 ROW, COLUMN = np.indices((SIDE, SIDE))

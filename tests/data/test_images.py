@@ -9,14 +9,14 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
-from vfmgl_lib import predict
 from vfmgl_lib.data import depth
 from vfmgl_lib.data import images as module
-from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.data.images import ImageError, Reading, decode_image, decode_mask, image_size, inspect_files, read_image, remark_warnings
 from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
 from vfmgl_lib.tasks import prepare as sources
 from vfmgl_lib.tasks.prepare import prepare, read_prepared, verify
+from vfmgl_lib.tools import predict
+from vfmgl_lib.tools.data.__main__ import main
 
 SHAPE = np.zeros((12, 16), bool)
 SHAPE[2:7, 3:12] = True

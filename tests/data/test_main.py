@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfmgl_lib.data import __main__ as module
-from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.tasks.fetch import Fetched
 from vfmgl_lib.tasks.prepare import FORMATS, read_prepared
+from vfmgl_lib.tools.data import __main__ as module
+from vfmgl_lib.tools.data.__main__ import main
 
 SPLITS = ("train", "train", "train", "val", "test", "test")
 
@@ -135,7 +135,7 @@ def test_all_problems_are_listed_with_status_one(call, source, tmp_path):
 def test_a_wrong_call_ends_with_status_two(call, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, said, errors = call(*arguments)
-    assert (status, said) == (2, "") and message in errors and errors.startswith("usage: python -m vfmgl_lib.data")
+    assert (status, said) == (2, "") and message in errors and errors.startswith("usage: vfmgl data")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,7 +186,7 @@ def test_a_folder_of_downloads_is_verified(call, tmp_path, monkeypatch):
 
 
 def test_as_a_program(source, tmp_path):
-    command = [sys.executable, "-m", "vfmgl_lib.data", "prepare", "nuclei", "--source", str(source), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "vfmgl_lib.cli", "data", "prepare", "nuclei", "--source", str(source), "--out", str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path / 'out'}: prepared, format folders\n"), done.stderr

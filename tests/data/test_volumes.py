@@ -1,4 +1,4 @@
-"""Volumes: what every form says of voxels and millilitres, the same to `prepare` and to `predict`; and what is refused."""
+"""Volumes: what every form says of voxels and millilitres, the same to `prepare` and to `tools.predict`; and what is refused."""
 
 import gzip
 import struct
@@ -13,13 +13,13 @@ import SimpleITK as sitk
 from onnx import TensorProto, helper
 from PIL import Image
 
-from vfmgl_lib import predict
 from vfmgl_lib.data.preprocessing import volume_slices
 from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.data.volumes import Grid, check_mask_grid, read_grid, read_mask, read_stored, read_volume, read_voxels
-from vfmgl_lib.predict.files import predict_files
 from vfmgl_lib.tasks.cases import Findings
 from vfmgl_lib.tasks.prostate.reader import cases_promise12, cases_sites
+from vfmgl_lib.tools import predict
+from vfmgl_lib.tools.predict.files import predict_files
 
 SHAPE, SPACING, SIDE = (12, 9, 6), (0.5, 0.75, 3.0), 8
 LPS = np.diag([-0.5, -0.75, 3.0, 1.0])
@@ -111,7 +111,7 @@ def prepared(folder):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_voxels_and_milliliters(form, model, tmp_path):
-    """Values x forms x orientations, with units and further axes in turn; by `prepare`'s reader and by `predict`."""
+    """Values x forms x orientations, with units and further axes in turn; by `prepare`'s reader and by `tools.predict`."""
     wanted = volume_slices(PIXELS.T, GLAND.T)
     expected = None
     for number, dtype in enumerate(DTYPES * 2):

@@ -9,8 +9,8 @@ from torch import nn
 
 from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.complexity import beside_paper, count, counted, footprint, ratios, teacher_shape
-from vfmgl_lib.export.formats import onnx_model
 from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.tools.export.formats import onnx_model
 
 
 def test_count_of_layers_worked_out_by_hand():

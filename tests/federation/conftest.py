@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
-from vfmgl_lib.federation import credentials
-from vfmgl_lib.federation.flower import client_app, finish, network_rounds
-from vfmgl_lib.federation.site import Site
-from vfmgl_lib.federation.superlink import superlink
-from vfmgl_lib.federation.supernode import serve
+from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
+from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.superlink import superlink
+from vfmgl_lib.tools.flower.supernode import serve
 
 
 def _free_port():

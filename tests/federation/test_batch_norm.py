@@ -11,8 +11,8 @@ from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.site import Site
 from vfmgl_lib.models.batch_norm import recalibrate
+from vfmgl_lib.tools.flower.site import Site
 
 
 def _equal(one, other):

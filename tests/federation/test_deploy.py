@@ -16,9 +16,9 @@ from flwr.app import Context, RecordDict
 from flwr.server.workflow import SecAggPlusWorkflow
 
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.data.__main__ import main as data_main
-from vfmgl_lib.federation.__main__ import command_line
 from vfmgl_lib.federation.exchange import epsilon
+from vfmgl_lib.tools.data.__main__ import main as data_main
+from vfmgl_lib.tools.flower.__main__ import command_line
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text()
@@ -57,10 +57,10 @@ COMPOSE = Loader((DEPLOY / "compose.yaml").read_text()).get_single_data()
 
 
 def test_the_guide_s_commands_are_accepted(tmp_path, monkeypatch, capsys):
-    ours = [line for line in CODE if "-m vfmgl_lib.federation" in line]
-    assert {parsed(shlex.split(line)[3:]).command for line in ours} == {"init", "key", "check", "server", "site"}
+    ours = [line for line in CODE if line.startswith("vfmgl federation ")]
+    assert {parsed(shlex.split(line)[2:]).command for line in ours} == {"init", "key", "check", "server", "site"}
     monkeypatch.chdir(tmp_path)
-    (prepare,) = (shlex.split(line)[3:] for line in CODE if "-m vfmgl_lib.data" in line)
+    (prepare,) = (shlex.split(line)[2:] for line in CODE if line.startswith("vfmgl data "))
     assert prepare[0] == "prepare" and data_main(prepare) == 1, "understood, but there are no images here"
     assert "IMAGES" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="refused"):
@@ -96,7 +96,9 @@ def test_the_guide_s_epsilons_are_computed():
 def test_what_a_command_writes_is_its_users_alone(tmp_path):
     command = "init fed --task nuclei --profile smoke --host localhost".split()
     environment = os.environ | {"PYTHONPATH": str(DEPLOY.parent)}
-    subprocess.run([sys.executable, "-m", "vfmgl_lib.federation", *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "vfmgl_lib.cli", "federation", *command], cwd=tmp_path, env=environment, check=True, capture_output=True
+    )
     written = list((tmp_path / "fed").rglob("*"))
     assert len(written) > 8 and not any(path.stat().st_mode & 0o077 for path in written)
 
@@ -133,7 +135,7 @@ def test_the_image_is_made_of_what_there_is():
     assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "vfmgl_lib", "notebooks/profiles"} == set(copied)
     values = dict(steps)
     assert values["FROM"] == "python:3.11-slim" and values["USER"].partition(":")[0] not in ("0", "root")
-    assert json.loads(values["ENTRYPOINT"]) == ["python", "-P", "-m", "vfmgl_lib.federation"]
+    assert json.loads(values["ENTRYPOINT"]) == ["python", "-P", "-m", "vfmgl_lib.cli", "federation"]
     install = next(rest for name, rest in steps if name == "RUN")
     assert install.count("pip install") == install.count("--constraint constraints.txt") == 3
 
@@ -142,8 +144,8 @@ def test_the_image_is_made_of_what_there_is():
 def test_the_units_run_what_there_is_and_may_do_little(role):
     unit = Unit(f"vfmgl-{role}.service")
     python, *words = shlex.split(unit.service["ExecStart"])
-    assert python.endswith("/.venv/bin/python") and words[:3] == ["-P", "-m", "vfmgl_lib.federation"]
-    given = parsed(words[3:])
+    assert python.endswith("/.venv/bin/python") and words[:4] == ["-P", "-m", "vfmgl_lib.cli", "federation"]
+    given = parsed(words[4:])
     assert given.command == role
     assert unit.service["ReadWritePaths"] == unit.service["WorkingDirectory"] == str(given.folder)
     hardened = {"ProtectSystem": "strict", "NoNewPrivileges": "yes", "CapabilityBoundingSet": "", "PrivateTmp": "yes", "UMask": "0077"}

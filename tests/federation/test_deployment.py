@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from vfmgl_lib.config import load_settings
-from vfmgl_lib.federation import credentials, deployment
-from vfmgl_lib.federation.__main__ import main
-from vfmgl_lib.federation.deployment import _own_data, check_server, check_site, plain, read_site
-from vfmgl_lib.federation.local import write_site_data
-from vfmgl_lib.federation.sandbox import landlock_version
-from vfmgl_lib.federation.superlink import superlink
-from vfmgl_lib.federation.supernode import admitted
 from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
+from vfmgl_lib.tools.flower import credentials, deployment
+from vfmgl_lib.tools.flower.__main__ import main
+from vfmgl_lib.tools.flower.deployment import _own_data, check_server, check_site, plain, read_site
+from vfmgl_lib.tools.flower.one_machine import write_site_data
+from vfmgl_lib.tools.flower.sandbox import landlock_version
+from vfmgl_lib.tools.flower.superlink import superlink
+from vfmgl_lib.tools.flower.supernode import admitted
 
 PROFILE = "tests/smallest.yaml"
 
@@ -201,8 +201,7 @@ def test_what_a_new_site_lacks(tmp_path, capsys):
     assert said == [
         f"MISSING: site.yaml is filled in: no. {site / 'site.yaml'}: center is still CENTRE; write the name that the coordinator uses "
         "for this centre",
-        f"MISSING: key is this centre's private key: no. {site / 'key'} is not there; `python -m vfmgl_lib.federation key {site / 'key'}` "
-        "makes it",
+        f"MISSING: key is this centre's private key: no. {site / 'key'} is not there; `vfmgl federation key {site / 'key'}` makes it",
     ]
 
 
@@ -222,7 +221,7 @@ def test_what_a_site_lacks(federation):
         return first
 
     assert "has no centre 'SiteZ', it has SiteA" in other(center="SiteZ")
-    assert "has no manifest.csv; `python -m vfmgl_lib.data prepare` makes it" in other(data="elsewhere")
+    assert "has no manifest.csv; `vfmgl data prepare` makes it" in other(data="elsewhere")
     assert "superlink: String should match pattern" in other(superlink="federation.example.org")
     assert "patience: Input should be greater than 0, got -1" in other(patience=-1)
     assert "this name is not known here" in other(superlink="nowhere.invalid:9092")

@@ -19,11 +19,12 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_json
-from vfmgl_lib.federation import credentials, local, sandbox
-from vfmgl_lib.federation.deployment import init
-from vfmgl_lib.federation.local import write_site_data
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools.flower import credentials, sandbox
+from vfmgl_lib.tools.flower import one_machine as local
+from vfmgl_lib.tools.flower.deployment import init
+from vfmgl_lib.tools.flower.one_machine import run_rounds_apart, write_site_data
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
@@ -132,7 +133,7 @@ def _run(workspace, disturb, processes):
 
     thread = threading.Thread(target=work)
     thread.start()
-    study = workspace.run("vfmgl", progress=False, engine="flower")
+    study = workspace.run("vfmgl", progress=False, network=run_rounds_apart)
     thread.join()
     assert not problems, problems
     assert all(process.poll() is not None for process in processes[0].running.values()), "everything that was started is ended"
@@ -208,19 +209,20 @@ def test_a_full_disk_at_a_centre_costs_it_the_round_and_no_more(tmp_path, proces
 def test_a_killed_coordinator_goes_on_after_its_last_round(tmp_path):
     script = (
         "from vfmgl_lib.study.workspace import open_workspace\n"
+        "from vfmgl_lib.tools.flower.one_machine import run_rounds_apart\n"
         f"open_workspace('nuclei', {str(SMALLEST)!r}, runs={str(tmp_path / 'runs')!r}, federation__rounds=3)"
-        ".run('vfmgl', progress=False, engine='flower')\n"
+        ".run('vfmgl', progress=False, network=run_rounds_apart)\n"
     )
     first = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     workspace = open_workspace("nuclei", SMALLEST, runs=tmp_path / "runs", federation__rounds=3)
-    rounds = workspace.folder / "studies_flower"
+    rounds = workspace.folder / "studies_network"
     _waits_for(lambda: list(rounds.glob("*/rounds/001")))
     sites = list(rounds.glob("*/federation/sites/*"))
     assert len(sites) == 2
     first.kill()
     first.wait()
     _waits_for(lambda: not _alive(sites), 30)
-    study = workspace.run("vfmgl", progress=False, engine="flower")
+    study = workspace.run("vfmgl", progress=False, network=run_rounds_apart)
     assert study.complete and [entry["after_round"] for entry in _starts(study)][-1] >= 1
     _same_models(study, workspace.run("vfmgl", progress=False))
 
@@ -274,7 +276,7 @@ class Deployment:
             self.sites[center] = site
 
     def start(self, name, folder, *before):
-        command = [sys.executable, "-m", "vfmgl_lib.federation", "server" if name == "server" else "site", str(folder)]
+        command = [sys.executable, "-m", "vfmgl_lib.cli", "federation", "server" if name == "server" else "site", str(folder)]
         with open(self.folder / f"{name}.log", "ab") as stream:
             self.processes[name] = subprocess.Popen([*before, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
         return self.processes[name]
@@ -328,7 +330,7 @@ def test_a_site_with_a_read_only_folder_says_so_and_a_second_site_with_one_key_i
         (site / "tmp").mkdir()
         confine = (
             "import sys; from pathlib import Path; "
-            "from vfmgl_lib.federation import sandbox; from vfmgl_lib.federation.__main__ import main; "
+            "from vfmgl_lib.federation import sandbox; from vfmgl_lib.tools.flower.__main__ import main; "
             f"sandbox.restrict([Path('/')], [Path({str(site / 'tmp')!r}), Path('/dev')]); sys.exit(main(['site', {str(site)!r}]))"
         )
         done = subprocess.run([sys.executable, "-c", confine], cwd=ROOT, capture_output=True, text=True, timeout=120)

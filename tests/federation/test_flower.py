@@ -16,14 +16,16 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
-from vfmgl_lib.federation import credentials, flower, sandbox
-from vfmgl_lib.federation.flower import client_app, pack, read_update, unpack, update_records
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.site import Site
 from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
-from vfmgl_lib.federation.superlink import superlink
-from vfmgl_lib.federation.supernode import serve
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools.flower import credentials, sandbox
+from vfmgl_lib.tools.flower import network as flower
+from vfmgl_lib.tools.flower.network import client_app, pack, read_update, unpack, update_records
+from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
+from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.superlink import superlink
+from vfmgl_lib.tools.flower.supernode import serve
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 
@@ -241,7 +243,7 @@ def test_a_federation_of_processes_equals_one_process(tmp_path):
     """Real processes, TLS, keys, each confined to its own folder."""
     workspace = open_workspace("nuclei", SMALLEST, runs=tmp_path / "runs")
     together = workspace.run("vfmgl", progress=False)
-    apart = workspace.run("vfmgl", progress=False, engine="flower")
+    apart = workspace.run("vfmgl", progress=False, network=run_rounds_apart)
     for number in range(1, together.last_round + 1):
         name = Path("rounds") / f"{number:03d}" / "shared.safetensors"
         assert (together.folder / name).read_bytes() == (apart.folder / name).read_bytes()

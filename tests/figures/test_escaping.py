@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from pandas.io.formats.style import Styler
 
-from vfmgl_lib import model_card
-from vfmgl_lib.batch.runner import write_html
 from vfmgl_lib.figures.escaping import EscapingStyler, _escaping, escape_tables
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools.batch.runner import write_html
+from vfmgl_lib.tools.export import model_card
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHOWN = "&lt;img src=x onerror=alert(1)&gt;"

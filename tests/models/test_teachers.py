@@ -26,7 +26,7 @@ from vfmgl_lib.models.teachers import (
     load_teacher,
 )
 from vfmgl_lib.models.weights import read_metadata
-from vfmgl_lib.pretrain.training import MODEL_ARGS
+from vfmgl_lib.tools.pretrain.training import MODEL_ARGS
 
 ARGUMENTS = {"embed_dim": 24, "depth": 6, "num_heads": 2, "img_size": 56}
 NAME = "vit_small_patch14_dinov2"

@@ -15,10 +15,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vfmgl_lib.batch.settings import BatchError, resolve_teacher
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.models.teachers import TeacherError, TeacherSource, load_teacher
 from vfmgl_lib.models.weights import read_weights
+from vfmgl_lib.tools.batch.settings import BatchError, resolve_teacher
 
 VIT, CNN = "vit_tiny_patch16_224", "resnet18"
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 32}

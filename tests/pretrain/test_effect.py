@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.pretrain.training import export, new_trunk
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tools.pretrain.training import export, new_trunk
 
 SMALL = {
     "phantoms__centers": 2,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmgl_lib.pretrain.formulas import KINDS, SYSTEMS, Painter, _systems
+from vfmgl_lib.tools.pretrain.formulas import KINDS, SYSTEMS, Painter, _systems
 
 SIDE = 64
 

@@ -7,14 +7,14 @@ from safetensors.torch import load_file
 
 from vfmgl_lib.config import ConfigError, load_settings
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.pretrain import training
-from vfmgl_lib.pretrain.__main__ import main
-from vfmgl_lib.pretrain.formulas import Painter
-from vfmgl_lib.pretrain.parsing import Parsing
-from vfmgl_lib.pretrain.phantom_bank import FIRST_SEED, LAYOUTS, NO_LABEL, phantom_bank
-from vfmgl_lib.pretrain.training import Schedule, new_trunk, next_batch, pretrain
 from vfmgl_lib.tasks.painting.sampling import scattered
 from vfmgl_lib.tasks.phantoms import GENERATORS
+from vfmgl_lib.tools.pretrain import training
+from vfmgl_lib.tools.pretrain.__main__ import main
+from vfmgl_lib.tools.pretrain.formulas import Painter
+from vfmgl_lib.tools.pretrain.parsing import Parsing
+from vfmgl_lib.tools.pretrain.phantom_bank import FIRST_SEED, LAYOUTS, NO_LABEL, phantom_bank
+from vfmgl_lib.tools.pretrain.training import Schedule, new_trunk, next_batch, pretrain
 
 TINY = Schedule(steps=6, scenes=4, phantoms=4, bank=4, warmup=2)
 CPU = torch.device("cpu")

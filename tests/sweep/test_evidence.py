@@ -11,9 +11,9 @@ import yaml
 
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.evaluation.statistics import crossed_test
-from vfmgl_lib.sweep.__main__ import main
-from vfmgl_lib.sweep.effects import effects
-from vfmgl_lib.sweep.evidence import Plan, left_to_run, parts, plan_status, read_plan, split_arm
+from vfmgl_lib.tools.sweep.__main__ import main
+from vfmgl_lib.tools.sweep.effects import effects
+from vfmgl_lib.tools.sweep.evidence import Plan, left_to_run, parts, plan_status, read_plan, split_arm
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 PLAN = {

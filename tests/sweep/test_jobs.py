@@ -10,8 +10,8 @@ import pytest
 
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.sweep import plan, sweep_status
-from vfmgl_lib.sweep.jobs import status_table, wall_seconds
+from vfmgl_lib.tools.sweep import plan, sweep_status
+from vfmgl_lib.tools.sweep.jobs import status_table, wall_seconds
 
 
 def lay_rounds(study, times, starts=(0,)):

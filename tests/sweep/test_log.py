@@ -7,9 +7,9 @@ import pytest
 
 from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.sweep import log as module
-from vfmgl_lib.sweep import plan, run_sweep
-from vfmgl_lib.sweep.log import check_log, dataset_name, read_log, write_log
+from vfmgl_lib.tools.sweep import log as module
+from vfmgl_lib.tools.sweep import plan, run_sweep
+from vfmgl_lib.tools.sweep.log import check_log, dataset_name, read_log, write_log
 
 
 def read(folder, name):

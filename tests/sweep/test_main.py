@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.study.study import training as training_module
-from vfmgl_lib.sweep.__main__ import main
+from vfmgl_lib.study import training as training_module
+from vfmgl_lib.tools.sweep.__main__ import main
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 
@@ -127,7 +127,7 @@ def test_results_of_other_settings_are_refused_before_anything_runs(call, tmp_pa
 
 
 def test_help_names_everything():
-    done = subprocess.run([sys.executable, "-m", "vfmgl_lib.sweep", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "vfmgl_lib.cli", "sweep", "--help"], capture_output=True, text=True, check=True)
     for word in ("--methods", "vfmgl", "--splits", "comparison", "--executor", "slurm", "--status", "--results", "Ctrl-C", "130"):
         assert word in done.stdout
 

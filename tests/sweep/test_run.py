@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from vfmgl_lib.config import ConfigError
-from vfmgl_lib.study.study import training as training_module
+from vfmgl_lib.study import training as training_module
 from vfmgl_lib.study.training import is_running
-from vfmgl_lib.sweep import SweepError, plan, run_sweep, sweep_status
-from vfmgl_lib.sweep import run as module
+from vfmgl_lib.tools.sweep import SweepError, plan, run_sweep, sweep_status
+from vfmgl_lib.tools.sweep import run as module
 
 
 def sweep(workspace, methods, seeds=(0,), **how):

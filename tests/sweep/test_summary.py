@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.sweep.log import METRICS, SUMMARY
-from vfmgl_lib.sweep.summary import COLUMNS, MAIN, MEANS, each_budget, summary
+from vfmgl_lib.tools.sweep.log import METRICS, SUMMARY
+from vfmgl_lib.tools.sweep.summary import COLUMNS, MAIN, MEANS, each_budget, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 OLD = RESULTS / "v0.1.0"

@@ -9,12 +9,12 @@ import pytest
 
 from vfmgl_lib.config import ConfigError, setting_value
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.study import training as training_module
 from vfmgl_lib.study.study import NO_TEACHER
-from vfmgl_lib.study.study import training as training_module
-from vfmgl_lib.sweep import SweepError, plan
-from vfmgl_lib.sweep.log import check_log, write_log
-from vfmgl_lib.sweep.run import run_jobs
-from vfmgl_lib.sweep.tuning import grid, read_tuned, tuning_plan, validation_metric, write_tuning
+from vfmgl_lib.tools.sweep import SweepError, plan
+from vfmgl_lib.tools.sweep.log import check_log, write_log
+from vfmgl_lib.tools.sweep.run import run_jobs
+from vfmgl_lib.tools.sweep.tuning import grid, read_tuned, tuning_plan, validation_metric, write_tuning
 
 
 @pytest.fixture

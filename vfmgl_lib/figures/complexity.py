@@ -128,7 +128,7 @@ def int8_cost(table: pd.DataFrame) -> Figure:
     """Float32 beside int8, a panel a split, a row a metric.
 
     Args:
-        table: from `export.int8_cost`; metrics that are undefined are left out.
+        table: from `tools.export.int8_cost`; metrics that are undefined are left out.
     """
     shown = table[table["float32"].notna() & table["int8"].notna()]
     splits = [split for split in ("val", "test") if (shown["split"] == split).any()]

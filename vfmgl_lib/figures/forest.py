@@ -1,4 +1,4 @@
-"""Leads of a plan's contrasts with their limits (`sweep.effects`): one figure a question."""
+"""Leads of a plan's contrasts with their limits (`tools.sweep.effects`): one figure a question."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a study is assembled of: the samples that take part, data sets, the teacher and its cache, students, clients.
 
-One place for a study in one process (`study.study`) and for a site that knows its own centre alone (`federation.deployment`).
+One place for a study in one process (`study.study`) and for a site that knows its own centre alone (`tools.flower.deployment`).
 """
 
 from __future__ import annotations

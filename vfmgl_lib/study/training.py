@@ -8,7 +8,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from vfmgl_lib import __version__
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, write_json, write_text
+from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.rounds import Round, run_rounds
 from vfmgl_lib.federation.strategies import Server
 from vfmgl_lib.methods.clients import new_server
 from vfmgl_lib.methods.pooled import pool_data
@@ -35,7 +36,8 @@ from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client,
 from vfmgl_lib.study.study import COMPLETE, TABLES, Study, find_study, last_whole_round, round_folder
 
 log = logging.getLogger(__name__)
-ENGINES = ("process", "flower")
+# (study, clients, server, start=, progress=, teacher_cache=) -> the rounds, as `federation.rounds.run_rounds` gives them
+RoundsApart = Callable[..., Iterator[Round]]
 LOCK_ATTEMPTS = 5
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "safetensors", "papermill")
 
@@ -50,7 +52,7 @@ def run_study(
     folder: Path,
     progress: bool = True,
     teacher_cache: Path | None = None,
-    engine: str = "process",
+    network: RoundsApart | None = None,
 ) -> Study:
     """Runs a study, goes on with an interrupted one, or loads a complete one.
 
@@ -60,8 +62,8 @@ def run_study(
         folder: where studies lie; this one's folder is made in it.
         progress: show a bar over all batches, with the time left.
         teacher_cache: folder of teacher features that all studies share, up to `teacher.cache_gib`; None: no cache. It changes no number.
-        engine: "process": all centres in this one; "flower": every centre in a process of its own, which reaches its own images alone
-            (`federation.local`). It changes no number either.
+        network: runs the rounds with every centre in a process of its own, which reaches its own images alone
+            (`tools.flower.one_machine.run_rounds_apart`); None: all centres in this one. It changes no number either.
     Returns: the complete study.
     Raises: CheckpointError: a truncated checkpoint. ConfigError: an unknown method or centre.
         StudyRunningError: another process is running this very study.
@@ -73,7 +75,8 @@ def run_study(
             log.info("loaded the complete study %s", study.folder.name)
         else:
             _warn_of_an_idle_control(settings, study.settings)
-            _train(study, teacher, progress, teacher_cache, engine)
+            keep_freed_memory(True)
+            _train(study, teacher, progress, teacher_cache, network)
     return study
 
 
@@ -99,15 +102,13 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache: Path | None, engine: str) -> None:
+def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache: Path | None, network: RoundsApart | None) -> None:
     """All rounds that are missing, then the study's tables."""
     settings, folder = study.settings, study.folder
     device = torch.device(settings.device)
-    if engine not in ENGINES:
-        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine != "process" and not METHODS[settings.method].private:
-        raise ConfigError(f"method {settings.method}: it pools the centres' images and does not run over a network; use engine process")
-    _describe(study, teacher, engine)
+    if network and not METHODS[settings.method].private:
+        raise ConfigError(f"method {settings.method}: it pools the centres' images and does not run over a network")
+    _describe(study, teacher, network.__name__ if network else "process")
     datasets = {center: center_datasets(settings, study.manifest, center, teacher) for center in study.manifest.centers}
     centers, cache = study.manifest.training_centers, feature_cache(settings, teacher, teacher_cache, study.manifest.reading)
     clients = [new_client(settings, center, datasets[center], teacher, cache) for center in centers]
@@ -127,10 +128,8 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
     total = sum(client.batch_count(number) for client in clients for number in range(start + 1, study.last_round + 1))
     title = f"{settings.task} {settings.method} seed {settings.seed}"
     with tqdm(total=total, desc=title, unit="batch", disable=not progress, mininterval=1.0) as bar:
-        if engine == "flower":
-            from vfmgl_lib.federation.local import run_rounds_apart  # here: flwr takes seconds to import
-
-            rounds = run_rounds_apart(study, clients, server, start=start, progress=bar.update, teacher_cache=teacher_cache)
+        if network:
+            rounds = network(study, clients, server, start=start, progress=bar.update, teacher_cache=teacher_cache)
         else:
             rounds = run_rounds(clients, server, study.last_round, start=start, quorum=settings.faults.quorum, progress=bar.update)
         for done in rounds:

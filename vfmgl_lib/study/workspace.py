@@ -23,7 +23,7 @@ from vfmgl_lib.methods.registry import report_rounds
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study.assembly import taking_part, with_available_teacher
 from vfmgl_lib.study.study import Study, find_study
-from vfmgl_lib.study.training import run_study
+from vfmgl_lib.study.training import RoundsApart, run_study
 from vfmgl_lib.tasks.phantoms import write_phantoms
 from vfmgl_lib.tasks.prepare import Prepared, is_prepared, prepare, read_prepared
 
@@ -65,16 +65,18 @@ class Workspace:
         }
         return pd.Series(lines, name="this run")
 
-    def run(self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True, engine: str = "process") -> Study:
-        """Runs or loads the study of one method, on all centres or on some; `engine` as in `study.training.run_study`."""
+    def run(
+        self, method: str = "vfmgl", centers: Iterable[str] | None = None, progress: bool = True, network: RoundsApart | None = None
+    ) -> Study:
+        """Runs or loads the study of one method, on all centres or on some; `network` as in `study.training.run_study`."""
         chosen = tuple(centers) if centers is not None else None
         return run_study(
             self.settings.model_copy(update={"method": method, "centers": chosen}),
             self.manifest,
-            self.folder / ("studies" if engine == "process" else f"studies_{engine}"),  # apart, so that the two can be compared
+            self.folder / ("studies_network" if network else "studies"),  # apart, so that the two can be compared
             progress,
             teacher_cache=self.folder.parents[1] / "teacher_cache",
-            engine=engine,
+            network=network,
         )
 
     def study(self, method: str) -> Study:

@@ -17,7 +17,6 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from vfmgl_lib.data.__main__ import main
 from vfmgl_lib.data.divisions import subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
 from vfmgl_lib.study.workspace import open_workspace
@@ -29,6 +28,7 @@ from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.tasks.phantoms import write_phantoms
 from vfmgl_lib.tasks.prepare import FORMATS, is_prepared, prepare, read_prepared, verify
 from vfmgl_lib.tasks.prostate import reader as reader
+from vfmgl_lib.tools.data.__main__ import main
 
 
 def beside(name):

@@ -1,0 +1,1 @@
+"""What works with studies from outside: each may be deleted without the rest noticing."""

@@ -1,0 +1,180 @@
+"""What a batch is to run, checked before anything runs, with every path absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from vfmgl_lib.config import ConfigError, load_settings, task_names
+
+ROOT = Path(__file__).resolve().parents[3]
+ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
+DEFAULT_TASKS = ("endometrial", "nuclei")  # one classification, one segmentation
+
+
+class BatchError(ValueError):
+    """Something asked for is not possible; nothing has run."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What to run.
+
+    Attributes:
+        profile: a profile's name or the absolute path of a YAML file.
+        tasks: the tasks, each of which goes through all notebooks.
+        data: folder of images, None for the embedded phantoms; needs exactly one task.
+        teacher: "" (the profile's), pocket_vit, NAME, FILE, NAME=FILE or random:TEXT.
+        device: "cpu" or "cuda".
+        seed: the study seed.
+        runs: folder of all results.
+        only: numbers of the notebooks to run ("04"); empty for all.
+        engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.study.training.run_study`).
+    """
+
+    profile: str = "smoke"
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    data: Path | None = None
+    teacher: str = ""
+    device: str = "cpu"
+    seed: int = 0
+    runs: Path = ROOT / "runs"
+    only: tuple[str, ...] = ()
+    engine: str = "process"
+
+    @property
+    def results(self) -> Path:
+        """The profile's folder under `runs`."""
+        return self.runs / Path(self.profile).stem
+
+    def teacher_of(self, task: str) -> str:
+        """The teacher a task gets: the one asked for, else the profile's; of two choices the one that could be had when first asked."""
+        return _available(self._asked_teacher(task))
+
+    def _asked_teacher(self, task: str) -> str:
+        return self.teacher or load_settings(task, self.profile).teacher.source
+
+    def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
+        """What a notebook, named by its stem, is given for one task."""
+        own = {"engine": self.engine} if notebook.startswith(ENGINE_NOTEBOOK) else {}
+        asked, chosen = self._asked_teacher(task), self.teacher_of(task)
+        return own | {
+            "task": task,
+            "profile": self.profile,
+            "data": "" if self.data is None else str(self.data),
+            "teacher": self.teacher if chosen == asked else chosen,
+            "device": self.device,
+            "seed": self.seed,
+            "runs": str(self.runs),
+        }
+
+
+def read_settings(
+    *,
+    profile: str,
+    tasks: Sequence[str] | None,
+    data: str | None,
+    teacher: str,
+    device: str,
+    seed: int,
+    runs: str | None,
+    only: Sequence[str],
+    engine: str = "process",
+    here: Path,
+) -> BatchSettings:
+    """Checked settings from what was typed; relative paths are meant from `here`.
+
+    Args:
+        tasks: names, empty for the two defaults, None for every task of the profile.
+        only: numbers or comma lists of numbers.
+    Raises: BatchError: naming the value and what would have been right.
+    """
+    if profile.endswith((".yaml", ".yml")):
+        profile = str((here / profile).resolve())
+    try:
+        chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(tasks or DEFAULT_TASKS))
+        for task in chosen:
+            load_settings(task, profile, seed=seed, device=device)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise BatchError(str(error)) from error
+    if device == "cuda":
+        check_cuda()
+    numbers = tuple(number.strip() for text in only for number in text.split(",") if number.strip())
+    if engine != "process" and numbers and ENGINE_NOTEBOOK not in numbers:
+        raise BatchError(f"engine {engine} is for notebook {ENGINE_NOTEBOOK}, which --only leaves out")
+    return BatchSettings(
+        profile=profile,
+        tasks=chosen,
+        data=None if data is None else resolve_data(data, chosen, here),
+        teacher=resolve_teacher(teacher, here) if teacher else "",
+        device=device,
+        seed=seed,
+        runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
+        only=numbers,
+        engine=engine,
+    )
+
+
+def check_cuda() -> None:
+    """Raises: BatchError: if torch finds no CUDA device."""
+    import torch  # here: it takes seconds, and most calls do not ask
+
+    if not torch.cuda.is_available():
+        raise BatchError("device cuda: torch finds no CUDA device here; use cpu")
+
+
+def resolve_data(text: str, tasks: Sequence[str], here: Path) -> Path:
+    """The data folder as an absolute path.
+
+    Raises: BatchError: if it is missing, no folder or empty, or not exactly one task is to read it.
+    """
+    if len(tasks) != 1:
+        raise BatchError(f"data folder {text} belongs to one task, got {', '.join(tasks)}: name it with --task")
+    path = (here / text).resolve()
+    if not path.is_dir():
+        raise BatchError(f"data folder {path} {'is a file, not a folder' if path.exists() else 'does not exist'}")
+    if not any(path.iterdir()):
+        raise BatchError(f"data folder {path} is empty")
+    return path
+
+
+@cache
+def _available(text: str) -> str:
+    """Asked once: all notebooks of a batch have the same teacher, whatever becomes of the network meanwhile."""
+    from vfmgl_lib.models.teachers import TeacherError, first_available  # here: it imports timm, which takes seconds
+
+    try:
+        return first_available(text)
+    except TeacherError as error:
+        raise BatchError(str(error)) from error
+
+
+def resolve_teacher(text: str, here: Path) -> str:
+    """The teacher with its file, if it names one, as an absolute path; whether a name is a model's is not checked.
+
+    Raises: BatchError: if a file is named that is not there, is a folder or cannot be read.
+    """
+    from vfmgl_lib.models.teachers import ELSE, POCKET, RANDOM, WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
+
+    if ELSE in text:
+        return ELSE.join(resolve_teacher(one, here) for one in text.split(ELSE))
+    if text == POCKET:
+        return text
+    if text.startswith(RANDOM):
+        return RANDOM + resolve_teacher(text.removeprefix(RANDOM), here)
+    source = TeacherSource.parse(text, here)
+    if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
+        raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")
+    if source.weights == "hub":
+        return text
+    path = here / source.weights
+    path = path.parent.resolve() / path.name  # a link keeps its own name: in the hub's cache it leads to a file called by its hash
+    try:
+        with path.open("rb"):
+            return f"{source.name}={path}" if source.name else str(path)
+    except OSError as error:
+        whole = f", and {here / text} is no file either" if source.name else ""
+        raise BatchError(f"teacher file {path} cannot be read: {error.strerror}{whole}") from error

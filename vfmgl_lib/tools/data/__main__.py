@@ -1,0 +1,135 @@
+"""vfmgl data {prepare,verify,fetch}: from the official downloads to a verified manifest.
+
+    vfmgl data fetch TASK --out DIR                  download what is public; say what to request from whom
+    vfmgl data prepare TASK --source DIR --out DIR   images and manifest of an unpacked download, checked
+    vfmgl data verify DIR                            read every file of a prepared set again
+
+A prepared set is what `./run_all.sh --task TASK --data DIR` trains on. Exit status: 0 all is well, 1 problems were found (all are
+listed), 2 the call itself is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import requests
+
+from vfmgl_lib.base.files import reason
+from vfmgl_lib.base.surroundings import print_anything, say
+from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
+from vfmgl_lib.tasks.datasheets import DatasheetError
+from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
+from vfmgl_lib.tasks.prepare import FORMATS, SplitRule, prepare, read_prepared, verify
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    print_anything()
+    parser = argparse.ArgumentParser(
+        prog="vfmgl data", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,verify,fetch}")
+    _add_prepare(commands)
+    one = commands.add_parser("verify", help="read every file of a prepared set again and compare it with the manifest")
+    one.add_argument("folder", type=Path, metavar="DIR", help="a prepared set, or a folder of 'fetch'")
+    one = commands.add_parser("fetch", help="download what is public; say what to request from whom")
+    one.add_argument("task", choices=sorted(FORMATS))
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the downloads")
+    one.add_argument("--only", action="append", metavar="NAME", help="this download of the datasheet, may be repeated")
+    given = parser.parse_args(arguments)
+    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in FORMATS[given.task]])):
+        parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
+    try:
+        return {"prepare": _prepare, "verify": _verify, "fetch": _fetch}[given.command](given)
+    except (ManifestError, DatasheetError, FetchError, requests.RequestException) as error:
+        sys.stderr.write(f"{error}\n")
+    except OSError as error:
+        sys.stderr.write(f"{reason(error)}; the same call goes on with what is done\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same call goes on with what is done\n")
+        return 130
+    return 1
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    forms = "\n".join(f"  {task:12} {form.name}: {form.description}" for task, all_forms in FORMATS.items() for form in all_forms)
+    one = commands.add_parser(
+        "prepare",
+        help="images and manifest of an unpacked download",
+        description=f"Formats that are recognised:\n{forms}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("task", choices=sorted(FORMATS))
+    one.add_argument("--source", type=Path, required=True, metavar="DIR", help="the unpacked download; only read")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the prepared set; an interrupted one is completed")
+    one.add_argument("--format", default="", metavar="NAME", help="default: what the folder looks like")
+    one.add_argument(
+        "--split",
+        default="patient",
+        choices=get_args(SplitRule),
+        help="patient (default): whole patients; source: the source's own, image: shuffled images; these two can leak, and say so",
+    )
+    one.add_argument("--seed", type=_seed, default=42, help="of the split, from 0 (default 42)")
+    one.add_argument(
+        "--max-value", type=_largest, metavar="N", help="what is white in images of more than 8 bits whose files do not say it, e.g. 4095"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def _largest(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    rules = {"format": given.format, "split": given.split, "seed": given.seed, "max_value": given.max_value}
+    prepared = prepare(given.task, given.source, given.out, **rules)
+    state = "complete already, source unchanged" if prepared.reused else "prepared"
+    _say(f"{given.out}: {state}, format {prepared.format}", *_summary(prepared.manifest, prepared.warnings))
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    if (given.folder / "checksums.json").is_file():
+        problems = check_downloads(given.folder)
+        _say(*(problems or [f"{given.folder}: every download is as it was pinned"]))
+        return int(bool(problems))
+    warnings = verify(given.folder)
+    _say(f"{given.folder}: every file is there and unchanged", *_summary(read_prepared(given.folder).manifest, warnings))
+    return 0
+
+
+def _fetch(given: argparse.Namespace) -> int:
+    fetched = fetch(given.task, given.out, only=given.only)
+    _say(*(f"{file}: complete" for file in fetched.files), *fetched.requests)
+    return 0
+
+
+def _summary(manifest: Manifest, warnings: Sequence[str]) -> list[str]:
+    table = manifest.table
+    counts = table.pivot_table(index="center", columns="split", values="id", aggfunc="size", fill_value=0)
+    counts = counts[[split for split in SPLITS if split in counts]]
+    counts = counts.assign(images=counts.sum(axis=1), patients=table.groupby("center")["patient"].nunique())
+    divided = f"manifest {manifest.sha256[:16]}, divided by {manifest.split_unit}"
+    return [counts.to_string(), divided, *(f"note: {warning}" for warning in warnings)]
+
+
+def _say(*lines: str) -> None:
+    say("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

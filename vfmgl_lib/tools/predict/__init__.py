@@ -1,0 +1,171 @@
+"""An exported model: what it says of itself, and its numbers, without torch. `vfmgl predict` puts it to work on files.
+
+A package and not a file because the model (here), what becomes of each file (`base.files`) and the command (`__main__`) are read apart.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from vfmgl_lib.data.images import PLAIN, Reading, earlier_reading
+from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
+
+FORMAT = 1  # of the metadata; raised when an older `tools.predict` would misread them
+KEY = "vfmgl"
+RUNNING = "running averages of training"  # statistics of batch normalisation; all that 0.1.0 had
+# As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
+PREPROCESSING = {
+    "color": "RGB, a grey image in three equal channels",
+    "resize": "the whole image squashed to the square, bilinear with antialiasing (Pillow)",
+    "scale": "0 to 255 becomes 0 to 1",
+    "volume": f"clipped at its {CLIP_QUANTILE} quantile, from the minimum on spread over 0 to 255; a slice and its two neighbours are RGB",
+    "version": PREPARATION,
+}
+
+
+class ModelError(ValueError):
+    """A model that cannot be used; the message names the file and what would have been right."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported model says of itself.
+
+    Attributes:
+        format: of these very fields.
+        library: version of vfmgl_lib that exported it.
+        task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); class 1 is the positive one.
+        image_size: S, the input is (B, 3, S, S) float32 in [0, 1].
+        reads: "image", and "volume" where the task's images are slices.
+        preprocessing: `PREPROCESSING`.
+        unit: what the cutoff belongs to, "image" or "patient" (mean probability of the patient's images).
+        cutoff: probability from which on class 1 is named, or None.
+        cutoff_from: where it is from, or why there is none.
+        study: key, method, seed, split_id, round, stage, model_center, profile, manifest_sha256 of the study.
+        teacher, data: in words; random weights and phantoms are named as such.
+        precision: "float32" or "int8".
+        evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
+        batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
+        reading: what was white and what lay behind transparent pixels.
+    """
+
+    format: int
+    library: str
+    task: str
+    kind: str
+    classes: tuple[str, ...]
+    image_size: int
+    reads: tuple[str, ...]
+    preprocessing: dict
+    unit: str
+    cutoff: float | None
+    cutoff_from: str
+    study: dict
+    teacher: str
+    data: str
+    precision: str
+    evidence: tuple[float, ...]
+    batch_norm: str = RUNNING
+    reading: Reading = PLAIN
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> Description:
+        """Raises: ModelError: metadata of another format or preparation, or incomplete."""
+        try:
+            values = json.loads(text)
+            found = values["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{name}: its metadata cannot be read ({error!r}); export it anew") from error
+        if found != FORMAT:
+            raise ModelError(f"{name}: its metadata have format {found}, this library reads {FORMAT}; use the version that exported it")
+        if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
+            raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
+        if values["preprocessing"] != PREPROCESSING:
+            raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
+        try:
+            values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+            values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+class Predictor:
+    """An exported model, ready to predict.
+
+    Attributes:
+        description: what the model says of itself.
+
+    Args:
+        file: .onnx of `vfmgl_lib.tools.export`.
+        task: the task the caller has in mind; None: whichever the model has.
+        threads: of onnxruntime; 0: all cores.
+    Raises: ModelError: not an ONNX file, not one of this library, another task.
+    """
+
+    def __init__(self, file: Path | str, task: str | None = None, threads: int = 0, device: str = "cpu"):
+        self.name = str(file)
+        if not Path(file).is_file():
+            raise ModelError(f"{file}: no such file, expected a model of vfmgl export")
+        providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if providers[device] not in onnxruntime.get_available_providers():
+            raise ModelError(f"device {device}: this onnxruntime has {', '.join(onnxruntime.get_available_providers())}; use cpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=[providers[device]])
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            found = self._session.get_inputs()[0].shape
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise ModelError(f"{file}: not a readable ONNX model ({str(error).splitlines()[0][:120]})") from error
+        if KEY not in metadata:
+            raise ModelError(f"{file}: an ONNX model, but none of vfmgl export: it does not say how its images are prepared")
+        self.description = Description.from_json(metadata[KEY], str(file))
+        if task is not None and task != self.description.task:
+            raise ModelError(f"{file}: is a model for task {self.description.task}, asked for {task}")
+        if found[1:] != self.shape[1:]:
+            raise ModelError(f"{file}: its input is {found}, its metadata say {self.shape}")
+
+    @property
+    def shape(self) -> list:
+        side = self.description.image_size
+        return ["batch", 3, side, side]
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits, and the last stage's map where the model gives it.
+
+        Args:
+            images: (B, S, S, 3) uint8, from `data.preprocessing.squashed`.
+        Returns: (B, K) or (B, K, S, S) float32; (B, C, h, w) float32 or None.
+        Raises: ValueError: another shape or type. ModelError: onnxruntime cannot run the model.
+        """
+        side = self.description.image_size
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
+            raise ValueError(f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}")
+        try:
+            outputs = self._session.run(None, {"image": np.moveaxis(images, 3, 1).astype(np.float32) / np.float32(255)})
+        except Exception as error:  # as when it was opened
+            raise ModelError(f"{self.name}: cannot be run ({str(error).splitlines()[0][:120]}); export it anew") from error
+        return outputs[0], outputs[1] if len(outputs) > 1 else None
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (B, K, ...) -> (B, ...) probability of class 1; of two classes, the softmax is the sigmoid of the difference.
+
+        NaN where a logit is NaN or infinite: undefined is no class.
+        """
+        with np.errstate(invalid="ignore"):
+            chance = 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
+        return np.where(np.isfinite(logits).all(axis=1), chance, np.nan)
+
+    def activation(self, maps: np.ndarray) -> np.ndarray:
+        """Class activation maps in logits: (B, C, h, w) -> (B, h, w); positive where a place speaks for class 1."""
+        return np.einsum("c,bchw->bhw", np.asarray(self.description.evidence, np.float32), maps)

@@ -1,0 +1,123 @@
+"""vfmgl predict MODEL.onnx IMAGES... --out DIR: an exported model at work, without torch.
+
+What the model needs to know of itself (classes, input size, how images become input, cutoff) is in its own metadata, written by
+`vfmgl_lib.tools.export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
+.mha), or a folder of these.
+
+    DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used, or for which the
+                           model gives NaN or infinity, has no class and no mask, and its reason there
+    DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
+                           with a reason where one of its images has no prediction
+    DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid
+    DIR/overlays/          with --overlay: where the evidence for class 1 lies
+
+An overlay shows the class activation map (Zhou et al. 2016) of a classification: the last stage's map, which the model gives as second
+output, weighted by the classifier. A segmentation has no such weights, and Grad-CAM would need gradients that an exported model
+cannot give: its overlay is the map of the foreground's probability.
+
+In a folder, what file servers and systems leave there (@eaDir, Thumbs.db, ._x, what is hidden) is passed over, and so is a file that is
+the mask of another one (labels/a.png of images/a.*, a_segmentation.nii.gz or a_mask.png of a.*), a result of an earlier call, or below a
+linked folder; all are counted. Masks and overlays are called as their images; where some system cannot have that name, or two differ in
+the case of letters alone, a like one that ends in a hash: the columns mask_file and overlay_file say which. A cell that a spreadsheet
+would take for a formula has a ' before it.
+
+A call that is interrupted, or finds no room on the disk, keeps what is done beside DIR, in .DIR.partial: the same call, with the same
+files, predicts only the rest, and its results are those of a call that was not interrupted. Any other call for DIR begins anew.
+
+Exit status: 0 all is well, 1 some files could not be used, 2 the call itself or the model is wrong, 3 stopped for want of room or rights,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from vfmgl_lib import __version__
+from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
+from vfmgl_lib.base.surroundings import print_anything, say
+from vfmgl_lib.data.names import FORMULA
+from vfmgl_lib.tools.predict import ModelError, Predictor
+from vfmgl_lib.tools.predict.files import patients, predict_files
+from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    print_anything()
+    parser = argparse.ArgumentParser(
+        prog="vfmgl predict",
+        description=__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="of vfmgl export")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, volumes, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; it appears when all is written")
+    parser.add_argument("--task", help="refuse a model of another task")
+    parser.add_argument("--overlay", action="store_true", help="write overlays")
+    parser.add_argument("--batch-size", type=_count, default=8, metavar="N", help="images at once (default 8)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs onnxruntime-gpu")
+    given = parser.parse_args(arguments)
+    notes: list[str] = []
+    try:
+        if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+            raise InputError(f"{given.out}: is there already and not empty, expected a new folder")
+        if given.out.is_mount():
+            raise InputError(f"{given.out}: is where another disk is mounted, expected a new folder; give one inside it")
+        predictor = Predictor(given.model, given.task, given.threads, given.device)
+        inputs = find_inputs(given.inputs, notes)
+        predictions = _predicted(predictor, inputs, given)
+    except (ModelError, InputError, FolderInUseError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except (OSError, KeyboardInterrupt) as error:
+        why = reason(error) if isinstance(error, OSError) else "interrupted"
+        place = temporary_name(given.out)
+        kept = f"what is done is kept in {place}" if place.is_dir() else "nothing was done yet"
+        sys.stderr.write(f"{why}; {kept}, the same call goes on there\n")
+        return 3 if isinstance(error, OSError) else 130
+    failed = predictions[predictions["error"] != ""]
+    sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
+    about = predictor.description
+    say(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
+    say(f"batch normalisation: {about.batch_norm}\n")
+    say("".join(f"note: {note}\n" for note in notes))
+    return int(len(failed) > 0)
+
+
+def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: argparse.Namespace) -> pd.DataFrame:
+    """Predicts, or goes on with what an interrupted call of the same model, files and options has left, and writes the tables."""
+    call = [__version__, sha256(given.model), given.overlay, given.batch_size, given.threads, given.device]
+    for file, name in inputs:
+        call.append((name, os.path.abspath(file), file_state(file)))
+    key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
+    with resumed_folder(given.out, key) as (folder, steps):
+        predictions = predict_files(predictor, inputs, folder, overlay=given.overlay, batch_size=given.batch_size, steps=steps)
+        write_text(folder / "predictions.csv", _csv(predictions))
+        if predictor.description.unit == "patient" and "probability" in predictions:
+            write_text(folder / "patients.csv", _csv(patients(predictor, predictions)))
+    return predictions
+
+
+def _csv(table: pd.DataFrame) -> str:
+    """A table as CSV, with a ' before what a spreadsheet would take for a formula."""
+    names = [name for name in ("name", "file", "folder", "error") if name in table]
+    safe = {name: [f"'{text}" if text.startswith(tuple(FORMULA)) else text for text in table[name]] for name in names}
+    return table.assign(**safe).to_csv(index=False)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

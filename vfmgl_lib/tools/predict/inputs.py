@@ -1,0 +1,112 @@
+"""What `vfmgl_lib.tools.predict` is given: files and folders, without what is no image of theirs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vfmgl_lib.base.files import shown
+from vfmgl_lib.data.scan import IMAGE_SUFFIXES, SourceError, held, masks_of_others, skipped, system_kind
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
+
+
+class InputError(ValueError):
+    """Nothing to predict, or two outputs that would be one; the message names the files and what would have been right."""
+
+
+def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[tuple[Path, str]]:
+    """(file, name) of all inputs: files as they are, folders with everything below them that has a known suffix, in order.
+
+    Args:
+        given: files and folders.
+        notes: gets what was passed over in the folders: entries of systems, masks of other files (`data.scan`), other endings.
+    Returns: names are unique, without suffix, relative to the folder given: outputs are called by them.
+    Raises: InputError: nothing there, or two inputs of one name.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in given:
+        if path.is_dir():
+            inside, passed = _inside(path)
+            if not inside:
+                endings = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
+                raise InputError("; ".join([f"{path}: no image in it, expected files ending in {endings}; {held(path)}", *passed]))
+            if notes is not None:
+                notes += passed
+            found += [(file, file.relative_to(path).as_posix()) for file in inside]
+        elif path.is_file():
+            found.append((path, path.name))
+        else:
+            raise InputError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}")
+    named = [(file, name.removesuffix(known_suffix(file)) if known_suffix(file) else name) for file, name in found]
+    seen: dict[str, Path] = {}
+    for file, name in named:
+        if name in seen:
+            raise InputError(f"{file} and {seen[name]}: their outputs would both be called {name}; predict them separately")
+        seen[name] = file
+    return named
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[str]]:
+    """The images and volumes below a folder, and what was passed over."""
+    files, linked, made = [], [], []
+    systems, others = Counter[str](), Counter[str]()
+    below = sorted(_below(folder, systems))
+    results = {file.parent / kind for file in below if file.name == "predictions.csv" for kind in ("masks", "overlays")}
+    for file in below:
+        places = [file, *file.parents[: len(file.relative_to(folder).parts) - 1]]
+        if not results.isdisjoint(places):
+            made += [file] if file.is_file() else []
+        elif file.is_dir():
+            linked += [file] if file.is_symlink() else []
+        elif known_suffix(file) and (file.is_file() or file.is_symlink()):  # a link that leads nowhere: its row says so
+            files.append(file)
+        elif file.is_file():
+            others[file.suffix.lower() or "without ending"] += 1
+    masks = masks_of_others(files)
+    said = [f"{len(masks)} file(s) are masks of others and not predicted, e.g. {next(iter(masks))}"] if masks else []
+    said += [f"{len(made)} file(s) are results of an earlier call and not predicted, e.g. {made[0]}"] if made else []
+    said += [f"{len(linked)} linked folder(s) are not followed, e.g. {linked[0]}; name them in the call"] if linked else []
+    if files and others:
+        kinds = [f"{count} {shown(kind)}" for kind, count in others.most_common(5)] + ["…"] * (len(others) > 5)
+        said.append(f"{others.total()} file(s) do not end as images or volumes and are not predicted: {', '.join(kinds)}")
+    return [file for file in files if file not in masks], said + skipped(systems)
+
+
+def _below(folder: Path, systems: Counter[str]) -> Iterator[Path]:
+    """Everything below a folder but what is a system's, which is counted, and not looked into.
+
+    Raises: InputError: a folder that cannot be listed: its images would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}), expected a readable folder")
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        kinds = {name: system_kind(Path(place, name)) for name in (*folders, *files)}
+        systems.update(filter(None, kinds.values()))
+        folders[:] = [name for name in folders if not kinds[name]]
+        yield from (Path(place, name) for name, kind in kinds.items() if not kind)
+
+
+def known_suffix(file: Path) -> str:
+    """The suffix of a known form as the file has it, "" for any other."""
+    lower = file.name.lower()
+    length = max((len(s) for s in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES) if lower.endswith(s)), default=0)
+    return file.name[-length:] if length else ""
+
+
+def file_state(file: Path) -> list:
+    """What changes when a file does, the voxels beside a MetaImage's header included."""
+    try:
+        with_data = [file]
+        if known_suffix(file).lower() == ".mhd":
+            from vfmgl_lib.data.volumes import data_file  # here: it takes long to import
+
+            with_data.append(data_file(file, str(file)) or file)
+        found = [part.stat() for part in with_data]
+    except (SourceError, OSError) as error:  # in its row, too
+        return [str(error)]
+    return [(part.st_size, part.st_mtime_ns, part.st_ctime_ns) for part in found]
