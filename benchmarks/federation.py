@@ -24,8 +24,8 @@ import psutil
 import torch
 from measure import Row, command_line, report
 
-from vfmgl_lib.config import load_settings
-from vfmgl_lib.federation.strategies import Averaging, Update
+from vfmgl_lib.federation.servers import Averaging, Update
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import STUDENTS
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import finish, network_rounds, update_records

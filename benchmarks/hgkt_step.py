@@ -36,10 +36,10 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.matching import pair_matching_reference
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.hgkt import HGKT, Pairing, TeacherBatch, TransferModel
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet
 
 STACK = (4, 768, 16)  # ViT-B: blocks, channels, grid

@@ -31,14 +31,15 @@ import torch
 from measure import commit
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.config import StudySettings, checked_settings
+from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.prediction import metrics_of, predict, scoring_unit
 from vfmgl_lib.federation.exchange import epsilon, outgoing
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
-from vfmgl_lib.federation.strategies import Update
-from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.federation.servers import Update
+from vfmgl_lib.methods.registry import new_server
+from vfmgl_lib.methods.settings import checked_settings
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.assembly import center_datasets, new_client, new_student, study_teacher
 from vfmgl_lib.study.workspace import open_workspace

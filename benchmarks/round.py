@@ -23,9 +23,10 @@ from vfmgl_lib.data.feature_cache import teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import Averaging, Update, average
+from vfmgl_lib.federation.servers import Averaging, Update, average
 from vfmgl_lib.method.ddbl import deduction_step
 from vfmgl_lib.method.hgkt import critical_stages
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import STUDENTS, set_training_mode
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.study.workspace import open_workspace
@@ -51,7 +52,7 @@ def main() -> None:
             clients = []
             for center in manifest.centers:
                 data = ImageDataset(manifest, manifest.select(center, "train"), settings.data.image_size, teacher.image_size)
-                clients.append(Client(center, settings, copy.deepcopy(student), teacher, data, device))
+                clients.append(Client(center, settings, METHODS[settings.method].switches, copy.deepcopy(student), teacher, data, device))
             server = Averaging(student.state_dict())
             list(run_rounds(clients, server, 1))  # round 1: momenta, and a shared model that is not the initial one
             return clients, server

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from measure import Row, command_line, measure, report
 from torch import Tensor
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.method.ddbl import deduction_step
 from vfmgl_lib.method.hgkt import HGKT
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18
 from vfmgl_lib.models.teachers import load_teacher
 

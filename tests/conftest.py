@@ -7,16 +7,14 @@ import pytest
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.divisions import with_validation
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.clients import client_class, new_server
 from vfmgl_lib.methods.pooled import pool_data
-from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.methods.registry import METHODS, new_server
+from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import load_teacher
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import write_phantoms
 
 SAMPLES = {"nuclei": {"train": 4, "val": 2, "test": 2}, "endometrial": {"train": 6, "test": 4}}
@@ -29,7 +27,7 @@ def phantoms(tmp_path_factory):
     folders = {
         task: write_phantoms(root / task, task, centers=2, samples=samples, image_size=32, seed=5) for task, samples in SAMPLES.items()
     }
-    return {task: read_layout(folder, task, progress=False) for task, folder in folders.items()}
+    return {task: read_folders(folder, task, progress=False) for task, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +55,18 @@ def federation(phantoms, teacher):
             table = manifest.select(center, split)
             return ImageDataset(manifest, table, 32, 32) if len(table) else None
 
-        given = teacher if STRATEGIES[method].teacher else None
+        chosen = METHODS[method]
+        given = teacher if chosen.switches.teacher else None
         clients = [
-            client_class(method)(
-                center, settings, student(), given, data(center, "train"), torch.device("cpu"), validation=data(center, "val")
+            chosen.client(
+                center,
+                settings,
+                chosen.switches,
+                student(),
+                given,
+                data(center, "train"),
+                torch.device("cpu"),
+                validation=data(center, "val"),
             )
             for center in manifest.training_centers
         ]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vfmgl_lib.config import PROFILES, ConfigError, load_settings, task_names
+from vfmgl_lib.config import PROFILES, ConfigError, task_names
+from vfmgl_lib.methods.settings import load_settings
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_profile_file_of_ones_own(tmp_path):
     ("content", "message"),
     [
         ("tasks: {nuclei: {federation: {round: 4}}}", r"federation.round: Extra inputs"),
-        ("tasks: {liver: {}}", r"unknown tasks \['liver'\]; the paper's are"),
+        ("tasks: {liver: {}}", r"unknown tasks \['liver'\]; there are"),
         ("rounds: 3", "top-level keys must be 'all' and 'tasks', got"),
         ("tasks: [", "mine.yaml: not valid YAML"),
         ("tasks: {nuclei: {optimizer: {lr: fast}}}", "optimizer.lr: .*valid number.*got 'fast'"),

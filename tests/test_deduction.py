@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.distillation import temperature_kl
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.ddbl import (
@@ -18,6 +17,7 @@ from vfmgl_lib.method.ddbl import (
     shared_divergence,
     untouched_divergence,
 )
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet, set_training_mode
 
 CASES = {"resnet18": (ResNet18, F.cross_entropy, "endometrial"), "unet": (UNet, soft_dice_loss, "nuclei")}

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.hgkt import HGKT
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.study.workspace import open_workspace

@@ -7,8 +7,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from vfmgl_lib.config import load_settings
-from vfmgl_lib.methods.registry import METHODS, report_rounds
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tools.batch.runner import run_batch
 from vfmgl_lib.tools.batch.settings import read_settings
 

@@ -3,7 +3,8 @@
 import pytest
 
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tasks.datasheets import FOLDER, DatasheetError, read_datasheet
 from vfmgl_lib.tools.flower.deployment import ServerSettings, _read
 

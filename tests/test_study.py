@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vfmgl_lib.base.checkpoint import CheckpointError
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.study import training as training_module
 from vfmgl_lib.study.assembly import new_student
 from vfmgl_lib.study.study import mark_controls, no_comparison, trivial_baseline

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.hgkt import HGKT, TeacherBatch, channel_scale, critical_stages
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet
 
 SHAPES = [(2, 6, 3), (1, 4, 5)]  # two teacher stacks of different width and grid, as a CNN has

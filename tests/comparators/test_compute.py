@@ -8,10 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.stage_two import _distil, _divergences
-from vfmgl_lib.methods.compute import ENCODER_SHARE, distillation_passes, hgkt_passes, student_passes
-from vfmgl_lib.methods.registry import METHODS, report_rounds
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.passes import ENCODER_SHARE, distillation_passes, hgkt_passes, student_passes
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet
 
 TASKS = {"nuclei": "unet", "endometrial": "resnet18"}

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.registry import METHODS, with_overrides, with_random_weights
+from vfmgl_lib.methods.controls import with_random_weights
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.study import training
 from vfmgl_lib.study.study import find_study
@@ -39,7 +39,9 @@ def test_a_control_differs_from_its_parent_in_the_named_setting_or_switch_alone(
     before, after = dict(_flat(one.model_dump())), dict(_flat(other.model_dump()))
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert changed == {"method": (parent, method)} | CONTROLS.get(method, {})
-    assert STRATEGIES[method] == replace(STRATEGIES[parent], **SWITCHES.get(method, {})) and (method in CONTROLS) != (method in SWITCHES)
+    assert METHODS[method].switches == replace(METHODS[parent].switches, **SWITCHES.get(method, {})) and (method in CONTROLS) != (
+        method in SWITCHES
+    )
     assert METHODS[method].updates == METHODS[parent].updates
     assert with_overrides(other) == other, "applied again it changes nothing"
     assert set(METHODS[method].overrides) <= set(other.deviations()["setting"])

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import Update
+from vfmgl_lib.federation.servers import Update
 from vfmgl_lib.methods import metafed
 from vfmgl_lib.methods.metafed import Ring, personal_weight, phase, validation_score
+from vfmgl_lib.methods.settings import load_settings
 
 
 def _equal(one, other):

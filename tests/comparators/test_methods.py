@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import DECLARED_METRICS, STRATEGIES, Server, Update
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Server, Update
 from vfmgl_lib.methods import harmofl
-from vfmgl_lib.methods.clients import new_server
-from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.registry import METHODS, new_server
+from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.models.students import part_names
 
 ORDER = ["local", "fedavg", "fedavg_ft", "fedprox", "harmofl", "metafed", "fedbn", "ditto", "fedrep", "fedper", "proxyfl", "pooled"]
@@ -34,7 +34,7 @@ def _parameters(model):
 
 
 def test_the_table_of_methods():
-    assert list(METHODS) == ORDER and METHODS.keys() == STRATEGIES.keys()
+    assert list(METHODS) == ORDER
     assert len({method.title for method in METHODS.values()}) == len(METHODS) and all(method.source for method in METHODS.values())
 
 
@@ -121,9 +121,9 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
         for client, update in zip(trained, updates, strict=False):
             samples = sum(len(one.data) for one in clients) if method == "pooled" else len(client.data)
             assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
-            own = client.student.state_dict() if STRATEGIES[method].sends else {}
+            own = client.student.state_dict() if METHODS[method].switches.sends else {}
             assert {name: tuple(t.shape) for name, t in update.aggregates.items()} == declared
-            assert update.state.keys() == own.keys() - declared.keys() - part_names(client.student, STRATEGIES[method].keeps)
+            assert update.state.keys() == own.keys() - declared.keys() - part_names(client.student, METHODS[method].switches.keeps)
             assert all(update.state[name].shape == own[name].shape for name in update.state)
             assert update.samples == samples
             assert tuple(update.metrics) == DECLARED_METRICS and all(isinstance(value, float) for value in update.metrics.values())
@@ -131,7 +131,7 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
             for row in client.log.rounds:
                 assert row["batches"] > 0 and row["samples"] == samples
         updates.clear()
-        if done.shared is not None and STRATEGIES[method].adopts and method not in KEEP_THEIR_OWN:
+        if done.shared is not None and METHODS[method].switches.adopts and method not in KEEP_THEIR_OWN:
             adopted = _parameters(done.shared)
             assert all(torch.equal(client.student.state_dict()[name], adopted[name]) for client in clients for name in adopted)
             assert not any(_equal(client.student.state_dict(), done.shared) for client in clients)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import part_names
 
 HEAD = {"nuclei": {"head.weight", "head.bias"}, "endometrial": {"net.fc.weight", "net.fc.bias"}}
@@ -60,5 +60,5 @@ def test_fedper_trains_head_and_body_together_as_local_training_does(federation)
     local.run_round(1, None)
     assert all(torch.equal(a, b) for a, b in zip(client.student.parameters(), local.student.parameters(), strict=True))
     assert client.batch_count(1) == local.batch_count(1)
-    assert client.settings.comparators.fedrep.head_epochs == 0 and STRATEGIES["fedper"] == STRATEGIES["fedrep"]
+    assert client.settings.comparators.fedrep.head_epochs == 0 and METHODS["fedper"].switches == METHODS["fedrep"].switches
     assert "comparators.fedrep.head_epochs" in set(client.settings.deviations()["setting"])

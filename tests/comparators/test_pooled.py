@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
 from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.training import run_study
 from vfmgl_lib.tools.flower.deployment import init
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart

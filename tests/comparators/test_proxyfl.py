@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import Update
-from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.federation.servers import Update
 from vfmgl_lib.methods.proxyfl import PushSum, distance
+from vfmgl_lib.methods.registry import new_server
+from vfmgl_lib.methods.settings import load_settings
 
 
 def _equal(one, other):

@@ -6,7 +6,7 @@ import yaml
 
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
 from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, DatasheetError, Download, compare_counts, read_datasheet
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 
 SHEET = {
     "name": "task",
@@ -183,6 +183,6 @@ def test_stand_in_is_compared_on_request():
 @pytest.mark.real_data
 @pytest.mark.parametrize(("task", "folder"), [("endometrial", "idc_patches"), ("nuclei", "nuclei")])
 def test_stand_ins_have_the_counts_of_their_datasheet(real_data_root, task, folder):
-    found = read_layout(real_data_root / folder, task, verify=False, progress=False)
+    found = read_folders(real_data_root / folder, task, verify=False, progress=False)
     assert compare_counts(found, read_datasheet(task), stand_in=True) == []
     assert compare_counts(found, read_datasheet(task)) != []

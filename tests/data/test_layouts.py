@@ -11,7 +11,7 @@ from PIL import Image
 
 from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, check_manifest
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 
 
 def write_image(path, seed, size=(8, 8)):
@@ -55,13 +55,13 @@ def nuclei(tmp_path):
 
 def problems(root, layout, **options):
     with pytest.raises(ManifestError) as caught:
-        read_layout(root, layout, progress=False, **options)
+        read_folders(root, layout, progress=False, **options)
     assert str(root) in str(caught.value)
     return caught.value.problems
 
 
 def test_endometrial_is_read(endometrial):
-    manifest = read_layout(endometrial, "endometrial", progress=False)
+    manifest = read_folders(endometrial, "endometrial", progress=False)
     assert (manifest.task_kind, manifest.classes, manifest.centers) == (
         "classification",
         ("MI", "NMI"),
@@ -74,7 +74,7 @@ def test_endometrial_is_read(endometrial):
 
 
 def test_nuclei_is_read(nuclei):
-    manifest = read_layout(nuclei, "nuclei", progress=False)
+    manifest = read_folders(nuclei, "nuclei", progress=False)
     assert (manifest.task_kind, manifest.classes) == ("segmentation", ("background", "nucleus"))
     assert manifest.table.groupby(["center", "split"]).size().tolist() == [2] * 6
     row = manifest.select("SiteB", "val").iloc[0]
@@ -88,20 +88,20 @@ def test_nuclei_patient_of_a_barcode(nuclei):
         stem = f"TCGA-18-5592-01Z-00-DX1_{tile}"
         write_image(nuclei / "SiteA/train/images" / f"{stem}.png", 100 + len(tile))
         write_mask(nuclei / "SiteA/train/labels" / f"{stem}.png")
-    table = read_layout(nuclei, "nuclei", progress=False).table
+    table = read_folders(nuclei, "nuclei", progress=False).table
     assert set(table.loc[table["id"].str.contains("TCGA"), "patient"]) == {"TCGA-18-5592"}
 
 
 def test_patient_with_images_of_both_classes(endometrial):
     write_image(endometrial / "A/traindata/NMI/AtrMI0/2.png", 500)
-    table = read_layout(endometrial, "endometrial", progress=False).table
+    table = read_folders(endometrial, "endometrial", progress=False).table
     assert sorted(table.loc[table["patient"] == "AtrMI0", "label"]) == [0, 1]
 
 
 def test_unusual_names(endometrial):
     write_image(endometrial / "Ö Süd" / "traindata" / "MI" / "Frau Müller, 1" / "schnitt 名 1.PNG", 600)
     write_image(endometrial / "Ö Süd" / "testdata" / "NMI" / "p 9" / "b.jpeg", 601)
-    manifest = read_layout(endometrial, "endometrial", progress=False)
+    manifest = read_folders(endometrial, "endometrial", progress=False)
     assert manifest.select("Ö Süd", "train")["id"].tolist() == ["Ö Süd/train/MI/Frau Müller, 1/schnitt 名 1"]
 
 
@@ -114,26 +114,28 @@ def test_system_files_are_ignored_and_nothing_is_written(endometrial):
         return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in endometrial.rglob("*"))
 
     before = state()
-    assert len(read_layout(endometrial, "endometrial", progress=False).table) == 36
+    assert len(read_folders(endometrial, "endometrial", progress=False).table) == 36
     assert state() == before
 
 
 def test_reading_twice_and_without_verification_is_the_same(endometrial):
-    first = read_layout(endometrial, "endometrial", progress=False)
-    assert read_layout(endometrial, "endometrial", progress=False).sha256 == first.sha256
-    assert read_layout(endometrial, "endometrial", verify=False, progress=False).sha256 == first.sha256
+    first = read_folders(endometrial, "endometrial", progress=False)
+    assert read_folders(endometrial, "endometrial", progress=False).sha256 == first.sha256
+    assert read_folders(endometrial, "endometrial", verify=False, progress=False).sha256 == first.sha256
 
 
 def test_unknown_layout_and_missing_or_empty_root(tmp_path):
-    with pytest.raises(ManifestError, match="unknown layout 'prostata', expected one of endometrial, nuclei"):
-        read_layout(tmp_path, "prostata")
+    with pytest.raises(ManifestError, match="unknown task 'prostata', expected one of endometrial, camelyon17, prostate, nuclei"):
+        read_folders(tmp_path, "prostata")
+    with pytest.raises(ManifestError, match="the task prostate has no layout of folders of images"):
+        read_folders(tmp_path, "prostate")
     with pytest.raises(ManifestError, match="nowhere: data folder not found, expected a folder with one folder per center"):
-        read_layout(tmp_path / "nowhere", "nuclei")
+        read_folders(tmp_path / "nowhere", "nuclei")
     with pytest.raises(ManifestError, match="data folder is empty, expected a folder with one folder per center"):
-        read_layout(tmp_path, "nuclei")
+        read_folders(tmp_path, "nuclei")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ManifestError, match="file: data folder not found"):
-        read_layout(tmp_path / "file", "nuclei")
+        read_folders(tmp_path / "file", "nuclei")
 
 
 def test_other_layout(nuclei):
@@ -151,7 +153,7 @@ def test_center_without_split(endometrial, split):
 
 def test_nuclei_needs_train_and_test_but_not_val(nuclei):
     (nuclei / "SiteA/val").rename(nuclei.parent / "val")
-    assert len(read_layout(nuclei, "nuclei", progress=False).table) == 10
+    assert len(read_folders(nuclei, "nuclei", progress=False).table) == 10
     (nuclei / "SiteA/test").rename(nuclei.parent / "test")
     assert problems(nuclei, "nuclei") == ("center 'SiteA' has no test samples, expected SiteA/test/images/<image>",)
 
@@ -203,7 +205,7 @@ def test_mask_not_binary(nuclei, values, shown):
 
 def test_mask_of_zero_and_one(nuclei):
     write_mask(nuclei / "SiteA/test/labels/SiteAtest1_0_0.png", (0, 1))
-    assert len(read_layout(nuclei, "nuclei", progress=False).table) == 12
+    assert len(read_folders(nuclei, "nuclei", progress=False).table) == 12
 
 
 def test_stray_class_folder(endometrial):
@@ -252,7 +254,7 @@ def test_same_content_inside_a_split_is_a_warning(endometrial, caplog):
     source = endometrial / "A/traindata/MI/AtrMI0/1.png"
     (endometrial / "A/traindata/MI/AtrMI0/copy.png").write_bytes(source.read_bytes())
     with caplog.at_level(logging.WARNING):
-        manifest = read_layout(endometrial, "endometrial", progress=False)
+        manifest = read_folders(endometrial, "endometrial", progress=False)
     (warning,) = check_manifest(manifest, files=False)
     assert "is there 2 times" in warning and "AtrMI0/copy.png (train)" in warning
     assert warning in caplog.text
@@ -262,7 +264,7 @@ def test_center_with_one_class_is_a_warning(endometrial, caplog):
     for folder in endometrial.glob("B/*/NMI"):
         folder.rename(endometrial.parent / folder.parent.name)
     with caplog.at_level(logging.WARNING):
-        manifest = read_layout(endometrial, "endometrial", progress=False)
+        manifest = read_folders(endometrial, "endometrial", progress=False)
     warnings = check_manifest(manifest)
     assert [text.split(",")[0] for text in warnings] == [
         f"center 'B': all 3 {split} samples are of class 'MI'" for split in ("test", "train")
@@ -273,7 +275,7 @@ def test_center_with_one_class_is_a_warning(endometrial, caplog):
 def test_empty_masks_only_is_a_warning(nuclei):
     for path in (nuclei / "SiteB/test/labels").iterdir():
         write_mask(path, (0,))
-    manifest = read_layout(nuclei, "nuclei", progress=False)
+    manifest = read_folders(nuclei, "nuclei", progress=False)
     assert check_manifest(manifest) == ["center 'SiteB': all 2 test masks are empty, there is no nucleus"]
 
 
@@ -329,7 +331,7 @@ def test_broken_link(endometrial):
 def test_root_may_be_a_link(endometrial):
     link = endometrial.parent / "link"
     link.symlink_to(endometrial)
-    assert len(read_layout(link, "endometrial", progress=False).table) == 36
+    assert len(read_folders(link, "endometrial", progress=False).table) == 36
 
 
 def test_name_that_is_not_utf8(endometrial):
@@ -367,7 +369,7 @@ def large(manifest, patients=20):
 
 @pytest.fixture
 def big(endometrial):
-    return large(read_layout(endometrial, "endometrial", verify=False, progress=False))
+    return large(read_folders(endometrial, "endometrial", verify=False, progress=False))
 
 
 def test_validation_takes_whole_patients_of_all_classes(big):
@@ -400,7 +402,7 @@ def test_validation_keeps_the_only_patient_of_a_class_in_training(big):
 
 
 def test_validation_leaves_centers_that_have_one(nuclei):
-    manifest = read_layout(nuclei, "nuclei", verify=False, progress=False)
+    manifest = read_folders(nuclei, "nuclei", verify=False, progress=False)
     assert with_validation(manifest, 0.5, seed=0).sha256 == manifest.sha256
 
 
@@ -527,7 +529,7 @@ def test_subset_refuses(big):
 
 @pytest.mark.real_data
 def test_real_patches(real_data_root):
-    manifest = read_layout(real_data_root / "idc_patches", "endometrial", progress=False)
+    manifest = read_folders(real_data_root / "idc_patches", "endometrial", progress=False)
     assert manifest.centers == ("A", "B", "C", "D", "E") and manifest.classes == ("0", "1")
     assert len(manifest.table) == sum(1 for _ in (real_data_root / "idc_patches").rglob("*.png"))
     assert check_manifest(manifest, files=False) == []
@@ -538,7 +540,7 @@ def test_real_patches(real_data_root):
 
 @pytest.mark.real_data
 def test_real_nuclei(real_data_root):
-    manifest = read_layout(real_data_root / "nuclei", "nuclei", progress=False)
+    manifest = read_folders(real_data_root / "nuclei", "nuclei", progress=False)
     assert manifest.table.groupby("center").size().to_dict() == {"SiteA": 50, "SiteB": 28, "SiteC": 28, "SiteD": 64}
     assert manifest.table.groupby("center")["patient"].nunique().to_dict() == {
         "SiteA": 11,
@@ -586,11 +588,11 @@ def test_system_folders_are_counted_at_every_level(endometrial, caplog):
         write_image(endometrial / place / "@eaDir" / "SYNOPHOTO_THUMB_M.jpg", 1)
     shutil.rmtree(endometrial / "C" / "traindata")
     notes = []
-    manifest = read_layout(endometrial, "endometrial", progress=False, notes=notes)
+    manifest = read_folders(endometrial, "endometrial", progress=False, notes=notes)
     assert len(manifest.table) == 30 and manifest.training_centers == ("A", "B"), "and C is still a centre that only tests"
     assert notes == ["6 file(s) and folder(s) of file servers and systems are not read: 6 @eaDir"]
     assert "@eaDir" not in caplog.text
-    read_layout(endometrial, "endometrial", progress=False)
+    read_folders(endometrial, "endometrial", progress=False)
     assert "6 @eaDir" in caplog.text
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from vfmgl_lib.data.images import ImageError
 from vfmgl_lib.data.loading import ORIENTATIONS, TURNED_SHARE, ImageDataset, draw_orientations, epoch_batches, load_batches, oriented
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def segmentation(tmp_path):
             image.save(root / f"SiteA/{split}/images/{split}{number}.png")
             mask = Image.fromarray(rng.integers(0, 2, (12, 20), dtype=np.uint8) * 255)
             mask.save(root / f"SiteA/{split}/labels/{split}{number}.png")
-    return read_layout(root, "nuclei", progress=False)
+    return read_folders(root, "nuclei", progress=False)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def classification(tmp_path):
                 folder = root / "A" / split / label / f"{split}{label}{number}"
                 folder.mkdir(parents=True)
                 Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(folder / "1.png")
-    return read_layout(root, "endometrial", progress=False)
+    return read_folders(root, "endometrial", progress=False)
 
 
 def dataset(manifest, image_size=8, teacher_size=14, **options):
@@ -213,7 +213,7 @@ def test_refuses(segmentation):
 @pytest.mark.real_data
 def test_real_sets(real_data_root):
     for folder, layout, size in (("idc_patches", "endometrial", 224), ("nuclei", "nuclei", 256)):
-        manifest = read_layout(real_data_root / folder, layout, verify=False, progress=False)
+        manifest = read_folders(real_data_root / folder, layout, verify=False, progress=False)
         data = ImageDataset(manifest, manifest.select(manifest.centers[0], "train"), size, 224)
         (batch,) = load_batches(data, [list(range(4))])
         assert batch["image"].shape == (4, 3, size, size) and batch["teacher_image"].shape == (4, 3, 224, 224)

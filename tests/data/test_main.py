@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vfmgl_lib.tasks.fetch import Fetched
-from vfmgl_lib.tasks.prepare import FORMATS, read_prepared
+from vfmgl_lib.tasks.prepare import formats_of, read_prepared
+from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tools.data import __main__ as module
 from vfmgl_lib.tools.data.__main__ import main
 
@@ -142,14 +143,14 @@ def test_a_wrong_call_ends_with_status_two(call, tmp_path, monkeypatch, argument
 def test_help_says_what_there_is(call):
     status, said, _ = call("prepare", "--help")
     assert status == 0
-    for task, forms in FORMATS.items():
+    for task, forms in ((name, formats_of(record)) for name, record in TASKS.items()):
         for form in forms:
             assert re.search(rf"^  {task} +{form.name}: {re.escape(form.description)}$", said, re.MULTILINE)
     for option in ("--source", "--out", "--format", "--split {patient,source,image}", "--seed"):
         assert option in said
     for command, words in {
         "verify": ("DIR",),
-        "fetch": (*FORMATS, "--out", "--only"),
+        "fetch": (*TASKS, "--out", "--only"),
         "": ("prepare", "verify", "fetch", "Exit status"),
     }.items():
         status, said, _ = call(*filter(None, (command, "--help")))

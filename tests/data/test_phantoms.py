@@ -17,11 +17,11 @@ from skimage.measure import regionprops
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, image_features
 from vfmgl_lib.tasks import phantoms
 from vfmgl_lib.tasks.endometrial import phantom as endometrial
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.nuclei import phantom as nuclei
 from vfmgl_lib.tasks.painting.fields import ellipse_distance, smooth_field, smooth_union
 from vfmgl_lib.tasks.painting.sampling import patient_name
-from vfmgl_lib.tasks.phantoms import GENERATORS, write_phantoms
+from vfmgl_lib.tasks.phantoms import generator_of, write_phantoms
 
 SAMPLES = {
     "endometrial": {"train": 5, "test": 3},
@@ -42,7 +42,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def rendered(layout: str, count: int, size: int, heterogeneity: float, split: str = "train", seed: int = 1):
     """The arrays and the sample of every planned image of four centres (with a split of "test" also of the external ones)."""
-    generator = GENERATORS[layout]
+    generator = generator_of(layout)
     planned = generator.plan(4, {split: count}, heterogeneity, seed)
     return [generator.render(sample, size, heterogeneity, seed) for sample in planned], planned
 
@@ -61,7 +61,7 @@ def test_same_arguments_give_same_bytes(tmp_path, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_is_read(tmp_path, layout):
     root = write(tmp_path / "with space and ü", layout)
-    manifest = read_layout(root, layout, progress=False)
+    manifest = read_folders(root, layout, progress=False)
     table = manifest.table
     external = {"endometrial": endometrial.EXTERNAL_CENTERS, "nuclei": ()}[layout]
     for center in manifest.centers:
@@ -92,7 +92,7 @@ def test_nuclei_masks_are_binary_and_cover_part_of_the_tile():
 def test_second_call_reuses_the_folder(tmp_path, layout, monkeypatch):
     root = write(tmp_path, layout)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    monkeypatch.setattr(GENERATORS[layout], "render", None)
+    monkeypatch.setattr(generator_of(layout), "render", None)
     assert write(tmp_path, layout) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
@@ -334,7 +334,7 @@ def test_at_heterogeneity_0_all_centres_have_the_same_patients():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("heterogeneity", [0.0, 2.0])
 def test_extreme_settings_render(layout, heterogeneity):
-    generator = GENERATORS[layout]
+    generator = generator_of(layout)
     planned = generator.plan({"endometrial": 4, "nuclei": 6}[layout], {"train": 1, "test": 1}, heterogeneity, 9)
     assert {sample.center for sample in planned} == set(range(6))
     for size in (32, 65, 224):
@@ -348,7 +348,7 @@ def by_center(layout: str, count: int, size: int, heterogeneity: float, seed: in
     """id, center, patient and image (size, size, 3) in [0, 1] of `count` training images of each of four centres."""
     arrays, planned = rendered(layout, count, size, heterogeneity, seed=seed)
     images = [np.broadcast_to(first.reshape(size, size, -1) / 255, (size, size, 3)) for first, *_ in arrays]
-    named = [(s.paths[0], GENERATORS[layout].CENTER_NAMES[s.center], patient_name(s.center, s.split, s.patient)) for s in planned]
+    named = [(s.paths[0], generator_of(layout).CENTER_NAMES[s.center], patient_name(s.center, s.split, s.patient)) for s in planned]
     return pd.DataFrame(named, columns=["id", "center", "patient"]).assign(image=images)
 
 

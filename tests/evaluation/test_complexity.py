@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.complexity import beside_paper, count, counted, footprint, ratios, teacher_shape
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.tools.export.formats import onnx_model
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation import inversion
 from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import build_student
 
@@ -55,7 +56,7 @@ def test_the_simulated_epoch_is_the_centres_own(phantoms, task):
     with torch_seed(seed_sequence(0, "student")):
         student = build_student(settings.student.name, 2, 4)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    client = Client(center, settings, copy.deepcopy(student), None, data, torch.device("cpu"))
+    client = Client(center, settings, METHODS[settings.method].switches, copy.deepcopy(student), None, data, torch.device("cpu"))
     update = client.run_round(1, before)
     model, inputs = copy.deepcopy(student).train(), []
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]

@@ -3,8 +3,8 @@
 import pandas as pd
 import torch
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.rounds import RoundEvaluation, RoundTables
+from vfmgl_lib.methods.settings import load_settings
 
 
 class Made(RoundEvaluation):

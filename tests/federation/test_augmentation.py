@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.feature_cache import FeatureCache
 from vfmgl_lib.data.loading import TURNED_SHARE, oriented
 from vfmgl_lib.federation import client as client_module
 from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study.workspace import open_workspace
 

@@ -15,8 +15,8 @@ import yaml
 from flwr.app import Context, RecordDict
 from flwr.server.workflow import SecAggPlusWorkflow
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.federation.exchange import epsilon
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tools.data.__main__ import main as data_main
 from vfmgl_lib.tools.flower.__main__ import command_line
 

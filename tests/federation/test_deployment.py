@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from vfmgl_lib.config import load_settings
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
 from vfmgl_lib.tools.flower import credentials, deployment

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from vfmgl_lib import config
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import SMALLEST_VARIANCE, epsilon, in_words, incoming, outgoing
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
+from vfmgl_lib.methods.settings import load_settings
 
 SIX_SIGMA = 6  # a correct noise leaves such a bound once in 5e8 runs
 HALF = 2.0**-11  # relative rounding error of float16 in its normal range

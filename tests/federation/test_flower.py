@@ -17,7 +17,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import DECLARED_METRICS, Update, UpdateError
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower import network as flower
@@ -45,7 +45,7 @@ def test_the_network_changes_no_bit(federation, wire, tmp_path, method):
         assert (one.shared is None) == (round.shared is None)
     assert _equal(server.state_dict(), other.state_dict())
     for client, twin in zip(apart, together, strict=True):
-        if client.strategy.adopts:
+        if client.switches.adopts:
             client.adopt(done[-1].shared)
         assert _equal(client.student.state_dict(), twin.student.state_dict())
     if done[-1].shared is not None:

@@ -7,7 +7,14 @@ import torch
 
 from vfmgl_lib.federation import client as client_module
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.strategies import DECLARED_METRICS, average
+from vfmgl_lib.federation.servers import DECLARED_METRICS, WeightedMean
+
+
+def average(updates, weights="samples"):
+    mean = WeightedMean(weights)
+    for update in updates:
+        mean.add(update)
+    return mean.state()
 
 
 def _states(clients):
@@ -155,4 +162,4 @@ def test_diverged_training_says_where_and_what_to_lower(federation):
 def test_a_method_with_a_teacher_is_refused_without_one(federation):
     clients, _ = federation("nuclei")
     with pytest.raises(ValueError, match="method vfmgl learns from a frozen teacher; none was given"):
-        client_module.Client("A", clients[0].settings, clients[1].student, None, clients[0].data, torch.device("cpu"))
+        client_module.Client("A", clients[0].settings, clients[0].switches, clients[1].student, None, clients[0].data, torch.device("cpu"))

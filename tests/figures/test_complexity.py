@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.evaluation.complexity import counted
 from vfmgl_lib.figures import complexity as drawn
+from vfmgl_lib.methods.settings import load_settings
 
 
 def texts(figure) -> list[str]:

@@ -5,10 +5,10 @@ import math
 import pandas as pd
 import pytest
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.figures import deduction
 from vfmgl_lib.figures.style import save_figure
 from vfmgl_lib.method.ddbl import margin_to_drop
+from vfmgl_lib.methods.settings import load_settings
 
 SETTINGS = load_settings("nuclei", "paper").deduction
 KAPPA = SETTINGS.keep_ratio

@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vfmgl_lib.config import load_settings
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
 from vfmgl_lib.evaluation.heterogeneity import center_distances, stain_profile
 from vfmgl_lib.figures import heterogeneity, samples
 from vfmgl_lib.figures.style import DOUBLE, save_figure
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import write_phantoms
 
 TABLE_1 = Path(__file__).parents[2] / "data_manifests" / "table1_endometrial_patients.csv"
@@ -26,7 +26,7 @@ TABLE_1 = Path(__file__).parents[2] / "data_manifests" / "table1_endometrial_pat
 def manifest(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     splits = {"train": 4, "test": 4} if request.param == "endometrial" else {"train": 2, "val": 2, "test": 2}
-    return read_layout(
+    return read_folders(
         write_phantoms(root / "data", request.param, centers=2, samples=splits, image_size=48), request.param, progress=False
     )
 

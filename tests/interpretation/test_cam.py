@@ -9,7 +9,7 @@ from PIL import Image
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.interpretation import cam
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import lesion_masks, write_phantoms
 
 
@@ -194,7 +194,7 @@ def test_bad_input(resnet, unet, images):
 
 
 def test_maps_of_a_data_set_and_weights_that_are_not_finite(resnet, phantoms):
-    manifest = read_layout(phantoms, "endometrial", progress=False)
+    manifest = read_folders(phantoms, "endometrial", progress=False)
     data = ImageDataset(manifest, manifest.select("A", "test"), 64)
     found = cam.activation_maps(resnet, data, batch_size=4)
     assert found["id"].tolist() == data.table["id"].tolist() and found["map"][0].shape == (8, 8)

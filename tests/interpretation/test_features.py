@@ -9,7 +9,7 @@ from scipy.stats import ttest_ind, ttest_ind_from_stats, ttest_rel
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.interpretation import features as feats
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import write_phantoms
 
 
@@ -23,7 +23,7 @@ def table(values, splits=None, labels=None, patients=None, center="A"):
 @pytest.mark.parametrize("layout", ["endometrial", "nuclei"])
 def test_features_are_what_the_head_reads(layout, tmp_path):
     root = write_phantoms(tmp_path / "p", layout, centers=1, samples={"train": 3, "test": 2}, image_size=32)
-    manifest = read_layout(root, layout, progress=False)
+    manifest = read_folders(root, layout, progress=False)
     data = ImageDataset(manifest, manifest.select(manifest.training_centers[0], "train"), 32)
     torch.manual_seed(0)
     student = (ResNet18 if layout == "endometrial" else UNet)(2, width=4)

@@ -15,7 +15,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teachers import TeacherError, TeacherSource, load_teacher
 from vfmgl_lib.models.weights import read_weights
 from vfmgl_lib.tools.batch.settings import BatchError, resolve_teacher

@@ -5,10 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.tasks.painting.sampling import scattered
-from vfmgl_lib.tasks.phantoms import GENERATORS
+from vfmgl_lib.tasks.phantoms import generator_of
+from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tools.pretrain import training
 from vfmgl_lib.tools.pretrain.__main__ import main
 from vfmgl_lib.tools.pretrain.formulas import Painter
@@ -50,9 +52,9 @@ def test_a_bank_of_other_phantoms_is_refused(bank_file):
         phantom_bank(bank_file, 5, 128, processes=1)
 
 
-@pytest.mark.parametrize("layout", list(GENERATORS))
+@pytest.mark.parametrize("layout", list(TASKS))
 def test_random_centres_go_beyond_the_studies(layout):
-    generator = GENERATORS[layout]
+    generator = generator_of(layout)
     drawn = [scattered(generator.COMMON, generator.CENTERS, np.random.default_rng(seed)) for seed in range(200)]
     for name in ("noise", "blur"):
         known = [getattr(profile, name) for profile in (generator.COMMON, *generator.CENTERS)]
@@ -122,7 +124,7 @@ def test_the_loss_sees_every_answer(bank_file):
 
 def test_the_shipped_weights_know_nuclei():
     """How much of a patch nuclei cover is a linear function of its token, on tiles of the studies' own centres."""
-    generator = GENERATORS["nuclei"]
+    generator = generator_of("nuclei")
     planned = generator.plan(2, {"train": 6, "test": 6}, 1.0, 0)
     features = {"train": [], "test": []}
     teacher = load_teacher("pocket_vit", grid=8)

@@ -1,7 +1,7 @@
-"""Settings of a study: frozen, validated once, built from the paper's table, a profile (values only) and parameters.
+"""Settings of a study, section by section, and what a profile says of them; `methods.settings` makes a study's settings of it.
 
 `notebooks/profiles/paper.yaml` holds the paper's settings (method.md §5 of the design; paper "Methods", released demos); every other
-profile names only what it changes, so that its deviations from the paper are exactly its lines (`StudySettings.deviations`).
+profile names only what it changes, so that its deviations from the paper are exactly its lines (`methods.settings.deviations`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import (
     Field,
-    ValidationError,
+    SerializeAsAny,
     model_validator,
 )
 
@@ -41,6 +41,7 @@ from vfmgl_lib.config.sections import (
     TeacherSettings,
     TransferSettings,
 )
+from vfmgl_lib.tasks.records import TASKS, find_task
 
 PROFILES = Path(__file__).parents[2] / "notebooks" / "profiles"
 
@@ -86,24 +87,26 @@ class StudySettings(Settings):
     exchange: ExchangeSettings
     faults: FaultSettings
     compute: ComputeSettings
-    comparators: ComparatorSettings
+    comparators: SerializeAsAny[ComparatorSettings]
     comparison: ComparisonSettings
     interpretation: InterpretationSettings
     footprint: FootprintSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
-        segmentation = self.data.layout in ("prostate", "nuclei")
-        if segmentation != (self.student.name == "unet") or segmentation != (self.loss == "dice"):
+        record = find_task(self.data.layout)
+        if record.is_segmentation != (self.student.name == "unet") or record.is_segmentation != (self.loss == "dice"):
             raise ValueError(
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
                 "a classification has resnet18 with cross_entropy, a segmentation unet with dice"
             )
-        # Both, whatever the method: a study of another method is made of these settings without checking them again.
-        weights = {"federation.weights": self.federation.weights, "comparators.harmofl.weights": self.comparators.harmofl.weights}
-        for name, value in weights.items():
-            if not self.exchange.share_counts and value != "uniform":
-                raise ValueError(f"exchange.share_counts false: without the numbers of samples {name} must be uniform, got {value}")
+        # All, whatever the method: a study of another method is made of these settings without checking them again.
+        sections = {f"comparators.{name}": getattr(self.comparators, name) for name in type(self.comparators).model_fields}
+        for name, section in {"federation": self.federation, **sections}.items():
+            if not self.exchange.share_counts and getattr(section, "weights", "uniform") != "uniform":
+                raise ValueError(
+                    f"exchange.share_counts false: without the numbers of samples {name}.weights must be uniform, got {section.weights}"
+                )
         if self.exchange.noise and not self.exchange.clip:
             raise ValueError("exchange.noise: noise protects nothing without exchange.clip, which bounds what one centre can change")
         if self.exchange.noise and self.exchange.share_counts:
@@ -120,13 +123,6 @@ class StudySettings(Settings):
     def evaluation_batch_size(self) -> int:
         """Images at once in evaluation. Where a batch is normalised by itself its size matters: as in training."""
         return max(32 if self.batch_norm != "batch" else 1, self.optimizer.batch_size)
-
-    @property
-    def own_comparators(self) -> dict[str, dict[str, Any]]:
-        """The parts of `methods` that this method reads."""
-        # Logit distillation fits the frozen probe as its teacher; FedPer is FedRep with a setting of its own.
-        used = (self.method, {"logit_kd": "frozen_probe", "fedper": "fedrep"}.get(self.method, ""))
-        return {name: part for name, part in self.comparators.model_dump(mode="json").items() if name in used}
 
     def key(self, *data: str) -> str:
         """Hash of the settings, the library's version and `data` (hashes of manifest and teacher): names the study's folder.
@@ -147,61 +143,16 @@ class StudySettings(Settings):
         if self.deduction.rule != "quantile":
             del values["deduction"]["quantile"]
         del values["deduction"]["gradient_every"]
-        values["comparators"] = self.own_comparators
+        values["comparators"] = self.comparators.of(self.method)
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 
     def deviations(self) -> pd.DataFrame:
         """Every setting that differs from the paper's: columns setting, paper, here."""
-        paper = _flatten(_profile_values("paper")[self.task])
-        here = _flatten(self.model_dump(mode="json", exclude={"footprint"}))
+        defaults = type(self.comparators)().model_dump(mode="json")
+        paper = flatten({**profile_values("paper")[self.task], "comparators": defaults})
+        here = flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
         return pd.DataFrame(rows, columns=["setting", "paper", "here"])
-
-
-def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
-    """The settings of one task under a profile.
-
-    Args:
-        task: a task of the profile, e.g. "nuclei".
-        profile: "smoke", "quick", "paper" or a YAML file.
-        overrides: top-level settings (method, seed, device, centers) or nested ones with "__", e.g. federation__rounds=3.
-    Raises: ConfigError: naming every setting that is unknown or out of range.
-    """
-    tasks = _profile_values(profile)
-    if task not in tasks:
-        raise ConfigError(f"task {task!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}")
-    values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
-    for name, value in overrides.items():
-        _merge(values, _nested(name.split("__"), value))
-    return checked_settings(values)
-
-
-def checked_settings(values: dict[str, Any]) -> StudySettings:
-    """The settings of these values, nested as in `StudySettings`.
-
-    Raises: ConfigError: naming every setting that is unknown or out of range.
-    """
-    try:
-        return StudySettings(**values)
-    except ValidationError as error:
-        task = values["task"]
-        problems = [f"{_named(e['loc']) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
-
-
-def _named(place: tuple[int | str, ...]) -> str:
-    return ".".join(part for part in map(str, place) if not part.startswith("_"))
-
-
-def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:
-    """The settings with some of them changed, named as in "optimizer.lr".
-
-    Raises: ConfigError: a setting that does not exist, a value out of range.
-    """
-    values = settings.model_dump()
-    for name, value in changes.items():
-        _merge(values, _nested(name.split("."), value))
-    return checked_settings(values)
 
 
 def setting_value(settings: StudySettings, name: str) -> Any:
@@ -211,11 +162,15 @@ def setting_value(settings: StudySettings, name: str) -> Any:
 
 def task_names(profile: str | Path = "smoke") -> list[str]:
     """The tasks that a profile has settings for."""
-    return sorted(_profile_values(profile))
+    return sorted(profile_values(profile))
 
 
-def _profile_values(profile: str | Path) -> dict[str, dict]:
-    """task -> nested settings: the paper's table, with the profile's lines (for all tasks, then per task) laid over it."""
+def profile_values(profile: str | Path) -> dict[str, dict]:
+    """task -> nested settings: what the task's record says, the paper's table, then the profile's lines, each laid over those before.
+
+    A task that the paper does not have starts from the settings of the one that its record names (`settings_like`).
+    Raises: ConfigError: no such profile, not YAML, unknown keys or tasks.
+    """
     path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -226,16 +181,20 @@ def _profile_values(profile: str | Path) -> dict[str, dict]:
         raise ConfigError(f"profile {path}: {error}") from error
     if not isinstance(content, dict) or set(content) - {"all", "tasks"}:
         raise ConfigError(f"profile {path}: top-level keys must be 'all' and 'tasks', got {list(content or [])}")
+    if unknown := sorted(set(content.get("tasks") or {}) - set(TASKS)):
+        raise ConfigError(f"profile {path}: unknown tasks {unknown}; there are {sorted(TASKS)}")
     tasks: dict[str, dict] = {}
-    for task in paper["tasks"]:
-        values: dict = {}
-        for layer in (paper, content):
-            for part in (layer.get("all") or {}, (layer.get("tasks") or {}).get(task) or {}):
-                _merge(values, part)
-        tasks[task] = values
-    unknown = sorted(set(content.get("tasks") or {}) - set(tasks))
-    if unknown:
-        raise ConfigError(f"profile {path}: unknown tasks {unknown}; the paper's are {sorted(tasks)}")
+    for name, record in TASKS.items():
+        like = record.settings_like or name
+        if like not in paper["tasks"]:
+            raise ConfigError(f"task {name}: settings_like must name a task of the paper, one of {', '.join(paper['tasks'])}")
+        layers = [part for layer in (paper, content) for part in (layer.get("all"), (layer.get("tasks") or {}).get(like))]
+        if like != name:
+            layers += [record.settings, (content.get("tasks") or {}).get(name)]
+        values: dict = {"loss": record.loss, "student": {"name": record.student}, "data": {"layout": name}}
+        for part in layers:
+            merge(values, part or {})
+        tasks[name] = values
     return tasks
 
 
@@ -243,24 +202,27 @@ def _profile_values(profile: str | Path) -> dict[str, dict]:
 WHOLE = ("per_center", "samples", "split")
 
 
-def _merge(base: dict, over: dict) -> None:
+def merge(base: dict, over: Mapping) -> None:
+    """Lays settings over others, section by section."""
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict) and key not in WHOLE:
             base[key] = dict(base[key])
-            _merge(base[key], value)
+            merge(base[key], value)
         else:
             base[key] = value
 
 
-def _nested(path: list[str], value: Any) -> dict:
-    return {path[0]: _nested(path[1:], value) if len(path) > 1 else value}
+def nested(path: list[str], value: Any) -> dict:
+    """["a", "b"], 1 -> {"a": {"b": 1}}."""
+    return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
 
 
-def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and key not in WHOLE:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

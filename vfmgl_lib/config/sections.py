@@ -52,7 +52,7 @@ _OneDivision = Annotated[
 
 
 class DataSettings(Settings):
-    layout: Literal["endometrial", "camelyon17", "prostate", "nuclei"]
+    layout: str = Field(description="the task, as `tasks.records.TASKS` names it")
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
@@ -97,7 +97,7 @@ class TeacherSettings(Settings):
 
 
 class StudentSettings(Settings):
-    name: Literal["resnet18", "unet"]
+    name: Literal["resnet18", "unet"] = Field(description="the task's")
     width: int = Field(ge=4)
     weights: str = Field(description="none, hub or a safetensors file")
 
@@ -139,7 +139,7 @@ class TransferSettings(Settings):
 
 
 class DeductionSettings(Settings):
-    """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.strategies.STRATEGIES`)."""
+    """Stage II; whether it runs, and whether it drops batches, is the method's (`federation.servers.Switches`)."""
 
     task_share: float = Field(ge=0, le=1, description="alpha: share of the task loss beside the KL")
     rule: Literal["kappa", "quantile"] = Field(description="kappa: the paper's threshold; quantile: a fixed share of the batches")
@@ -198,57 +198,12 @@ class FaultSettings(Settings):
     largest_norm: float = Field(gt=1, description="an update's norm, as a multiple of the shared model's, above which it is refused")
 
 
-class FedProxSettings(Settings):
-    mu: float = Field(ge=0, description="weight of half the squared distance to the shared model")
-
-
-class HarmoFLSettings(Settings):
-    block: float = Field(ge=0, lt=0.5, description="L: the amplitude block has side 2 floor(L min(H, W)) + 1; 0: the mean alone")
-    amplitude_momentum: float = Field(gt=0, le=1, description="share of a batch's mean amplitude in the running one")
-    perturbation: float = Field(ge=0, description="alpha: length of the weight perturbation")
-    weights: Literal["samples", "uniform"]
-
-
-class MetaFedSettings(Settings):
-    threshold: float = Field(ge=0, le=1, description="validation score above which a centre distils instead of copying")
-    distillation: float = Field(ge=0, description="lambda, weight of the feature distance")
-    init_share: float = Field(gt=0, lt=1, description="share of federation.rounds in which every centre trains alone; at least one round")
-    copy_bn: bool = Field(description="copying takes the teacher's batch normalisation too")
-
-
-class DittoSettings(Settings):
-    proximity: float = Field(ge=0, description="lambda: weight of half the squared distance from the personal model to the shared one")
-
-
-class FedRepSettings(Settings):
-    head_epochs: int = Field(ge=0, description="epochs of the head alone before those of the body; 0: both together (FedPer)")
-
-
-class ProxyFLSettings(Settings):
-    distillation_share: float = Field(ge=0, le=1, description="a: loss = (1 - a) task + a KL, of both models")
-    kept_share: float = Field(gt=0, lt=1, description="share of its proxy that a centre does not pass on")
-
-
-class FrozenProbeSettings(Settings):
-    inverse_regularization: float = Field(gt=0, description="C of the logistic regression on standardised features")
-
-
-class LogitKDSettings(Settings):
-    distillation_share: float = Field(ge=0, le=1, description="a: loss = (1 - a) task + a tau^2 KL")
-    temperature: float = Field(gt=0, description="tau")
-
-
 class ComparatorSettings(Settings):
-    """One part a method; a study's key has the running method's only. Where the values come from: paper.yaml."""
+    """One section a method that has settings of its own; `methods.settings` makes the class that has them all."""
 
-    fedprox: FedProxSettings
-    harmofl: HarmoFLSettings
-    metafed: MetaFedSettings
-    ditto: DittoSettings
-    fedrep: FedRepSettings
-    proxyfl: ProxyFLSettings
-    frozen_probe: FrozenProbeSettings
-    logit_kd: LogitKDSettings
+    def of(self, method: str) -> dict[str, dict[str, Any]]:
+        """The sections that a method reads, as plain values."""
+        raise NotImplementedError
 
 
 class TuningSettings(Settings):
@@ -267,7 +222,7 @@ class TuningSettings(Settings):
 class ComparisonSettings(Settings):
     """Which studies the comparison is made of; none of it is part of a study."""
 
-    methods: tuple[str, ...] = Field(description="those that notebook 05 runs; empty: all of comparators.methods.METHODS")
+    methods: tuple[str, ...] = Field(description="those that notebook 05 runs; empty: all of methods.registry.METHODS")
     seeds: int = Field(ge=1, description="notebook 05 runs the seeds from the study's on, so many")
     splits: tuple[tuple[float, int], ...] = Field(description="(train share, seed) of every division that notebook 06 runs")
     tuning: TuningSettings

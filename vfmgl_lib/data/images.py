@@ -64,11 +64,6 @@ class Reading:
 PLAIN = Reading()  # of a set that says nothing
 
 
-def earlier_reading(task: str) -> Reading:
-    """Of sets, studies and models of 0.1.0, which do not say it: black behind radiology, white behind histology."""
-    return Reading(background="black" if task in ("endometrial", "prostate") else "white")
-
-
 def decode_image(path: Path, name: str | None = None, reading: Reading = PLAIN, first_frame: bool = False) -> Image.Image:
     """A file's only frame, fully decoded, as an 8-bit RGB image; a grayscale image gets three equal channels.
 

@@ -360,7 +360,7 @@ def read_manifest(path: Path | str, root: Path | str, reading: Reading = PLAIN) 
         path: the CSV; `<name>.json` with "task_kind" and "classes" stands beside it. Its "sha256" may be missing
             (a manifest written by hand); if there it must be the table's.
         root: the data folder.
-        reading: of a manifest that does not say it, as those of 0.1.0 (`images.earlier_reading`).
+        reading: of a manifest that does not say it, as those of 0.1.0 (`tasks.records.earlier_reading`).
     Raises: ManifestError: naming the file, the line and what was expected; or the names that cannot be used (`data.names`).
     """
     path = Path(path)

@@ -39,9 +39,11 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import TASK_LOSSES, Client, training_batches
 from vfmgl_lib.federation.exchange import epsilon, incoming, outgoing
-from vfmgl_lib.federation.strategies import State, Update
+from vfmgl_lib.federation.servers import State, Update
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import Student, build_student
+from vfmgl_lib.tasks.records import find_task
 
 # Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.
 SIDE = 64
@@ -244,7 +246,7 @@ def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tens
             recalibrate(model, [images])
         update = Update(center, dict(model.state_dict()), len(images), {})
     else:
-        client = Client(center, task, copy.deepcopy(student), None, data, torch.device("cpu"))
+        client = Client(center, task, METHODS[task.method].switches, copy.deepcopy(student), None, data, torch.device("cpu"))
         sizes = [len(rows) for rows in client.batches(1, "I")]
         update, steps = client.run_round(1, before), len(sizes)
         batches = list(targets.split(sizes)[: attack.simulated])
@@ -274,5 +276,5 @@ def _ssim(found: Tensor, true: Tensor) -> float:
 
 def _picture(image: Tensor, settings: StudySettings) -> np.ndarray:
     """(S, S, 3); of a slice between its neighbours that slice, in grey."""
-    shown = image[1:2].expand(3, -1, -1) if settings.data.layout == "prostate" else image
+    shown = image[1:2].expand(3, -1, -1) if find_task(settings.data.layout).channels == "neighbours" else image
     return shown.permute(1, 2, 0).numpy()

@@ -28,7 +28,8 @@ from vfmgl_lib.evaluation.metric import Metric
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff, undefined_reason
 from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
-from vfmgl_lib.methods.registry import METHODS, reference_at
+from vfmgl_lib.methods.budgets import reference_at
+from vfmgl_lib.methods.registry import METHODS
 
 SHARED, ADAPTED = "shared", "adapted"  # the shared model with averaged statistics; with those re-estimated where it is tested
 STAGES = ("untrained", "I", "II", SHARED, ADAPTED)  # a later stage is what the method uses

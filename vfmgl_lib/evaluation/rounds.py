@@ -15,7 +15,7 @@ from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, mean_embedding, metrics_of, predict
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.methods.registry import report_rounds
+from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student
 

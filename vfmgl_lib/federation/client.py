@@ -20,8 +20,8 @@ from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, fixed_batches, load_batches
 from vfmgl_lib.federation.exchange import outgoing
+from vfmgl_lib.federation.servers import State, Switches, Update
 from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
-from vfmgl_lib.federation.strategies import STRATEGIES, State, Update
 from vfmgl_lib.kernels.overlap import soft_dice_loss
 from vfmgl_lib.method.hgkt import HGKT, StepRecord, channel_scale, critical_stages
 from vfmgl_lib.method.projections import held_out_rows
@@ -54,6 +54,7 @@ class Client:
     Args:
         center: its name.
         settings: the study's.
+        switches: what the study's method does (`methods.record.Method`).
         student: its local model, moved in place; all centres start from equal weights.
         teacher: the frozen teacher, or None for a method without one.
         data: the centre's training set.
@@ -66,6 +67,7 @@ class Client:
         self,
         center: str,
         settings: StudySettings,
+        switches: Switches,
         student: Student,
         teacher: Teacher | None,
         data: ImageDataset,
@@ -75,22 +77,22 @@ class Client:
     ):
         self.center, self.settings, self.data, self.device, self.cache = center, settings, data, device, cache
         self.validation = validation
-        self.strategy = STRATEGIES[settings.method]
-        if self.strategy.teacher and teacher is None:
+        self.switches = switches
+        if self.switches.teacher and teacher is None:
             raise ValueError(f"method {settings.method} learns from a frozen teacher; none was given")
         channels_last = settings.compute.channels_last and device.type == "cuda"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.teacher = teacher
         self.student = self.local_model(student).to(device, memory_format=self.memory_format)
-        self.kept = part_names(self.student, self.strategy.keeps)  # of its state: never sent, never overwritten
+        self.kept = part_names(self.student, self.switches.keeps)  # of its state: never sent, never overwritten
         self.task_loss = TASK_LOSSES[settings.loss]
         self.hgkt: HGKT | None = None
-        if self.strategy.transfer and teacher is not None:
+        if self.switches.transfer and teacher is not None:
             with torch_seed(seed_sequence(settings.seed, center, "transfer")):
                 self.hgkt = HGKT(self.student, teacher.stack_shapes, settings.transfer, settings.optimizer.lr, self.task_loss)
         self.optimizer = self._task_optimizer()
         own = self.student.state_dict()
-        needed = settings.exchange.clip or self.strategy.distillation
+        needed = settings.exchange.clip or self.switches.distillation
         self.initial_state: State = {name: tensor.detach().cpu().clone() for name, tensor in own.items()} if needed else {}
         self._untrained: Worth | None = None
         self.stage_one_state: State = {}
@@ -116,7 +118,7 @@ class Client:
         self.recalibrate(self.student)
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         kept_share = float("nan")
-        if self.strategy.distillation and received is not None and round_number > 1:
+        if self.switches.distillation and received is not None and round_number > 1:
             kept_share = run_stage_two(self, round_number, received, task_loss, frozen, progress)
             self.recalibrate(self.student)
             self.last_stage = "II"
@@ -137,10 +139,10 @@ class Client:
         """
         if received is None:
             return
-        start = self.settings.federation.local_start if self.strategy.distillation else "own"
+        start = self.settings.federation.local_start if self.switches.distillation else "own"
         # Training normalises by the batch and reads no BN statistics. Those received stand where the running averages of this round start
         # (`batch_norm: running`); re-estimated ones replace them after stage I.
-        if self.strategy.adopts or start == "shared":
+        if self.switches.adopts or start == "shared":
             self.overwrite(received)
         elif start == "mix":
             own = self.student.state_dict()
@@ -166,7 +168,7 @@ class Client:
     def sent_state(self) -> tuple[State, State]:
         """Copies of the model that leaves the centre and of the declared aggregates beside it, on the CPU."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items() if name not in self.kept}
-        return (state if self.strategy.sends else {}), {}
+        return (state if self.switches.sends else {}), {}
 
     def adopt(self, state: State) -> None:
         """The shared model overwrites the local one and becomes the centre's own, with the centre's statistics of batch normalisation.
@@ -206,7 +208,7 @@ class Client:
 
     def batch_count(self, round_number: int) -> int:
         """Batches that `run_round` will go through, for progress bars."""
-        epochs = self.settings.federation.epochs * (1 + (self.strategy.distillation and round_number > 1))
+        epochs = self.settings.federation.epochs * (1 + (self.switches.distillation and round_number > 1))
         return epochs * len(self.batches(round_number, "I"))
 
     def state_dict(self) -> State:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vfmgl_lib.config.sections import ExchangeSettings
-from vfmgl_lib.federation.strategies import State, Update, UpdateError
+from vfmgl_lib.federation.servers import State, Update, UpdateError
 
 SMALLEST_VARIANCE = 1e-5  # of a batch normalisation after noise: a variance cannot be negative
 VARIANCE, COUNTER = "running_var", "num_batches_tracked"

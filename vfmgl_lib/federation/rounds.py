@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.exchange import incoming
-from vfmgl_lib.federation.strategies import Server, State, UpdateError
+from vfmgl_lib.federation.servers import Server, State, UpdateError
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def run_rounds(
 
     Args:
         clients: one per centre, in the state after round `start`.
-        server: in the state after round `start`; it says in which order the centres train (`federation.strategies`).
+        server: in the state after round `start`; it says in which order the centres train (`federation.servers`).
         rounds: the last round's number.
         quorum: share of the centres whose updates a round needs.
         progress: told the number of batches done.
@@ -87,7 +87,7 @@ def run_rounds(
         close_round(done, server, len(clients), quorum)
         if done.shared is not None:
             for client in clients:
-                if client.strategy.adopts:
+                if client.switches.adopts:
                     client.adopt(done.shared)
         yield done
 

@@ -26,7 +26,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.federation.servers import State
 from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.method.ddbl import DeductionRecord, deduction_step, lowest_share, untouched_divergence
 from vfmgl_lib.models.students import Student, set_training_mode
@@ -91,7 +91,7 @@ def run_stage_two(
         frozen: the critical stages.
         progress: told the number of batches done.
     """
-    started, settings, deduction = time.perf_counter(), client.settings.deduction, client.strategy.deduction
+    started, settings, deduction = time.perf_counter(), client.settings.deduction, client.switches.deduction
     shared = client.teaching_copy(received)
     about = _teacher_worth(client, shared, round_number)
     threshold, before = settings.keep_ratio * local_task_loss, list[float]()
@@ -100,7 +100,7 @@ def run_stage_two(
     if deduction and settings.rule == "quantile":
         before = list(_divergences(client, shared, round_number))
         threshold, decisions = lowest_share(before, settings.quantile)
-    snapshot = copy.deepcopy((client.student.state_dict(), client.optimizer.state_dict())) if client.strategy.permuted else None
+    snapshot = copy.deepcopy((client.student.state_dict(), client.optimizer.state_dict())) if client.switches.permuted else None
     began, taken_back = time.perf_counter(), 0.0
     records = _distil(client, shared, round_number, threshold, decisions, progress)
     if snapshot:
@@ -155,7 +155,7 @@ def _distil(
                 threshold=threshold,
                 settings=client.settings.deduction,
                 decision=decision,
-                task_only=client.strategy.task_only,
+                task_only=client.switches.task_only,
                 with_ratio=every > 0 and step % every == 0,
                 autocast=client.settings.compute.autocast,
             )

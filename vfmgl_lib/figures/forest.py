@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vfmgl_lib.figures.style import DOUBLE, FAINT, METHOD_STYLE, MM, REFERENCE, footnote, journal, new_figure
+from vfmgl_lib.figures.style import DOUBLE, FAINT, MM, REFERENCE, footnote, journal, new_figure
+from vfmgl_lib.methods.registry import METHODS
 
 METRICS = {"auc": "AUC", "dice": "Dice"}
 ROW, HEAD = 5.2 * MM, 19 * MM
@@ -27,7 +28,7 @@ def forest(effects: pd.DataFrame, asks: str, margins: Mapping[str, float]) -> Fi
     places = _places(rows)
     figure = new_figure(DOUBLE, HEAD + ROW * (max(places) + 1.4))
     axis = figure.subplots()
-    color = METHOD_STYLE[REFERENCE][0]
+    color = METHODS[REFERENCE].color
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         margin = margins.get(row["metric"], 0)
         axis.fill_betweenx([place - 0.5, place + 0.5], -margin, margin, color=FAINT, alpha=0.55, linewidth=0, zorder=0)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import COUNTER, outgoing
-from vfmgl_lib.federation.strategies import DECLARED_METRICS, State, Update
+from vfmgl_lib.federation.servers import DECLARED_METRICS, State, Update
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, footnote, journal, new_figure
 
 LABEL = 42 * MM  # room for the words at a row, inches

@@ -11,6 +11,7 @@ from vfmgl_lib.data.divisions import subset
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import SPLITS, Manifest
+from vfmgl_lib.tasks.records import find_task
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
@@ -24,7 +25,7 @@ def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
 
 
 def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSettings) -> pd.DataFrame:
-    """Images by id, resized as the student gets them; of a slice between its neighbours (layout "prostate") that slice, in grey.
+    """Images by id, resized as the student gets them; of a slice between its neighbours (`TaskRecord.channels`) that slice, in grey.
 
     Args:
         ids: of the manifest, in the order wanted.
@@ -40,7 +41,7 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
     for place, row in enumerate(table.itertuples()):
         item = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
-        if data.layout == "prostate":  # three slices as red, green and blue would be read as colour
+        if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
             image = np.repeat(image[..., 1:2], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
         rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))

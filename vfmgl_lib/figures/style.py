@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import temporary_name, write_text
+from vfmgl_lib.methods.registry import METHODS
 
 MM = 1 / 25.4
 SINGLE, DOUBLE = 89 * MM, 183 * MM  # a journal's column and page width, inches
@@ -41,32 +42,14 @@ DIVERGING = "PuOr"  # orange below the middle, purple above: told apart by colou
 ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
 
 REFERENCE = "vfmgl"  # drawn last, thicker, in a colour that no other method comes near
-# Method -> colour, line and marker: so many colours alone are not told apart by everybody, nor in grey print. The reference has the only
+# The kinds of lines of `Method.line`. So many colours alone are not told apart by everybody, nor in grey print. The reference has the only
 # heavy solid line; what is compared with it is dark or light in turn, in four kinds of dashes.
-_SOLID, _DASHED, _DOTTED, _MIXED, _LONG = "solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.3, 1.1, 1.3)), (0, (8, 1.8))
-METHOD_STYLE = {
-    "local": ("#8C8C8C", _DOTTED, "p"),
-    "fedavg": ("#0072B2", _SOLID, "o"),
-    "fedavg_ft": ("#3B6EA5", _MIXED, "h"),
-    "fedprox": ("#56B4E9", _DASHED, "s"),
-    "harmofl": ("#117733", _MIXED, "^"),
-    "metafed": ("#DD8FBF", _SOLID, "v"),
-    "fedbn": ("#44AA99", _LONG, "d"),
-    "ditto": ("#AA4499", _DASHED, "H"),
-    "fedrep": ("#999933", _MIXED, "*"),
-    "fedper": ("#BBA14F", _DASHED, "8"),
-    "proxyfl": ("#661100", _MIXED, (3, 1, 0)),
-    "pooled": ("#4D4D4D", _LONG, (5, 0, 180)),
-    "frozen_probe": ("#000000", _DOTTED, "P"),
-    "logit_kd": ("#E69F00", _MIXED, "X"),
-    "hgkt": ("#332288", _DASHED, "<"),
-    "fedavg_hgkt": ("#5B2A86", _MIXED, (6, 1, 0)),
-    "hgkt_beta0": ("#6A5ACD", _DOTTED, (4, 1, 0)),
-    "hgkt_random": ("#7F6FBF", _LONG, (4, 1, 45)),
-    "hgkt_kd": ("#8C5A2B", _LONG, ">"),
-    "vfmgl_task": ("#B07A5A", _DOTTED, (5, 1, 0)),
-    "vfmgl_random": ("#E07A6B", _MIXED, (5, 1, 36)),
-    "vfmgl": ("#C1121F", _SOLID, "D"),
+LINES = {
+    "solid": "solid",
+    "dashed": (0, (4, 1.6)),
+    "dotted": (0, (1.2, 1.2)),
+    "dash_dot": (0, (4, 1.3, 1.1, 1.3)),
+    "long_dashes": (0, (8, 1.8)),
 }
 
 # Tried in this order, glyph by glyph; what is not installed is left out, because matplotlib warns at every text otherwise.
@@ -182,19 +165,19 @@ def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = Non
 
 
 def method_style(methods: Iterable[str]) -> dict[str, dict[str, object]]:
-    """Method -> colour, line style, marker, width and drawing order as keywords of `Axes.plot`, in the order of `METHOD_STYLE`.
+    """Method -> colour, line style, marker, width and drawing order as keywords of `Axes.plot`, in the order of `METHODS`.
 
-    Raises: ValueError: a method without a style; the message lists those that have one.
+    Raises: ValueError: an unknown method; the message lists those that there are.
     """
     methods = set(methods)
-    unknown = sorted(methods - set(METHOD_STYLE))
-    if unknown:
-        raise ValueError(f"methods {unknown} have no style, known are {', '.join(METHOD_STYLE)}")
+    if unknown := sorted(methods - set(METHODS)):
+        raise ValueError(f"methods {unknown} have no style, known are {', '.join(METHODS)}")
     styles = {}
-    for place, (method, (color, line, marker)) in enumerate(METHOD_STYLE.items()):
-        if method in methods:
-            width, layer = (1.9, 4) if method == REFERENCE else (1.0, 2 + place / 100)
-            styles[method] = {"color": color, "linestyle": line, "marker": marker, "linewidth": width, "zorder": layer}
+    for place, (name, method) in enumerate(METHODS.items()):
+        if name in methods:
+            width, layer = (1.9, 4) if name == REFERENCE else (1.0, 2 + place / 100)
+            line = {"color": method.color, "linestyle": LINES[method.line], "marker": method.marker}
+            styles[name] = line | {"linewidth": width, "zorder": layer}
     return styles
 
 

@@ -13,11 +13,22 @@ batch normalisation.
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.config.sections import Settings
+from vfmgl_lib.federation.servers import State, Switches
 from vfmgl_lib.methods.fedprox import squared_distance
+from vfmgl_lib.methods.passes import UPDATE
+from vfmgl_lib.methods.record import Method
 from vfmgl_lib.methods.two_models import TwoModelClient
+
+
+class DittoSettings(Settings):
+    # 1 in the official scripts, from 0.1, 1, 2; not tuned here.
+    proximity: float = Field(
+        default=1.0, ge=0, description="lambda: weight of half the squared distance from the personal model to the shared one"
+    )
 
 
 class DittoClient(TwoModelClient):
@@ -36,3 +47,21 @@ class DittoClient(TwoModelClient):
         self.task_loss(self.sent(images), target).backward()
         self.sent_optimizer.step()
         return super().task_step(images, target, batch)
+
+
+METHODS = (
+    Method(
+        "ditto",
+        "Ditto",
+        "Li et al. 2021, ICML",
+        order=80,
+        color="#AA4499",
+        line="dashed",
+        marker="H",
+        switches=Switches(sends=True, adopts=True),
+        client=DittoClient,
+        settings=DittoSettings,
+        extra_passes=lambda settings: UPDATE,  # the second model
+        tunes=("comparators.ditto.proximity",),
+    ),
+)

@@ -11,7 +11,8 @@ shared model alone.
 from __future__ import annotations
 
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.federation.servers import State, Switches
+from vfmgl_lib.methods.record import Method
 
 
 class FineTunedClient(Client):
@@ -19,3 +20,18 @@ class FineTunedClient(Client):
 
     def adopt(self, state: State) -> None:
         """Nothing at the end of a round: the shared model overwrites the local one when the next round begins (`begin_round`)."""
+
+
+METHODS = (
+    Method(
+        "fedavg_ft",
+        "FedAvg + fine-tuning",
+        "FedAvg's model after one more local epoch; Wang et al. 2019, arXiv:1910.10252",
+        order=30,
+        color="#3B6EA5",
+        line="dash_dot",
+        marker="h",
+        switches=Switches(sends=True, adopts=True),
+        client=FineTunedClient,
+    ),
+)

@@ -9,11 +9,20 @@ The term is there in round 1, too, where theta_s are the common initial weights.
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
+from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.federation.servers import State, Switches
+from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import Student
+
+
+class FedProxSettings(Settings):
+    """Li et al. 2020 choose mu per data set from 0.001, 0.01, 0.1, 1; 0.01 is the value the design fixes, not tuned here."""
+
+    mu: float = Field(default=0.01, ge=0, description="weight of half the squared distance to the shared model")
 
 
 class FedProxClient(Client):
@@ -31,3 +40,22 @@ class FedProxClient(Client):
 def squared_distance(student: Student, anchor: list[Tensor]) -> Tensor:
     """Sum over the student's parameters of ||theta - theta_s||^2; squared, since a norm's own derivative is NaN at theta = theta_s."""
     return sum(((p - start) ** 2).sum() for p, start in zip(student.parameters(), anchor, strict=True))
+
+
+METHODS = (
+    Method(
+        "fedprox",
+        "FedProx",
+        "Li et al. 2020, MLSys",
+        order=40,
+        color="#56B4E9",
+        line="dashed",
+        marker="s",
+        switches=Switches(sends=True, adopts=True),
+        client=FedProxClient,
+        settings=FedProxSettings,
+        tunes=("comparators.fedprox.mu",),
+        revision=2,
+        in_paper=True,
+    ),
+)

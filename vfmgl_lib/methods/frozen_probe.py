@@ -20,14 +20,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import load_batches
 from vfmgl_lib.evaluation.segmentation import dice
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.servers import Switches
+from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.models.teachers import Teacher
 
@@ -36,6 +40,11 @@ CERTAIN = 30.0  # logit of a class that is the only one: its probability is 1 in
 ITERATIONS = 1000
 CHUNK = 32  # samples whose logits are in memory at once
 CUTOFFS = sorted((percent / 100 for percent in range(1, 100)), key=lambda cutoff: abs(cutoff - 0.5))
+
+
+class FrozenProbeSettings(Settings):
+    # scikit-learn's default
+    inverse_regularization: float = Field(default=1.0, gt=0, description="C of the logistic regression on standardised features")
 
 
 class Probe(Student):
@@ -191,3 +200,22 @@ def new_probe(client: Client) -> Probe:
     """An unfitted probe on the client's teacher."""
     settings = client.settings
     return Probe(client.teacher, client.cache, settings.data.image_size if settings.is_segmentation else None).to(client.device)
+
+
+METHODS = (
+    Method(
+        "frozen_probe",
+        "Frozen VFM + linear",
+        "linear probe, as the paper's Virchow row (Vorontsov et al. 2024)",
+        order=130,
+        color="#000000",
+        line="dotted",
+        marker="P",
+        switches=Switches(teacher=True, embeds=True),
+        client=FrozenProbeClient,
+        settings=FrozenProbeSettings,
+        updates=0,
+        revision=2,
+        in_paper=True,
+    ),
+)

@@ -10,14 +10,24 @@ logits, nor a and tau; ours are settings (`methods.logit_kd`).
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.federation.servers import State, Switches
 from vfmgl_lib.kernels.distillation import temperature_kl
 from vfmgl_lib.methods.frozen_probe import fit_probe, new_probe
+from vfmgl_lib.methods.record import Method
 
 PROBE = "probe."
+
+
+class LogitKDSettings(Settings):
+    """The paper's Supp. Fig. 12 gives neither: alpha and tau of its DDBL (classification), so that the two differ in their teacher."""
+
+    distillation_share: float = Field(default=0.5, ge=0, le=1, description="a: loss = (1 - a) task + a tau^2 KL")
+    temperature: float = Field(default=5.0, gt=0, description="tau")
 
 
 class LogitKDClient(Client):
@@ -48,3 +58,21 @@ class LogitKDClient(Client):
     def load_state_dict(self, state: State, student: State, stage_one: State) -> None:
         super().load_state_dict(state, student, stage_one)
         self.probe.load_state_dict({name.removeprefix(PROBE): tensor for name, tensor in state.items() if name.startswith(PROBE)})
+
+
+METHODS = (
+    Method(
+        "logit_kd",
+        "Logit KD",
+        "Hinton et al. 2015; the paper's Supp. Fig. 12",
+        order=140,
+        color="#E69F00",
+        line="dash_dot",
+        marker="X",
+        switches=Switches(teacher=True),
+        client=LogitKDClient,
+        settings=LogitKDSettings,
+        reads=("frozen_probe",),  # its teacher
+        revision=2,
+    ),
+)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from vfmgl_lib.data.loading import ImageDataset, joined
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.exchange import outgoing
-from vfmgl_lib.federation.strategies import Averaging, State, Update, check_update
+from vfmgl_lib.federation.servers import Averaging, State, Switches, Update, check_update
+from vfmgl_lib.methods.record import Method, averaging_server
 
 
 class PooledClient(Client):
@@ -63,3 +64,22 @@ def pool_data(clients: Sequence[Client]) -> None:
     """Gives the first of the clients the training images of all, where the method pools them; nothing of other methods."""
     if clients and isinstance(clients[0], PooledClient):
         clients[0].pool = joined([client.data for client in clients])
+
+
+_SWITCHES = Switches(sends=True, adopts=True)
+METHODS = (
+    Method(
+        "pooled",
+        "Pooled (not private)",
+        "upper bound: all centres' training images in one place",
+        order=120,
+        color="#4D4D4D",
+        line="long_dashes",
+        marker=(5, 0, 180),
+        switches=_SWITCHES,
+        client=PooledClient,
+        server=lambda settings, centers, student: averaging_server(settings, student, _SWITCHES, PoolServer),
+        private=False,
+        own_images=False,
+    ),
+)

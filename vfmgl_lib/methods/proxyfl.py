@@ -20,16 +20,27 @@ from __future__ import annotations
 import math
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
-from vfmgl_lib.federation.strategies import Server, State, Update, check_update
+from vfmgl_lib.config.sections import Settings
+from vfmgl_lib.federation.servers import Server, State, Switches, Update, check_update
 from vfmgl_lib.kernels.distillation import temperature_kl
+from vfmgl_lib.methods.passes import UPDATE
+from vfmgl_lib.methods.record import Method
 from vfmgl_lib.methods.two_models import TwoModelClient
 from vfmgl_lib.models.students import Student, build_student
 
 WEIGHT = "pushsum.weight"
+
+
+class ProxyFLSettings(Settings):
+    # The official code's weight of the mutual distillation.
+    distillation_share: float = Field(default=0.5, ge=0, le=1, description="a: loss = (1 - a) task + a KL, of both models")
+    # Assran et al. 2019; the official code keeps nothing.
+    kept_share: float = Field(default=0.5, gt=0, lt=1, description="share of its proxy that a centre does not pass on")
 
 
 class ProxyFLClient(TwoModelClient):
@@ -124,3 +135,21 @@ class PushSum(Server):
 def distance(round_number: int, centers: int) -> int:
     """How far a proxy goes in a round, in places of the ring; 0 for one centre."""
     return 2 ** (round_number % (math.floor(math.log2(centers - 1)) + 1)) if centers > 1 else 0
+
+
+METHODS = (
+    Method(
+        "proxyfl",
+        "ProxyFL",
+        "Kalra et al. 2023, Nature Communications; the paper's reference 29",
+        order=110,
+        color="#661100",
+        line="dash_dot",
+        marker=(3, 1, 0),
+        switches=Switches(sends=True, adopts=True),
+        client=ProxyFLClient,
+        server=lambda settings, centers, student: PushSum(settings, centers, new_proxy(settings).state_dict()),
+        settings=ProxyFLSettings,
+        extra_passes=lambda settings: UPDATE,  # the proxy
+    ),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from vfmgl_lib.federation.client import Client, load_optimizer_state, optimizer_state
-from vfmgl_lib.federation.strategies import State
+from vfmgl_lib.federation.servers import State
 
 SENT, OPTIMIZER = "sent", "sent_optimizer"  # in the client's checkpoint
 

@@ -18,8 +18,6 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.clients import client_class
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
@@ -62,7 +60,7 @@ def center_datasets(settings: StudySettings, manifest: Manifest, center: str, te
 
     It sees the training images, with HGKT the validation images too (R2 of the projections), and with a classifier on it every split.
     """
-    sets, strategy = {}, STRATEGIES[settings.method]
+    sets, strategy = {}, METHODS[settings.method].switches
     seen = ("train", "val", "test") if strategy.embeds else ("train", "val") if strategy.transfer else ("train",)
     for split in ("train", "val", "test"):
         table = manifest.select(center, split)
@@ -76,8 +74,18 @@ def new_client(
     settings: StudySettings, center: str, sets: dict[str, ImageDataset], teacher: Teacher | None, cache: FeatureCache | None
 ) -> Client:
     """A centre's client in its initial state, on the sets of `center_datasets`."""
-    build = client_class(settings.method)
-    return build(center, settings, new_student(settings), teacher, sets["train"], torch.device(settings.device), cache, sets.get("val"))
+    method = METHODS[settings.method]
+    return method.client(
+        center,
+        settings,
+        method.switches,
+        new_student(settings),
+        teacher,
+        sets["train"],
+        torch.device(settings.device),
+        cache,
+        sets.get("val"),
+    )
 
 
 def new_student(settings: StudySettings) -> Student:
@@ -100,7 +108,7 @@ def with_available_teacher(settings: StudySettings) -> StudySettings:
 
 def study_teacher(settings: StudySettings) -> Teacher | None:
     """The frozen teacher on its device; None for a method without one."""
-    if not STRATEGIES[settings.method].teacher:
+    if not METHODS[settings.method].switches.teacher:
         return None
     chosen = settings.teacher
     teacher = load_teacher(

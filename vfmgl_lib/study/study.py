@@ -24,20 +24,21 @@ import pandas as pd
 
 from vfmgl_lib.base.checkpoint import load_tensors
 from vfmgl_lib.base.files import sha256
-from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings
-from vfmgl_lib.data.images import earlier_reading
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import checked_settings, with_overrides
 from vfmgl_lib.methods.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study.assembly import study_teacher, with_needed_validation
+from vfmgl_lib.tasks.records import earlier_reading
 
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
 COMPLETE = "complete.json"
@@ -158,7 +159,7 @@ class Study:
         number = self.last_round if round_number is None else round_number
         done = self.rounds[self.rounds["round"] == number]
         known = {center: list(part["stage"]) for center, part in done.groupby("center")}
-        if (round_folder(self.folder, number) / "shared.safetensors").is_file() and not STRATEGIES[self.settings.method].keeps:
+        if (round_folder(self.folder, number) / "shared.safetensors").is_file() and not METHODS[self.settings.method].switches.keeps:
             known["shared"] = ["shared"]
         if stage not in known.get(model_center, []):
             there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
@@ -239,7 +240,7 @@ def no_comparison(control: Study, parent: Study) -> str:
         control: complete, of a method that is a control.
         parent: the study that it is held against; it may be without rounds.
     """
-    method, strategy = METHODS[control.settings.method], STRATEGIES[control.settings.method]
+    method, strategy = METHODS[control.settings.method], METHODS[control.settings.method].switches
     if method.overrides:
         equal = parent.settings.model_copy(update={"method": control.settings.method}) == control.settings
         same = equal and parent.teacher_description == control.teacher_description

@@ -27,10 +27,9 @@ from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import Round, run_rounds
-from vfmgl_lib.federation.strategies import Server
-from vfmgl_lib.methods.clients import new_server
+from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.methods.pooled import pool_data
-from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.registry import METHODS, new_server
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student
 from vfmgl_lib.study.study import COMPLETE, TABLES, Study, find_study, last_whole_round, round_folder
@@ -136,7 +135,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
             bar.set_postfix_str(f"round {done.number}/{study.last_round}")
             with new_folder(round_folder(folder, done.number)) as part:
                 _checkpoint(clients, server, part)
-                whole = done.shared is not None and not clients[0].strategy.keeps
+                whole = done.shared is not None and not clients[0].switches.keeps
                 shared = clients[0].frozen_copy(done.shared) if whole else None
                 tables = evaluation.round(done.number, clients, shared, part)
                 tables.tables |= {"faults": [vars(fault) for fault in done.faults], "traffic": done.traffic}

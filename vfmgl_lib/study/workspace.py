@@ -14,12 +14,13 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import real_path
-from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, checked_settings, load_settings
+from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.exchange import in_words
 from vfmgl_lib.figures.escaping import escape_tables
-from vfmgl_lib.methods.registry import report_rounds
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.settings import changed_settings, checked_settings, load_settings
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study.assembly import taking_part, with_available_teacher
 from vfmgl_lib.study.study import Study, find_study

@@ -14,6 +14,7 @@ from PIL import Image
 from vfmgl_lib.base.files import LONGEST_NAME, file_name, write_bytes, write_json
 from vfmgl_lib.data.images import Reading
 from vfmgl_lib.tasks.cases import Case, Picture
+from vfmgl_lib.tasks.records import TaskRecord
 
 VERSION = 2  # raised when files are read or converted otherwise than before: prepared sets are then made again
 
@@ -30,12 +31,12 @@ def fingerprint(files: Iterator[Path], reading: Reading) -> str:
     return digest.hexdigest()
 
 
-def convert_case(task: str, out: Path, case: Case, reading: Reading) -> list[dict]:
+def convert_case(record: TaskRecord, out: Path, case: Case, reading: Reading) -> list[dict]:
     """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
     note, state = note_file(out, case), fingerprint(iter(case.files), reading)
     rows = read_note(note, state)
     if not rows or not all(has_size(out / "data" / file, size) for file, size in noted_sizes(rows).items()):
-        rows = [_write_picture(task, out / "data", case, picture) for picture in case.read()]
+        rows = [_write_picture(record, out / "data", case, picture) for picture in case.read()]
         write_json(note, {"state": state, "version": VERSION, "rows": rows})
     return rows
 
@@ -68,19 +69,18 @@ def remove_unused(out: Path, notes: set[Path], files: set[str]) -> None:
         note.unlink()
 
 
-def _write_picture(task: str, root: Path, case: Case, picture: Picture) -> dict:
+def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture) -> dict:
     name = f"{case.name}_{picture.name}" if picture.name else case.name
     if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
         name = file_name(name, ".png").removesuffix(".png")
     row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
     row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
-    if task == "endometrial":
-        folder = {"test": "testdata"}.get(case.split, "traindata")
+    if not record.is_segmentation:
+        folder = "testdata" if case.split == "test" else "traindata"
         row["name"] = f"{case.label}/{case.patient}/{name}"
         row["path"] = f"{case.center}/{folder}/{case.label}/{case.patient}/{name}.png"
     else:
-        # Prostate slices may be divided anew without being written anew, so their folders name no split.
-        folder = case.center if task == "prostate" else f"{case.center}/{case.split}"
+        folder = record.stored.format(center=case.center, split=case.split)
         row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
         mask = _png(picture.mask * np.uint8(255))
         write_bytes(root / row["label"], mask)

@@ -7,9 +7,9 @@ laid out the same way is read as well. Readers only read: nothing is ever writte
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import pandas as pd
 
@@ -25,18 +25,12 @@ from vfmgl_lib.data.manifest import (
     table_findings,
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
+from vfmgl_lib.tasks.cases import Format
+from vfmgl_lib.tasks.records import find_task
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["endometrial", "nuclei"]
-ENDOMETRIAL_SPLITS = {"traindata": "train", "testdata": "test"}
-NUCLEI_CLASSES = ("background", "nucleus")
-PATIENT_RULES = {  # what makes a file's patient, and how to say it otherwise
-    "endometrial": "the patient is the name of the folder that holds the images; rename the folders so that each person has one name,"
-    " alone in the whole set, e.g. A_001 for patient 001 of centre A",
-    "nuclei": "the patient is what the image's name has before its first '_' (Image_01L.png: 'Image'), of a TCGA barcode the first three"
-    " fields; rename images and masks so that each person's begin alike and no other's do, e.g. A01_left.png for patient A01",
-}
+CLASS_FOLDERS = {"traindata": "train", "testdata": "test"}
 ROOT_FILES = ("phantoms.json", "patients.csv")  # the phantoms' own description, the patient table (`tasks.patients`)
 
 
@@ -50,20 +44,20 @@ class _Sample:
     label: str  # name of the class, or path of the mask relative to the root
 
 
-def read_layout(
+def read_folders(
     root: Path | str,
-    layout: Layout,
+    task: str,
     verify: bool = True,
     progress: bool = True,
     notes: list[str] | None = None,
     reading: Reading = PLAIN,
 ) -> Manifest:
-    """Make a manifest of a data folder in one of the known layouts.
+    """Makes a manifest of folders of images in the layout that the task's record names.
 
-    endometrial   root/<center>/{traindata,testdata}/<class>/<patient>/<images>
+    class_folders root/<center>/{traindata,testdata}/<class>/<patient>/<images>
         Classification; classes are the sorted class folder names, the union over the centres. With three or more names
         one that only a single centre has is taken for a stray folder. A patient may have images of several classes.
-    nuclei        root/<center>/{train,val,test}/{images,labels}, `val` optional
+    mask_folders  root/<center>/{train,val,test}/{images,labels}, `val` optional
         Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too).
         Patient: the first three fields of a TCGA barcode (TCGA-18-5592-01Z-00-DX1_0_500 → TCGA-18-5592), otherwise the
         text before the first "_" (02_1_0_0 → 02).
@@ -79,8 +73,9 @@ def read_layout(
     Returns: the manifest. Its warnings are logged; `check_manifest(manifest, files=False)` returns them.
     Raises: ManifestError: with all problems found; each names the file, the value, and what would have been right.
     """
-    if layout not in get_args(Layout):
-        raise ManifestError(f"unknown layout {layout!r}, expected one of {', '.join(get_args(Layout))}")
+    record = find_task(task)
+    if not record.folders:
+        raise ManifestError(f"{root}: the task {task} has no layout of folders of images")
     home = Path(root).resolve()
     expected = "expected a folder with one folder per center"
     if not home.is_dir():
@@ -90,15 +85,13 @@ def read_layout(
     if not centers and not scan.problems:
         raise ManifestError(f"{root}: data folder is empty, {expected}")
 
-    if layout == "endometrial":
-        samples, classes = _scan_endometrial(scan, centers)
-    else:
-        samples, classes = _scan_nuclei(scan, centers), NUCLEI_CLASSES
+    samples = LAYOUTS[record.folders].scan(scan, centers)
+    classes = record.classes or tuple(sorted({sample.label for sample in samples}))
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
     paths = [scan.name(sample.path) for sample in samples]
-    masks = [sample.label if layout == "nuclei" else None for sample in samples]
+    masks = [sample.label if record.is_segmentation else None for sample in samples]
     inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading)
     rows = [
         (
@@ -108,17 +101,16 @@ def read_layout(
             sample.center,
             sample.patient,
             sample.split,
-            sample.label if layout == "nuclei" else classes.index(sample.label),
+            sample.label if record.is_segmentation else classes.index(sample.label),
             "",
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)
     ]
-    kind = "segmentation" if layout == "nuclei" else "classification"
-    manifest = Manifest(home, kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading)
+    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading)
 
     unreadable = [problem for found in inspections for problem in found.problems]
-    readable = Manifest(home, kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
-    in_table, warnings = table_findings(readable, False, PATIENT_RULES[layout]) if len(readable.table) else ([], [])
+    readable = Manifest(home, record.kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
+    in_table, warnings = table_findings(readable, False, record.patient_rule) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)
     noted = skipped(scan.skipped) + remark_warnings(zip(paths, (found.remarks for found in inspections), strict=True), reading)
@@ -129,12 +121,12 @@ def read_layout(
     return manifest
 
 
-def _scan_endometrial(scan: Scan, centers: list[Path]) -> tuple[list[_Sample], tuple[str, ...]]:
+def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
     samples = []
     homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
     for center in centers:
-        for split_folder in scan.folders(center, "traindata and testdata", tuple(ENDOMETRIAL_SPLITS)):
-            split = ENDOMETRIAL_SPLITS[split_folder.name]
+        for split_folder in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
+            split = CLASS_FOLDERS[split_folder.name]
             for class_folder in scan.folders(split_folder, "one folder per class"):
                 homes.setdefault(class_folder.name, set()).add(center.name)
                 for patient in scan.folders(class_folder, "one folder per patient"):
@@ -162,12 +154,12 @@ def _scan_endometrial(scan: Scan, centers: list[Path]) -> tuple[list[_Sample], t
                     f"{center}: class folder {name!r} exists in this center only; expected the classes of the others"
                     f" ({', '.join(shared) or 'which agree on none'})"
                 )
-    folders = {split: f"{folder}/<class>/<patient>/<image>" for folder, split in ENDOMETRIAL_SPLITS.items()}
+    folders = {split: f"{folder}/<class>/<patient>/<image>" for folder, split in CLASS_FOLDERS.items()}
     _report_empty_splits(scan, centers, samples, folders)
-    return samples, classes
+    return samples
 
 
-def _scan_nuclei(scan: Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_masks(scan: Scan, centers: list[Path]) -> list[_Sample]:
     samples = []
     for center in centers:
         for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
@@ -181,7 +173,7 @@ def _scan_nuclei(scan: Scan, centers: list[Path]) -> list[_Sample]:
                 if mask.name not in unused:
                     scan.problems.append(f"{scan.name(image)}: mask is missing, expected {scan.name(mask)}")
                     continue
-                patient = _nuclei_patient(image.stem)
+                patient = _patient_of(image.stem)
                 label = scan.name(mask)
                 samples.append(_Sample(image, image.stem, center.name, patient, split_folder.name, label))
             for name in sorted(unused - {f"{image.stem}.png" for image in images}):
@@ -191,7 +183,7 @@ def _scan_nuclei(scan: Scan, centers: list[Path]) -> list[_Sample]:
     return samples
 
 
-def _nuclei_patient(stem: str) -> str:
+def _patient_of(stem: str) -> str:
     barcode = re.match(r"TCGA-[^-_]+-[^-_]+", stem)
     return barcode.group() if barcode else stem.split("_", 1)[0]
 
@@ -206,3 +198,26 @@ def _report_empty_splits(scan: Scan, centers: list[Path], samples: list[_Sample]
         for split, pattern in folders.items():
             if not counts[center.name, split] and not (external and split == "train"):
                 scan.problems.append(f"center {center.name!r} has no {split} samples, expected {center.name}/{pattern}")
+
+
+def _subfolders_named(names: Iterable[str]) -> Callable[[Path], bool]:
+    """Whether a folder holds folders, of centres, with one of these in them."""
+    names = tuple(names)
+    return lambda source: any((center / name).is_dir() for center in visible(source) if center.is_dir() for name in names)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of folders of images, as a format that a task reads, and how its samples are found."""
+
+    format: Format
+    scan: Callable[[Scan, list[Path]], list[_Sample]]
+
+
+FOLDERS = "folders"
+LAYOUTS = {
+    "class_folders": Layout(
+        Format(FOLDERS, "<center>/{traindata,testdata}/<class>/<patient>/<images>", _subfolders_named(CLASS_FOLDERS)), _scan_classes
+    ),
+    "mask_folders": Layout(Format(FOLDERS, "<center>/{train,val,test}/{images,labels}", _subfolders_named(SPLITS)), _scan_masks),
+}

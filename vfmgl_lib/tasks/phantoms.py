@@ -21,25 +21,33 @@ import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, write_bytes
-from vfmgl_lib.tasks.camelyon17 import phantom as camelyon17
-from vfmgl_lib.tasks.endometrial import phantom as endometrial
-from vfmgl_lib.tasks.nuclei import phantom as nuclei
 from vfmgl_lib.tasks.painting.sampling import SPLITS
-from vfmgl_lib.tasks.prostate import phantom as prostate
+from vfmgl_lib.tasks.records import TASKS
 
-__all__ = ["GENERATORS", "lesion_masks", "write_phantoms"]
+__all__ = ["generator_of", "lesion_masks", "write_phantoms"]
 
-GENERATORS = {"endometrial": endometrial, "camelyon17": camelyon17, "prostate": prostate, "nuclei": nuclei}
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
 _MAXIMUM_HETEROGENEITY = 2.0
+
+
+def generator_of(task: str) -> ModuleType:
+    """The module that draws a task's phantoms (`tasks/<task>/phantom.py`).
+
+    Raises: ValueError: an unknown task, or one without phantoms.
+    """
+    drawn = [name for name, record in TASKS.items() if record.phantom]
+    if task not in drawn:
+        raise ValueError(f"layout must be one of {', '.join(map(repr, drawn))}, got {task!r}")
+    return TASKS[task].phantom
 
 
 def write_phantoms(
@@ -60,7 +68,7 @@ def write_phantoms(
 
     Args:
         root: folder of the data set; new, empty, or written by this function with the same arguments.
-        layout: "endometrial" or "camelyon17" (classification), "prostate" or "nuclei" (segmentation).
+        layout: a task with phantoms, by name.
         centers: number of participating centres, at most as many as the layout has; in the endometrial layout two external ones
             come on top of them. None: the layout's default, 4, in the camelyon17 layout 5.
         samples: images per centre for "train", "val" and "test"; what is absent is 0. The endometrial layout has no
@@ -76,7 +84,7 @@ def write_phantoms(
         FileExistsError: root holds files of other arguments, or files that this function did not write.
     """
     arguments = _check_arguments(layout, centers, samples, image_size, heterogeneity, seed)
-    generator = GENERATORS[layout]
+    generator = generator_of(layout)
     root = Path(root)
     finished = _check_folder(root, arguments)
     planned = generator.plan(arguments["centers"], arguments["samples"], arguments["heterogeneity"], arguments["seed"])
@@ -106,8 +114,8 @@ def lesion_masks(root: Path | str, paths: Sequence[str]) -> list[np.ndarray]:
     """Where the lesion of each phantom image lies, which no file says: drawn anew from the set's `phantoms.json`.
 
     Args:
-        root: a finished folder of `write_phantoms`, layout "endometrial" (the tumour, in both classes) or "camelyon17" (the nest of
-            metastasis, empty in class 0).
+        root: a finished folder of `write_phantoms`, of a task whose generator offers `lesion`: endometrial (the tumour, in both classes) or
+            camelyon17 (the nest of metastasis, empty in class 0).
         paths: of images, relative to `root`.
     Returns: (S, S) bool each, at the size of the files.
     Raises: ValueError: no finished phantoms, a layout whose lesions are masks already, a path that is not one of the phantoms.
@@ -116,7 +124,7 @@ def lesion_masks(root: Path | str, paths: Sequence[str]) -> list[np.ndarray]:
     if not file.is_file():
         raise ValueError(f"{root} has no {_FINISHED}: only of phantoms is the place of a lesion known without masks")
     arguments = json.loads(file.read_text(encoding="utf-8"))
-    generator = GENERATORS[arguments["layout"]]
+    generator = generator_of(arguments["layout"])
     if not hasattr(generator, "lesion"):
         raise ValueError(f"{root}: the layout {arguments['layout']} has masks among its files, read those")
     size, heterogeneity, seed = (arguments[name] for name in ("image_size", "heterogeneity", "seed"))
@@ -130,9 +138,7 @@ def lesion_masks(root: Path | str, paths: Sequence[str]) -> list[np.ndarray]:
 
 def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) -> dict:
     """The arguments in the form that is stored; raises ValueError naming the first that is out of range."""
-    if layout not in GENERATORS:
-        raise ValueError(f"layout must be one of {', '.join(map(repr, GENERATORS))}, got {layout!r}")
-    generator = GENERATORS[layout]
+    generator = generator_of(layout)
     centers = generator.DEFAULT_CENTERS if centers is None else centers
     most = len(generator.CENTER_NAMES) - len(getattr(generator, "EXTERNAL_CENTERS", ()))
     if not _is_integer(centers) or not 1 <= centers <= most:

@@ -24,51 +24,27 @@ from tqdm import tqdm
 from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.divisions import with_held_out
-from vfmgl_lib.data.images import Reading, earlier_reading, inspect_files, remark_warnings
+from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
-from vfmgl_lib.data.scan import held, visible
-from vfmgl_lib.tasks.camelyon17 import reader as camelyon17
+from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
 from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
-from vfmgl_lib.tasks.endometrial import reader as endometrial
-from vfmgl_lib.tasks.folders import NUCLEI_CLASSES, PATIENT_RULES, read_layout
-from vfmgl_lib.tasks.nuclei import reader as nuclei
+from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
-from vfmgl_lib.tasks.prostate import reader as prostate
+from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
 SETTINGS = ("task", "source", "format", "split", "seed", "max_value")  # a folder holds one set of these
-FOLDERS = "folders"
 
 
-def _folders_format(description: str, split_folders: tuple[str, ...]) -> Format:
-    def recognise(source: Path) -> bool:
-        return any((center / name).is_dir() for center in _subfolders(source) for name in split_folders)
-
-    return Format(FOLDERS, description, recognise)  # the only one without a reader of its own: `read_layout` reads it
-
-
-def _subfolders(source: Path) -> list[Path]:
-    return [entry for entry in visible(source) if entry.is_dir()]
-
-
-# Tried in this order: what holds volumes is not a folder of images, though its folders may have the same names.
-FORMATS: dict[str, tuple[Format, ...]] = {
-    "endometrial": (
-        *endometrial.FORMATS,
-        _folders_format("<center>/{traindata,testdata}/<class>/<patient>/<images>", ("traindata", "testdata")),
-    ),
-    "camelyon17": camelyon17.FORMATS,
-    "prostate": prostate.FORMATS,
-    "nuclei": (
-        _folders_format("<center>/{train,val,test}/{images,labels}", ("train", "val", "test")),
-        *nuclei.FORMATS,
-    ),
-}
-CLASSES = {"camelyon17": camelyon17.CLASSES, "prostate": ("background", "prostate"), "nuclei": NUCLEI_CLASSES}
+def formats_of(record: TaskRecord) -> tuple[Format, ...]:
+    """What the task's images may be handed out as; a folder is tried in this order."""
+    if record.reader:
+        return record.reader.FORMATS
+    return (LAYOUTS[record.folders].format,) if record.folders else ()
 
 
 @dataclass(frozen=True)
@@ -95,10 +71,10 @@ def prepare(
     """Makes a manifest, and images where they have to be converted, of a download; goes on where an earlier call was interrupted.
 
     Args:
-        task: "endometrial", "camelyon17", "prostate" or "nuclei".
+        task: a task by name (`tasks.records.TASKS`).
         source: the download, unpacked; only read.
         out: the prepared set's folder, outside `source`.
-        format: one of the task's `FORMATS` by name; "": the first that the folder looks like.
+        format: one of the task's formats by name (`formats_of`); "": the first that the folder looks like.
         split: "patient": the source's own split where it keeps patients whole, otherwise 64/16/20 by patient within each centre;
             "source": the source's own split even if it divides patients; "image": shuffled images, 64/16/20 (prostate: HarmoFL's order
             of slices where its lists lie in the source). The last two leak; the set says so wherever it is used.
@@ -108,8 +84,7 @@ def prepare(
     Raises: ManifestError: with all problems found, none of which stops before the others are known; or `out` holds another set.
     """
     source, out = Path(source), Path(out)
-    if task not in FORMATS:
-        raise ManifestError(f"unknown task {task!r}, expected one of {', '.join(FORMATS)}")
+    record = find_task(task)
     if split not in get_args(SplitRule):
         raise ManifestError(f"unknown split rule {split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if not source.is_dir():
@@ -121,21 +96,21 @@ def prepare(
             raise ManifestError(f"{one}: lies in {other}, expected source and --out apart: the source is only read")
     sheet = read_datasheet(task)
     reading = Reading(sheet.max_value if max_value is None else max_value, sheet.transparent)
-    chosen = _format(task, source, format)
+    chosen = _format(record, source, format)
     settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
-    patients = _patients(source, findings) if task == "endometrial" else None
+    patients = _patients(source, findings) if record.patient_table else None
     cases = chosen.cases(source, findings) if chosen.cases else None
-    state = fingerprint(_listing(source.resolve(), chosen, cases), reading)
+    state = fingerprint(_listing(record, source.resolve(), chosen, cases), reading)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
-        manifest = _convert(task, source, out, cases, findings, settings, progress)
+        manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
-        manifest = _read_in_place(task, source, chosen, findings, settings, progress)
-    _check(task, source, manifest, findings)
+        manifest = _read_in_place(record, source, chosen, findings, settings, progress)
+    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS else "")
     _finish(task, source, out, manifest, patients, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
@@ -196,8 +171,8 @@ def verify(folder: Path | str, progress: bool = True) -> list[str]:
     return list(dict.fromkeys([*prepared.warnings, *warnings]))
 
 
-def _format(task: str, source: Path, name: str) -> Format:
-    formats = FORMATS[task]
+def _format(record: TaskRecord, source: Path, name: str) -> Format:
+    task, formats = record.name, formats_of(record)
     if name:
         for candidate in formats:
             if candidate.name == name:
@@ -258,11 +233,11 @@ def _whole(out: Path, notes: dict) -> Prepared | None:
     return prepared
 
 
-def _check(task: str, source: Path, manifest: Manifest, findings: Findings) -> None:
+def _check(source: Path, manifest: Manifest, findings: Findings, patient_rule: str) -> None:
     """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
-    problems, rule = [], PATIENT_RULES[task] if task == "endometrial" else ""  # other formats have rules of their own
+    problems: list[str] = []
     if len(manifest.table) or not findings.problems:
-        problems, warnings = table_findings(manifest, not findings.problems, rule)
+        problems, warnings = table_findings(manifest, not findings.problems, patient_rule)
         findings.warnings[:0] = warnings
     if findings.problems or problems:
         raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
@@ -300,21 +275,21 @@ def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
         return None
 
 
-def _listing(source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
+def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
     """What says whether a source has changed: what its cases are read from, or its list of images where it has one; else all its files."""
     if cases is not None:
         yield from (file for case in cases for file in case.files)
         yield from sorted(entry for entry in source.iterdir() if entry.is_file())  # lists and tables beside the centres
         return
-    lists = [source / name for name in (camelyon17.METADATA, camelyon17.PICKLE) if (source / name).is_file()]
+    lists = [source / name for name in getattr(record.reader, "LISTS", ()) if (source / name).is_file()]
     yield from lists if lists and chosen.name != FOLDERS else sorted(source.rglob("*"))
 
 
-def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
+def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
     try:
         rules = {"progress": progress, "notes": findings.warnings, "reading": findings.reading}
-        read = chosen.manifest(source, findings) if chosen.manifest else read_layout(source, task, **rules)
+        read = chosen.manifest(source, findings) if chosen.manifest else read_folders(source, record.name, **rules)
     except ManifestError as error:
         raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
@@ -327,31 +302,34 @@ def _read_in_place(task: str, source: Path, chosen: Format, findings: Findings, 
     findings.warnings += remark_warnings(zip(read["path"], (found.remarks for found in inspections), strict=True), findings.reading)
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
-    return _with_splits(Manifest(home, "classification", CLASSES[task], readable, reading=findings.reading), settings, findings)
+    return _with_splits(Manifest(home, record.kind, record.classes, readable, reading=findings.reading), settings, findings)
 
 
-def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Findings, settings: dict, progress: bool) -> Manifest:
+def _convert(
+    record: TaskRecord, source: Path, out: Path, cases: list[Case], findings: Findings, settings: dict, progress: bool
+) -> Manifest:
     """Converts the cases that are not converted yet, and makes the manifest of all."""
     if not cases and not findings.problems:
-        raise ManifestError(f"{source}: no case found, expected {task} images")
-    segmentation = task in ("prostate", "nuclei")
-    kind = "segmentation" if segmentation else "classification"
-    classes = CLASSES[task] if segmentation else tuple(sorted({case.label for case in cases}))
+        raise ManifestError(f"{source}: no case found, expected {record.name} images")
+    segmentation = record.is_segmentation
+    classes = record.classes or tuple(sorted({case.label for case in cases}))
     listed = [
         (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
     ]
-    divided = Manifest(out / "data", kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
+    divided = Manifest(out / "data", record.kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
         divided = _with_splits(divided, settings, findings)
     _begin(out, settings)
     rows, notes = [], set()
-    for case, side in zip(tqdm(cases, desc=f"preparing {task}", unit="case", disable=not progress), divided.table["split"], strict=True):
+    for case, side in zip(
+        tqdm(cases, desc=f"preparing {record.name}", unit="case", disable=not progress), divided.table["split"], strict=True
+    ):
         case = replace(case, split=side)
         notes.add(note_file(out, case))
         try:
-            rows += convert_case(task, out, case, findings.reading)
+            rows += convert_case(record, out, case, findings.reading)
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)
@@ -362,9 +340,9 @@ def _convert(task: str, source: Path, out: Path, cases: list[Case], findings: Fi
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
-    manifest = Manifest((out / "data").resolve(), kind, classes, table, divided.split_unit, findings.reading)
+    manifest = Manifest((out / "data").resolve(), record.kind, classes, table, divided.split_unit, findings.reading)
     if settings["split"] == "image":
-        manifest = _shuffled(task, source, manifest, settings["seed"], findings)
+        manifest = _shuffled(record, source, manifest, settings["seed"], findings)
     if not findings.problems:
         remove_unused(out, notes, {file for row in rows for file in noted_sizes([row])})
     return manifest
@@ -396,17 +374,17 @@ def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Mani
     return replace(manifest, table=table.assign(split=divided), split_unit="patient" if rule == "patient" else "image")
 
 
-def _shuffled(task: str, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:
-    """Images divided without regard to patients: HarmoFL's order where its lists are in the source, otherwise drawn by the seed.
+def _shuffled(record: TaskRecord, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:
+    """Images divided without regard to patients: in a published order where the source has one, else drawn by the seed.
 
     The limits are HarmoFL's, rounded down. External centres stay external.
     """
-    table = manifest.table.copy()
+    table, published = manifest.table.copy(), getattr(record.reader, "image_order", None)
     for center in manifest.training_centers:
         own = table.index[table["center"] == center]
         names = table.loc[own, "id"].str.rsplit("/", n=1).str[-1]
         try:
-            order = prostate.harmofl_order(source, center) if task == "prostate" else None
+            order = published(source, center) if published else None
         except SourceError as error:
             findings.problems.append(str(error))
             continue

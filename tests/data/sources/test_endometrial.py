@@ -530,7 +530,8 @@ def test_source_is_only_read(source):
 
 
 def test_recognised(source, tmp_path):
-    (form,) = FORMATS
+    form, folders = FORMATS
+    assert folders.name == "folders"
     assert form.name == "volumes" and form.recognise is recognise_volumes and form.cases is cases_volumes and form.manifest is None
     assert recognise_volumes(source)
     (source / "roi.csv").unlink()  # then its absence is said, not "unknown format"

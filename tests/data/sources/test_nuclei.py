@@ -13,7 +13,7 @@ from PIL import Image
 
 from vfmgl_lib.data import images
 from vfmgl_lib.tasks.cases import Findings, SourceError
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.nuclei import reader as nuclei
 from vfmgl_lib.tasks.nuclei.reader import FORMATS, ORGANS, TISSUE_SOURCE_SITES, cases_downloads, hospital, organ, recognise_downloads
 
@@ -156,7 +156,7 @@ def test_each_is_recognised_at_every_level_and_alone(which, request):
     assert recognise_downloads(root) and recognise_downloads(root.parent)
     assert all(recognise_downloads(folder) for folder in root.iterdir() if folder.name.startswith("MoNu"))
     assert listed(root)[0] and not problems(root)
-    assert FORMATS[0].recognise(root) and FORMATS[0].manifest is None
+    assert FORMATS[1].recognise(root) and FORMATS[1].manifest is None
 
 
 def test_other_folders_are_not_recognised(tmp_path):
@@ -493,7 +493,7 @@ def test_the_datasheet_says_what_the_reader_does():
 @pytest.mark.real_data
 def test_stand_in_counts_are_those_of_the_datasheet(real_data_root):
     stand_in = datasheet()["stand_in"]
-    table = read_layout(real_data_root / "nuclei", "nuclei", verify=False, progress=False).table
+    table = read_folders(real_data_root / "nuclei", "nuclei", verify=False, progress=False).table
     groups = table.groupby(["center", "split"])
     assert table["center"].value_counts().to_dict() == stand_in["images"]
     for measured, key in ((groups.size(), "images_by_split"), (groups["patient"].nunique(), "patients_by_split")):

@@ -26,8 +26,9 @@ from vfmgl_lib.tasks import prepare as sources
 from vfmgl_lib.tasks.cases import Case, Findings, Picture
 from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
 from vfmgl_lib.tasks.phantoms import write_phantoms
-from vfmgl_lib.tasks.prepare import FORMATS, is_prepared, prepare, read_prepared, verify
+from vfmgl_lib.tasks.prepare import formats_of, is_prepared, prepare, read_prepared, verify
 from vfmgl_lib.tasks.prostate import reader as reader
+from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tools.data.__main__ import main
 
 
@@ -190,7 +191,7 @@ def reads(monkeypatch):
 
 
 def test_every_format_is_tested():
-    assert set(SOURCES) == {(task, form.name) for task, forms in FORMATS.items() for form in forms}
+    assert set(SOURCES) == {(task, form.name) for task, record in TASKS.items() for form in formats_of(record)}
 
 
 @pytest.mark.parametrize("form", SOURCES, ids="-".join)
@@ -256,7 +257,7 @@ def test_pictures_are_those_of_the_reader(tmp_path):
     for task, name in (("endometrial", "volumes"), ("prostate", "promise12"), ("nuclei", "downloads")):
         SOURCES[task, name](tmp_path / task)
         manifest = run(task, tmp_path / task, tmp_path / f"{task} out").manifest
-        (form,) = (form for form in FORMATS[task] if form.name == name)
+        (form,) = (form for form in formats_of(TASKS[task]) if form.name == name)
         written = {(row.center, Path(row.path).stem): row for row in manifest.table.itertuples()}
         for case in form.cases(tmp_path / task, Findings()):
             for found in case.read():
@@ -791,7 +792,7 @@ def test_names_with_spaces_and_other_letters(tmp_path):
 
 def test_an_empty_source_and_one_without_cases(tmp_path):
     (tmp_path / "source").mkdir()
-    for task in FORMATS:
+    for task in TASKS:
         assert "not recognised as" in problems(task, tmp_path / "source", tmp_path / "out")[0]
     assert "no case found" in problems("prostate", tmp_path / "source", tmp_path / "out", format="sites")[0]
 
@@ -939,7 +940,7 @@ def test_a_long_name_is_shortened(tmp_path):
     rows, image = [], np.zeros((4, 4), np.uint8)
     for end in "ab":
         case = Case("片" * 83 + end, "A", "片" * 83 + end, (), list, "1_MI", "train")  # 250 bytes, a legal folder
-        rows += [conversion._write_picture("endometrial", tmp_path, case, Picture(name, image)) for name in ("", "1", "123")]
+        rows += [conversion._write_picture(TASKS["endometrial"], tmp_path, case, Picture(name, image)) for name in ("", "1", "123")]
     names = [Path(row["path"]).name for row in rows]
     assert [len(name.encode()) <= 255 and (tmp_path / row["path"]).is_file() for name, row in zip(names, rows, strict=True)] == [True] * 6
     assert len({*names}) == 6 and ["~" in name for name in names] == [False, True, True] * 2

@@ -18,7 +18,7 @@ from vfmgl_lib.tasks.prostate.reader import (
     PROMISE12_CENTERS,
     cases_promise12,
     cases_sites,
-    harmofl_order,
+    image_order,
     recognise_promise12,
     recognise_sites,
 )
@@ -564,13 +564,13 @@ def test_harmofl_order(tmp_path):
     upside_down = LPS @ np.diag([1, 1, -1, 1])
     image, mask = volume(1)[..., ::-1], gland()[..., ::-1]
     write_case(tmp_path / "HK", "Case01", image=image, mask=mask, affine=upside_down)
-    assert harmofl_order(tmp_path, "HK") is None
+    assert image_order(tmp_path, "HK") is None
     write_order(tmp_path, [5, 0, 1, 2, 3, 4])
     # The gland of Case01 is stored in slices 1 to 3 and counted from below as 4 to 2.
-    assert harmofl_order(tmp_path, "HK") == ["Case00_04", "Case01_04", "Case01_03", "Case01_02", "Case00_02", "Case00_03"]
+    assert image_order(tmp_path, "HK") == ["Case00_04", "Case01_04", "Case01_03", "Case01_02", "Case00_02", "Case00_03"]
     cases, _ = listed(tmp_path)
     pictures = {f"{case.name}_{picture.name}" for case in cases for picture in case.read()}
-    assert set(harmofl_order(tmp_path, "HK")) == pictures
+    assert set(image_order(tmp_path, "HK")) == pictures
 
 
 @pytest.mark.parametrize(
@@ -587,10 +587,10 @@ def test_harmofl_order(tmp_path):
 def test_unusable_harmofl_lists(tmp_path, write, message):
     write_case(tmp_path / "HK")
     write_order(tmp_path, [2, 0, 1], names=HK_LIST)
-    assert len(harmofl_order(tmp_path, "HK")) == 3
+    assert len(image_order(tmp_path, "HK")) == 3
     write(tmp_path)
     with pytest.raises(SourceError, match=message):
-        harmofl_order(tmp_path, "HK")
+        image_order(tmp_path, "HK")
 
 
 class _Evil:
@@ -604,7 +604,7 @@ def test_a_pickled_list_does_not_run(tmp_path, monkeypatch):
     write_order(tmp_path, [0, 1, 2])
     np.save(tmp_path / "HK-dir.npy", np.array([_Evil()], dtype=object), allow_pickle=True)
     with pytest.raises(SourceError, match=r"HK-dir.npy: cannot be read .*expected a list of file names saved as a plain numpy array"):
-        harmofl_order(tmp_path, "HK")
+        image_order(tmp_path, "HK")
     assert not (tmp_path / "ran").exists()
 
 

@@ -23,7 +23,6 @@ from vfmgl_lib.data.scan import Scan, skipped
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
 from vfmgl_lib.tasks.cases import Findings, Format
 
-CLASSES = ("normal", "tumor")
 CENTERS = ("hospital1", "hospital2", "hospital3", "hospital4", "hospital5")  # as data.pkl calls WILDS' centers 0 to 4
 COLUMNS = ("id", "path", "center", "patient", "split", "label")
 PATCHES, METADATA, PICKLE = "patches", "metadata.csv", "data.pkl"
@@ -357,3 +356,4 @@ FORMATS = (
         manifest=manifest_pickle,
     ),
 )
+LISTS = (METADATA, PICKLE)  # what says whether the source has changed, where one of them is there

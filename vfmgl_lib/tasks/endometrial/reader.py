@@ -33,7 +33,7 @@ from vfmgl_lib.data.preprocessing import squashed, to_bytes
 from vfmgl_lib.data.scan import Scan, skipped, visible
 from vfmgl_lib.data.volumes import NIFTI_SUFFIXES, Stored, read_grid, read_stored
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
-from vfmgl_lib.tasks.folders import ENDOMETRIAL_SPLITS
+from vfmgl_lib.tasks.folders import CLASS_FOLDERS, LAYOUTS
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, read_csv
 
 REGIONS_FILE = "roi.csv"
@@ -86,7 +86,7 @@ def _may_be_dicom(path: Path) -> bool:
 def recognise_volumes(source: Path) -> bool:
     """Whether `source` looks like centres with volumes: roi.csv, or a first file that is one."""
     try:
-        centers = [folder for folder in visible(source) if any((folder / split).is_dir() for split in ENDOMETRIAL_SPLITS)]
+        centers = [folder for folder in visible(source) if any((folder / split).is_dir() for split in CLASS_FOLDERS)]
         if centers and (source / REGIONS_FILE).is_file():
             return True
         first = next((file for center in centers if (file := _first_file(center, depth=4))), None)
@@ -160,11 +160,11 @@ def _patient_folders(scan: Scan) -> Iterator[tuple[str, str, str, Path]]:
     for center in scan.folders(scan.root, "one folder per center", files=(REGIONS_FILE, PATIENTS_FILE)):
         before = len(scan.problems)
         found = 0
-        for split in scan.folders(center, "traindata and testdata", tuple(ENDOMETRIAL_SPLITS)):
+        for split in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
             for label in scan.folders(split, "one folder per class"):
                 for folder in scan.folders(label, "one folder per patient"):
                     found += 1
-                    yield center.name, ENDOMETRIAL_SPLITS[split.name], label.name, folder
+                    yield center.name, CLASS_FOLDERS[split.name], label.name, folder
         if not found and len(scan.problems) == before:
             scan.problems.append(f"center {center.name!r} has no patients, expected {center.name}/traindata/<class>/<patient>")
 
@@ -318,4 +318,5 @@ FORMATS = (
         recognise_volumes,
         cases=cases_volumes,
     ),
+    LAYOUTS["class_folders"].format,  # after the volumes: what holds them is no folder of images, though its folders are called the same
 )

@@ -30,6 +30,7 @@ from PIL import Image
 from vfmgl_lib.data.images import ImageError, Reading, decode_mask, image_size, read_image, size_problem
 from vfmgl_lib.data.scan import Scan, skipped, system_kind
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.tasks.folders import LAYOUTS
 from vfmgl_lib.tasks.nuclei.polygons import Layer, PolygonError, inspect_regions, rasterise, read_layers
 
 ORGAN_CENTERS = {"lung": "SiteA", "prostate": "SiteB", "kidney": "SiteC", "breast": "SiteD"}
@@ -197,7 +198,7 @@ def cases_downloads(source: Path, findings: Findings) -> list[Case]:
     outlined, masked, unread = _pair(scan.files())
     tiles = _outlined_tiles(scan, outlined, findings) + _masked_tiles(scan, masked)
     if not tiles and not scan.problems:
-        scan.problems.append(f"{source}: holds no tile, expected {FORMATS[0].description}")
+        scan.problems.append(f"{source}: holds no tile, expected {FORMATS[-1].description}")
     findings.problems += scan.problems
     findings.warnings += skipped(scan.skipped)
     if unread:
@@ -419,6 +420,7 @@ def _is_readable(image: Path) -> bool:
 
 
 FORMATS = (
+    LAYOUTS["mask_folders"].format,
     Format(
         "downloads",
         f"MoNuSeg ({_TISSUE!r} with {_ANNOTATIONS!r}, or .tif with .xml), MoNuSAC (a folder per TCGA barcode) or TNBC"

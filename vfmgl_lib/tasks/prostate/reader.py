@@ -104,7 +104,7 @@ FORMATS = (
 )
 
 
-def harmofl_order(source: Path, site: str) -> list[str] | None:
+def image_order(source: Path, site: str) -> list[str] | None:
     """The order in which HarmoFL's code, and the paper's after it, cuts a site's slices into training, validation and test.
 
     A split along it leaks: slices of one patient, even neighbours, fall on both sides. It serves comparisons with numbers

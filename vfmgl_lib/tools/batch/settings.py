@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vfmgl_lib.config import ConfigError, load_settings, task_names
+from vfmgl_lib.config import ConfigError, task_names
+from vfmgl_lib.methods.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request

@@ -23,7 +23,8 @@ from vfmgl_lib.base.surroundings import print_anything, say
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.tasks.datasheets import DatasheetError
 from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
-from vfmgl_lib.tasks.prepare import FORMATS, SplitRule, prepare, read_prepared, verify
+from vfmgl_lib.tasks.prepare import SplitRule, formats_of, prepare, read_prepared, verify
+from vfmgl_lib.tasks.records import TASKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one = commands.add_parser("verify", help="read every file of a prepared set again and compare it with the manifest")
     one.add_argument("folder", type=Path, metavar="DIR", help="a prepared set, or a folder of 'fetch'")
     one = commands.add_parser("fetch", help="download what is public; say what to request from whom")
-    one.add_argument("task", choices=sorted(FORMATS))
+    one.add_argument("task", choices=sorted(TASKS))
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the downloads")
     one.add_argument("--only", action="append", metavar="NAME", help="this download of the datasheet, may be repeated")
     given = parser.parse_args(arguments)
-    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in FORMATS[given.task]])):
+    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(TASKS[given.task])])):
         parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
         return {"prepare": _prepare, "verify": _verify, "fetch": _fetch}[given.command](given)
@@ -55,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
-    forms = "\n".join(f"  {task:12} {form.name}: {form.description}" for task, all_forms in FORMATS.items() for form in all_forms)
+    forms = "\n".join(f"  {task:12} {form.name}: {form.description}" for task, record in TASKS.items() for form in formats_of(record))
     one = commands.add_parser(
         "prepare",
         help="images and manifest of an unpacked download",
         description=f"Formats that are recognised:\n{forms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    one.add_argument("task", choices=sorted(FORMATS))
+    one.add_argument("task", choices=sorted(TASKS))
     one.add_argument("--source", type=Path, required=True, metavar="DIR", help="the unpacked download; only read")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the prepared set; an interrupted one is completed")
     one.add_argument("--format", default="", metavar="NAME", help="default: what the folder looks like")

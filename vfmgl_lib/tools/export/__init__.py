@@ -17,10 +17,10 @@ from vfmgl_lib.evaluation.complexity import count
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.clients import client_class
+from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import ResNet18, Student
 from vfmgl_lib.study.study import Study
+from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.export.checks import (
     ExportError,
     calibration_images,
@@ -34,8 +34,6 @@ from vfmgl_lib.tools.export.checks import (
 from vfmgl_lib.tools.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.tools.export.model_card import model_card
 from vfmgl_lib.tools.predict import FORMAT, PREPROCESSING, RUNNING, Description, Predictor
-
-VOLUMES = ("prostate",)  # layouts whose images are slices of volumes
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         kind=manifest.task_kind,
         classes=manifest.classes,
         image_size=settings.data.image_size,
-        reads=("image", "volume") if settings.data.layout in VOLUMES else ("image",),
+        reads=find_task(settings.data.layout).reads,
         preprocessing=PREPROCESSING,
         unit=unit,
         cutoff=cutoff,
@@ -165,8 +163,8 @@ def _statistics(study: Study, center: str) -> str:
         if method == "pooled":
             return f"{RUNNING} on the images of all centres"
         # What overwrites the model at the end of a round brings the server's statistics, but where they stay at home (`Client.adopt`).
-        strategy = STRATEGIES[method]
-        overwritten = strategy.adopts and strategy.keeps != "batch_norm" and client_class(method).adopt is Client.adopt
+        strategy = METHODS[method].switches
+        overwritten = strategy.adopts and strategy.keeps != "batch_norm" and METHODS[method].client.adopt is Client.adopt
         return f"mean over the centres of {RUNNING}" if center == SHARED or overwritten else RUNNING
     if center == SHARED and method == "pooled":
         return "re-estimated in one pass over the training images of all centres, without labels"

@@ -7,20 +7,12 @@ import pandas as pd
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.manifest import SPLITS
 from vfmgl_lib.evaluation.results import SHARED
-from vfmgl_lib.federation.strategies import STRATEGIES
-from vfmgl_lib.methods.clients import client_class
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.two_models import TwoModelClient
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study.study import Study
+from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tools.predict import Description
-
-USES = {
-    "endometrial": "tells images of endometrial cancer with myometrial invasion from those without",
-    "camelyon17": "tells patches of lymph node with metastasis from those without",
-    "prostate": "outlines the prostate in axial T2-weighted MRI",
-    "nuclei": "outlines nuclei in stained tissue",
-}
 
 
 def model_card(
@@ -52,7 +44,7 @@ def model_card(
 
 
 def _intended(about: Description) -> list[str]:
-    use = USES.get(about.task, "tells " + " from ".join(about.classes))
+    use = TASKS[about.task].use if about.task in TASKS else "tells " + " from ".join(about.classes)
     white = f" (more where white is declared{f', else white is {about.reading.max_value:g}' if about.reading.max_value else ''})"
     reads = f"PNG, JPEG, TIFF or BMP images of 8 bits a channel{white}" + (
         ", and NIfTI and MetaImage volumes (axial)" * ("volume" in about.reads)
@@ -101,7 +93,7 @@ def _data(study: Study, model_center: str) -> list[str]:
     ]
 
 
-SENT = {  # by `Strategy.keeps`
+SENT = {  # by `Switches.keeps`
     "": "parameters and statistics of batch normalisation",
     "batch_norm": "parameters but those of batch normalisation, whose statistics stayed too",
     "last_layer": "parameters but the last layer's, and statistics of batch normalisation",
@@ -110,12 +102,12 @@ SENT = {  # by `Strategy.keeps`
 
 def what_left(settings: StudySettings, center: str) -> str:
     """What left a centre for this model, in a sentence; `center`: whose model it is, or "shared"."""
-    strategy = STRATEGIES[settings.method]
+    strategy = METHODS[settings.method].switches
     if not METHODS[settings.method].private:
         return "**Not private: the training images of all centres were put in one place.**"
     if not strategy.sends:
         return "Each centre trained alone: no image and no parameter left it."
-    beside = issubclass(client_class(settings.method), TwoModelClient) and center != SHARED
+    beside = issubclass(METHODS[settings.method].client, TwoModelClient) and center != SHARED
     model = "of a second model that learnt beside this one, which stayed: " * beside
     counts = "; the number of its images and its training loss" * settings.exchange.share_counts
     return f"What left a centre, {model}{SENT[strategy.keeps]}{counts}. No image did."

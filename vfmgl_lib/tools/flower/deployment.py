@@ -32,12 +32,12 @@ from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.base.surroundings import keep_freed_memory, proxy_for
-from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version, checked_settings, load_settings
-from vfmgl_lib.data.images import earlier_reading
+from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
 from vfmgl_lib.data.names import name_problems
-from vfmgl_lib.methods.clients import new_server
-from vfmgl_lib.methods.registry import METHODS, report_rounds, with_overrides
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.methods.registry import METHODS, new_server
+from vfmgl_lib.methods.settings import checked_settings, load_settings, with_overrides
 from vfmgl_lib.models.teachers import TeacherSource
 from vfmgl_lib.study.assembly import (
     center_datasets,
@@ -50,6 +50,7 @@ from vfmgl_lib.study.assembly import (
     with_needed_validation,
 )
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
+from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower.network import client_app, finish, meet, network_rounds
 from vfmgl_lib.tools.flower.site import Site

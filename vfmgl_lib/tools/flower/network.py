@@ -31,7 +31,7 @@ from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import incoming
 from vfmgl_lib.federation.rounds import Fault, Round, close_round
-from vfmgl_lib.federation.strategies import Server, State, Update, UpdateError
+from vfmgl_lib.federation.servers import Server, State, Update, UpdateError
 from vfmgl_lib.tools.flower.site import Site
 
 if TYPE_CHECKING:

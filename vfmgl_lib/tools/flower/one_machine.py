@@ -30,7 +30,7 @@ from vfmgl_lib.base.files import new_folder, write_json
 from vfmgl_lib.data.manifest import Manifest, write_manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.rounds import Round
-from vfmgl_lib.federation.strategies import Server
+from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import FederationError, finish, meet, network_rounds
 from vfmgl_lib.tools.flower.site import Site, load_client, save_client
@@ -201,7 +201,7 @@ def _mirror(client: Client, part: Path, shared: dict | None) -> None:
     client.log = RoundLog()
     if part.is_dir():
         load_client(client, part)
-    if shared is not None and client.strategy.adopts:
+    if shared is not None and client.switches.adopts:
         client.adopt(shared)
 
 

@@ -25,7 +25,7 @@ from vfmgl_lib.base.files import new_folder, write_json, write_text
 from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client, RoundLog
-from vfmgl_lib.federation.strategies import State, Update
+from vfmgl_lib.federation.servers import State, Update
 
 log = logging.getLogger(__name__)
 KEPT_ROUNDS = 3

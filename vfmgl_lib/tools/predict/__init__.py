@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from vfmgl_lib.data.images import PLAIN, Reading, earlier_reading
+from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
+from vfmgl_lib.tasks.records import earlier_reading
 
 FORMAT = 1  # of the metadata; raised when an older `tools.predict` would misread them
 KEY = "vfmgl"

@@ -23,9 +23,11 @@ from vfmgl_lib.base.files import write_bytes
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.preprocessing import volume_slices
 from vfmgl_lib.tasks.painting.sampling import Sample, scattered
-from vfmgl_lib.tasks.phantoms import GENERATORS
+from vfmgl_lib.tasks.phantoms import generator_of
+from vfmgl_lib.tasks.records import TASKS
 
-LAYOUTS = tuple(GENERATORS)  # a phantom's structure: endometrial tumour, metastasis, gland, nucleus
+# A phantom's structure: endometrial tumour, metastasis, gland, nucleus.
+LAYOUTS = tuple(name for name, record in TASKS.items() if record.phantom and record.order <= 4)
 FIRST_SEED = 2**31
 CHUNK = 16  # images drawn by a process at a time; a volume gives as many slices as it has, up to this
 NO_LABEL = -1
@@ -44,7 +46,7 @@ def phantom_bank(file: Path, count: int, side: int, processes: int) -> dict[str,
         index in LAYOUTS, `label` (N,) int8, the class or NO_LABEL where the layout has none.
     Raises: PretrainError: the file holds other phantoms, or is damaged.
     """
-    versions = {name: generator.VERSION for name, generator in GENERATORS.items()}
+    versions = {name: generator_of(name).VERSION for name in LAYOUTS}
     made_with = {"count": str(count), "side": str(side), "versions": json.dumps(versions)}
     if file.is_file():
         try:
@@ -70,7 +72,9 @@ def phantom_bank(file: Path, count: int, side: int, processes: int) -> dict[str,
 
 def _draw(chunk: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
     layout, side, start, count = chunk
-    drawn = list(_volume(side, start, count) if LAYOUTS[layout] == "prostate" else _images(LAYOUTS[layout], side, start, count))
+    name = LAYOUTS[layout]
+    draw = _volume if "volume" in TASKS[name].reads else _images
+    drawn = list(draw(name, side, start, count))
     images, masks, labels = zip(*drawn, strict=True)
     return {
         "image": np.stack([np.moveaxis(np.broadcast_to(i if i.ndim == 3 else i[..., None], (side, side, 3)), -1, 0) for i in images]),
@@ -81,7 +85,7 @@ def _draw(chunk: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
 
 
 def _images(name: str, side: int, start: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    generator = GENERATORS[name]
+    generator = generator_of(name)
     for index in range(start, start + count):
         profile = scattered(generator.COMMON, generator.CENTERS, np.random.default_rng(seed_sequence(FIRST_SEED + index, "center", name)))
         sample = Sample(0, "train", 0, 0, index % 2, ("",))
@@ -92,12 +96,12 @@ def _images(name: str, side: int, start: int, count: int) -> Iterator[tuple[np.n
             yield image, generator.lesion(sample, side, 1.0, FIRST_SEED + index, profile), sample.label
 
 
-def _volume(side: int, start: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _volume(name: str, side: int, start: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """`count` slices of as many volumes as it takes, as the network sees them."""
-    generator, given, volume = GENERATORS["prostate"], 0, 0
+    generator, given, volume = generator_of(name), 0, 0
     while given < count:
         seed = FIRST_SEED + start * CHUNK + volume
-        profile = scattered(generator.COMMON, generator.CENTERS, np.random.default_rng(seed_sequence(seed, "center", "prostate")))
+        profile = scattered(generator.COMMON, generator.CENTERS, np.random.default_rng(seed_sequence(seed, "center", name)))
         files = generator.render(Sample(0, "train", 0, 0, 0, ("", "")), side, 1.0, seed, profile)
         signal, gland = (np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(file)).dataobj).T for file in files)
         for piece in volume_slices(signal, gland)[: count - given]:

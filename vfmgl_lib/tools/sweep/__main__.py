@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.base.surroundings import print_anything
-from vfmgl_lib.config import ConfigError, load_settings
+from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import TEACHER_HELP, FoldSettings, SplitSettings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teachers import TeacherError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher

@@ -9,7 +9,8 @@ import pandas as pd
 
 from vfmgl_lib.evaluation.results import NOT_LOCAL
 from vfmgl_lib.evaluation.statistics import crossed_interval
-from vfmgl_lib.methods.registry import METHODS, reference_at
+from vfmgl_lib.methods.budgets import reference_at
+from vfmgl_lib.methods.registry import METHODS
 
 MAIN = ("auc", "dice")
 MEANS = ["split_id", "method", "budget", "place", "metric", "value", "sd", "seeds", "centers"]

@@ -21,9 +21,10 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.config import ConfigError, StudySettings, changed_settings, setting_value
+from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.evaluation.results import STAGES
-from vfmgl_lib.methods.registry import METHODS, with_overrides
+from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.methods.settings import changed_settings, with_overrides
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.study.workspace import Workspace
 from vfmgl_lib.tools.sweep.jobs import Changes, Job, Split, checked_methods, in_words, split_name, tuned_job

@@ -8,7 +8,7 @@ driver (`federation.rounds`) goes through `order`, asks for each centre's `messa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +18,8 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """A method as switches over the same client.
+class Switches:
+    """What a method's client does, as switches over the same client.
 
     Attributes:
         transfer: stage I uses HGKT.
@@ -45,32 +45,6 @@ class Strategy:
     sends: bool = False
     adopts: bool = False
     keeps: str = ""
-
-
-STRATEGIES = {
-    "local": Strategy(),
-    "fedavg": Strategy(sends=True, adopts=True),
-    "fedavg_ft": Strategy(sends=True, adopts=True),
-    "fedprox": Strategy(sends=True, adopts=True),
-    "harmofl": Strategy(sends=True, adopts=True),
-    "metafed": Strategy(sends=True),
-    "fedbn": Strategy(sends=True, adopts=True, keeps="batch_norm"),
-    "ditto": Strategy(sends=True, adopts=True),
-    "fedrep": Strategy(sends=True, adopts=True, keeps="last_layer"),
-    "fedper": Strategy(sends=True, adopts=True, keeps="last_layer"),
-    "proxyfl": Strategy(sends=True, adopts=True),
-    "pooled": Strategy(sends=True, adopts=True),
-    "frozen_probe": Strategy(teacher=True, embeds=True),
-    "logit_kd": Strategy(teacher=True),
-    "hgkt": Strategy(transfer=True, teacher=True, sends=True),
-    "fedavg_hgkt": Strategy(transfer=True, teacher=True, sends=True, adopts=True),
-    "hgkt_beta0": Strategy(transfer=True, teacher=True, sends=True),
-    "hgkt_random": Strategy(transfer=True, teacher=True, sends=True),
-    "hgkt_kd": Strategy(transfer=True, distillation=True, teacher=True, sends=True),
-    "vfmgl_task": Strategy(transfer=True, distillation=True, task_only=True, teacher=True, sends=True),
-    "vfmgl_random": Strategy(transfer=True, distillation=True, deduction=True, permuted=True, teacher=True, sends=True),
-    "vfmgl": Strategy(transfer=True, distillation=True, deduction=True, teacher=True, sends=True),
-}
 
 
 @dataclass(frozen=True)
@@ -229,14 +203,6 @@ class WeightedMean:
             mean, kind = total / self._total, self._first[name].dtype
             shared[name] = mean.to(kind) if kind.is_floating_point else mean.round().to(kind)
         return shared
-
-
-def average(updates: Iterable[Update], weights: str = "samples") -> State:
-    """The `WeightedMean` of updates, summed in the order of the centres' names: the result does not depend on their own order."""
-    mean = WeightedMean(weights)
-    for update in sorted(updates, key=lambda update: update.center):
-        mean.add(update)
-    return mean.state()
 
 
 def check_update(update: Update, model: State, aggregates: Mapping[str, tuple[int, ...]], largest_norm: float = math.inf) -> None:

@@ -1,11 +1,4 @@
-"""Methods that average a part of the model; the rest stays at the centre, never sent and never overwritten (`Strategy.keeps`).
-
-FedBN (Li et al. 2021, "FedBN: federated learning on non-IID features via local batch normalization", ICLR; code: med-air/FedBN): all of
-batch normalisation stays, affine parameters and statistics. It is FedAvg otherwise and needs no client of its own. Deviations from the
-official code: the task's optimiser, which keeps its momenta (official: SGD, new in every round); weights as in FedAvg
-(`federation.weights`; official: uniform).
-
-FedRep (Collins et al. 2021, "Exploiting shared representations for personalized federated learning", ICML; code: lgcollins/FedRep): the
+"""FedRep (Collins et al. 2021, "Exploiting shared representations for personalized federated learning", ICML; code: lgcollins/FedRep): the
 head stays, the ResNet18's classifier or the UNet's 1x1 convolution. A round trains the head alone for `head_epochs` with the body as
 received, then the body for the local epochs with the head as it is. Deviations: the task's optimiser and batch size; one epoch of the head
 by default, so that a round is not mostly head (paper: ten and more); `federation.weights`.
@@ -22,10 +15,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from pydantic import Field
 from torch import Tensor
 
+from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.servers import Switches
+from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import set_training_mode
+
+
+class FedRepSettings(Settings):
+    """Collins et al. 2021 train the head for ten epochs and more before one or a few of the body."""
+
+    # One, so that a round is not mostly head.
+    head_epochs: int = Field(default=1, ge=0, description="epochs of the head alone before those of the body; 0: both together (FedPer)")
 
 
 class FedRepClient(Client):
@@ -61,3 +66,39 @@ class FedRepClient(Client):
         self.body_only = False
         self.log.rounds[-1]["seconds"] += seconds
         return found
+
+
+def head_passes(settings: StudySettings) -> float:
+    """A forward pass of every batch of the head's epochs; the head itself is nothing."""
+    return settings.comparators.fedrep.head_epochs / settings.federation.epochs
+
+
+METHODS = (
+    Method(
+        "fedrep",
+        "FedRep",
+        "Collins et al. 2021, ICML",
+        order=90,
+        color="#999933",
+        line="dash_dot",
+        marker="*",
+        switches=Switches(sends=True, adopts=True, keeps="last_layer"),
+        client=FedRepClient,
+        settings=FedRepSettings,
+        extra_passes=head_passes,
+    ),
+    Method(
+        "fedper",
+        "FedPer",
+        "Arivazhagan et al. 2019, arXiv:1912.00818",
+        order=100,
+        color="#BBA14F",
+        line="dashed",
+        marker="8",
+        switches=Switches(sends=True, adopts=True, keeps="last_layer"),
+        client=FedRepClient,
+        reads=("fedrep",),
+        extra_passes=head_passes,
+        overrides={"comparators.fedrep.head_epochs": 0},
+    ),
+)

@@ -21,11 +21,10 @@ e is the share of the encoder in a forward pass. A test holds these counts again
 from __future__ import annotations
 
 from vfmgl_lib.config import StudySettings
-from vfmgl_lib.federation.strategies import STRATEGIES
+from vfmgl_lib.methods.registry import METHODS
 
 UPDATE = 3.0
 ENCODER_SHARE = {"unet": 0.29, "resnet18": 1.0}  # of the multiplications of a forward pass
-TWICE = ("harmofl", "ditto", "proxyfl")  # two gradients a batch: of a perturbed model, or of a second one
 
 
 def hgkt_passes(inner_steps: int, encoder: float, every: int = 1) -> float:
@@ -55,17 +54,14 @@ def student_passes(settings: StudySettings, rounds: int) -> float:
     Example:
         student_passes(load_settings("nuclei", "paper", method="fedavg"), 100) == 3.0
     """
-    method, strategy, encoder = settings.method, STRATEGIES[settings.method], ENCODER_SHARE[settings.student.name]
-    if strategy.embeds:
+    method, encoder = METHODS[settings.method], ENCODER_SHARE[settings.student.name]
+    switches = method.switches
+    if switches.embeds:
         return 0.0
-    passes = 2 * UPDATE if method in TWICE else UPDATE
-    if method == "metafed":
-        passes += 1  # the neighbour's model, also in the rounds in which it is only copied
-    if method in ("fedrep", "fedper"):
-        passes += settings.comparators.fedrep.head_epochs / settings.federation.epochs  # a forward pass; the head itself is nothing
-    if strategy.transfer:
+    passes = UPDATE + method.extra_passes(settings)
+    if switches.transfer:
         passes += hgkt_passes(settings.transfer.inner_steps, encoder, settings.transfer.hypergradient_every)
-    if strategy.distillation:
-        quantile = strategy.deduction and settings.deduction.rule == "quantile"
+    if switches.distillation:
+        quantile = switches.deduction and settings.deduction.rule == "quantile"
         passes += distillation_passes(encoder, quantile) * (rounds - 1) / rounds  # from the second round on
     return passes

@@ -1,0 +1,104 @@
+"""A study's settings: made here because only here the sections of all methods are known."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, create_model
+
+from vfmgl_lib.config import ConfigError, StudySettings, merge, nested, profile_values
+from vfmgl_lib.config.sections import ComparatorSettings
+from vfmgl_lib.methods.budgets import epoch_factor
+from vfmgl_lib.methods.registry import METHODS
+
+
+def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
+    """The settings of one task under a profile.
+
+    Args:
+        task: a task of the profile, e.g. "nuclei".
+        profile: "smoke", "quick", "paper" or a YAML file.
+        overrides: top-level settings (method, seed, device, centers) or nested ones with "__", e.g. federation__rounds=3.
+    Raises: ConfigError: naming every setting that is unknown or out of range.
+    """
+    tasks = profile_values(profile)
+    if task not in tasks:
+        raise ConfigError(f"task {task!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}")
+    values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
+    for name, value in overrides.items():
+        merge(values, nested(name.split("__"), value))
+    return checked_settings(values)
+
+
+def checked_settings(values: dict[str, Any]) -> StudySettings:
+    """The settings of these values, nested as in `StudySettings`.
+
+    Raises: ConfigError: naming every setting that is unknown or out of range.
+    """
+    try:
+        return _settings_class(tuple(METHODS))(**values)
+    except ValidationError as error:
+        task = values["task"]
+        problems = [f"{_named(e['loc']) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
+        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
+
+
+def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:
+    """The settings with some of them changed, named as in "optimizer.lr".
+
+    Raises: ConfigError: a setting that does not exist, a value out of range.
+    """
+    values = settings.model_dump()
+    for name, value in changes.items():
+        merge(values, nested(name.split("."), value))
+    return checked_settings(values)
+
+
+def with_overrides(settings: StudySettings) -> StudySettings:
+    """The settings with those that the study's method has of its own; applying it again changes nothing.
+
+    They are `Method.overrides` and, where updates are matched by epochs, how many times the local epochs it has.
+
+    Raises: ConfigError: a value out of range.
+    """
+    overrides, factor = dict(METHODS[settings.method].overrides), epoch_factor(settings)
+    if factor != settings.federation.epoch_factor:
+        overrides["federation.epoch_factor"] = factor
+    if not overrides:
+        return settings
+    values = settings.model_dump()
+    for name, value in overrides.items():
+        *sections, last = name.split(".")
+        part = values
+        for section in sections:
+            part = part[section]
+        part[last] = value(part[last]) if callable(value) else value
+    return checked_settings(values)
+
+
+class _Comparators(ComparatorSettings):
+    def of(self, method: str) -> dict[str, dict[str, Any]]:
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in METHODS[method].sections} if method in METHODS else {}
+
+
+class _Settings(StudySettings):
+    def __reduce__(self) -> tuple:
+        """Its class is made anew in another process."""
+        return checked_settings, (self.model_dump(),)
+
+
+@functools.cache
+def _settings_class(methods: tuple[str, ...]) -> type[StudySettings]:
+    """`StudySettings` with the sections of these methods."""
+    own = {name: METHODS[name].settings for name in methods if METHODS[name].settings}
+    sections = {name: (section, Field(default_factory=section)) for name, section in own.items()}
+    comparators = create_model("ComparatorSettings", __base__=_Comparators, **sections)
+    return create_model("StudySettings", __base__=_Settings, comparators=(comparators, Field(default_factory=comparators)))
+
+
+def _named(place: tuple[int | str, ...]) -> str:
+    return ".".join(part for part in map(str, place) if not part.startswith("_"))
