@@ -43,7 +43,8 @@ from vfmgl_lib.base.files import write_bytes, write_text
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.evaluation.statistics import crossed_interval
 from vfmgl_lib.methods.settings import load_settings
-from vfmgl_lib.models.teachers import TeacherError, load_teacher
+from vfmgl_lib.models.teacher_names import TeacherError
+from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.study.workspace import Workspace, open_workspace
 from vfmgl_lib.tools.pretrain.training import ARCHITECTURE, MODEL_ARGS
 

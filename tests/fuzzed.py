@@ -175,7 +175,8 @@ def _annotation(folder: Path) -> tuple[Path, Callable[[], int]]:
 def _weights(folder: Path) -> tuple[Path, Callable[[], int]]:
     import timm
 
-    from vfmgl_lib.models.teachers import TeacherError, load_teacher
+    from vfmgl_lib.models.teacher_names import TeacherError
+    from vfmgl_lib.models.teachers import load_teacher
 
     file = folder / "mobilenetv2_050.safetensors"
     with torch.random.fork_rng():

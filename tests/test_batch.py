@@ -11,6 +11,7 @@ import pytest
 
 from vfmgl_lib import __version__
 from vfmgl_lib.models import teachers
+from vfmgl_lib.models.teacher_names import resolve_teacher
 from vfmgl_lib.tools.batch import settings as settings_module
 from vfmgl_lib.tools.batch.__main__ import main
 from vfmgl_lib.tools.batch.runner import (
@@ -23,7 +24,7 @@ from vfmgl_lib.tools.batch.runner import (
     read_log,
     run_batch,
 )
-from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings, read_settings, resolve_teacher
+from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings, read_settings
 
 PARAMETERS = """task: str = "nuclei"  # the task
 profile: str = "smoke"  # name or file

@@ -16,15 +16,8 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from vfmgl_lib.models import teachers
-from vfmgl_lib.models.teachers import (
-    POCKET_ARGUMENTS,
-    POCKET_FILE,
-    TeacherError,
-    TeacherSource,
-    doubts_about,
-    first_available,
-    load_teacher,
-)
+from vfmgl_lib.models.teacher_names import POCKET_FILE, TeacherError, TeacherSource
+from vfmgl_lib.models.teachers import POCKET_ARGUMENTS, doubts_about, first_available, load_teacher
 from vfmgl_lib.models.weights import read_metadata
 from vfmgl_lib.tools.pretrain.training import MODEL_ARGS
 
@@ -300,7 +293,8 @@ def test_a_repository_of_the_hub_by_its_name(tmp_path):
     config = {"architecture": NAME, "num_classes": 0, "model_args": ARGUMENTS, "pretrained_cfg": normalisation}
     (snapshot / "config.json").write_text(json.dumps(config))
     code = """
-from vfmgl_lib.models.teachers import TeacherError, architecture, load_teacher
+from vfmgl_lib.models.teacher_names import TeacherError
+from vfmgl_lib.models.teachers import architecture, load_teacher
 teacher = load_teacher("hf-hub:some/vit", grid=4)
 print(teacher.description, teacher.stack_shapes, teacher.identity, architecture("hf-hub:some/vit")[0])
 try:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.methods.settings import load_settings
-from vfmgl_lib.models.teachers import TeacherError, TeacherSource, load_teacher
+from vfmgl_lib.models.teacher_names import TeacherError, TeacherSource, resolve_teacher
+from vfmgl_lib.models.teachers import load_teacher
 from vfmgl_lib.models.weights import read_weights
-from vfmgl_lib.tools.batch.settings import BatchError, resolve_teacher
 
 VIT, CNN = "vit_tiny_patch16_224", "resnet18"
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 32}
@@ -284,7 +284,7 @@ def test_a_file_is_what_its_content_says(networks, tmp_path):
     assert identities == {named.identity}
     link.unlink()
     link.symlink_to("../blobs/gone")
-    with pytest.raises(BatchError, match=r"model\.safetensors cannot be read: No such file"):
+    with pytest.raises(TeacherError, match=r"model\.safetensors cannot be read: No such file"):
         resolve_teacher("snapshots/model.safetensors", tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_an_existing_path_is_a_path(networks, tmp_path, monkeypatch, name):
     assert resolve_teacher(f"{VIT}={name}", tmp_path) == f"{VIT}={path}"
     assert load_teacher(name, grid=2).identity == load_teacher(f"{VIT}={name}", grid=2).identity if "w.pth" not in name else True
     path.unlink()
-    with pytest.raises(BatchError, match="is no file either"):
+    with pytest.raises(TeacherError, match="is no file either"):
         resolve_teacher(name, tmp_path)
 
 

@@ -25,7 +25,7 @@ def seed_sequence(seed: int, *keys: str | int) -> np.random.SeedSequence:
 @contextmanager
 def torch_seed(sequence: np.random.SeedSequence) -> Iterator[None]:
     """Within the block torch's global CPU generator starts from `sequence`; afterwards it is as it was. For module initialisation."""
-    import torch  # here: `vfmgl_lib.tools.predict` reads volumes on machines that have no torch
+    import torch  # here: `vfmgl predict` reads volumes on machines that have no torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))

@@ -207,7 +207,7 @@ class ComparatorSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """What `vfmgl_lib.tools.sweep --tune` tries; a sweep takes what it chose as settings of each method's studies."""
+    """What `vfmgl sweep --tune` tries; a sweep takes what it chose as settings of each method's studies."""
 
     factors: tuple[float, ...] = Field(min_length=1, description="each tuned setting is tried at its value times each of these; 1 is one")
     seed: int = Field(ge=0, lt=2**31, description="of the tuning's studies; a sweep refuses it, so that it is never reported")

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import load_batches
-from vfmgl_lib.evaluation.segmentation import dice
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.servers import Switches
+from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.models.teachers import Teacher
@@ -118,14 +118,8 @@ class Probe(Student):
         scores = []
         for part, masks in zip(embeddings.split(CHUNK), targets.to(embeddings.device).split(CHUNK), strict=True):
             foreground, truth = self.head(part).softmax(1)[:, 1], masks > 0
-            scores.append([_dice(foreground >= cutoff, truth) for cutoff in CUTOFFS])
+            scores.append([foreground_dice((foreground >= cutoff).long(), truth.long()).cpu().numpy() for cutoff in CUTOFFS])
         return CUTOFFS[int(np.concatenate(scores, axis=1).mean(1).argmax())]
-
-
-def _dice(called: Tensor, truth: Tensor) -> np.ndarray:
-    """(n,) of two (n, H, W) masks."""
-    counts = (called & truth, called & ~truth, ~called & truth)
-    return dice(*(count.sum((1, 2)).cpu().numpy() for count in counts))
 
 
 class _Frozen:

@@ -1,16 +1,6 @@
 """Frozen teachers: any timm ViT (grid features after four blocks) or timm CNN (`features_only` levels).
 
-A teacher is named by one text:
-
-    pocket_vit      the small ViT that comes with this project (pocket_vit.md), for where nothing can be downloaded
-    NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m, or hf-hub:OWNER/REPOSITORY
-    FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
-    NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin), see `models.weights`
-    random:TEXT     the network of any of these with random weights: the control of a teacher, teaches nothing; every output says so
-
-A text that is an existing file as a whole is FILE, whatever its suffix and whether or not "=" is in it.
-
-Settings may name a second choice, "A else B": `first_available` says which of them it is.
+`models.teacher_names` says how a teacher is named.
 """
 
 from __future__ import annotations
@@ -20,7 +10,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,15 +26,13 @@ from torch import Tensor, nn
 from vfmgl_lib.base.files import sha256
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.base.surroundings import about_proxy
-from vfmgl_lib.models.weights import TeacherError, described, is_safetensors, read_metadata, read_weights
+from vfmgl_lib.models.teacher_names import ELSE, HUB, POCKET, POCKET_FILE, TeacherError, TeacherSource
+from vfmgl_lib.models.weights import described, is_safetensors, read_metadata, read_weights
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
 CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that `grid` means about the same for both families
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-POCKET, POCKET_FILE = "pocket_vit", Path(__file__).with_name("pocket_vit.safetensors")
 POCKET_ARGUMENTS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}  # left out of identities, as before others were in them
-ELSE, HUB, RANDOM = " else ", "hf-hub:", "random:"
 TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
 HUB_HOST = urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
 PATIENCE = 3.0  # seconds until the hub counts as out of reach
@@ -60,33 +47,6 @@ def doubts_about(teacher: str) -> list[str]:
     random = source.random or "RANDOM" in teacher
     drawn = not random and (DRAWN in teacher or (Path(source.weights).is_file() and _described(source).get(TRAINED_ON) == DRAWN))
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
-
-
-@dataclass(frozen=True)
-class TeacherSource:
-    """A parsed teacher text: model name ("" when the file names it), weights ("hub" or a path), and whether random ones replace them."""
-
-    name: str
-    weights: str
-    random: bool = False
-
-    @classmethod
-    def parse(cls, text: str, here: Path | None = None) -> TeacherSource:
-        """Reads pocket_vit, NAME, FILE, NAME=FILE or random: and one of them (see the module's docstring).
-
-        Args:
-            here: the folder from which relative paths are meant; None: the working directory.
-        """
-        if text == POCKET:
-            return cls("", str(POCKET_FILE))
-        if text.startswith(RANDOM):
-            return replace(cls.parse(text.removeprefix(RANDOM), here), random=True)
-        if os.path.isfile(os.path.join(here or "", text)):  # unlike Path.is_file, False of a text that no path can be
-            return cls("", text)
-        name, equals, file = text.partition("=")
-        if equals:
-            return cls(name, file)
-        return cls("", text) if text.endswith(WEIGHT_SUFFIXES) else cls(text, "hub")
 
 
 class Teacher(nn.Module):

@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from vfmgl_lib.models.teacher_names import TeacherError
+
 AVERAGED = re.compile(r"teacher|ema(?![a-z])|momentum|encoder_k|target|average", re.IGNORECASE)
 # Layers that other programs put around a network's own, anywhere in a name: torch.compile, FSDP, activation checkpoints, mixed precision.
 AROUND = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
@@ -53,10 +55,6 @@ RESAVE = (
     "save its weights alone by safetensors.torch.save_file, where it was made or after torch.load(..., weights_only=True) within "
     "torch.serialization.safe_globals([...]) of classes that you trust"
 )
-
-
-class TeacherError(ValueError):
-    """A teacher that cannot be had as asked for; the message says what would have been right."""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
+from vfmgl_lib.evaluation.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import checked_settings, with_overrides
-from vfmgl_lib.methods.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher
 from vfmgl_lib.study.assembly import study_teacher, with_needed_validation

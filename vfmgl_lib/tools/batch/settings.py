@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
@@ -99,7 +99,8 @@ def read_settings(
         chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(tasks or DEFAULT_TASKS))
         for task in chosen:
             load_settings(task, profile, seed=seed, device=device)
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        teacher = resolve_teacher(teacher, here) if teacher else ""
+    except (ConfigError, TeacherError, OSError, UnicodeDecodeError) as error:
         raise BatchError(str(error)) from error
     if device == "cuda":
         check_cuda()
@@ -110,7 +111,7 @@ def read_settings(
         profile=profile,
         tasks=chosen,
         data=None if data is None else resolve_data(data, chosen, here),
-        teacher=resolve_teacher(teacher, here) if teacher else "",
+        teacher=teacher,
         device=device,
         seed=seed,
         runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
@@ -145,37 +146,9 @@ def resolve_data(text: str, tasks: Sequence[str], here: Path) -> Path:
 @cache
 def _available(text: str) -> str:
     """Asked once: all notebooks of a batch have the same teacher, whatever becomes of the network meanwhile."""
-    from vfmgl_lib.models.teachers import TeacherError, first_available  # here: it imports timm, which takes seconds
+    from vfmgl_lib.models.teachers import first_available  # here: it imports timm, which takes seconds
 
     try:
         return first_available(text)
     except TeacherError as error:
         raise BatchError(str(error)) from error
-
-
-def resolve_teacher(text: str, here: Path) -> str:
-    """The teacher with its file, if it names one, as an absolute path; whether a name is a model's is not checked.
-
-    Raises: BatchError: if a file is named that is not there, is a folder or cannot be read.
-    """
-    from vfmgl_lib.models.teachers import ELSE, POCKET, RANDOM, WEIGHT_SUFFIXES, TeacherSource  # here: it imports timm, which takes seconds
-
-    if ELSE in text:
-        return ELSE.join(resolve_teacher(one, here) for one in text.split(ELSE))
-    if text == POCKET:
-        return text
-    if text.startswith(RANDOM):
-        return RANDOM + resolve_teacher(text.removeprefix(RANDOM), here)
-    source = TeacherSource.parse(text, here)
-    if source.weights == "hub" and (os.sep in text or (here / text).exists()) and not text.startswith("hf-hub:"):
-        raise BatchError(f"teacher {here / text} is no file with weights; they end in {', '.join(WEIGHT_SUFFIXES)}")
-    if source.weights == "hub":
-        return text
-    path = here / source.weights
-    path = path.parent.resolve() / path.name  # a link keeps its own name: in the hub's cache it leads to a file called by its hash
-    try:
-        with path.open("rb"):
-            return f"{source.name}={path}" if source.name else str(path)
-    except OSError as error:
-        whole = f", and {here / text} is no file either" if source.name else ""
-        raise BatchError(f"teacher file {path} cannot be read: {error.strerror}{whole}") from error

@@ -38,7 +38,7 @@ from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS, new_server
 from vfmgl_lib.methods.settings import checked_settings, load_settings, with_overrides
-from vfmgl_lib.models.teachers import TeacherSource
+from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import (
     center_datasets,
     feature_cache,

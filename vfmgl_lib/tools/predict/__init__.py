@@ -106,7 +106,7 @@ class Predictor:
         description: what the model says of itself.
 
     Args:
-        file: .onnx of `vfmgl_lib.tools.export`.
+        file: .onnx of `vfmgl export`.
         task: the task the caller has in mind; None: whichever the model has.
         threads: of onnxruntime; 0: all cores.
     Raises: ModelError: not an ONNX file, not one of this library, another task.

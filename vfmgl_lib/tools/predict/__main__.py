@@ -1,7 +1,7 @@
 """vfmgl predict MODEL.onnx IMAGES... --out DIR: an exported model at work, without torch.
 
 What the model needs to know of itself (classes, input size, how images become input, cutoff) is in its own metadata, written by
-`vfmgl_lib.tools.export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
+`vfmgl export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
 .mha), or a folder of these.
 
     DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used, or for which the

@@ -1,4 +1,4 @@
-"""What `vfmgl_lib.tools.predict` is given: files and folders, without what is no image of theirs."""
+"""What `vfmgl predict` is given: files and folders, without what is no image of theirs."""
 
 from __future__ import annotations
 

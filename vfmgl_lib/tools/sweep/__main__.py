@@ -18,9 +18,9 @@ from vfmgl_lib.config.sections import TEACHER_HELP, FoldSettings, SplitSettings
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
-from vfmgl_lib.models.teachers import TeacherError
+from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
 from vfmgl_lib.study.workspace import open_workspace
-from vfmgl_lib.tools.batch.settings import BatchError, check_cuda, resolve_data, resolve_teacher
+from vfmgl_lib.tools.batch.settings import BatchError, check_cuda, resolve_data
 from vfmgl_lib.tools.sweep.effects import report
 from vfmgl_lib.tools.sweep.evidence import left_to_run, parts, plan_status, read_plan
 from vfmgl_lib.tools.sweep.jobs import Job, Split, cross_validation, plan, status_table

@@ -7,7 +7,7 @@ from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
-from vfmgl_lib.methods.trivial import trivial_segmentation
+from vfmgl_lib.evaluation.trivial import trivial_segmentation
 
 SIDE = 16
 
