@@ -20,15 +20,15 @@ def add_methods(methods: Iterable[Method]) -> None:
 
     Raises: ConfigError: a name that is taken, or a control whose parent is not there.
     """
-    added = list(methods)
+    there = dict(METHODS)
+    for method in (added := list(methods)):
+        if method.name in there:
+            raise ConfigError(f"method {method.name!r}: the name is taken by {there[method.name].title}")
+        there[method.name] = method
     for method in added:
-        if method.name in METHODS:
-            raise ConfigError(f"method {method.name!r}: the name is taken by {METHODS[method.name].title}")
-        METHODS[method.name] = method
-    for method in added:
-        if method.parent and method.parent not in METHODS:
-            raise ConfigError(f"method {method.name!r}: its parent {method.parent!r} is no method, there are {', '.join(METHODS)}")
-    ordered = sorted(METHODS.values(), key=lambda method: method.order)
+        if method.parent and method.parent not in there:
+            raise ConfigError(f"method {method.name!r}: its parent {method.parent!r} is no method, there are {', '.join(there)}")
+    ordered = sorted(there.values(), key=lambda method: method.order)
     METHODS.clear()
     METHODS.update({method.name: method for method in ordered})
 

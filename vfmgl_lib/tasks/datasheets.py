@@ -148,6 +148,11 @@ def read_datasheet(task: str, folder: Path | str = FOLDER) -> Datasheet:
     return sheet
 
 
+def datasheet_of(task: str) -> Datasheet | None:
+    """The datasheet of a task; None: it has none, as a task of one's own may."""
+    return read_datasheet(task) if (FOLDER / f"{task}.yaml").is_file() else None
+
+
 def compare_counts(manifest: Manifest, datasheet: Datasheet, stand_in: bool = False) -> list[str]:
     """Where a manifest differs from its datasheet: centres, images and patients per centre and, where known, split and class.
 

@@ -29,7 +29,7 @@ from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, ch
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
-from vfmgl_lib.tasks.datasheets import compare_counts, read_datasheet
+from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
 from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
@@ -94,8 +94,9 @@ def prepare(
     for one, other in ((out, source), (source, out)):
         if real_path(one).is_relative_to(real_path(other)):
             raise ManifestError(f"{one}: lies in {other}, expected source and --out apart: the source is only read")
-    sheet = read_datasheet(task)
-    reading = Reading(sheet.max_value if max_value is None else max_value, sheet.transparent)
+    sheet = datasheet_of(task)
+    declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
+    reading = Reading(declared if max_value is None else max_value, background)
     chosen = _format(record, source, format)
     settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
     done = _earlier(out, settings)
@@ -246,8 +247,9 @@ def _check(source: Path, manifest: Manifest, findings: Findings, patient_rule: s
 def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd.DataFrame | None, findings: Findings, notes: dict) -> None:
     if patients is not None:
         findings.warnings += patient_warnings(manifest, patients)
-    if not (source / PHANTOMS).is_file():  # those have counts of their own choosing
-        findings.warnings += compare_counts(manifest, read_datasheet(task))
+    sheet = datasheet_of(task)
+    if sheet and not (source / PHANTOMS).is_file():  # those have counts of their own choosing
+        findings.warnings += compare_counts(manifest, sheet)
     converted = manifest.root != source.resolve()
     masks = {}
     if manifest.task_kind == "segmentation":
