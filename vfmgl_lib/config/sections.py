@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
@@ -200,6 +200,10 @@ class FaultSettings(Settings):
 
 class ComparatorSettings(Settings):
     """One section a method that has settings of its own; `methods.settings` makes the class that has them all."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, section: str) -> Any: ...
 
     def of(self, method: str) -> dict[str, dict[str, Any]]:
         """The sections that a method reads, as plain values."""

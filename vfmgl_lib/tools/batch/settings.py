@@ -10,10 +10,11 @@ from pathlib import Path
 from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
+from vfmgl_lib.tasks.records import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
-DEFAULT_TASKS = ("endometrial", "nuclei")  # one classification, one segmentation
+DEFAULT_TASKS = tuple(name for name, record in TASKS.items() if record.default)
 
 
 class BatchError(ValueError):

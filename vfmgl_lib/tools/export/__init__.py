@@ -158,15 +158,14 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
 
 def _statistics(study: Study, center: str) -> str:
     """Which statistics of batch normalisation a model carries, in words."""
-    method = study.settings.method
+    method = METHODS[study.settings.method]
     if study.settings.batch_norm == "running":
-        if method == "pooled":
+        if not method.private:
             return f"{RUNNING} on the images of all centres"
         # What overwrites the model at the end of a round brings the server's statistics, but where they stay at home (`Client.adopt`).
-        strategy = METHODS[method].switches
-        overwritten = strategy.adopts and strategy.keeps != "batch_norm" and METHODS[method].client.adopt is Client.adopt
+        overwritten = method.switches.adopts and method.switches.keeps != "batch_norm" and method.client.adopt is Client.adopt
         return f"mean over the centres of {RUNNING}" if center == SHARED or overwritten else RUNNING
-    if center == SHARED and method == "pooled":
+    if center == SHARED and not method.private:
         return "re-estimated in one pass over the training images of all centres, without labels"
     if center == SHARED:
         return "mean over the centres of those that each re-estimated on its own training images, without labels"

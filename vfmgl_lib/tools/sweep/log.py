@@ -67,7 +67,11 @@ def own_settings(settings: StudySettings) -> str:
         settings: of a study, with its method's overrides.
     """
     method = METHODS[settings.method]
-    own = {f"comparators.{part}.{name}": value for part, values in settings.own_comparators.items() for name, value in values.items()}
+    own = {
+        f"comparators.{part}.{name}": value
+        for part, values in settings.comparators.of(settings.method).items()
+        for name, value in values.items()
+    }
     own |= {name: setting_value(settings, name) for name in method.overrides if name != "teacher.source"}
     return in_words(own | ({"revision": method.revision} if method.revision > 1 else {}))
 
