@@ -81,8 +81,8 @@ def with_overrides(settings: StudySettings) -> StudySettings:
 
 class _Comparators(ComparatorSettings):
     def of(self, method: str) -> dict[str, dict[str, Any]]:
-        values = self.model_dump(mode="json")
-        return {name: values[name] for name in METHODS[method].sections} if method in METHODS else {}
+        sections = METHODS[method].sections if method in METHODS else ()
+        return {name: values for name, values in self.model_dump(mode="json").items() if name in sections}
 
 
 class _Settings(StudySettings):
