@@ -106,7 +106,7 @@ def _first_file(folder: Path, depth: int) -> Path | None:
 
 
 def cases_volumes(source: Path, findings: Findings) -> list[Case]:
-    """One case a patient. Of each series one header is read, no pixel."""
+    """One case a patient. Of each DICOM file the beginning is read, and of one in each series the header; no pixel."""
     home = source.resolve()
     regions = _read_regions(home / REGIONS_FILE, findings)
     scan = _PatientScan(home)
@@ -244,7 +244,7 @@ def _look_at(files: list[Path], name: str) -> _Look:
         grid = read_grid(*_only_nifti(files, name))
         return _Look(grid.shape[::-1], grid.oriented)
     header = read_header(files[0], f"{name}/{files[0].name}")
-    return _Look((len(files), *header["shape"]), names=(header["patient_name"], header["patient_id"]))
+    return _Look((len(files), *header.shape), names=header.persons)
 
 
 def _same_person(folder: str, look: _Look) -> bool:
