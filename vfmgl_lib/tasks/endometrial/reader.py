@@ -30,8 +30,8 @@ from vfmgl_lib.data.dicom import has_picture, is_dicom, read_header, read_series
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, to_bytes
-from vfmgl_lib.data.scan import Scan, skipped, visible
-from vfmgl_lib.data.volumes import NIFTI_SUFFIXES, Stored, read_grid, read_stored
+from vfmgl_lib.data.scan import NIFTI_SUFFIXES, Scan, skipped, visible
+from vfmgl_lib.data.volumes import Stored, read_grid, read_stored
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.tasks.folders import ENDOMETRIAL_SPLITS
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, read_csv

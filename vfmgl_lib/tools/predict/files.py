@@ -15,26 +15,14 @@ from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
-from vfmgl_lib.data.scan import SourceError
+from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
-from vfmgl_lib.tools.predict.inputs import VOLUME_SUFFIXES, known_suffix
+from vfmgl_lib.tools.predict.inputs import known_suffix
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {
-    "classification": ("name", "file", "width", "height", "probability", "predicted", "evidence", "overlay_file", "error"),
-    "segmentation": (
-        "name",
-        "file",
-        "width",
-        "height",
-        "slices",
-        "foreground",
-        "share",
-        "milliliters",
-        "mask_file",
-        "overlay_file",
-        "error",
-    ),
+    "classification": "name file width height probability predicted evidence overlay_file error".split(),
+    "segmentation": "name file width height slices foreground share milliliters mask_file overlay_file error".split(),
 }
 COUNTS = ("width", "height", "slices", "foreground")
 
