@@ -230,7 +230,7 @@ def _meta_header(path: Path) -> tuple:
 
 
 def _meta_reader(path: Path) -> sitk.ImageFileReader:
-    if not re.fullmatch("[1-9]", count := _meta_fields(path)[0].get("NDims", "")):
+    if not re.fullmatch("[1-9]", count := _meta_fields(path)[0].get("NDims", "3")):
         raise SourceError(f"NDims is {count!r}, expected 3")  # ITK would end the process
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
