@@ -228,6 +228,9 @@ BAD = {
         r"RescaleIntercept \(0028,1052\) is 'nan', expected one number",
     ),
     "high bit": ({"more": ((0x00280102, "US", 15),)}, r"HighBit \(0028,0102\) is 15 of 12 bits stored, expected 11; transcode"),
+    "bits": ({"bits": 17}, r"P1/im0.dcm: BitsStored \(0028,0101\) is '17', expected one number from 1 to 16"),
+    "no bits": ({"more": ((0x00280100, "US", 0),)}, r"P1/im0.dcm: BitsAllocated \(0028,0100\) is '0', expected one number from 1 to 64"),
+    "unknown kind": ({"more": ((0x00280004, "CS", "MONNCHROME2"),)}, r"P1/im0.dcm: is a colour image \(MONNCHROME2\)"),
     "rows": ({"more": ((0x00280010, "US", 13),)}, "P1/im0.dcm: holds fewer than 13 x 10 pixels, the file is damaged or cut short"),
     "many rows": ({"more": ((0x00280010, "US", 60000),)}, "P1/im0.dcm: holds fewer than 60000 x 10 pixels"),
     "palette": ({"photometric": "PALETTE COLOR", "allocated": 8, "bits": 8, "more": PALETTE}, "P1/im0.dcm: is a colour image"),
@@ -337,3 +340,26 @@ def test_sequences_and_unknown_types_are_walked_through(tmp_path):
         content = path.read_bytes().replace(element(0x00100010, "PN", "A^B"), undefined + element(0x00100010, "PN", "A^B"))
         path.write_bytes(content.replace(b"\x19\x00\x10\x10OX\x04\0", b"\x19\x00\x10\x10OX\0\0\x04\0\0\0") + filler)
     assert np.array_equal(read_series(tuple(tmp_path.iterdir()), "P1").values, values)
+
+
+def test_a_deflated_file_is_unpacked_no_further_than_a_slice_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr("vfmgl_lib.data.dicom.SLICE_LIMIT", 200)
+    values = stack()
+    assert np.array_equal(series(tmp_path / "small", values, syntax=DEFLATED).values, values)
+    with pytest.raises(SourceError, match=r"P1/im0.dcm: is no readable DICOM image"):
+        series(tmp_path / "large", values, syntax=DEFLATED, more=((0x00191010, "OB", bytes(5000)),))
+
+
+def test_bytes_that_are_no_element_are_refused(tmp_path):
+    """Where some are put into the pixels, all behind them are shifted, and the last ones lie behind PixelData."""
+    write_slice(tmp_path / "a", stack()[0])
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content[:-50] + b"1234" + content[-50:])
+    with pytest.raises(SourceError, match="P1/a: is no readable DICOM image"):
+        read_series((tmp_path / "a",), "P1")
+
+
+def test_large_numbers_keep_their_last_digit_until_they_are_scaled(tmp_path):
+    values = stack(low=2**31 - 4096, high=2**31)
+    found = series(tmp_path, values, allocated=32, bits=32, more=((INTERCEPT, "DS", str(4096 - 2**31)), (SLOPE, "DS", "1")))
+    assert np.array_equal(found.values, values + 4096 - 2**31)

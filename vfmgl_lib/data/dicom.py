@@ -234,7 +234,7 @@ def _header(meta: Dataset, found: Dataset, name: str) -> Header:
         limits = f"{SPACINGS[0]:g} to {SPACINGS[1]:g} mm"
         raise SourceError(f"{name}: PixelSpacing (0028,0030) is {_shown(found, 'PixelSpacing')} mm, expected {limits}; correct the header")
     allocated = int(_number(found, "BitsAllocated", 16, name, 64))
-    bits = int(_number(found, "BitsStored", 0, name, allocated)) or allocated
+    bits = int(_number(found, "BitsStored", allocated, name, allocated))
     if (high := _number(found, "HighBit", bits - 1, name)) != bits - 1:
         raise SourceError(f"{name}: HighBit (0028,0102) is {high:g} of {bits} bits stored, expected {bits - 1}; {TRANSCODE}")
     signed = _number(found, "PixelRepresentation", 0, name) == 1
@@ -271,14 +271,12 @@ def _numbers(found: Dataset, keyword: str) -> list[float]:
 
 
 def _number(found: Dataset, keyword: str, missing: float, name: str, most: float = math.inf) -> float:
+    """An element's only number, from 1 to `most` where that is given; `missing` where the element is missing or empty."""
     values, shown = _numbers(found, keyword), _shown(found, keyword)
-    if not shown:
-        return missing
-    if len(values) != 1 or not (most == math.inf or 0 <= values[0] <= most):
-        raise SourceError(
-            f"{name}: {keyword} {Tag(keyword)} is {shown!r}, expected one number{f' from 0 to {most:g}' if most < math.inf else ''}"
-        )
-    return values[0]
+    if shown and (len(values) != 1 or not (most == math.inf or 1 <= values[0] <= most)):
+        limits = f" from 1 to {most:g}" if most < math.inf else ""
+        raise SourceError(f"{name}: {keyword} {Tag(keyword)} is {shown!r}, expected one number{limits}")
+    return values[0] if shown else missing
 
 
 def _shown(found: Dataset, keyword: str) -> str:
