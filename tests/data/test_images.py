@@ -166,8 +166,10 @@ def test_xmp_does_not_turn(tmp_path, kind, orientation):
         text.add_itxt("XML:com.adobe.xmp", XMP.decode())
         Image.fromarray(color).save(path, pnginfo=text, exif=exif)
         assert np.asarray(decode_image(path)).shape == np.rot90(color, -1 if orientation == 6 else 0).shape
-        chunks = [chunk for chunk in depth._chunks(path.read_bytes()) if chunk[0] != b"IEND"]
-        path.write_bytes(depth._png(sorted(chunks, key=lambda chunk: chunk[0] == b"iTXt")))  # behind the pixels
+        content = path.read_bytes()
+        start = content.index(b"iTXt") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        path.write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])  # behind the pixels
     else:
         Image.fromarray(color).save(path, quality=100, subsampling=0, exif=exif, xmp=XMP)
     expected = np.rot90(color, -1 if orientation == 6 else 0)
@@ -292,7 +294,7 @@ def test_a_png_whose_end_is_zeros(tmp_path, dtype):
     decode_image(path, reading=Reading(255))
     path.write_bytes(path.read_bytes()[:-3000] + bytes(3000))
     for read in (decode_image, decode_mask, image_size):
-        with pytest.raises(ImageError, match=r"image\.png: cannot be decoded .the checksum of its pixels is wrong"):
+        with pytest.raises(ImageError, match=r"image\.png: cannot be decoded .*checksum in b'IDAT'"):
             read(path)
 
 

@@ -411,3 +411,13 @@ def test_an_image_is_no_volume(model, tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / "x.nii")
     assert "not a readable NIfTI file" in predict_files(model, [(tmp_path / "x.nii", "x")], tmp_path).at[0, "error"]
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "99", "-1e9", "", "x"])
+def test_a_damaged_number_of_dimensions_is_refused(tmp_path, count):
+    """With some of these ITK ends the process."""
+    path = write(tmp_path / "x", PIXELS.astype("i2"), "mha")
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", f"NDims = {count}".encode()))
+    for read in (read_grid, read_volume, read_stored):
+        with pytest.raises(SourceError, match=f"^x: NDims is '{count}', expected 3"):
+            read(path, "x")

@@ -1,20 +1,14 @@
 """Pictures at their full depth: Pillow cuts most of those with more than 8 bits a channel down to 8.
 
-TIFF is read by tifffile, and by SimpleITK where tifffile lacks the decompressor; PNG of 16 bits by SimpleITK (colour) and Pillow (gray,
-its two bytes taken for two channels). What is read are the samples as stored; `data.images` says how they become 8 bits.
+TIFF is read by tifffile, and by OpenCV where tifffile lacks the decompressor; PNG of 16 bits by OpenCV. What is read are the samples as
+stored; `data.images` says how they become 8 bits.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import struct
-import tempfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -24,8 +18,6 @@ from PIL import Image
 BYTE_LIMIT = 2**29  # of the samples of one picture
 ASSOCIATED, UNASSOCIATED = 1, 2  # TIFF's ExtraSamples: colours multiplied by alpha already, or not
 _BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it notices of a broken file is said once, by the error
 
 
@@ -70,40 +62,50 @@ def is_deep(image: Image.Image, file: BinaryIO) -> bool:
     return alpha_apart or max(bits) > 8 or not {1, 4} >= set(kinds)  # unsigned, or undefined
 
 
-def png_samples(file: BinaryIO) -> Samples:
+def png_samples(image: Image.Image, file: BinaryIO) -> Samples:
     """A PNG of 16 bits a channel, without a palette.
 
     sBIT names the bits that were measured, n. By the standard its samples are spread over 16 bits; cameras' raw values up to 2^n - 1 are
     found as well. Raw values are others than those that spreading makes of values as small; where they are not, sBIT declares nothing.
 
-    Raises: DepthError: damaged. Anything a broken file leads Pillow and SimpleITK to.
+    Raises: DepthError: too large, damaged.
     """
+    width, height = image.size
+    if width * height * 8 > BYTE_LIMIT:
+        raise DepthError(f"{width}x{height} pixels of up to 8 bytes, the limit is {BYTE_LIMIT} bytes")
     file.seek(0)
-    chunks = list(_chunks(file.read()))
-    found = dict(chunks)  # the last of each kind; IDAT apart each may be there once
-    header = found[b"IHDR"]
-    width, height, _, color = struct.unpack(">IIBB", header[:10])
-    count, content = _PNG_CHANNELS[color], [chunk for chunk in chunks if chunk[0] == b"IDAT"]
-    if width * height * count * 2 > BYTE_LIMIT:
-        raise DepthError(f"{width}x{height} pixels of {2 * count} bytes, the limit is {BYTE_LIMIT} bytes")
-    if color in (0, 4):  # a gray sample of 16 bits lies as two channels of 8
-        header = header[:8] + bytes([8, 4 if color == 0 else 6]) + header[10:]
-        pairs = np.asarray(Image.open(io.BytesIO(_png([(b"IHDR", header), *content])), formats=("PNG",)))
-        stored = np.ascontiguousarray(pairs).view(">u2").astype(np.uint16)
-    else:
-        # Without sBIT, by which SimpleITK would shift, and tRNS.
-        stored = _by_itk(_png([(b"IHDR", header), *content]), ".png")
-    if stored is None or stored.shape != (height, width, count) or stored.dtype != np.uint16:
+    content = file.read()
+    stored = _by_opencv(content)
+    if stored is None or stored.shape[:2] != (height, width) or stored.dtype != np.uint16:
         raise DepthError("cannot be decoded, the file is damaged or cut short")
-    colors = count - (color in (4, 6))
-    alpha = stored[..., -1] if color in (4, 6) else None
-    if b"tRNS" in found and color in (0, 2):
-        key = np.frombuffer(found[b"tRNS"][: 2 * count], ">u2")
-        alpha = np.where((stored == key).all(axis=2), 0, 65535).astype(np.uint16)
-    values = stored[..., :colors] if colors == 3 else stored[..., 0]
-    significant = max(found[b"sBIT"][:colors], default=16) if b"sBIT" in found else 16
-    white, declared = _white_by_bits(values, significant) if b"sBIT" in found else (None, "")
+    gray = image.mode in ("I;16", "LA")  # OpenCV gives gray beside alpha three times
+    values, alpha = stored[..., 0] if gray else stored[..., :3], stored[..., 3] if stored.shape[2] == 4 else None
+    if alpha is None and (key := image.info.get("transparency")) is not None:
+        alpha = np.where(values == key, 0, 65535).astype(np.uint16)
+    significant = _significant_bits(content, 1 if gray else 3)
+    white, declared = _white_by_bits(values, significant) if significant else (None, "")
     return Samples(values, 16, alpha, white=white, declared=declared)
+
+
+def _significant_bits(png: bytes, colors: int) -> int:
+    """The most bits of a colour that the sBIT chunk names; 0 without one."""
+    place, kind = 8, b""
+    while kind != b"IDAT" and place < len(png):
+        length, kind = int.from_bytes(png[place : place + 4]), png[place + 4 : place + 8]
+        if kind == b"sBIT":
+            return max(png[place + 8 : place + 8 + length][:colors], default=0)
+        place += 12 + length
+    return 0
+
+
+def _by_opencv(content: bytes) -> np.ndarray | None:
+    """(H, W, channels), colours as RGB; None where it cannot."""
+    import cv2  # here: few pictures need it
+
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.ndim == 2:
+        return None if found is None else found[..., None]
+    return found[..., [2, 1, 0, 3][: found.shape[2]]]
 
 
 def _white_by_bits(values: np.ndarray, bits: int) -> tuple[float | None, str]:
@@ -117,44 +119,6 @@ def _white_by_bits(values: np.ndarray, bits: int) -> tuple[float | None, str]:
     if values.any() and any(np.isin(values, one).all() for one in spread):
         return None, f"its sBIT chunk ({bits} bits) may mean {top} or 65535"
     return float(top), "its sBIT chunk"
-
-
-def png_is_whole(file: BinaryIO) -> bool:
-    """Whether the checksums of a PNG's pixels are right: Pillow does not look at them, and takes zeros at the end for pixels."""
-    file.seek(len(_PNG))
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind != b"IDAT":
-            file.seek(length + 4, io.SEEK_CUR)
-        elif zlib.crc32(kind + file.read(length)) != int.from_bytes(file.read(4)):
-            return False
-    return True
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    position = len(_PNG)
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, data[position + 8 : position + 8 + length]
-        position += 12 + length
-
-
-def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
-    return _PNG + b"".join(packed) + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-
-
-def _by_itk(data: bytes, suffix: str) -> np.ndarray | None:
-    """(H, W) or (H, W, channels), None where it cannot; SimpleITK reads files only, and not all names."""
-    import SimpleITK as sitk  # here: it takes longer to import than a picture to read, and few need it
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"picture{suffix}"
-        file.write_bytes(data)
-        try:
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-        except RuntimeError:
-            return None
 
 
 def tiff_samples(file: BinaryIO, pixel_limit: int, first_frame: bool = False) -> Samples:
@@ -222,10 +186,9 @@ def _decoded(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
         if not page.is_tiled and page.planarconfig == tifffile.PLANARCONFIG.CONTIG:
             if page.bitspersample < 8 * page.dtype.itemsize and page.compression == tifffile.COMPRESSION.NONE:
                 return _unpacked(page)
-            # Of tiles and planes SimpleITK would give 8 bits, and it turns some pictures.
-            if "Orientation" not in page.tags or page.tags["Orientation"].value == 1:
+            if "Orientation" not in page.tags or page.tags["Orientation"].value == 1:  # OpenCV turns some pictures
                 file.seek(0)
-                found = _by_itk(file.read(), ".tif")
+                found = _by_opencv(file.read())
                 if found is not None and found.dtype == page.dtype and found.size == np.prod(page.shaped):
                     return found
         kind = getattr(page.compression, "name", page.compression)

@@ -1,25 +1,38 @@
 """DICOM series: one volume of files in any order, called as they may be. `data.volumes` reads the other forms.
 
-SimpleITK (GDCM) decodes and applies each slice's slope and intercept. What it does not do, or does wrongly, is done here:
+pydicom reads the headers and the pixels that are not compressed, SimpleITK (GDCM) unpacks compressed ones. What a stored number means
+is decided here:
 
 - PixelPaddingValue, and all up to PixelPaddingRangeLimit, is no tissue: `Stored.tissue` leaves it out, and it is shown as the minimum.
-- MONOCHROME1 is inverted here, within BitsStored: GDCM calls signed pixels of 12 bits damaged and gives noise for 32 bits.
-- Bits above BitsStored are cut off here where padding needs them, and in words of 8 and 32 bits, which GDCM refuses or scrambles.
-- A file with fewer pixels than rows times columns is refused: GDCM fills up with whatever is in memory.
+- Bits above BitsStored are cut off; a padding value may need them.
+- MONOCHROME1 is inverted within BitsStored.
+- Slope and intercept of each slice come last.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import re
-import struct
 import tempfile
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom import Dataset, FileMetaDataset, pixel_array
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.tag import Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+)
+from pydicom.valuerep import VR
 
 from vfmgl_lib.data.scan import SourceError
 from vfmgl_lib.data.volumes import SPACINGS, VOXEL_LIMIT, Stored
@@ -27,146 +40,75 @@ from vfmgl_lib.data.volumes import SPACINGS, VOXEL_LIMIT, Stored
 SLICE_LIMIT = 2**24  # pixels: 4096 x 4096, far above any slice
 UNEVEN = 0.1  # of the slice distance: more is no rounding but a missing file
 TILTED = 1e-3  # difference of direction cosines
-TAGS = {
-    "patient_name": "0010|0010",
-    "patient_id": "0010|0020",
-    "series": "0020|000e",
-    "position": "0020|0032",
-    "orientation": "0020|0037",
-    "photometric": "0028|0004",
-    "frames": "0028|0008",
-    "spacing": "0028|0030",
-    "allocated": "0028|0100",
-    "bits": "0028|0101",
-    "high_bit": "0028|0102",
-    "signed": "0028|0103",
-    "padding": "0028|0120",
-    "padding_limit": "0028|0121",
-    "intercept": "0028|1052",
-    "slope": "0028|1053",
-}
-CLASS, SYNTAX = 0x0002, 0x0010  # of group 2: SOP class and transfer syntax
-BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
-UNCOMPRESSED = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN)
-SYNTAXES = {
-    "1.2.840.10008.1.2.1.98": "Encapsulated Uncompressed",
-    DEFLATED: "Deflated",
-    "1.2.840.10008.1.2.4.50": "JPEG Baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG Extended",
-    "1.2.840.10008.1.2.4.57": "JPEG Lossless",
-    "1.2.840.10008.1.2.4.70": "JPEG Lossless SV1",
-    "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS",
-    "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-    "1.2.840.10008.1.2.4.94": "JPIP Referenced",
-    "1.2.840.10008.1.2.4.95": "JPIP Referenced Deflate",
-    "1.2.840.10008.1.2.4.100": "MPEG2",
-    "1.2.840.10008.1.2.4.102": "MPEG-4",
-    "1.2.840.10008.1.2.4.107": "HEVC",
-    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
-    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
-    "1.2.840.10008.1.2.4.112": "JPEG XL",
-    "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000 Lossless",
-    "1.2.840.10008.1.2.4.202": "High-Throughput JPEG 2000 RPCL",
-    "1.2.840.10008.1.2.4.203": "High-Throughput JPEG 2000",
-    "1.2.840.10008.1.2.5": "RLE Lossless",
-}
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+JPEG_XL = {f"1.2.840.10008.1.2.4.{n}": f"JPEG XL{kind}" for n, kind in ((110, " Lossless"), (111, " JPEG Recompression"), (112, ""))}
 TRANSCODE = "transcode it to Explicit VR Little Endian (gdcmconv --raw, dcmdjpeg); if that fails, it is damaged"
-# Types of elements whose length has two bytes; the others' has four.
-_SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_AFTER_CLASS, _PIXEL_DATA = 0x00080017, 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _STANDARD = "1.2.840.10008.5.1.4.1.1."
 # Objects that scanners and archives put beside the pictures of a series, by their SOP class: the class itself and those below it.
-WITHOUT_PICTURE = {
-    "1.2.840.10008.1.3.10": "index (DICOMDIR)",
-    f"{_STANDARD}4.2": "spectrum",
-    f"{_STANDARD}9": "curve",
-    f"{_STANDARD}11": "presentation state",
-    f"{_STANDARD}66": "raw data, registration or segmentation",
-    f"{_STANDARD}88": "report or key objects",
-    f"{_STANDARD}104": "document",
-    f"{_STANDARD}481.3": "contours",
-    f"{_STANDARD}481.5": "plan",
-    "1.3.12.2.1107.5.9.1": "Siemens' data without picture",
-    "1.3.46.670589.11.0.0.12": "Philips' data without picture",
-}
+WITHOUT_PICTURE = (
+    "1.2.840.10008.1.3.10",  # index (DICOMDIR)
+    f"{_STANDARD}4.2",  # spectrum
+    f"{_STANDARD}9",  # curve
+    f"{_STANDARD}11",  # presentation state
+    f"{_STANDARD}66",  # raw data, registration or segmentation
+    f"{_STANDARD}88",  # report or key objects
+    f"{_STANDARD}104",  # document
+    f"{_STANDARD}481.3",  # contours
+    f"{_STANDARD}481.5",  # plan
+    "1.3.12.2.1107.5.9.1",  # Siemens' data without picture
+    "1.3.46.670589.11.0.0.12",  # Philips' data without picture
+)
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, by its content: with the preamble, or beginning with group 2 or 8 as some scanners write it."""
-    start = _beginning(path, 132)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except OSError:  # said when it is to be decoded
+        return False
     return start[128:] == b"DICM" or (len(start) == 132 and start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0")
 
 
 def has_picture(path: Path) -> bool:
     """False for a report, a presentation state and the like, by its SOP class; True where the file does not say."""
-    found = _file_meta(path).get(CLASS, "")
-    return not any(found == name or found.startswith(f"{name}.") for name in WITHOUT_PICTURE)
-
-
-def _beginning(path: Path, length: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(length)
-    except OSError:  # said when it is to be decoded
-        return b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            meta, found = _elements(path, _AFTER_CLASS)
+            sop = str(meta.get("MediaStorageSOPClassUID") or found.get("SOPClassUID", ""))
+    except Exception:  # whatever broken bytes lead pydicom to; said when it is to be decoded
+        return True
+    return not any(sop == name or sop.startswith(f"{name}.") for name in WITHOUT_PICTURE)
 
 
-def _claims_too_much(content: bytes) -> bool:
-    """Whether an element of a DICOM file claims more bytes than follow: GDCM would reserve up to 4 GiB for it before it looks.
+def _elements(file: Path, end: int) -> tuple[Dataset, Dataset]:
+    """The file's own elements (group 2), and the others before the tag `end`; PixelData only where a slice can be so large.
 
-    Sequences are walked through, not over.
+    Raises: ValueError: an element claims more bytes than follow. Anything else that broken bytes lead pydicom to.
     """
-    place, order, fragments = 132 if content[128:132] == b"DICM" else 0, "<", False
-    implicit, syntax = None, ""
-    while place + 8 <= len(content):
-        group, number = struct.unpack_from(f"{order}HH", content, place)
-        if implicit is None and group != 2:  # behind the file's own elements
-            if syntax == DEFLATED:
-                try:
-                    content, place = zlib.decompressobj(-15).decompress(content[place:], 2 * VOXEL_LIMIT), 0
-                except zlib.error:
-                    return True
-            order = ">" if syntax == BIG_ENDIAN else "<"
-            implicit = not content[place + 4 : place + 6].isalpha()  # whatever the syntax says
-            continue
-        kind, start = content[place + 4 : place + 6], place + 8
-        if group == 0xFFFE or implicit:
-            (length,) = struct.unpack_from(f"{order}I", content, place + 4)
-        elif kind in _SHORT or max(kind) < 32:  # so GDCM takes types that it does not know
-            (length,) = struct.unpack_from(f"{order}H", content, place + 6)
-        elif kind.isascii() and place + 12 <= len(content):
-            (length,), start = struct.unpack_from(f"{order}I", content, place + 8), place + 12
-        else:
-            return True
-        fragments = fragments or ((group, number) == (0x7FE0, 0x0010) and length == _UNDEFINED)
-        if length == _UNDEFINED:
-            if kind == b"UN":
-                return False
-            length = 0
-        elif length > len(content) - start:
-            return True
-        if (group, number) == (0x0002, SYNTAX):
-            syntax = content[start : start + length].strip(b" \0").decode("ascii", "replace")
-        inside = (group == 0xFFFE and not fragments) or (kind == b"SQ" and not implicit)
-        place = start if inside else start + length
-    return False
 
+    def is_end(tag: int, kind: str | None, length: int) -> bool:
+        if kind and not length and kind not in VR.__members__:  # a type of a later standard, whose length has four bytes
+            stream.seek(int.from_bytes(stream.read(4), "little" if little else "big"), io.SEEK_CUR)
+        behind = size - stream.tell() - length  # nothing, a filler, or a whole element
+        if length != _UNDEFINED and (behind < 0 or 4 <= behind < 8):
+            raise ValueError(f"{Tag(tag)} claims {length} bytes, {size - stream.tell()} follow")
+        return tag >= end or (tag == _PIXEL_DATA and _UNDEFINED > length > 4 * SLICE_LIMIT)
 
-def _file_meta(path: Path) -> dict[int, str]:
-    """Group 2 of a DICOM file, element by element; always explicit and little endian."""
-    start = _beginning(path, 4096)
-    place, found = 132 if start[128:132] == b"DICM" else 0, {}
-    while start[place : place + 2] == b"\x02\0" and place + 12 <= len(start):
-        number, kind, length = struct.unpack_from("<H2sH", start, place + 2)
-        place += 8
-        if kind in (b"OB", b"OW", b"UN", b"SQ", b"UT"):
-            (length,) = struct.unpack_from("<I", start, place)
-            place += 4
-        found[number] = re.sub("[^0-9.]", "", start[place : place + min(length, 64)].decode("ascii", "ignore"))
-        place += length
-    return found
+    with open(file, "rb") as stream:
+        size, little = file.stat().st_size, True
+        read_preamble(stream, force=True)
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, kind, length: tag >> 16 != 2 or is_end(tag, kind, length))
+        syntax = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        if syntax == DeflatedExplicitVRLittleEndian:
+            stream = io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), 8 * SLICE_LIMIT))
+            size = len(stream.getbuffer())
+        little = syntax != ExplicitVRBigEndian
+        implicit = syntax == ImplicitVRLittleEndian
+        return meta, read_dataset(stream, implicit, little, stop_when=is_end, parent_encoding="utf-8")
 
 
 def read_series(files: tuple[Path, ...], name: str) -> Stored:
@@ -176,24 +118,34 @@ def read_series(files: tuple[Path, ...], name: str) -> Stored:
         b-values), with gaps; enhanced multi-frame or colour files; a file that is damaged, in a form that cannot be decoded, or no
         DICOM image.
     """
-    headers = [read_header(file, f"{name}/{file.name}") for file in files]
-    series = sorted({header["series"] for header in headers})
+    headers, words = [], []
+    for file in files:
+        header, pixels = _read(file, f"{name}/{file.name}")
+        if math.prod(shape := (len(files), *header.shape)) > VOXEL_LIMIT:
+            raise SourceError(f"{name}: {' x '.join(map(str, shape))} voxels, the limit is {VOXEL_LIMIT}")
+        headers.append(header)
+        words.append(pixels)
+    series = sorted({header.series for header in headers})
     if len(series) > 1:
         raise SourceError(f"{name}: holds {len(series)} series ({', '.join(series)}), expected one; keep the one that roi.csv is for")
     for key, what in (("shape", "sizes (rows, columns)"), ("spacing", "pixel spacings")):
-        if len(found := sorted({str(header[key]) for header in headers})) > 1:
+        if len(found := sorted({str(getattr(header, key)) for header in headers})) > 1:
             raise SourceError(f"{name}: slices have different {what}: {', '.join(found)}; expected a series of one")
-    axes = np.array([header["axes"] for header in headers])
+    axes = np.array([header.axes for header in headers])
     if np.abs(axes - axes[0]).max() > TILTED:
         raise SourceError(f"{name}: slices have different orientations (a localizer?), expected parallel ones")
     column_axis, row_axis = axes[0]
-    heights = np.array([header["position"] for header in headers]) @ np.cross(column_axis, row_axis)
+    heights = np.array([header.position for header in headers]) @ np.cross(column_axis, row_axis)
     order = np.argsort(heights)
     _check_distances(heights[order], name)
-    if math.prod(shape := (len(files), *headers[0]["shape"])) > VOXEL_LIMIT:
-        raise SourceError(f"{name}: {' x '.join(map(str, shape))} voxels, the limit is {VOXEL_LIMIT}")
-    values, tissue = _decode([files[position] for position in order], [headers[position] for position in order], name)
-    return Stored(values, headers[0]["spacing"], (row_axis, column_axis), tissue)
+    values, tissue = np.empty(shape, np.float32), np.empty(shape, bool)
+    for place, index in enumerate(order):
+        values[place], tissue[place] = _values(headers[index], words[index])
+    if not tissue.any():
+        raise SourceError(f"{name}: all pixels have the PixelPaddingValue (0028,0120), expected tissue")
+    if not tissue.all():
+        values[~tissue] = values[tissue].min()
+    return Stored(values, headers[0].spacing, (row_axis, column_axis), None if tissue.all() else tissue)
 
 
 def _check_distances(heights: np.ndarray, name: str) -> None:
@@ -212,69 +164,29 @@ def _check_distances(heights: np.ndarray, name: str) -> None:
         )
 
 
-def read_header(file: Path, name: str) -> dict:
-    """What is needed of a DICOM header: `TAGS`, numbers as such, with axes (column, row), shape (rows, columns) and `pixels`."""
-    try:
-        reader = _reader(file)
-        if _claims_too_much(file.read_bytes()):
-            raise RuntimeError("cut short")
-        reader.ReadImageInformation()
-    except (RuntimeError, OSError) as error:
-        if (syntax := _file_meta(file).get(SYNTAX, "")) not in UNCOMPRESSED:
-            raise SourceError(_cannot_decode(name, syntax)) from error
-        raise SourceError(f"{name}: is no readable DICOM image; it is damaged, cut short or something else") from error
-    header = {key: reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else "" for key, tag in TAGS.items()}
-    size = reader.GetSize()
-    frames = math.prod(size[2:])
-    if frames > 1 or header["frames"] not in ("", "0", "1"):
-        raise SourceError(
-            f"{name}: holds {header['frames'] or frames} frames (enhanced DICOM), expected one image a file; convert it to NIfTI"
-        )
-    if reader.GetNumberOfComponents() != 1:
-        raise SourceError(f"{name}: is a colour image, expected MR intensities of one channel")
-    if size[0] * size[1] > SLICE_LIMIT:
-        raise SourceError(f"{name}: claims {size[1]} x {size[0]} pixels, expected at most {SLICE_LIMIT}")
-    position, orientation, spacing = (_numbers(header[key]) for key in ("position", "orientation", "spacing"))
-    normal = np.cross(orientation[:3], orientation[3:]) if len(orientation) == 6 else np.zeros(3)
-    if len(position) != 3 or np.linalg.norm(normal) < 0.5:  # 1 of unit vectors at right angles
-        raise SourceError(f"{name}: gives no image position and orientation (0020,0032 and 0020,0037), so slices cannot be ordered")
-    if len(spacing) == 2 and min(spacing) > 0 and not (SPACINGS[0] <= min(spacing) and max(spacing) <= SPACINGS[1]):
-        limits = f"{SPACINGS[0]:g} to {SPACINGS[1]:g} mm"
-        raise SourceError(f"{name}: PixelSpacing (0028,0030) is {header['spacing']} mm, expected {limits}; correct the header")
-    return header | {
-        "shape": (size[1], size[0]),
-        "position": position,
-        "axes": (orientation[:3], orientation[3:]),
-        "spacing": tuple(spacing) if len(spacing) == 2 and min(spacing) > 0 else None,
-        "syntax": _file_meta(file).get(SYNTAX, ""),
-        "pixels": _pixels(header, name),
-    }
-
-
-def _reader(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
-    return reader
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split("\\")]
-    except ValueError:
-        return []
-    return values if all(abs(value) < 1e30 for value in values) else []  # neither NaN nor infinite
-
-
 @dataclass(frozen=True)
-class _Pixels:
-    """How a slice's numbers are stored.
+class Header:
+    """What a slice's header says.
 
     Attributes:
+        syntax: how the file is written.
+        persons: how it calls the patient, name and number.
+        shape: (rows, columns).
+        position: (3,) mm, of the first pixel.
+        axes: directions (3,) in which the column and the row number grow.
+        spacing: mm per pixel (row, column), or None.
+        bits: stored bits a pixel.
         padding: lowest and highest stored value that is no tissue, or None.
         inverted: MONOCHROME1, whose lowest value is the brightest.
     """
 
+    syntax: UID
+    persons: tuple[str, str]
+    series: str
+    shape: tuple[int, int]
+    position: list[float]
+    axes: tuple[list[float], list[float]]
+    spacing: tuple[float, float] | None
     allocated: int
     bits: int
     signed: bool
@@ -283,147 +195,134 @@ class _Pixels:
     padding: tuple[int, int] | None
     inverted: bool
 
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The lowest and the highest value of `bits` bits."""
-        return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
 
-    @property
-    def is_cut_here(self) -> bool:
-        """Whether all bits are read and cut to the stored ones here: padding needs the others, or GDCM cuts words of 16 bits only."""
-        beyond = bool(self.padding) and not (self.limits[0] <= self.padding[0] and self.padding[1] <= self.limits[1])
-        return beyond or (self.bits < self.allocated and self.allocated != 16)
+def read_header(file: Path, name: str) -> Header:
+    """What a slice's header says; no pixel is read. Raises: SourceError: no header of one slice of MR intensities."""
+    return _read(file, name, with_pixels=False)[0]
 
 
-def _pixels(header: dict, name: str) -> _Pixels:
-    found = {}
-    for key, default in (("allocated", 16), ("bits", 0), ("high_bit", 0), ("signed", 0), ("slope", 1), ("intercept", 0)):
-        values = _numbers(header[key]) if header[key] else [default]
-        if len(values) != 1 or (key in ("allocated", "bits") and not 0 <= values[0] <= 64):
-            tag = TAGS[key].replace("|", ",")
-            raise SourceError(f"{name}: {key} ({tag}) is {header[key]!r}, expected one number")
-        found[key] = values[0]
-    allocated = int(found["allocated"])
-    bits = int(found["bits"]) or allocated
-    if header["high_bit"] and found["high_bit"] != bits - 1:
-        raise SourceError(f"{name}: HighBit (0028,0102) is {header['high_bit']} of {bits} bits stored, expected {bits - 1}; {TRANSCODE}")
-    signed = found["signed"] == 1
-    padding = [int(value) for key in ("padding", "padding_limit") for value in _numbers(header[key])]
-    if padding and header["padding"]:
-        # Written as unsigned beside signed pixels, or the other way round: the bits are what counts.
-        least = -(2 ** (allocated - 1)) if signed else 0
-        padding = [(value - least) % 2**allocated + least for value in padding]
-    else:
-        padding = []
-    return _Pixels(
-        allocated,
-        bits,
-        signed,
-        found["slope"] or 1.0,  # as GDCM: 0 is nobody's slope
-        found["intercept"],
-        (min(padding), max(padding)) if padding else None,
-        header["photometric"] == "MONOCHROME1",
+def _read(file: Path, name: str, with_pixels: bool = True) -> tuple[Header, np.ndarray | None]:
+    """What a slice's header says, and its numbers as `_words`. Raises: SourceError: as `read_series`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, of values that are longer than the standard has them and the like
+            meta, found = _elements(file, _UNDEFINED if with_pixels else _PIXEL_DATA)
+            header = _header(meta, found, name)
+            return header, _words(header, found, name) if with_pixels else None
+    except SourceError:
+        raise
+    except Exception as error:  # whatever broken bytes lead pydicom to, not one kind of error
+        raise SourceError(f"{name}: is no readable DICOM image; it is damaged, cut short or something else") from error
+
+
+def _header(meta: Dataset, found: Dataset, name: str) -> Header:
+    rows, columns, frames = int(found.Rows), int(found.Columns), found.get("NumberOfFrames")
+    if frames not in (None, 0, 1):
+        raise SourceError(f"{name}: holds {frames} frames (enhanced DICOM), expected one image a file; convert it to NIfTI")
+    photometric = str(found.get("PhotometricInterpretation") or "MONOCHROME2")
+    if found.get("SamplesPerPixel", 1) != 1 or not photometric.startswith("MONOCHROME"):
+        raise SourceError(f"{name}: is a colour image ({photometric}), expected MR intensities of one channel")
+    if not 0 < rows * columns <= SLICE_LIMIT:
+        raise SourceError(f"{name}: claims {rows} x {columns} pixels, expected at most {SLICE_LIMIT}")
+    position, orientation = _numbers(found, "ImagePositionPatient"), _numbers(found, "ImageOrientationPatient")
+    normal = np.cross(orientation[:3], orientation[3:]) if len(orientation) == 6 else np.zeros(3)
+    if len(position) != 3 or np.linalg.norm(normal) < 0.5:  # 1 of unit vectors at right angles
+        raise SourceError(f"{name}: gives no image position and orientation (0020,0032 and 0020,0037), so slices cannot be ordered")
+    spacing = _numbers(found, "PixelSpacing")
+    spaced = len(spacing) == 2 and min(spacing) > 0
+    if spaced and not (SPACINGS[0] <= min(spacing) and max(spacing) <= SPACINGS[1]):
+        limits = f"{SPACINGS[0]:g} to {SPACINGS[1]:g} mm"
+        raise SourceError(f"{name}: PixelSpacing (0028,0030) is {_shown(found, 'PixelSpacing')} mm, expected {limits}; correct the header")
+    allocated = int(_number(found, "BitsAllocated", 16, name, 64))
+    bits = int(_number(found, "BitsStored", allocated, name, allocated))
+    if (high := _number(found, "HighBit", bits - 1, name)) != bits - 1:
+        raise SourceError(f"{name}: HighBit (0028,0102) is {high:g} of {bits} bits stored, expected {bits - 1}; {TRANSCODE}")
+    signed = _number(found, "PixelRepresentation", 0, name) == 1
+    found.PixelRepresentation = int(signed)  # by which pydicom reads the padding where its type is not written
+    padding = _numbers(found, "PixelPaddingValue")
+    # Written as unsigned beside signed pixels, or the other way round: the bits are what counts.
+    least = -(2 ** (allocated - 1)) if signed else 0
+    padding = [(int(value) - least) % 2**allocated + least for value in padding and padding + _numbers(found, "PixelPaddingRangeLimit")]
+    return Header(
+        syntax=UID(str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))),
+        persons=(str(found.get("PatientName", "")), str(found.get("PatientID", ""))),
+        series=str(found.get("SeriesInstanceUID", "")),
+        shape=(rows, columns),
+        position=position,
+        axes=(orientation[:3], orientation[3:]),
+        spacing=(spacing[0], spacing[1]) if spaced else None,
+        allocated=allocated,
+        bits=bits,
+        signed=signed,
+        slope=_number(found, "RescaleSlope", 1, name) or 1.0,  # 0 is nobody's slope
+        intercept=_number(found, "RescaleIntercept", 0, name),
+        padding=(min(padding), max(padding)) if padding else None,
+        inverted=photometric == "MONOCHROME1",
     )
 
 
-def _decode(files: list[Path], headers: list[dict], name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(slices, rows, columns) float32, and where tissue is, or None where no file names padding."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [
-            _prepared(file, header, Path(folder, f"{index}.dcm"), f"{name}/{file.name}")
-            for index, (file, header) in enumerate(zip(files, headers, strict=True))
-        ]
-        reader = sitk.ImageSeriesReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileNames([str(path) for path in paths])
-        # The first slice would choose the type: where slopes differ from slice to slice, later ones would lose their fractions.
-        reader.SetOutputPixelType(sitk.sitkFloat32)
-        try:
-            values = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
-            raise SourceError(_undecoded(files, paths, headers, name)) from error
-    tissue = np.ones(values.shape, bool)
-    for index, header in enumerate(headers):
-        values[index], tissue[index] = _as_meant(values[index], header["pixels"])
-    if tissue.all():
-        return values, None
-    if not tissue.any():
-        raise SourceError(f"{name}: all pixels have the PixelPaddingValue (0028,0120), expected tissue")
-    values[~tissue] = values[tissue].min()
-    return values, tissue
+def _numbers(found: Dataset, keyword: str) -> list[float]:
+    """An element's numbers; empty where it is missing, or one is none, NaN or infinite."""
+    try:
+        values = np.atleast_1d(np.array(found.get(keyword), np.float64)).tolist()
+    except (TypeError, ValueError):
+        return []
+    return values if all(abs(value) < 1e30 for value in values) else []
 
 
-def _as_meant(values: np.ndarray, pixels: _Pixels) -> tuple[np.ndarray, np.ndarray | bool]:
-    """A slice with its values inverted and cut to their bits where need be, and where tissue is."""
-    if not (pixels.inverted or pixels.padding or pixels.is_cut_here):
-        return values, True
-    stored = np.rint((values.astype(np.float64) - pixels.intercept) / pixels.slope)
-    tissue = True if pixels.padding is None else (stored < pixels.padding[0]) | (stored > pixels.padding[1])
-    if pixels.is_cut_here:
-        least = pixels.limits[0]
-        stored = (stored - least) % 2**pixels.bits + least
-    if pixels.inverted:
-        stored = sum(pixels.limits) - stored
-    return stored * pixels.slope + pixels.intercept if pixels.inverted or pixels.is_cut_here else values, tissue
+def _number(found: Dataset, keyword: str, missing: float, name: str, most: float = math.inf) -> float:
+    """An element's only number, from 1 to `most` where that is given; `missing` where the element is missing or empty."""
+    values, shown = _numbers(found, keyword), _shown(found, keyword)
+    if shown and (len(values) != 1 or not (most == math.inf or 1 <= values[0] <= most)):
+        limits = f" from 1 to {most:g}" if most < math.inf else ""
+        raise SourceError(f"{name}: {keyword} {Tag(keyword)} is {shown!r}, expected one number{limits}")
+    return values[0] if shown else missing
 
 
-def _prepared(file: Path, header: dict, copy: Path, name: str) -> Path:
-    """The file itself or, where GDCM would not read it as meant, a copy that it does; `_as_meant` does the rest."""
-    pixels, (rows, columns), content = header["pixels"], header["shape"], file.read_bytes()
-    uncompressed = header["syntax"] in UNCOMPRESSED
-    if uncompressed and not _has_pixels(content, rows * columns * pixels.allocated // 8):
-        raise SourceError(f"{name}: holds fewer than {rows} x {columns} pixels, the file is damaged or cut short")
-    if header["syntax"] == BIG_ENDIAN and pixels.allocated > 16:  # in which order its halves come is nowhere agreed on
-        raise SourceError(f"{name}: {pixels.allocated} bits a pixel in Explicit VR Big Endian, {BIG_ENDIAN}; {TRANSCODE}")
-    changes = [(0x0004, b"CS", b"MONOCHROME1 ", b"MONOCHROME2 ")] if pixels.inverted else []
-    if pixels.is_cut_here and uncompressed:
-        changes.append((0x0101, b"US", pixels.bits, pixels.allocated))
-        changes += [(0x0102, b"US", pixels.bits - 1, pixels.allocated - 1)] if header["high_bit"] else []
-    for change in changes:
-        content = _changed(content, *change)
-        if content is None:
-            raise SourceError(f"{name}: {header['photometric']} in a form that cannot be decoded; {TRANSCODE}")
-    if changes:
-        copy.write_bytes(content)
-    return copy if changes else file
+def _shown(found: Dataset, keyword: str) -> str:
+    """An element as it is written; "" where it is missing or empty."""
+    value = found.get_item(keyword).value if keyword in found else None  # bytes where pydicom cannot convert it
+    text = value.decode("latin-1") if isinstance(value, bytes) else "" if value is None else str(value)
+    return text.strip("[] \0").replace(", ", "\\")
 
 
-def _changed(content: bytes, number: int, kind: bytes, old: bytes | int, new: bytes | int) -> bytes | None:
-    """A file with an element of group 0028 changed, in either byte order, its type written or not; None where it is not there."""
-    for order in "<>":
-        tag = struct.pack(f"{order}HH", 0x0028, number)
-        first, second = (value if isinstance(value, bytes) else struct.pack(f"{order}H", value) for value in (old, new))
-        for start in (tag + kind + struct.pack(f"{order}H", len(first)), tag + struct.pack(f"{order}I", len(first))):
-            if start + first in content:
-                return content.replace(start + first, start + second, 1)  # the first is the image's own, later ones an icon's
-    return None
+def _words(header: Header, found: Dataset, name: str) -> np.ndarray:
+    """A slice's numbers (rows, columns) as they are stored, with all bits allocated. Raises: SourceError: none, or none to be decoded."""
+    rows, columns = header.shape
+    native = header.syntax in NATIVE and header.allocated in (8, 16, 32)
+    if header.syntax == ExplicitVRBigEndian and header.allocated > 16:  # in which order its halves come is nowhere agreed on
+        raise SourceError(f"{name}: {header.allocated} bits a pixel in Explicit VR Big Endian, {header.syntax}; {TRANSCODE}")
+    plain = Dataset()  # the least that pydicom and GDCM need to give the numbers as they are
+    plain.file_meta = FileMetaDataset()
+    try:
+        plain.file_meta.TransferSyntaxUID = header.syntax
+        plain.SOPClassUID, plain.SOPInstanceUID = MRImageStorage, "1.2.3"
+        plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
+        plain.Rows, plain.Columns, plain.PixelRepresentation = rows, columns, int(header.signed)
+        plain.BitsAllocated, plain.BitsStored, plain.HighBit = header.allocated, header.bits, header.bits - 1
+        plain["PixelData"] = found["PixelData"]
+        if native:
+            return pixel_array(plain, raw=True, correct_unused_bits=False)
+        with tempfile.TemporaryDirectory() as folder:
+            plain.save_as(file := Path(folder, "slice.dcm"), enforce_file_format=True)
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO")).reshape(rows, columns)
+    except Exception as error:  # as above
+        if native:
+            raise SourceError(f"{name}: holds fewer than {rows} x {columns} pixels, the file is damaged or cut short") from error
+        known = JPEG_XL.get(header.syntax) or ("unknown" if header.syntax.name == header.syntax else header.syntax.name)
+        raise SourceError(f"{name}: cannot be decoded, its transfer syntax (0002,0010) is {known}, {header.syntax}; {TRANSCODE}") from error
 
 
-def _has_pixels(content: bytes, length: int) -> bool:
-    """Whether an uncompressed file has PixelData of at least `length` bytes."""
-    for order in "<>":
-        tag = struct.pack(f"{order}HH", 0x7FE0, 0x0010)
-        place = content.find(tag)
-        while 0 <= place <= len(content) - 12:
-            start = place + (12 if content[place + 4 : place + 6] in (b"OW", b"OB") else 8)
-            (found,) = struct.unpack_from(f"{order}I", content, start - 4)
-            if length <= found <= len(content) - start:
-                return True
-            place = content.find(tag, place + 1)
-    return False
-
-
-def _undecoded(files: list[Path], paths: list[Path], headers: list[dict], name: str) -> str:
-    """Which file of a series cannot be decoded, and why."""
-    for file, path, header in zip(files, paths, headers, strict=True):
-        try:
-            _reader(path).Execute()
-        except RuntimeError:
-            if header["syntax"] not in UNCOMPRESSED:
-                return _cannot_decode(f"{name}/{file.name}", header["syntax"])
-            return f"{name}/{file.name}: cannot be decoded, the file is damaged or cut short"
-    return f"{name}: cannot be decoded as one series"
-
-
-def _cannot_decode(name: str, syntax: str) -> str:
-    return f"{name}: cannot be decoded, its transfer syntax (0002,0010) is {SYNTAXES.get(syntax, 'unknown')}, {syntax}; {TRANSCODE}"
+def _values(header: Header, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A slice's values (rows, columns) as they are meant, and where tissue is."""
+    low, high = (-(2 ** (header.bits - 1)), 2 ** (header.bits - 1) - 1) if header.signed else (0, 2**header.bits - 1)
+    words = words.astype(np.int64)
+    stored = (words - low) % 2**header.bits + low
+    tissue = np.ones(stored.shape, bool)
+    if header.padding:
+        first, last = header.padding
+        compared = stored if low <= first and last <= high else words  # padding needs the bits above
+        tissue = (compared < first) | (compared > last)
+    if header.inverted:
+        stored = low + high - stored
+    return stored * header.slope + header.intercept, tissue

@@ -5,6 +5,7 @@ bits scaled by the value that is declared to be white. Colour profiles are not a
 """
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path
-from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_is_whole, png_samples, tiff_samples
+from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
 from vfmgl_lib.data.preprocessing import near_integers
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
@@ -173,6 +174,13 @@ def image_size(path: Path, name: str | None = None, first_frame: bool = False) -
     return size[::-1] if orientation >= 5 else size
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """(H, W) or (H, W, 3) uint8 as the content of a PNG; a low compression level, noise does not compress."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
 def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.Image | None, bool]:
     """The header, checked, and whether there is more than Pillow reads; None for a TIFF that Pillow does not know."""
     try:
@@ -193,8 +201,11 @@ def _open(file: BinaryIO, name: str, first_frame: bool = False) -> tuple[Image.I
         raise ImageError(f"{name}: {width}x{height} pixels, the limit is {PIXEL_LIMIT} pixels")
     if frames != 1:
         raise ImageError(f"{name}: holds {frames} frames, expected one")
-    if image.format == "PNG" and not png_is_whole(file):
-        raise ImageError(f"{name}: cannot be decoded (the checksum of its pixels is wrong), the file is damaged or cut short")
+    if image.format == "PNG":
+        try:  # Pillow does not look at the checksums of pixels, and takes zeros at the end for some
+            Image.open(file, formats=FORMATS).verify()
+        except Exception as error:  # as above
+            raise ImageError(f"{name}: cannot be decoded ({_reason(error)}), the file is damaged or cut short") from error
     image.info.pop("xmp", None)  # Pillow would turn a TIFF by it, see `_orientation`
     return image, deep
 
@@ -221,7 +232,7 @@ def _samples(image: Image.Image | None, file: BinaryIO, name: str, first_frame: 
         if image is None or image.format == "TIFF":
             return tiff_samples(file, PIXEL_LIMIT, first_frame)
         image.load()  # checks what the other reader does not
-        return replace(png_samples(file), orientation=_orientation(image))
+        return replace(png_samples(image, file), orientation=_orientation(image))
     except DepthError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # as above

@@ -10,45 +10,20 @@ from pathlib import Path
 from vfmgl_lib.base.files import is_control, real_path, shown
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+NIFTI_SUFFIXES, META_SUFFIXES = (".nii", ".nii.gz"), (".mhd", ".mha")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *META_SUFFIXES)
 # What file servers, scanners, systems and programs leave beside people's files, in any case of letters; the first that fits is counted.
 SYSTEM_ENTRIES = (
-    "@eaDir",  # Synology: thumbnails, in folders called as the images
-    "@tmp",
-    "#recycle",
-    "#snapshot",
-    "@Recycle",  # QNAP
-    "@Recently-Snapshot",
-    "@__thumb",
-    ".@__thumb",
-    "~snapshot",  # NetApp
-    "$RECYCLE.BIN",  # Windows
-    "RECYCLER",
-    "System Volume Information",
-    "desktop.ini",
-    "Thumbs.db",
-    "Thumbs.db:encryptable",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "__MACOSX",  # macOS
-    ".DS_Store",
-    "._*",
-    ".AppleDouble",
-    ".Trashes",
-    ".Spotlight-V100",
-    ".fseventsd",
-    ".TemporaryItems",
-    "Network Trash Folder",
-    "Temporary Items",
-    "Icon\r",
-    "lost+found",  # Linux
-    ".Trash*",
-    ".thumbnails",
-    ".nfs*",
-    ".fuse_hidden*",
-    ".ipynb_checkpoints",
-    ".~lock.*#",  # LibreOffice
-    ".*",  # what is hidden
-)
+    "@eaDir|@tmp|#recycle|#snapshot"  # Synology: thumbnails, in folders called as the images
+    "|@Recycle|@Recently-Snapshot|@__thumb|.@__thumb"  # QNAP
+    "|~snapshot"  # NetApp
+    "|$RECYCLE.BIN|RECYCLER|System Volume Information|desktop.ini|Thumbs.db|Thumbs.db:encryptable|ehthumbs.db|ehthumbs_vista.db"  # Windows
+    "|__MACOSX|.DS_Store|._*|.AppleDouble|.Trashes|.Spotlight-V100|.fseventsd|.TemporaryItems"  # macOS
+    "|Network Trash Folder|Temporary Items|Icon\r"
+    "|lost+found|.Trash*|.thumbnails|.nfs*|.fuse_hidden*"  # Linux
+    "|.ipynb_checkpoints|.~lock.*#"  # Jupyter, LibreOffice
+    "|.*"  # what is hidden
+).split("|")
 SYSTEM_FILES = ("~$*", "*.tmp", "*.part", "*.partial", "*.crdownload", "*.filepart", "*~", "DICOMDIR")  # not folders of such names
 MASK_ENDING = re.compile(r"[_-](segmentation|seg|mask)$", re.IGNORECASE)
 MASK_FOLDERS, IMAGE_FOLDERS = ("labels", "label", "masks", "mask"), ("images", "image")  # beside one another
@@ -84,12 +59,18 @@ def visible(folder: Path) -> list[Path]:
         return []
 
 
-def held(folder: Path, most: int = 5) -> str:
+def counted(kinds: Iterable[str]) -> str:
+    """How many there are of each kind, the five most frequent: "12 .png, 3 .txt"."""
+    counts = Counter(kinds)
+    found = [f"{count} {shown(kind)}" for kind, count in counts.most_common(5)]
+    return ", ".join([*found, "…"] if len(counts) > 5 else found)
+
+
+def held(folder: Path) -> str:
     """What a folder holds, in words: how many files of each ending, and of folders."""
     entries = visible(folder)
-    kinds = Counter("folder(s)" if entry.is_dir() else entry.suffix.lower() or "file(s) without ending" for entry in entries)
-    found = [f"{count} {shown(kind)}" for kind, count in kinds.most_common(most)] + ["…"] * (len(kinds) > most)
-    return f"it holds {', '.join(found)}" if found else "it is empty"
+    found = counted("folder(s)" if entry.is_dir() else entry.suffix.lower() or "file(s) without ending" for entry in entries)
+    return f"it holds {found}" if found else "it is empty"
 
 
 def masks_of_others(files: Iterable[Path]) -> dict[Path, Path]:

@@ -34,7 +34,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
 from vfmgl_lib.data.preprocessing import near_integers
-from vfmgl_lib.data.scan import SourceError
+from vfmgl_lib.data.scan import META_SUFFIXES, SourceError
 
 GRID_TOLERANCE = 1e-3  # mm, for every entry of the affine matrices of a volume and its mask
 VOXEL_LIMIT = 2**28  # 1 GiB as float32: far above any pelvic volume, below what fills the memory
@@ -43,7 +43,6 @@ MISMATCH = 0.01  # share by which the voxel sizes of sform and qform may differ,
 NIFTI_UNITS = {0: "none, read as mm", 1: "m", 2: "mm", 3: "micron"}
 META_UNITS = {"": "none, read as mm", "?": "none, read as mm", "mm": "mm", "um": "micron", "cm": "cm"}
 MILLIMETERS = {"m": 1e3, "cm": 10.0, "micron": 1e-3}  # of a unit; 1 of the others
-NIFTI_SUFFIXES, META_SUFFIXES = (".nii", ".nii.gz"), (".mhd", ".mha")
 _SIZES = ("ElementSpacing", "ElementSize")  # MetaImage's names of the spacing
 
 
@@ -148,8 +147,8 @@ def read_grid(path: Path, name: str) -> Grid:
 
 def _nifti_header(path: Path) -> tuple:
     """(shape, affine in the file's unit, whether it has directions, whether it has a spacing, whether a voxel is a number, unit)."""
-    header = _nifti_class(start := _start(path)).header_class(start, check=False)
-    if header["magic"].item() not in (b"n+1", b"n+2\0\r\n\x1a\n") and float(header["vox_offset"]) < len(start):
+    header, _ = _nifti(path)
+    if header["magic"].item() not in (b"n+1", b"n+2\0\r\n\x1a\n") and float(header["vox_offset"]) < header.sizeof_hdr:
         raise SourceError("a header without voxels (Analyze, or a pair .hdr and .img), expected one .nii; convert it")
     if (unit := int(header["xyzt_units"]) & 7) not in NIFTI_UNITS:
         raise SourceError(f"xyzt_units is {int(header['xyzt_units'])}, which is none of m (1), mm (2) and micron (3)")
@@ -186,36 +185,33 @@ def _check_forms(header: nib.Nifti1Header) -> None:
         raise SourceError(f"sform says that the axes run to {first}, qform to {second}; correct the one that is wrong")
 
 
-def _start(path: Path) -> bytes:
-    """The header itself, 348 bytes of a NIfTI-1 and 540 of a NIfTI-2."""
-    first = _content(path, 4)
-    for length in (348, 540):
-        if first in (length.to_bytes(4, "little"), length.to_bytes(4, "big")):
-            if len(start := _content(path, length)) < length:
-                raise ValueError(f"ends after {len(start)} bytes")
-            return start
-    raise ValueError("does not begin with a NIfTI header")
+def _nifti(path: Path, with_voxels: bool = False) -> tuple[nib.Nifti1Header, bytes]:
+    """A NIfTI's header as it stands, and the beginning of the file or, with its voxels, the whole; gzip is known by its content.
 
-
-def _nifti_class(start: bytes) -> type[nib.Nifti1Image]:
-    # nib.load guesses the type, and says of a file cut short only that it cannot.
-    return nib.Nifti2Image if len(start) == 540 else nib.Nifti1Image
-
-
-def _content(path: Path, length: int, to_end: bool = False) -> bytes:
-    """The beginning of a file; gzip is known by its content, whatever the file is called.
-
-    Args:
-        to_end: read on to the end, where gzip has its checksum, and keep nothing of it.
+    nib.load guesses the type by the name, says of a file cut short only that it cannot, and does not read on to gzip's checksum.
     """
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         with gzip.open(file) if zipped else file as plain:
-            content = plain.read(length)
-            while to_end and plain.read(2**20):
-                pass
-            return content
+            content = plain.read(540)
+            kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+            length = next((size for size in kinds if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big"))), None)
+            if length is None:
+                raise ValueError("does not begin with a NIfTI header")
+            if len(content) < length:
+                raise ValueError(f"ends after {len(content)} bytes")
+            header = kinds[length](content[:length], check=False)
+            if with_voxels:
+                if not length + 4 <= float(header["vox_offset"]) < 2**40:
+                    raise ValueError(f"vox_offset is {float(header['vox_offset']):g}, expected at least {length + 4}")
+                end = int(header["vox_offset"]) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+                content += plain.read(max(0, end - len(content)))
+                if len(content) < end:
+                    raise ValueError(f"{len(content)} bytes, expected {end}")
+                while plain.read(2**20):
+                    pass
+            return header, content
 
 
 def _meta_header(path: Path) -> tuple:
@@ -234,6 +230,8 @@ def _meta_header(path: Path) -> tuple:
 
 
 def _meta_reader(path: Path) -> sitk.ImageFileReader:
+    if not re.fullmatch("[1-9]", count := _meta_fields(path)[0].get("NDims", "3")):
+        raise SourceError(f"NDims is {count!r}, expected 3")  # ITK would end the process
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
     reader.SetFileName(str(path))
@@ -282,21 +280,14 @@ def read_voxels(path: Path, name: str, dtype: type | None = None) -> np.ndarray:
 
 
 def _nifti_voxels(path: Path, dtype: type | None) -> np.ndarray:
-    image = _open_nifti(path)
+    header, content = _nifti(path, with_voxels=True)
+    with LoggingOutputSuppressor():
+        image = _nifti_image(header).from_bytes(content)
     return np.asarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype, caching="unchanged")
 
 
-def _open_nifti(path: Path) -> nib.Nifti1Image:
-    header = _nifti_class(start := _start(path)).header_class(start, check=False)
-    offset, least = float(header["vox_offset"]), len(start) + 4
-    if not least <= offset < 2**40:
-        raise ValueError(f"vox_offset is {offset:g}, expected at least {least}")
-    end = int(offset) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    content = _content(path, end, to_end=True)
-    if len(content) < end:
-        raise ValueError(f"{len(content)} bytes, expected {end}")
-    with LoggingOutputSuppressor():
-        return _nifti_class(start).from_bytes(content)
+def _nifti_image(header: nib.Nifti1Header) -> type[nib.Nifti1Image]:
+    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
 def _meta_voxels(path: Path, data: Path | None) -> np.ndarray:
@@ -404,11 +395,12 @@ class Volume:
     Attributes:
         voxels: (D, H, W), turned as the module's docstring says.
         grid: of the file, before turning.
+        header: of a NIfTI, as it stands; None of a MetaImage.
     """
 
     voxels: np.ndarray
     grid: Grid
-    _stored: nib.Nifti1Image | None  # None: a MetaImage
+    header: nib.Nifti1Header | None
 
     def mask_file(self, mask: np.ndarray) -> bytes:
         """A mask (D, H, W) of 0 and 1 as the content of a .nii.gz in this volume's own axes.
@@ -420,21 +412,20 @@ class Volume:
         back = np.empty_like(self.grid.turn)
         back[self.grid.turn[:, 0]] = np.column_stack([range(3), self.grid.turn[:, 1]])
         stored = orientations.apply_orientation(mask.T, back).astype(np.uint8)
-        if self._stored is None:
-            image = nib.Nifti1Image(stored, self.grid.affine)
-            image.set_qform(self.grid.affine, int(self.grid.oriented))
-            image.set_sform(self.grid.affine, int(self.grid.oriented))
-            image.header.set_xyzt_units("mm")
-        else:
-            header = self._stored.header.copy()
-            header.set_data_dtype(np.uint8)
-            header.set_slope_inter(1, 0)
-            header["cal_min"], header["cal_max"] = 0, 1
-            header.set_intent("none")  # the volume may be a map of some statistic
-            header.extensions.clear()  # DICOM's header, with the patient's name
-            # Without an affine the header's own stays; with one nibabel would write it anew, with other codes.
-            image = type(self._stored)(stored.reshape(self._stored.shape), None, header)
         with LoggingOutputSuppressor():  # about signs in pixdim
+            if self.header is None:
+                image = nib.Nifti1Image(stored, self.grid.affine)
+                image.set_qform(self.grid.affine, int(self.grid.oriented))
+                image.set_sform(self.grid.affine, int(self.grid.oriented))
+                image.header.set_xyzt_units("mm")
+            else:
+                header = self.header.copy()
+                header.set_data_dtype(np.uint8)
+                header.set_slope_inter(1, 0)
+                header["cal_min"], header["cal_max"] = 0, 1
+                header.set_intent("none")  # the volume may be a map of some statistic
+                # Without an affine the header's own stays; with one nibabel would write it anew, with other codes.
+                image = _nifti_image(header)(stored.reshape(header.get_data_shape()), None, header)
             return gzip.compress(image.to_bytes(), mtime=0)
 
 
@@ -449,7 +440,7 @@ def read_volume(path: Path, name: str) -> Volume:
     grid = read_grid(path, name)
     check_axial(grid, name)
     voxels = turned(read_voxels(path, name), grid)
-    return Volume(voxels, grid, None if _is_meta(path) else _open_nifti(path))
+    return Volume(voxels, grid, None if _is_meta(path) else _nifti(path)[0])
 
 
 def _product(values: Iterable[float]) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vfmgl_lib.base.files import LONGEST_NAME, file_name, write_bytes, write_json
-from vfmgl_lib.data.images import Reading
+from vfmgl_lib.data.images import Reading, png
 from vfmgl_lib.tasks.cases import Case, Picture
 from vfmgl_lib.tasks.records import TaskRecord
 
@@ -82,18 +80,12 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
     else:
         folder = record.stored.format(center=case.center, split=case.split)
         row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
-        mask = _png(picture.mask * np.uint8(255))
+        mask = png(picture.mask * np.uint8(255))
         write_bytes(root / row["label"], mask)
         row["label_bytes"] = len(mask)
-    content = _png(picture.image)
+    content = png(picture.image)
     write_bytes(root / row["path"], content)
     return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "remarks": list(picture.remarks)}
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()
 
 
 def has_size(file: Path, size: int | None) -> bool:

@@ -15,7 +15,6 @@ matter of a lesion, offers `lesion(sample, image_size, heterogeneity, seed, prof
 
 from __future__ import annotations
 
-import io
 import json
 import numbers
 import os
@@ -24,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, write_bytes
+from vfmgl_lib.data.images import png
 from vfmgl_lib.tasks.painting.sampling import SPLITS
 from vfmgl_lib.tasks.records import TASKS
 
@@ -102,7 +101,7 @@ def write_phantoms(
     for sample in tqdm(missing, desc=f"{layout} phantoms", unit="image", leave=False, disable=None):
         files = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
         for path, content in zip(sample.paths, files, strict=True):
-            write_bytes(root / path, content if isinstance(content, bytes) else _to_png(content))
+            write_bytes(root / path, content if isinstance(content, bytes) else png(content))
     for path, content in missing_extra.items():
         write_bytes(root / path, content)
     if not finished:
@@ -214,10 +213,3 @@ def _check_strangers(root: Path, expected: set[str]) -> None:
 
 def _to_json(arguments: dict) -> bytes:
     return (json.dumps(arguments, indent=2) + "\n").encode("utf-8")
-
-
-def _to_png(array: np.ndarray) -> bytes:
-    """PNG of an (H, W) grey or (H, W, 3) colour uint8 array; a low compression level, noise does not compress."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()

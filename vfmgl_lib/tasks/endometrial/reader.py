@@ -30,8 +30,8 @@ from vfmgl_lib.data.dicom import has_picture, is_dicom, read_header, read_series
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, to_bytes
-from vfmgl_lib.data.scan import Scan, skipped, visible
-from vfmgl_lib.data.volumes import NIFTI_SUFFIXES, Stored, read_grid, read_stored
+from vfmgl_lib.data.scan import NIFTI_SUFFIXES, Scan, skipped, visible
+from vfmgl_lib.data.volumes import Stored, read_grid, read_stored
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.tasks.folders import CLASS_FOLDERS, LAYOUTS
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, read_csv
@@ -106,7 +106,7 @@ def _first_file(folder: Path, depth: int) -> Path | None:
 
 
 def cases_volumes(source: Path, findings: Findings) -> list[Case]:
-    """One case a patient. Of each series one header is read, no pixel."""
+    """One case a patient. Of each DICOM file the beginning is read, and of one in each series the header; no pixel."""
     home = source.resolve()
     regions = _read_regions(home / REGIONS_FILE, findings)
     scan = _PatientScan(home)
@@ -244,7 +244,7 @@ def _look_at(files: list[Path], name: str) -> _Look:
         grid = read_grid(*_only_nifti(files, name))
         return _Look(grid.shape[::-1], grid.oriented)
     header = read_header(files[0], f"{name}/{files[0].name}")
-    return _Look((len(files), *header["shape"]), names=(header["patient_name"], header["patient_id"]))
+    return _Look((len(files), *header.shape), names=header.persons)
 
 
 def _same_person(folder: str, look: _Look) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,29 +12,17 @@ import pandas as pd
 from PIL import Image
 
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
-from vfmgl_lib.data.images import ImageError, decode_image
+from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
-from vfmgl_lib.data.scan import SourceError
+from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
-from vfmgl_lib.tools.predict.inputs import VOLUME_SUFFIXES, known_suffix
+from vfmgl_lib.tools.predict.inputs import known_suffix
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {
-    "classification": ("name", "file", "width", "height", "probability", "predicted", "evidence", "overlay_file", "error"),
-    "segmentation": (
-        "name",
-        "file",
-        "width",
-        "height",
-        "slices",
-        "foreground",
-        "share",
-        "milliliters",
-        "mask_file",
-        "overlay_file",
-        "error",
-    ),
+    "classification": "name file width height probability predicted evidence overlay_file error".split(),
+    "segmentation": "name file width height slices foreground share milliliters mask_file overlay_file error".split(),
 }
 COUNTS = ("width", "height", "slices", "foreground")
 
@@ -119,7 +106,7 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
         if out.overlay:
-            out.write(row, "overlay_file", "overlays", name, ".png", _png(evidence_overlay(image, activation)))
+            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
     return list(rows)
 
 
@@ -153,9 +140,9 @@ def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _O
         return [row | {"error": f"{row['file']}: {UNDEFINED}"}]
     mask = chance > 0.5
     row |= {"slices": 1, "foreground": int(mask.sum()), "share": float(mask.mean())}
-    out.write(row, "mask_file", "masks", name, ".png", _png(mask.astype(np.uint8) * 255))
+    out.write(row, "mask_file", "masks", name, ".png", png(mask.astype(np.uint8) * 255))
     if out.overlay:
-        out.write(row, "overlay_file", "overlays", name, ".png", _png(probability_overlay(image, chance)))
+        out.write(row, "overlay_file", "overlays", name, ".png", png(probability_overlay(image, chance)))
     return [row]
 
 
@@ -184,7 +171,7 @@ def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs
     if out.overlay:
         largest = int(np.argmax([(chance > 0.5).sum() for chance in chances])) if mask.any() else len(slices) // 2
         picture = probability_overlay(Image.fromarray(slices[largest].image[..., 1]).convert("RGB"), chances[largest])
-        out.write(row, "overlay_file", "overlays", name, ".png", _png(picture))
+        out.write(row, "overlay_file", "overlays", name, ".png", png(picture))
     return row
 
 
@@ -226,12 +213,6 @@ def _blended(image: Image.Image, values: np.ndarray, cmap: str, strength: np.nda
     color = colormaps[cmap](np.clip(values, 0, 1))[..., :3] * 255
     share = 0.6 * np.clip(strength, 0, 1)[..., None]
     return (grey * (1 - share) + color * share).astype(np.uint8)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -7,10 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfmgl_lib.base.files import shown
-from vfmgl_lib.data.scan import IMAGE_SUFFIXES, SourceError, held, masks_of_others, skipped, system_kind
-
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
+from vfmgl_lib.data.scan import (
+    IMAGE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    SourceError,
+    counted,
+    held,
+    masks_of_others,
+    skipped,
+    system_kind,
+)
 
 
 class InputError(ValueError):
@@ -51,8 +57,8 @@ def find_inputs(given: Sequence[Path], notes: list[str] | None = None) -> list[t
 
 def _inside(folder: Path) -> tuple[list[Path], list[str]]:
     """The images and volumes below a folder, and what was passed over."""
-    files, linked, made = [], [], []
-    systems, others = Counter[str](), Counter[str]()
+    files, linked, made, others = [], [], [], []
+    systems = Counter[str]()
     below = sorted(_below(folder, systems))
     results = {file.parent / kind for file in below if file.name == "predictions.csv" for kind in ("masks", "overlays")}
     for file in below:
@@ -64,14 +70,13 @@ def _inside(folder: Path) -> tuple[list[Path], list[str]]:
         elif known_suffix(file) and (file.is_file() or file.is_symlink()):  # a link that leads nowhere: its row says so
             files.append(file)
         elif file.is_file():
-            others[file.suffix.lower() or "without ending"] += 1
+            others.append(file.suffix.lower() or "without ending")
     masks = masks_of_others(files)
     said = [f"{len(masks)} file(s) are masks of others and not predicted, e.g. {next(iter(masks))}"] if masks else []
     said += [f"{len(made)} file(s) are results of an earlier call and not predicted, e.g. {made[0]}"] if made else []
     said += [f"{len(linked)} linked folder(s) are not followed, e.g. {linked[0]}; name them in the call"] if linked else []
     if files and others:
-        kinds = [f"{count} {shown(kind)}" for kind, count in others.most_common(5)] + ["…"] * (len(others) > 5)
-        said.append(f"{others.total()} file(s) do not end as images or volumes and are not predicted: {', '.join(kinds)}")
+        said.append(f"{len(others)} file(s) do not end as images or volumes and are not predicted: {counted(others)}")
     return [file for file in files if file not in masks], said + skipped(systems)
 
 
