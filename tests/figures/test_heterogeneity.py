@@ -204,7 +204,7 @@ def test_center_distances_shows_each_pair_once(count: int, tmp_path):
     assert [axis.get_title(loc="left") for axis in panels] == ["red", "green", "blue"]
     for axis in panels:
         assert len(axis.texts) == count * (count - 1) / 2
-        assert axis.images[0].get_clim() == (0, max(0.1, table["distance"].max()))
+        assert axis.collections[0].get_clim() == (0, max(0.1, table["distance"].max()))
     known = table.query("channel == 'red' and center == 'centre 1' and other == 'centre 0'")["distance"].item()
     assert panels[0].texts[0].get_text() == (f"{known:.3f}" if count < 7 else f"{known:.2f}")
     assert bar.get_ylabel() == "Wasserstein distance\n(pixel value, 0 to 1)"

@@ -134,15 +134,15 @@ def test_cross_centre_matrix_is_of_the_last_stage_and_frames_home(last: int):
     assert table["model_center"].unique().tolist() == ["c0", "c1", "c2", "shared"] and len(table) == 12
     assert table.query("model_center == 'c1'")["value"].round(6).unique().tolist() == [round(last / 10 + 0.01, 6)]
     axis = rounds.cross_center_matrix(table, "auc").axes[0]
-    assert axis.images[0].get_array().shape == (4, 3)
-    assert axis.images[0].get_clim() == (0, 1)
+    assert axis.collections[0].get_array().shape == (4, 3)
+    assert axis.collections[0].get_clim() == (0, 1)
     assert len(axis.patches) == 3
     assert axis.get_yticklabels()[-1].get_text() == "shared model"
 
 
 def test_the_matrix_parts_its_colours_at_chance_for_an_auc_only():
     table = rounds.cross_centers(metrics(2, 1), "auc")
-    maps = {metric: rounds.cross_center_matrix(table, metric).axes[0].images[0].get_cmap().name for metric in ("auc", "dice")}
+    maps = {metric: rounds.cross_center_matrix(table, metric).axes[0].collections[0].get_cmap().name for metric in ("auc", "dice")}
     assert maps == {"auc": "PuOr", "dice": "viridis"}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,6 +20,7 @@ from vfmgl_lib.figures.style import (
     center_style,
     footnote,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
@@ -319,18 +319,16 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
         for column, kind in enumerate(kinds):
             axis = axes[row, column]
             here = maps[(maps["stage"] == stage) & (maps["kind"] == kind) & (maps["split"] == split)]
-            values = here["r"].to_numpy().reshape(side, side)
-            axis.set_facecolor("#BDBDBD")
-            seaborn.heatmap(values, ax=axis, cmap=DIVERGING, vmin=-1, vmax=1, square=True, cbar=False, mask=~np.isfinite(values))
+            values = pd.DataFrame(here["r"].to_numpy().reshape(side, side), columns=[""] * side)
+            picture = heatmap(axis, values, DIVERGING, (-1, 1), size=0, bare="#BDBDBD")
+            axis.set_aspect("equal")
             for edge in edges[1:-1]:
                 axis.axhline(edge, color="black", linewidth=0.6)
                 axis.axvline(edge, color="black", linewidth=0.6)
             axis.set_xticks(middles, [printed[c] for c in per_center.index], rotation=0)
             axis.set_yticks(middles, [printed[c] for c in per_center.index], rotation=90, va="center")
-            axis.tick_params(length=0)
             axis.set_title(f"{'abcdefgh'[2 * row + column]}  {kind}, stage {stage}, {SPLITS[split]}")
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), DIVERGING)
-    figure.colorbar(scale, ax=axes, shrink=0.4, pad=0.02, aspect=35, label="Pearson's r")
+    figure.colorbar(picture, ax=axes, shrink=0.4, pad=0.02, aspect=35, label="Pearson's r")
     if title:
         figure.suptitle(title.replace("$", r"\$"))
     footnote(figure, f"{per_center.iloc[0]} features of each centre's local model, over the same images of all centres.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.figures.style import (
     DIVERGING,
@@ -21,11 +22,11 @@ from vfmgl_lib.figures.style import (
     center_style,
     footnote,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
     share_legend,
-    text_on,
     whole_numbers,
 )
 
@@ -260,21 +261,12 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     models = list(dict.fromkeys(table["model_center"]))
     printed = names(centers) | {SHARED: "shared model", ADAPTED: "shared, adapted"}
     values = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=centers)
-    numbers = values.to_numpy(dtype=float)
-    cmap = matplotlib.colormaps[DIVERGING if metric == "auc" else SEQUENTIAL].with_extremes(bad="#EDEDED")
-    figure = new_figure(min(DOUBLE, (52 + 17 * len(centers)) * MM), (30 + 9 * len(models)) * MM)
+    width = min(DOUBLE / MM, 52 + 17 * len(centers))
+    figure = new_figure(width * MM, (30 + 9 * len(models)) * MM)
     axis = figure.subplots()
-    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(numbers):
-        color = text_on(cmap, value) if np.isfinite(value) else MUTED
-        axis.text(column, row, f"{value:.2f}" if np.isfinite(value) else "n/a", ha="center", va="center", color=color)
-        if models[row] == centers[column]:
-            axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=HOME, linewidth=1.6))
-    tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, centers)) > 6 else {}
-    axis.set_xticks(range(len(centers)), [printed[c] for c in centers], **tilt)
-    axis.set_yticks(range(len(models)), [printed.get(m, m) for m in models])
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    shown = values.rename(index=printed, columns=printed)
+    picture = heatmap(axis, shown, metric_colors(metric), (0, 1), size=7, room=(width - 52) / len(centers))
+    frame_home(axis, models, centers)
     axis.set(xlabel="test set of centre", ylabel="model trained at centre")
     chance = " (0.5: chance)" if metric == "auc" else ""
     figure.colorbar(picture, ax=axis, shrink=0.9, label=axis_label(metric, table) + chance)
@@ -282,6 +274,19 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     footnote(figure, set_sizes(tested, printed))
     footnote(figure, _missing(tested, printed, []))
     return figure
+
+
+def metric_colors(metric: str) -> str:
+    """Bright is better; the colours of an AUC part at 0.5, which is chance."""
+    return DIVERGING if metric == "auc" else f"{SEQUENTIAL}_r" if metric in LOWER_IS_BETTER else SEQUENTIAL
+
+
+def frame_home(axis: Axes, models: Sequence[str], tested: Sequence[str], width: float = 1.4) -> None:
+    """Frames every model on its own centre's test set, in a heat map of models and test sets."""
+    for row, name in enumerate(models):
+        if name in tested:
+            place = (list(tested).index(name) + 0.03, row + 0.04)
+            axis.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=HOME, linewidth=width, zorder=3))
 
 
 def _missing(table: pd.DataFrame, printed: dict[str, str], about: list[str]) -> str:

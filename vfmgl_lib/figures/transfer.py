@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from vfmgl_lib.figures.style import (
@@ -23,12 +22,12 @@ from vfmgl_lib.figures.style import (
     SINGLE,
     center_style,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
     panel_grid,
     share_legend,
-    text_on,
     whole_numbers,
 )
 
@@ -164,13 +163,12 @@ def pair_fit(stages: pd.DataFrame) -> Figure:
         stages: rows of one centre: round, teacher_block, student_stage, r2.
     """
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
-    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    rounds, size = sorted({stages["round"].min(), stages["round"].max()}), 6 if len(columns) < 5 else 5
     figure = new_figure(DOUBLE if len(rounds) > 1 else SINGLE, (26 + 9 * len(blocks)) * MM)
     axes = list(figure.subplots(1, len(rounds), sharey=True, squeeze=False)[0])
     for axis, number in zip(axes, rounds, strict=True):
         part = stages[stages["round"] == number].pivot(index="teacher_block", columns="student_stage", values="r2")
-        picture = _heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, 0, 1, "{:.2f}")
-        _name_columns(axis, columns, pd.Series(False, index=columns))
+        picture = heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, (0, 1), size=size)
         axis.set_title(f"round {number}")
     figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02, label="$R^2$ (below 0: as 0)")
     axes[0].set_ylabel("teacher")
@@ -197,7 +195,7 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     if stages["center"].nunique() != 1:
         raise ValueError(f"pair_weights draws one center, got {sorted(stages['center'].unique())}")
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
-    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    rounds, size = sorted({stages["round"].min(), stages["round"].max()}), 6 if len(columns) < 5 else 5
     tables = {}
     for number in rounds:
         part = stages[stages["round"] == number]
@@ -213,19 +211,15 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     untouched = " (as initialised)" if panels > 1 and as_initialised(stages) else ""
     for axis, number in zip(axes, rounds, strict=False):
         table, critical = tables[number]
-        picture = _heatmap(axis, table, SEQUENTIAL, low, high, "{:.2f}")
-        for place in np.flatnonzero(critical):
-            frame = Rectangle((place - 0.47, -0.47), 0.94, len(blocks) - 0.06, fill=False, edgecolor=ACCENT, linewidth=1.6)
-            axis.add_patch(frame)
-        _name_columns(axis, columns, critical)
+        picture = heatmap(axis, table, SEQUENTIAL, (low, high), size=size)
+        _mark_critical(axis, critical, len(blocks))
         axis.set_title(f"round {number}{untouched}")
     figure.colorbar(picture, ax=axes[: len(rounds)], shrink=0.9, pad=0.02, label="mean $\\lambda$ (of 0 to 6)")
     if panels > 1:
         change = tables[rounds[-1]][0] - tables[rounds[0]][0]
         widest = max(change.abs().to_numpy().max(), 1e-6)
         decimals = int(np.clip(1 - np.floor(np.log10(widest)), 2, 4))
-        picture = _heatmap(axes[-1], change, DIVERGING, -widest, widest, f"{{:+.{decimals}f}}")
-        _name_columns(axes[-1], columns, pd.Series(False, index=columns))
+        picture = heatmap(axes[-1], change, DIVERGING, (-widest, widest), change.map(f"{{:+.{decimals}f}}".format), size=size)
         axes[-1].set_title(f"change, {rounds[0]} to {rounds[-1]}")
         figure.colorbar(picture, ax=axes[-1], shrink=0.9, pad=0.04, label="change of $\\lambda$")
     axes[0].set_ylabel("teacher")
@@ -233,23 +227,12 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     return figure
 
 
-def _heatmap(axis: Axes, values: pd.DataFrame, colors: str, low: float, high: float, form: str) -> AxesImage:
-    """Teacher blocks as rows, student stages as columns, each value written into its field."""
-    cmap = matplotlib.colormaps[colors]
-    picture = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
-    for (row, column), value in np.ndenumerate(values.to_numpy()):
-        color = "black" if np.isnan(value) else text_on(cmap, (value - low) / (high - low))
-        axis.text(column, row, form.format(value), ha="center", va="center", fontsize=6 if values.shape[1] < 5 else 5, color=color)
-    axis.set_yticks(range(len(values)), values.index)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    return picture
-
-
-def _name_columns(axis: Axes, columns: list[str], critical: pd.Series) -> None:
-    """Names under the columns; critical ones in bold with a star."""
-    printed = [f"★ {c}" if critical[c] else c for c in columns]
-    axis.set_xticks(range(len(columns)), printed, rotation=35, ha="right", rotation_mode="anchor")
+def _mark_critical(axis: Axes, critical: Sequence[bool], blocks: int) -> None:
+    """Frames of the robustness-critical stages; their names in bold with a star."""
+    for place in np.flatnonzero(critical):
+        axis.add_patch(Rectangle((place + 0.03, 0.03), 0.94, blocks - 0.06, fill=False, edgecolor=ACCENT, linewidth=1.6))
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    axis.set_xticklabels([f"★ {name}" if marked else name for name, marked in zip(labels, critical, strict=True)])
     for label, marked in zip(axis.get_xticklabels(), critical, strict=True):
         label.set_weight("bold" if marked else "normal")
 
