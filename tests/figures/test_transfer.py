@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vfmgl_lib.evaluation import hgkt_tables
 from vfmgl_lib.figures import transfer
 from vfmgl_lib.figures.style import save_figure
 
@@ -42,7 +43,7 @@ def panels(figure) -> list:
 
 @pytest.mark.parametrize(("centers", "rounds"), [(1, 1), (2, 3), (8, 2)])
 def test_losses(centers: int, rounds: int, tmp_path):
-    table = transfer.stage_one_steps(steps(centers, rounds))
+    table = hgkt_tables.stage_one_steps(steps(centers, rounds))
     assert set(table["stage"]) == {"I"}
     assert table.groupby("center")["total_step"].agg(list).map(lambda x: x == list(range(1, 3 * rounds + 1))).all()
     figure = transfer.losses(table)
@@ -92,8 +93,8 @@ def test_as_initialised_means_less_than_a_tenth_of_the_spread(part: float, untou
     moved = table.assign(round=2, pair_weight=table["pair_weight"])
     moved.loc[0, "pair_weight"] += part * table["pair_weight"].std()
     both = pd.concat([table, moved])
-    assert transfer.movement(both)["largest change"] == pytest.approx(part * table["pair_weight"].std())
-    assert transfer.as_initialised(both) == untouched
+    assert hgkt_tables.movement(both)["largest change"] == pytest.approx(part * table["pair_weight"].std())
+    assert hgkt_tables.as_initialised(both) == untouched
     titles = [axis.get_title(loc="left") for axis in panels(transfer.pair_weights(both))]
     assert titles[1] == ("round 2 (as initialised)" if untouched else "round 2")
 
@@ -134,20 +135,20 @@ def _rounds(centers: int, rounds: int) -> pd.DataFrame:
 
 def test_balance_compares_losses_fit_and_movement():
     pairs = stages(2, 3)
-    table = transfer.balance(_rounds(2, 3), pairs).set_index(["center", "round"])
+    table = hgkt_tables.balance(_rounds(2, 3), pairs).set_index(["center", "round"])
     assert table["match_to_task"].tolist() == pytest.approx([200, 100, 200 / 3, 100, 200 / 3, 50])
     assert len(table) == 6 and table.loc[("c0", 1), "moved"] == 0
     one = pairs[pairs["center"] == "c1"]
     wide = one.pivot(index=["teacher_block", "student_stage"], columns="round", values="pair_weight")
     moved = (wide[3] - wide[1]).abs().mean() / wide[1].std()
     assert table.loc[("c1", 3), "moved"] == pytest.approx(moved)
-    assert table.loc[("c1", 3), "spread"] == pytest.approx(transfer.movement(one)["spread"])
+    assert table.loc[("c1", 3), "spread"] == pytest.approx(hgkt_tables.movement(one)["spread"])
     low, middle, high = one[one["round"] == 2]["r2"].agg(["min", "median", "max"])
     assert table.loc[("c1", 2), ["r2_low", "r2", "r2_high"]].tolist() == pytest.approx([low, middle, high])
 
 
 def test_balances_draw_every_centre_in_three_panels():
-    table = transfer.balance(_rounds(2, 3), stages(2, 3))
+    table = hgkt_tables.balance(_rounds(2, 3), stages(2, 3))
     figure = transfer.balances(table)
     assert [axis.get_yscale() for axis in figure.axes] == ["log", "linear", "linear"]
     for axis, column in zip(figure.axes, transfer.BALANCE_PANELS, strict=True):
@@ -167,7 +168,7 @@ def test_pair_fit_prints_every_pair_and_what_was_not_measured():
 
 
 def test_steps_without_a_hypergradient_are_left_out_of_their_curves():
-    table = transfer.stage_one_steps(steps(1, 2))
+    table = hgkt_tables.stage_one_steps(steps(1, 2))
     table.loc[table["step"] % 2 == 1, ["outer_loss", "hypergradient_norm"]] = np.nan
     curves = [axis.lines[-1] for axis in transfer.losses(table).axes]
     assert [len(curve.get_xdata()) for curve in curves] == [6, 6, 4, 4]

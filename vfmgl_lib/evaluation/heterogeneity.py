@@ -39,7 +39,7 @@ def image_features(pictures: pd.DataFrame) -> pd.DataFrame:
     optical densities of haematoxylin and eosin (colour deconvolution with the vectors of Ruifrok and Johnston 2001, by skimage).
 
     Args:
-        pictures: id, center, patient, image (S, S, 3) in [0, 1]. `figures.samples.read_samples` gives all but the patient, which
+        pictures: id, center, patient, image (S, S, 3) in [0, 1]. `evaluation.samples.read_samples` gives all but the patient, which
             the manifest's table has by id.
     Returns: id, center, patient, then one column a statistic, such as "red mean".
     Raises: ValueError: a missing column, or no images.
@@ -77,7 +77,7 @@ def _stains(image: np.ndarray) -> np.ndarray:
 
 
 def stain_profile(pictures: pd.DataFrame) -> pd.DataFrame:
-    """Distribution of both stains' optical densities per centre; the counterpart of `figures.samples.color_profile`.
+    """Distribution of both stains' optical densities per centre; the counterpart of `evaluation.samples.color_profile`.
 
     Args:
         pictures: center, image (S, S, 3) in [0, 1], in colour.
@@ -183,7 +183,7 @@ def center_distances(profile: pd.DataFrame) -> pd.DataFrame:
     """How far apart the pixel values of two centres are: Wasserstein's distance, how far values must move on average to match.
 
     Args:
-        profile: center, channel, value, density, from `figures.samples.color_profile` or `stain_profile`.
+        profile: center, channel, value, density, from `evaluation.samples.color_profile` or `stain_profile`.
     Returns: channel, center, other, distance, in the unit of `value`; all ordered pairs, 0 for a centre and itself.
     """
     rows = []

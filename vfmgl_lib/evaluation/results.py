@@ -39,6 +39,7 @@ ALL = "all"
 NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
 OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
 COMPARED = "seed split_id budget center metric method reference difference low high p p_holm test n patients reason".split()
+NO_COMPARISON = "no comparison"  # the last words of why a control is none
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 

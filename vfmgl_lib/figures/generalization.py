@@ -18,6 +18,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
 from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
+from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
 from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, frame_home, metric_colors, set_sizes
 from vfmgl_lib.figures.style import (
@@ -43,7 +44,6 @@ from vfmgl_lib.figures.style import (
 )
 from vfmgl_lib.methods.registry import METHODS
 
-POOLED = "all"
 PAPER = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
 GROUP_STYLE = {
     "younger": {"color": COLORS[0], "marker": "o"},
@@ -358,9 +358,9 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     metrics = [name for name in (metrics or order) if (table["metric"] == name).any()]
     if not metrics:
         raise ValueError(f"the table has none of the metrics wanted, it has {', '.join(dict.fromkeys(table['metric'])) or 'no rows'}")
-    centers = [*sorted(set(table["center"]) - {POOLED}), *([POOLED] if (table["center"] == POOLED).any() else [])]
+    centers = [*sorted(set(table["center"]) - {ALL}), *([ALL] if (table["center"] == ALL).any() else [])]
     outside = set(table[table["split"] == "external"]["center"])
-    printed = names(centers) | {POOLED: "all centres"}
+    printed = names(centers) | {ALL: "all centres"}
     titles = table.drop_duplicates("group", keep="last").set_index("group")["title"]
     groups = [group for group in GROUP_STYLE if group in titles.index]
     figure = new_figure(DOUBLE, (26 + 3.4 * len(groups) * len(centers)) * MM)
@@ -387,7 +387,7 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     counts = [f"{titles[g]}: " + ", ".join(f"{printed[c]} {int(n[g, c])}" for c in centers if (g, c) in n.index) for g in groups]
     kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}). " if kinds else ""
-    pooled = table[table["center"] == POOLED]
+    pooled = table[table["center"] == ALL]
     apart = " An AUC is not pooled." if "auc" in metrics and len(pooled) and "auc" not in set(pooled["metric"]) else ""
     footnote(figure, f"{bars}Patients: {'; '.join(counts)}. Cutoffs: {_cutoffs(table)}.{apart}")
     footnote(figure, undefined(table.assign(group=table["title"]), printed, "group", "all groups"))

@@ -25,7 +25,6 @@ from vfmgl_lib.figures.style import (
     names,
     new_figure,
 )
-from vfmgl_lib.interpretation.cam import enlarged
 
 CLASS_COLORS = ("#0072B2", "#D55E00")  # negative, positive
 OUTLINE = "#FFD400"
@@ -335,37 +334,12 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def case_table(
-    chosen: pd.DataFrame, samples: pd.DataFrame, maps: pd.DataFrame, size: int, lesions: dict[str, np.ndarray] | None = None
-) -> pd.DataFrame:
-    """What `overlays` and `case_sheet` draw.
-
-    Args:
-        chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
-        samples: id, image, from `figures.samples.read_samples`.
-        maps: id, map, from `interpretation.cam.activation_maps`.
-        size: side of the images in pixels.
-        lesions: id -> (S, S) bool, from `interpretation.cam.lesions`; None where no lesion's place is known.
-    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
-    Raises: KeyError: a chosen image without a map or an image.
-    """
-    image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
-    ids = list(chosen["id"])
-    if missing := [name for name in ids if name not in image.index or name not in found.index]:
-        raise KeyError(f"no image or map of the chosen case {missing[0]!r}")
-    table = chosen.reset_index(drop=True)
-    table["image"] = pd.Series([image[name] for name in ids], dtype=object)
-    table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
-    table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
-    return table
-
-
 @journal
 def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
     """A row a case: image, map and the training images nearest to it in the local model's feature space.
 
     Args:
-        cases: from `case_table`.
+        cases: from `interpretation.cam.case_table`.
         neighbors: case (id), id, label, distance, image.
         classes: names, negative first.
         score: what the scores are called.

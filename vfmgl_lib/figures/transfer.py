@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vfmgl_lib.evaluation.hgkt_tables import as_initialised
 from vfmgl_lib.figures.style import (
     ACCENT,
     DIVERGING,
@@ -39,18 +40,12 @@ STEP_PANELS = {
 }
 
 
-def stage_one_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """The steps of stage I with `total_step`, counted from 1 through all rounds of a centre."""
-    table = steps[steps["stage"] == "I"].sort_values(["center", "round", "step"], ignore_index=True)
-    return table.assign(total_step=table.groupby("center").cumcount() + 1)
-
-
 @journal
 def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
     """Losses and hypergradient over the steps of stage I; a panel each, a line a centre, grey lines where a round ends.
 
     Args:
-        steps: from `stage_one_steps`: center, round, total_step, task_loss, match_loss, outer_loss, hypergradient_norm.
+        steps: from `evaluation.hgkt_tables.stage_one_steps`.
     """
     styles, printed = center_style(steps["center"], all_centers), names(sorted(steps["center"].unique()))
     figure = new_figure(DOUBLE, 82 * MM)
@@ -78,20 +73,6 @@ def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Fig
     return figure
 
 
-def movement(stages: pd.DataFrame) -> pd.Series:
-    """How far lambda has moved from the first to the last round, beside how much the pairs differ to begin with.
-
-    Args:
-        stages: rows of one centre: round, teacher_block, student_stage, pair_weight.
-    Returns: "largest change", "mean change" (both absolute) and "spread" (SD between the pairs in the first round), in units of lambda.
-    """
-    rounds = stages.pivot(index=["teacher_block", "student_stage"], columns="round", values="pair_weight")
-    change = (rounds[rounds.columns.max()] - rounds[rounds.columns.min()]).abs()
-    return pd.Series(
-        {"largest change": change.max(), "mean change": change.mean(), "spread": rounds[rounds.columns.min()].std()}, name="lambda"
-    )
-
-
 BALANCE_PANELS = {
     "match_to_task": "$\\mathcal{L}_{match}$ / task loss",
     "r2": "$R^2$, median pair and range",
@@ -99,40 +80,12 @@ BALANCE_PANELS = {
 }
 
 
-def balance(rounds: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
-    """Whether the transfer can work, a row a centre and round.
-
-    Args:
-        rounds: round, center, stage, task_loss, match_loss.
-        stages: round, center, teacher_block, student_stage, pair_weight, r2.
-    Returns: center, round, match_to_task (L_match, beta included, by the task loss), r2, r2_low and r2_high (median and range over the
-        pairs), change (mean |lambda - lambda of the first round|), spread (SD of lambda between the pairs in the first round) and moved
-        (change / spread).
-    """
-    first = rounds[rounds["stage"] == "I"].set_index(["center", "round"])
-    pairs = stages.set_index(["center", "teacher_block", "student_stage"])
-    start = pairs[pairs["round"] == pairs["round"].min()]["pair_weight"]
-    change = (
-        (pairs["pair_weight"] - start.reindex(pairs.index)).abs().groupby([pairs.index.get_level_values("center"), pairs["round"]]).mean()
-    )
-    fit = stages.groupby(["center", "round"])["r2"].agg(r2="median", r2_low="min", r2_high="max")
-    table = (
-        pd.DataFrame({"match_to_task": first["match_loss"] / first["task_loss"]})
-        .join(fit)
-        .join(change.rename("change"))
-        .sort_index()
-        .reset_index()
-    )
-    spread = table["center"].map(start.groupby("center").std())
-    return table.assign(spread=spread, moved=table["change"] / spread)
-
-
 @journal
 def balances(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
     """The matching loss beside the task loss, R2 with its range over the pairs, and lambda's movement by its spread; a line a centre.
 
     Args:
-        table: from `balance`.
+        table: from `evaluation.hgkt_tables.balance`.
     """
     styles, printed = center_style(table["center"], all_centers), names(sorted(table["center"].unique()))
     figure, axes = panel_grid(len(BALANCE_PANELS))
@@ -174,12 +127,6 @@ def pair_fit(stages: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("teacher")
     axes[0].set_xlabel("student stage")
     return figure
-
-
-def as_initialised(stages: pd.DataFrame) -> bool:
-    """True where no pair weight has moved by a tenth of the spread between the pairs: the ranking is that of the initial weights."""
-    moved = movement(stages)
-    return bool(moved["largest change"] < 0.1 * moved["spread"])
 
 
 @journal

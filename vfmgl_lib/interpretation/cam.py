@@ -337,3 +337,28 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
     return float(spearmanr(one.ravel(), other.ravel()).statistic)
+
+
+def case_table(
+    chosen: pd.DataFrame, samples: pd.DataFrame, maps: pd.DataFrame, size: int, lesions: dict[str, np.ndarray] | None = None
+) -> pd.DataFrame:
+    """The chosen images with their maps, as figures show them.
+
+    Args:
+        chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
+        samples: id, image, from `evaluation.samples.read_samples`.
+        maps: id, map, from `activation_maps`.
+        size: side of the images in pixels.
+        lesions: id -> (S, S) bool, from `lesions`; None where no lesion's place is known.
+    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
+    Raises: KeyError: a chosen image without a map or an image.
+    """
+    image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
+    ids = list(chosen["id"])
+    if missing := [name for name in ids if name not in image.index or name not in found.index]:
+        raise KeyError(f"no image or map of the chosen case {missing[0]!r}")
+    table = chosen.reset_index(drop=True)
+    table["image"] = pd.Series([image[name] for name in ids], dtype=object)
+    table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
+    table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
+    return table

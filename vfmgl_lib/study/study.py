@@ -29,7 +29,7 @@ from vfmgl_lib.data.images import earlier_reading
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
-from vfmgl_lib.evaluation.results import final_predictions
+from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.federation.strategies import STRATEGIES
@@ -42,7 +42,6 @@ from vfmgl_lib.study.assembly import study_teacher, with_needed_validation
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
 COMPLETE = "complete.json"
 NO_TEACHER = "none (the method uses no teacher)"
-NO_COMPARISON = "no comparison"  # the last words of why a control is none
 NUMBERS = (
     "value",
     "probability",
