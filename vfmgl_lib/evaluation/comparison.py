@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from vfmgl_lib.evaluation.classification import AT_CUTOFF
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.metric import AT_CUTOFF
 from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.methods.registry import METHODS
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.evaluation.prediction import undefined_reason
+from vfmgl_lib.evaluation.metric import undefined_reason
 from vfmgl_lib.evaluation.results import check_predictions
 
 THRESHOLDS = np.linspace(0.01, 0.99, 99)
