@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
-from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, Interval, bootstrap_interval
 from vfmgl_lib.models.students import ResNet18, Student, UNet
@@ -136,9 +136,8 @@ def activation_maps(
     student = student.to(device).eval()
     layer = layer or default_layer(student, data.image_size)
     _layer(student, layer)
-    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
     maps: list[np.ndarray] = []
-    for batch in load_batches(data, members):
+    for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False)):
         images = batch["image"].to(device)
         is_cam = isinstance(student, ResNet18) and layer == "layer4"
         maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer))
