@@ -34,7 +34,8 @@ from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.evaluation.prediction import metrics_of, predict, scoring_unit
+from vfmgl_lib.evaluation.metric import metrics_of
+from vfmgl_lib.evaluation.prediction import predict, scoring_unit
 from vfmgl_lib.federation.exchange import epsilon, outgoing
 from vfmgl_lib.federation.rounds import QuorumError, run_rounds
 from vfmgl_lib.federation.servers import Update

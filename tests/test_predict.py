@@ -22,14 +22,7 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.tools.export.formats import onnx_model
-from vfmgl_lib.tools.predict import (
-    FORMAT,
-    KEY,
-    PREPROCESSING,
-    Description,
-    ModelError,
-    Predictor,
-)
+from vfmgl_lib.tools.predict import FORMAT, KEY, PREPROCESSING, Description, ModelError, Predictor
 from vfmgl_lib.tools.predict import files as predict_module
 from vfmgl_lib.tools.predict.__main__ import main
 from vfmgl_lib.tools.predict.files import evidence_overlay, foreground, predict_files, probability_overlay

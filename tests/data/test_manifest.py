@@ -13,14 +13,7 @@ from PIL import Image
 
 from vfmgl_lib.data import images as module
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
-from vfmgl_lib.data.manifest import (
-    COLUMNS,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    read_manifest,
-    write_manifest,
-)
+from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, read_manifest, write_manifest
 
 
 def write_image(path, seed=0, size=(8, 8), mode="RGB"):

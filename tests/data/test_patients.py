@@ -7,16 +7,8 @@ import pandas as pd
 import pytest
 
 from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError
-from vfmgl_lib.tasks.patients import (
-    KEYS,
-    PAPER_TABLE,
-    QUANTITIES,
-    beside_paper,
-    groups_beside_paper,
-    patient_warnings,
-    read_patients,
-    table_one,
-)
+from vfmgl_lib.evaluation.beside_paper import PAPER_TABLE, groups_beside_paper, patients_beside_paper
+from vfmgl_lib.tasks.patients import KEYS, QUANTITIES, patient_warnings, read_patients, table_one
 from vfmgl_lib.tasks.prepare import patients_of
 
 HEADER = "patient,age,figo,histology"
@@ -218,10 +210,10 @@ def test_paper_divides_by_one_less_than_n():
     assert np.average(training["age_mean"], weights=training["n"]) == pytest.approx(55.02, abs=0.005)
 
 
-def test_beside_paper(tmp_path):
+def test_table_one_beside_the_papers(tmp_path):
     write(tmp_path, "a1,50,I,I", "a2,52,III,I")
     ours = table_one(manifest([("A", "train", 0, "a1"), ("A", "train", 0, "a2"), ("Z", "test", 1, "z")]), read_patients(tmp_path))
-    both = beside_paper(ours)
+    both = patients_beside_paper(ours)
     assert list(both.columns) == ["center", "set", "label", "quantity", "paper", "here"]
     assert len(both) == (20 + 2) * len(QUANTITIES)  # all rows of the paper, and two of a centre that it does not have
     first = both.iloc[: len(QUANTITIES)]
@@ -241,18 +233,18 @@ def test_beside_paper(tmp_path):
 def test_groups_beside_paper(tmp_path):
     write(tmp_path, "a1,50,I,I", "a2,52,III,I")
     ours = table_one(manifest([("A", "train", 0, "a1"), ("A", "train", 0, "a2"), ("Z", "test", 1, "z")]), read_patients(tmp_path))
-    groups = groups_beside_paper(beside_paper(ours))
+    groups = groups_beside_paper(patients_beside_paper(ours))
     assert groups.index.tolist() == [("A", "train", "NMI"), ("A", "train", "MI")]  # what both have, in the paper's order
     assert list(groups.columns)[:3] == [("patients", "paper"), ("patients", "measured"), ("mean age (years)", "paper")]
     expected = [49, 2, 50.3673, 51, 46 / 49, 0.5, 42 / 49, 1]
     assert groups.iloc[0].tolist() == pytest.approx(expected)
     assert groups.loc[("A", "train", "MI"), ("patients", "measured")] == 0
     assert groups.loc[("A", "train", "MI"), [(name, "measured") for name in groups.columns.levels[0] if name != "patients"]].isna().all()
-    assert not len(groups_beside_paper(beside_paper(ours.query("center == 'Z'"))))
+    assert not len(groups_beside_paper(patients_beside_paper(ours.query("center == 'Z'"))))
 
 
 def test_groups_beside_paper_without_a_patient_table():
-    groups = groups_beside_paper(beside_paper(table_one(manifest([("A", "train", 0, "a1")]), None)))
+    groups = groups_beside_paper(patients_beside_paper(table_one(manifest([("A", "train", 0, "a1")]), None)))
     assert groups.iloc[0, :2].tolist() == [49, 1] and groups["mean age (years)", "measured"].isna().all()
 
 

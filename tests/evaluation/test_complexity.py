@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vfmgl_lib.evaluation.complexity import beside_paper, count, counted, footprint, ratios, teacher_shape
-from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.evaluation.complexity import count, footprint, teacher_shape
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.tools.export.formats import onnx_model
 
@@ -58,22 +57,6 @@ def test_a_file_says_what_network_it_is_of(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"teacher .*x.safetensors: .*write NAME="):
         teacher_shape(str(tmp_path / "x.safetensors"))
-
-
-def test_ratios_and_the_papers_numbers():
-    counts = counted(load_settings("endometrial", "paper"), "paper")
-    assert list(counts["model"]) == ["teacher", "student"] and set(counts["image_size"]) == {224}
-    table = ratios(counts).set_index("quantity")
-    assert table.at["parameters", "ratio"] == pytest.approx(86_579_712 / 11_177_538)
-    assert table.at["macs", "ratio"] == pytest.approx(table.at["flops", "ratio"])
-    paper = pd.read_csv("data_manifests/paper_results.csv")
-    memory = pd.DataFrame({"model": ["student, exported"], "batch": [1], "device": ["cpu"], "peak_bytes": [3e8]})
-    rows = beside_paper(counts, memory, paper).set_index("quantity")
-    assert rows.at["student: MACs", "relative"] == pytest.approx(0, abs=0.004)
-    assert rows.at["teacher: MACs without those", "relative"] == pytest.approx(0, abs=0.001)
-    assert rows.at["student: peak memory, bytes", "difference"] == 3e8 - 500 * 2**20
-    other = beside_paper(counted(load_settings("nuclei", "paper"), "paper"), memory, paper).set_index("quantity")
-    assert other["paper"].isna().sum() == 4, "the paper says nothing of the UNet"
 
 
 def test_footprint_measures_in_processes_of_their_own(tmp_path):

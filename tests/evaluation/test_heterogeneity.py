@@ -137,15 +137,17 @@ def test_interval_is_over_patients():
     truth, patients = np.repeat([0, 1], 500), np.repeat(np.arange(100), 10)
     widths = []
     for groups in (patients, np.arange(1000)):
-        low, high = heterogeneity._interval(truth, right, groups, np.random.default_rng(0))
+        low, high, _ = heterogeneity._interval(truth, right, groups, np.random.default_rng(0))
         assert low < right.mean() < high
         widths.append(high - low)
     assert widths[0] / widths[1] == pytest.approx(np.sqrt(10), rel=0.1)
     assert widths[1] == pytest.approx(2 * 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 1000), rel=0.1)
 
 
-def test_few_patients_give_fewer_folds():
-    assert center_predictability(planted([0, 9], 2, 1), 0)["balanced_accuracy"].iloc[0] == 1
+def test_few_patients_give_fewer_folds_and_no_interval():
+    found = center_predictability(planted([0, 9], 2, 1), 0).iloc[0]
+    assert found["balanced_accuracy"] == 1 and np.isnan(found["low"])
+    assert found["reason"] == "no interval: 2 patients of one centre, at least 5 are needed"
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
+from vfmgl_lib.config.sections import PLAIN_EXCHANGE
 from vfmgl_lib.evaluation import inversion
 from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
-from vfmgl_lib.models.students import build_student
+from vfmgl_lib.models.students import STUDENTS, build_student
 
 LIBRARY = Path(inversion.__file__).parent.parent
 
@@ -153,3 +154,22 @@ def test_what_is_attacked_is_small_and_unprotected(monkeypatch):
     task = inversion.small_task(load_settings("prostate", "paper", exchange__number_format="float16"))
     assert (task.method, task.data.image_size, task.student.width, task.optimizer.batch_size) == ("fedavg", 64, 16, 3)
     assert task.exchange.number_format == "float32" and task.data.augmentation == "none"
+
+
+@pytest.mark.parametrize("name", ["unet", "resnet18"])
+def test_every_value_of_an_update_is_counted_once(name):
+    student = STUDENTS[name](2, 4)
+    state, norms = student.state_dict(), [m for m in student.modules() if type(m).__name__.startswith("BatchNorm")]
+    plain = inversion.update_contents(state, PLAIN_EXCHANGE).set_index("kind")
+    channels = sum(norm.num_features for norm in norms)
+    assert plain.loc["batch norm: scale and shift", "values"] == plain.loc["batch norm: mean and variance", "values"] == 2 * channels
+    assert plain.loc["batch norm: counters", "values"] == len(norms)
+    assert plain.loc["weights and biases", "values"] == sum(p.numel() for p in student.parameters()) - 2 * channels
+    assert plain["tensors"].sum() == len(state)
+    assert plain["bytes"].sum() == sum(tensor.nbytes for tensor in state.values())
+    assert plain.loc["number of samples", "values"] == 1 and plain["values"].iloc[-1] == 2
+    short = {"number_format": "float16", "share_counts": False}
+    halved = inversion.update_contents(state, PLAIN_EXCHANGE.model_copy(update=short)).set_index("kind")
+    assert (halved["values"].iloc[-2:] == 0).all()
+    assert 2 * halved.loc["weights and biases", "bytes"] == plain.loc["weights and biases", "bytes"]
+    assert halved.loc["batch norm: counters", "bytes"] == plain.loc["batch norm: counters", "bytes"]

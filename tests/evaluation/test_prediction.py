@@ -11,7 +11,8 @@ from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
-from vfmgl_lib.evaluation.prediction import chosen_cutoff, metrics_of, predict
+from vfmgl_lib.evaluation.metric import metrics_of
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, predict
 from vfmgl_lib.evaluation.segmentation import OVERLAPS, dice, overlaps
 from vfmgl_lib.models.students import ResNet18, UNet
 

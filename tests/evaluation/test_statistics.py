@@ -9,7 +9,6 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.evaluation import statistics
-from vfmgl_lib.tasks.datasheets import FOLDER
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -376,26 +375,22 @@ def test_a_family_is_one_metric_budget_seed_and_division():
     assert two.tolist() == pytest.approx([0.03, 0.04, math.nan, 0.04] * 2, nan_ok=True)
 
 
-def test_the_papers_p_comes_from_the_pooled_test():
-    """Fig. 7c, centre D, training set: the printed summaries give the printed 9e-6 by the pooled test; Welch's gives another."""
-    paper = pd.read_csv(FOLDER / "paper_results.csv")
-    rows = paper[(paper["center"] == "D") & (paper["split"] == "train") & (paper["metric"] == "score_mean")].set_index("method")
-    groups = [(row["value"], row["std"], int(row["n"])) for row in (rows.loc["VFMGL, NMI cases"], rows.loc["VFMGL, MI cases"])]
-    found = statistics.t_test_from_summaries(*groups)
-    assert f"{found.p:.0e}" == "9e-06"
-    welch = stats.ttest_ind_from_stats(*groups[0], *groups[1], equal_var=False).pvalue
-    assert welch < 1e-20
+def test_the_bootstrap_draws_patients_within_their_centres_and_needs_five_of_each():
+    values, centers = np.array([0.0] * 6 + [1.0] * 5 + [3.0]), np.repeat([0, 1], 6)
 
+    def mean(drawn):
+        assert [rows.shape for rows in drawn] == [(statistics.DRAWS, 6)] * 2
+        assert [set(centers[rows].ravel()) for rows in drawn] == [{0}, {1}]
+        return sum(values[rows].sum(axis=1) for rows in drawn) / len(values)
 
-def test_t_test_equals_scipy_from_values():
-    generator = np.random.default_rng(4)
-    first, second = generator.normal(size=9), generator.normal(size=14) + 0.8
-    found, expected = statistics.t_test(first, second), stats.ttest_ind(first, second)
-    limits = expected.confidence_interval(0.95)
-    assert found.p == pytest.approx(expected.pvalue, abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((limits.low, limits.high), abs=1e-12)
-    assert "groups of 1 and 14" in statistics.t_test(first[:1], second).reason
-    assert "no spread" in statistics.t_test(np.ones(3), np.ones(3)).reason
+    found = statistics.bootstrap_interval(centers, mean, np.random.default_rng(0))
+    # The first centre's patients are equal: what varies is how often the last one is drawn, (6 + 2 B) / 12 with B ~ Binomial(6, 1/6).
+    assert (found.low, found.high, found.reason) == (0.5, (6 + 2 * 3) / 12, "")
+    one = statistics.bootstrap_interval(np.zeros(5), lambda drawn: values[drawn[0]].mean(axis=1), np.random.default_rng(0))
+    assert (one.low, one.high) == (0, 0)
+    for strata, reason in ((centers[1:-2], "4 patients of one centre"), (np.zeros(4), "4 patients"), (np.zeros(0), "0 patients")):
+        few = statistics.bootstrap_interval(strata, mean, np.random.default_rng(0))
+        assert math.isnan(few.low) and math.isnan(few.high) and few.reason == f"no interval: {reason}, at least 5 are needed"
 
 
 def test_crossed_interval_by_hand():

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from vfmgl_lib import __version__
 from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.evaluation.decision_curve import decision_curve
+from vfmgl_lib.evaluation.comparison import in_order, statistics_table
+from vfmgl_lib.evaluation.curves import decision_curve, roc_points
 from vfmgl_lib.figures import comparison, roc, statistics_tables
 from vfmgl_lib.figures.calibration import reliability_diagrams
 from vfmgl_lib.figures.style import REFERENCE, method_style
@@ -58,32 +59,32 @@ def test_styles_are_told_apart_without_green_and_the_reference_lies_on_top():
 
 
 def test_methods_are_ordered_and_missing_ones_named():
-    drawn, absent = comparison.in_order({"vfmgl", "fedavg", "treat"}, ["vfmgl", "fedavg", "harmofl"])
+    drawn, absent = in_order({"vfmgl", "fedavg", "treat"}, ["vfmgl", "fedavg", "harmofl"])
     assert (drawn, absent) == (["fedavg", "vfmgl"], "Not in the results, so not drawn: HarmoFL.")
-    assert comparison.in_order(METHODS) == (list(METHODS), "")
+    assert in_order(METHODS) == (list(METHODS), "")
     with pytest.raises(ValueError, match=r"\['fedsgd'\] are unknown"):
-        comparison.in_order(METHODS, ["fedsgd"])
+        in_order(METHODS, ["fedsgd"])
     with pytest.raises(ValueError, match="none of the methods local, it has vfmgl"):
-        comparison.in_order(["vfmgl"], ["local"])
+        in_order(["vfmgl"], ["local"])
 
 
 def test_roc_points_are_those_of_the_patients(make_predictions):
     final = make_predictions(FOUR, THREE)
-    points = roc.roc_points(final, unit="patient")
+    points = roc_points(final, unit="patient")
     rows = final[(final["method"] == "hgkt") & (final["model_center"] == "B")]
     scores = by_patient(rows)
     expected = roc_curve(scores["label"], scores["probability"])
     curve = points[(points["method"] == "hgkt") & (points["center"] == "B")]
     assert np.array_equal(curve["false_positive_rate"], expected[0]) and np.array_equal(curve["true_positive_rate"], expected[1])
     assert set(curve["n"]) == {20} and set(curve["positives"]) == {7} and set(curve["seeds"]) == {1}
-    by_image = roc.roc_points(final, unit="image")
+    by_image = roc_points(final, unit="image")
     assert set(by_image["n"]) == {40} and set(by_image["positives"]) == {14}
-    assert roc.roc_points(final.assign(budget="updates"), unit="image").empty
+    assert roc_points(final.assign(budget="updates"), unit="image").empty
 
 
 def test_the_area_under_the_mean_curve_is_the_mean_area(make_predictions):
     final = make_predictions(["A"], ["fedavg"], seeds=3)
-    points = roc.roc_points(final, unit="image")
+    points = roc_points(final, unit="image")
     areas = [roc_auc_score(rows["label"], rows["probability"]) for _, rows in final.groupby("seed")]
     assert len(set(areas)) == 3 and set(points["seeds"]) == {3}
     assert np.trapezoid(points["true_positive_rate"], points["false_positive_rate"]) == pytest.approx(np.mean(areas), abs=1e-12)
@@ -91,7 +92,7 @@ def test_the_area_under_the_mean_curve_is_the_mean_area(make_predictions):
 
 
 def test_roc_curves_show_every_method_with_its_area(make_predictions, make_results, collisions):
-    points, results = roc.roc_points(make_predictions(FOUR), unit="patient"), make_results(FOUR)
+    points, results = roc_points(make_predictions(FOUR), unit="patient"), make_results(FOUR)
     figure = roc.roc_curves(points, results)
     axes, tables = panels(figure), [axis for axis in figure.axes if not axis.axison]
     assert [axis.get_title(loc="left") for axis in axes] == [f"centre {center}" for center in FOUR]
@@ -106,7 +107,7 @@ def test_roc_curves_show_every_method_with_its_area(make_predictions, make_resul
 
 
 def test_roc_curve_of_one_class_says_why_there_is_none(make_predictions, make_results, collisions):
-    points = roc.roc_points(make_predictions(TWO, THREE, one_class=TWO[1]), unit="patient")
+    points = roc_points(make_predictions(TWO, THREE, one_class=TWO[1]), unit="patient")
     missing = points[points["center"] == TWO[1]]
     assert len(missing) == 3 and missing["true_positive_rate"].isna().all()
     assert set(missing["reason"]) == {"only one class: 0 positive, 20 negative"}
@@ -120,7 +121,7 @@ def test_roc_curve_of_one_class_says_why_there_is_none(make_predictions, make_re
 
 def test_external_curves_have_a_line_a_model_and_mark_the_chosen_one(make_predictions, make_results, collisions):
     final, results = make_predictions(FOUR, THREE, external=["E", "F"]), make_results(FOUR, THREE, external=["E", "F"])
-    points = roc.roc_points(final, unit="patient", external=True)
+    points = roc_points(final, unit="patient", external=True)
     assert set(points["center"]) == {"E", "F"}
     figure = roc.external_roc_curves(points, results, chosen={"E": "B", "F": "C"})
     for axis, table, chosen in zip(panels(figure), [axis for axis in figure.axes if not axis.axison], "BC", strict=True):
@@ -128,7 +129,7 @@ def test_external_curves_have_a_line_a_model_and_mark_the_chosen_one(make_predic
         heavy = [text.get_text() for text in table.texts if text.get_weight() == "bold"]
         assert heavy[0] == f"★ {chosen}" and len(heavy) == 2
     assert not collisions(figure)
-    none = roc.roc_points(make_predictions(FOUR, THREE), unit="patient", external=True)
+    none = roc_points(make_predictions(FOUR, THREE), unit="patient", external=True)
     assert "no external centre" in roc.external_roc_curves(none, results).axes[0].texts[0].get_text()
 
 
@@ -229,7 +230,7 @@ def test_a_control_that_is_none_is_named_under_the_table(make_results, make_test
     none = tests["method"] == "vfmgl_random"
     tests.loc[none, ["difference", "low", "high", "p", "p_holm"]] = np.nan
     tests.loc[none, ["test", "reason"]] = ["", "nothing was dropped: no comparison"]
-    table = statistics_tables.statistics_table(make_results(["A", "B"], methods), tests)
+    table = statistics_table(make_results(["A", "B"], methods), tests)
     assert "VFMGL, random drops: nothing was dropped: no comparison." in statistics_tables.table_note(table)
     rows = table[(table["method"] == "vfmgl_random") & (table["metric"] == "auc")]
     assert set(rows["test_reason"]) == {"nothing was dropped: no comparison"} and rows["p_holm"].isna().all()
@@ -274,15 +275,15 @@ def test_both_budgets_of_an_undefined_value_and_a_missing_interval(make_results,
 
 
 def test_the_best_of_a_centre_is_the_highest_or_of_a_distance_the_lowest(make_results):
-    table = statistics_tables.statistics_table(make_results(["A", "B"], metrics=SEGMENTATION))
+    table = statistics_table(make_results(["A", "B"], metrics=SEGMENTATION))
     assert table["metric"].tolist()[:7] == list(SEGMENTATION) and table["method"].iloc[0] == "local"
     for (_, metric), rows in table.groupby(["center", "metric"]):
         best = rows["value"].min() if metric in ("assd", "hd95") else rows["value"].max()
         assert rows.loc[rows["best"], "value"].tolist() == [best]
     equal = make_results(["A", "B"], THREE).assign(value=0.5)
-    assert not statistics_tables.statistics_table(equal)["best"].any()
+    assert not statistics_table(equal)["best"].any()
     tied = equal.assign(value=np.where(equal["method"] == "hgkt", 0.4, 0.5))
-    assert statistics_tables.statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
+    assert statistics_table(tied).query("metric == 'auc'")["best"].tolist() == [True, False, True] * 2
 
 
 def test_none_is_the_best_where_the_test_says_the_opposite(make_results):
@@ -292,7 +293,7 @@ def test_none_is_the_best_where_the_test_says_the_opposite(make_results):
     tests = pd.DataFrame(
         [about | {"center": c, "difference": d, "p": 0.5, "p_holm": 0.5, "test": "t", "reason": ""} for c, d in (("A", -0.1), ("B", 0.1))]
     )
-    best = statistics_tables.statistics_table(results, tests).query("metric == 'auc' and best")
+    best = statistics_table(results, tests).query("metric == 'auc' and best")
     assert best[["center", "method"]].to_numpy().tolist() == [["B", "vfmgl"]]
 
 
@@ -301,7 +302,7 @@ def test_a_distance_over_fewer_images_is_never_the_best_and_says_so(make_results
     flattered = (results["method"] == "fedavg") & results["metric"].isin(["assd", "ppv"]) & (results["test_center"] == "A")
     results.loc[flattered, ["value", "n"]] = [0.01, 5]
     results.loc[flattered & (results["metric"] == "ppv"), "value"] = 0.999
-    table = statistics_tables.statistics_table(results)
+    table = statistics_table(results)
     rows = table[(table["center"] == "A") & table["metric"].isin(["assd", "ppv"])].set_index(["metric", "method"])
     assert rows["over_fewer"][rows["over_fewer"]].index.tolist() == [("ppv", "fedavg"), ("assd", "fedavg")]
     assert not rows.loc[("assd", "fedavg"), "best"] and rows["best"].groupby("metric").sum().tolist() == [1, 1]
@@ -316,7 +317,7 @@ def test_a_distance_over_fewer_images_is_never_the_best_and_says_so(make_results
 def test_called_positives_of_a_classification_are_no_smaller_test_set(make_results):
     results = make_results(["A", "B"], THREE)
     results.loc[(results["method"] == "vfmgl") & (results["metric"] == "ppv"), ["value", "n"]] = [1.0, 7]
-    table = statistics_tables.statistics_table(results)
+    table = statistics_table(results)
     assert table.query("metric == 'ppv' and method == 'vfmgl'")["best"].all() and not table["over_fewer"].any()
 
 
@@ -325,11 +326,11 @@ def test_methods_with_fewer_seeds_are_named(make_results, make_predictions):
     results = results[(results["method"] != THREE[0]) | (results["seed"] == 0)]
     title = METHODS[THREE[0]].title
     assert f"mean of 3 seeds (of {title} 1)" in words(comparison.both_budgets(results, "auc"))
-    note = statistics_tables.table_note(statistics_tables.statistics_table(results))
+    note = statistics_tables.table_note(statistics_table(results))
     assert f"Means over 3 seeds (of {title} 1), also of the limits." in note
     predictions = make_predictions(["A", "B"], THREE, seeds=3)
     predictions = predictions[(predictions["method"] != THREE[0]) | (predictions["seed"] == 0)]
-    assert f"Curves of 3 seeds (of {title} 1)" in words(roc.roc_curves(roc.roc_points(predictions, unit="image"), results))
+    assert f"Curves of 3 seeds (of {title} 1)" in words(roc.roc_curves(roc_points(predictions, unit="image"), results))
     curves = comparison.decision_curves(decision_curve(predictions, unit="image"))
     assert f"Means over 3 seeds (of {title} 1)." in words(curves)
 
@@ -340,7 +341,7 @@ def test_curves_of_an_undefined_prediction_are_not_drawn_and_say_why(unit, make_
     home = (predictions["model_center"] == predictions["test_center"]) & (predictions["split"] == "test")
     at = predictions[home & (predictions["method"] == "fedavg") & (predictions["model_center"] == "A")].index
     predictions.loc[at[0], "probability"] = np.nan
-    points, curves, bins = (curve(predictions, unit=unit) for curve in (roc.roc_points, decision_curve, reliability))
+    points, curves, bins = (curve(predictions, unit=unit) for curve in (roc_points, decision_curve, reliability))
     why = f"1 of {len(at)} predictions are undefined: the model gives NaN or infinity"
     for table, value in ((points, "false_positive_rate"), (curves, "net_benefit"), (bins, "bin")):
         lost = table[table[value].isna()]
@@ -348,41 +349,41 @@ def test_curves_of_an_undefined_prediction_are_not_drawn_and_say_why(unit, make_
     figures = (roc.roc_curves(points, make_results(["A", "B"], THREE)), comparison.decision_curves(curves), reliability_diagrams(bins))
     for figure, lead in zip(figures, ("No curve", "No curve", "Not drawn"), strict=True):
         assert f"{lead} ({why}): A (FedAvg)." in words(figure) and not collisions(figure)
-    for curve in (roc.roc_points, decision_curve):
+    for curve in (roc_points, decision_curve):
         with pytest.raises(ValueError, match=r"the probability must lie in \[0, 1\], got 1\.5"):
             curve(predictions.assign(probability=1.5), unit=unit)
 
 
 def test_statistics_have_the_tests_of_one_seed(make_results, make_tests):
     results, tests = make_results(["A", "B"], THREE, seeds=2), make_tests(["A", "B"], THREE)
-    table = statistics_tables.statistics_table(results, tests)
+    table = statistics_table(results, tests)
     auc = table[(table["metric"] == "auc") & (table["center"] == "A")].set_index("method")
     assert auc["p_holm"].tolist()[:2] == pytest.approx([0.9, 0.09]) and np.isnan(auc.loc["vfmgl", "p_holm"])
     assert table["p_holm"].notna().sum() == 4
     assert "p: paired DeLong against VFMGL, corrected by Holm, of seed 0 alone." in statistics_tables.table_note(table)
     with pytest.raises(ValueError, match=r"several seeds cannot be put into one, got seeds 0, 1: give"):
-        statistics_tables.statistics_table(results, pd.concat([tests, tests.assign(seed=1)]))
+        statistics_table(results, pd.concat([tests, tests.assign(seed=1)]))
 
 
 def test_statistics_say_on_which_set_a_cutoff_was_chosen(make_results):
     results = make_results(["A", "B"], THREE)
     own = results[(results["model_center"] == results["test_center"]) & (results["metric"] == "auc")]
     cutoffs = own.assign(metric="cutoff", value=0.4, split=np.where(own["model_center"] == "A", "val", "train"))
-    table = statistics_tables.statistics_table(pd.concat([results, cutoffs]))
+    table = statistics_table(pd.concat([results, cutoffs]))
     found = table[table["metric"] == "accuracy"].groupby("center")["cutoff_from"].unique()
     assert [list(found[center]) for center in ("A", "B", "all")] == [["val"], ["train"], ["train, val"]]
     assert set(table.loc[table["metric"] == "auc", "cutoff_from"]) == {""}
     note = statistics_tables.table_note(table)
     assert "Cutoffs are Youden's on the validation and training sets, whichever a centre has." in note
-    only = statistics_tables.statistics_table(pd.concat([results, cutoffs.assign(split="train")]))
+    only = statistics_table(pd.concat([results, cutoffs.assign(split="train")]))
     assert "Cutoffs are Youden's on the training sets." in statistics_tables.table_note(only)
-    assert "Cutoffs" not in statistics_tables.table_note(statistics_tables.statistics_table(results))
+    assert "Cutoffs" not in statistics_tables.table_note(statistics_table(results))
 
 
 def test_statistics_are_written_escaped(make_results, make_tests, tmp_path):
     centers = ["A & B_50%", "Łódź $1 <b>x</b>"]
     results = make_results(centers, THREE, one_class=centers[1])
-    table = statistics_tables.statistics_table(results, make_tests(centers, THREE, one_class=centers[1]))
+    table = statistics_table(results, make_tests(centers, THREE, one_class=centers[1]))
     statistics_tables.write_statistics(table, tmp_path, "statistics", "Teacher: <pocket> & 50 %")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["statistics.csv", "statistics.html", "statistics.tex"]
     page, tex = ((tmp_path / f"statistics.{kind}").read_text(encoding="utf-8") for kind in ("html", "tex"))

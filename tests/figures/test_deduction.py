@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from vfmgl_lib.evaluation import ddbl_tables
 from vfmgl_lib.figures import deduction
 from vfmgl_lib.figures.style import save_figure
 from vfmgl_lib.method.ddbl import margin_to_drop
@@ -36,10 +37,10 @@ def study(centers: int, rounds: int, high: float) -> tuple[pd.DataFrame, pd.Data
 
 @pytest.mark.parametrize("centers", [2, 8])
 def test_kept_and_dropped_lie_on_their_side_of_one(centers: int, tmp_path):
-    batches = deduction.stage_two_batches(*study(centers, 3, high=7.0))
+    batches = ddbl_tables.stage_two_batches(*study(centers, 3, high=7.0))
     assert len(batches) == centers * 2 * 3 and (batches["local_task_loss"] == 0.5).all()
     assert batches["ratio"].equals(batches["divergence"] / batches["threshold"])
-    figure = deduction.divergence_over_threshold(batches, deduction.rule_in_words(SETTINGS))
+    figure = deduction.divergence_over_threshold(batches, ddbl_tables.rule_in_words(SETTINGS))
     axes = [axis for axis in figure.axes if axis.axison]
     assert len(axes) == centers
     for axis in axes:
@@ -64,33 +65,33 @@ def test_equal_shares_are_drawn_side_by_side():
 
 def test_one_round_says_why_there_is_nothing(tmp_path):
     steps, rounds = study(2, 1, high=1.0)
-    batches = deduction.stage_two_batches(steps, rounds)
+    batches = ddbl_tables.stage_two_batches(steps, rounds)
     assert batches.empty
-    for figure in (deduction.divergence_over_threshold(batches, deduction.rule_in_words(SETTINGS)), deduction.kept_share(rounds)):
+    for figure in (deduction.divergence_over_threshold(batches, ddbl_tables.rule_in_words(SETTINGS)), deduction.kept_share(rounds)):
         assert "starts in round 2" in figure.axes[0].texts[0].get_text()
         save_figure(figure, batches, tmp_path, "nothing")
-    assert deduction.telling_batches(batches).empty
-    assert "starts in round 2" in deduction.what_happened(batches)
+    assert ddbl_tables.telling_batches(batches).empty
+    assert "starts in round 2" in ddbl_tables.what_happened(batches)
 
 
 @pytest.mark.parametrize(
     ("high", "said"), [(7.0, "2 of 6 batches were dropped"), (1.0, "No batch was dropped: this run does not exercise")]
 )
 def test_what_happened_says_plainly_when_nothing_was_dropped(high: float, said: str):
-    text = deduction.what_happened(deduction.stage_two_batches(*study(2, 2, high)))
+    text = ddbl_tables.what_happened(ddbl_tables.stage_two_batches(*study(2, 2, high)))
     assert text.startswith(said) and text.endswith("The median of KL / threshold is 0.005.")
 
 
 @pytest.mark.parametrize(("high", "second"), [(7.0, "dropped, highest KL"), (1.0, "highest KL, kept as well")])
 def test_telling_batches_say_whether_one_was_dropped(high: float, second: str):
-    telling = deduction.telling_batches(deduction.stage_two_batches(*study(2, 2, high)))
+    telling = ddbl_tables.telling_batches(ddbl_tables.stage_two_batches(*study(2, 2, high)))
     assert telling["shown"].tolist() == ["kept, lowest KL", second]
     assert telling["divergence"].tolist() == [0.0, high]
 
 
 def test_all_dropped_shows_a_dropped_one_only():
-    batches = deduction.stage_two_batches(*study(2, 2, 7.0)).query("kept == 0")
-    assert deduction.telling_batches(batches)["shown"].tolist() == ["dropped, highest KL"]
+    batches = ddbl_tables.stage_two_batches(*study(2, 2, 7.0)).query("kept == 0")
+    assert ddbl_tables.telling_batches(batches)["shown"].tolist() == ["dropped, highest KL"]
 
 
 def taught(scores: dict[str, list[float]], untrained: float = 0.3) -> pd.DataFrame:
@@ -111,28 +112,28 @@ def taught(scores: dict[str, list[float]], untrained: float = 0.3) -> pd.DataFra
 def test_the_quantile_decides_by_the_kl_before_the_stage_and_says_what_it_is_not():
     steps, rounds = study(2, 2, high=7.0)
     before = steps.assign(divergence_before=[math.nan if stage == "I" else 1.0 for stage in steps["stage"]])
-    batches = deduction.stage_two_batches(before, rounds)
+    batches = ddbl_tables.stage_two_batches(before, rounds)
     assert (batches["ratio"] == 1.0 / (KAPPA * 0.5)).all()
-    text = deduction.what_happened(batches, "quantile")
+    text = ddbl_tables.what_happened(batches, "quantile")
     assert text.startswith("2 of 6 batches were dropped by construction, which is no evidence of heterogeneity.")
     quantile = SETTINGS.model_copy(update={"rule": "quantile"})
-    assert "0.75 quantile" in deduction.rule_in_words(quantile) and "KL = 4 " in deduction.rule_in_words(SETTINGS)
+    assert "0.75 quantile" in ddbl_tables.rule_in_words(quantile) and "KL = 4 " in ddbl_tables.rule_in_words(SETTINGS)
 
 
 @pytest.mark.parametrize("side", [None, 64])
 def test_what_it_takes_has_the_runs_own_numbers(side):
-    batches = deduction.stage_two_batches(*study(2, 3, high=1.0))
-    text = deduction.what_it_takes(batches, SETTINGS, side)
+    batches = ddbl_tables.stage_two_batches(*study(2, 3, high=1.0))
+    text = ddbl_tables.what_it_takes(batches, SETTINGS, side)
     assert f"more than {margin_to_drop(SETTINGS, 0.5, side):.2g} (root mean square over {'samples' if side is None else 'pixels'}" in text
     assert text.endswith("The largest KL / (κℓ) of this run is 0.5.") and ("τ = 125" in text) == (side == 64)
-    assert "no batch" in deduction.what_it_takes(batches.iloc[:0], SETTINGS, side)
+    assert "no batch" in ddbl_tables.what_it_takes(batches.iloc[:0], SETTINGS, side)
 
 
 @pytest.mark.parametrize("centers", [1, 5])
 def test_gradient_ratios_show_what_was_measured(centers, tmp_path):
     steps, rounds = study(centers, 3, high=1.0)
     steps = steps.assign(gradient_ratio=steps["step"].map({1: 0.1}))
-    batches = deduction.stage_two_batches(steps, rounds)
+    batches = ddbl_tables.stage_two_batches(steps, rounds)
     figure = deduction.gradient_ratios(batches)
     axes = [axis for axis in figure.axes if axis.axison]
     assert len(axes) == centers
@@ -166,6 +167,6 @@ def test_the_worth_of_the_teacher_lies_beside_the_untrained_student(tmp_path):
     ],
 )
 def test_teachers_no_better_than_the_untrained_student_are_named(scores, said):
-    text = deduction.idle_teachers(taught(scores))
+    text = ddbl_tables.idle_teachers(taught(scores))
     assert text.startswith(said)
     assert ("(B: round 2, 3)" in text) == (len(scores.get("B", [])) == 2)

@@ -95,7 +95,7 @@ def test_map_of_a_distance_names_its_unit_and_seeds(make_results):
     table = crossed(make_results(SIX, ["vfmgl"], metrics=SEGMENTATION, seeds=2), "assd", margin=0.3)
     figure = generalization.generalization_map(table, "assd")
     assert "own model by 0.3 px at most" in words(figure) and "Means of 2 seeds." in words(figure) and "Images in the" in words(figure)
-    assert figure.axes[-1].get_ylabel() == "ASSD (px)" and figure.axes[0].images[0].get_clim()[1] >= table["value"].max()
+    assert figure.axes[-1].get_ylabel() == "ASSD (px)" and figure.axes[0].collections[0].get_clim()[1] >= table["value"].max()
 
 
 def similarities(centers: list[str], external: list[str]) -> pd.DataFrame:
@@ -134,13 +134,13 @@ def test_ablation_has_six_panels_on_two_scales(centers, make_results, collisions
     figure = generalization.ablation(table, "dice")
     axes = panels(figure)
     assert [axis.get_title(loc="left")[0] for axis in axes] == list("abcdef")
-    assert {axis.images[0].get_clim() for axis in axes[:3]} == {(0, 1)}
+    assert {axis.collections[0].get_clim() for axis in axes[:3]} == {(0, 1)}
     widest = table["difference"].abs().max()
-    assert {axis.images[0].get_clim() for axis in axes[3:]} == {(-widest, widest)}
+    assert {axis.collections[0].get_clim() for axis in axes[3:]} == {(-widest, widest)}
     for axis, (_, rows) in zip(axes[3:], table.groupby("step", sort=False), strict=True):
         written = {text.get_position(): text.get_text() for text in axis.texts}
         for row in rows.itertuples():
-            place = (sorted(centers).index(row.test_center), sorted(centers).index(row.model_center))
+            place = (sorted(centers).index(row.test_center) + 0.5, sorted(centers).index(row.model_center) + 0.5)
             assert written[place].rstrip("*").replace("−", "-") == f"{round(row.difference, 3) + 0.0:+.3f}"
             assert written[place].endswith("*") == (row.significant == "better")
         mean = f"{rows['difference'].mean():+.3f}".replace("-", "−")
@@ -154,7 +154,7 @@ def test_ablation_has_six_panels_on_two_scales(centers, make_results, collisions
 def test_ablation_without_a_method_and_with_undefined_cells(make_results, collisions):
     table = tables.ablation(make_results(FOUR, ["hgkt", "vfmgl"], one_class="B"), "auc")
     figure = generalization.ablation(table, "auc")
-    said = {axis.get_title(loc="left")[0]: axis.texts[0].get_text() for axis in panels(figure) if not axis.images}
+    said = {axis.get_title(loc="left")[0]: axis.texts[0].get_text() for axis in panels(figure) if not axis.collections}
     assert sorted(said) == ["b", "d", "f"] and {text.replace("\n", " ") for text in said.values()} == {"HGKT+KD: not in the results"}
     assert [text.get_text() for text in panels(figure)[4].texts].count("n/a") == 4
     assert "Not tested for significance." in words(figure) and "B (all models)." in words(figure)

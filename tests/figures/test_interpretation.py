@@ -11,6 +11,7 @@ from PIL import Image
 from vfmgl_lib.figures import interpretation as drawn
 from vfmgl_lib.figures.case_browser import case_browser, has_front_end
 from vfmgl_lib.figures.style import save_figure
+from vfmgl_lib.interpretation import cam
 
 CLASSES = ("0_NMI", "1_MI")
 RNG = np.random.default_rng(0)
@@ -29,7 +30,7 @@ def cases(centers=("A", "B"), without=()):
     images = chosen[["id"]].assign(image=[RNG.random((16, 16, 3)) for _ in rows])
     maps = chosen[["id"]].assign(map=[RNG.normal(size=(4, 4)).astype(np.float32) for _ in rows])
     lesions = {name: np.pad(np.ones((4, 4), bool), 6) for name in chosen["id"]}
-    return drawn.case_table(chosen, images, maps, 16, lesions)
+    return cam.case_table(chosen, images, maps, 16, lesions)
 
 
 def near(table):
@@ -57,7 +58,7 @@ def test_a_map_is_transparent_where_it_says_nothing():
 def test_case_table_misses_a_map():
     table = cases()
     with pytest.raises(KeyError, match="no image or map of the chosen case 'A1'"):
-        drawn.case_table(table[["center", "label", "id", "score"]], table[["id", "image"]], table[["id", "map"]].iloc[1:], 16)
+        cam.case_table(table[["center", "label", "id", "score"]], table[["id", "image"]], table[["id", "map"]].iloc[1:], 16)
 
 
 def localised():

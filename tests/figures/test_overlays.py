@@ -6,6 +6,7 @@ import pytest
 from matplotlib.contour import QuadContourSet
 from PIL import Image
 
+from vfmgl_lib.evaluation.samples import overlay_table, telling_images
 from vfmgl_lib.figures import overlays
 from vfmgl_lib.methods.registry import METHODS
 
@@ -29,17 +30,17 @@ DICE = {"fedavg": [0.1, 0.9, 0.5, 0.6, 1.0], "vfmgl": [0.9, 0.6, 0.4, 0.9, 1.0]}
 
 def test_images_are_chosen_by_the_mean_or_by_one_method():
     final = final_table(DICE)
-    chosen = overlays.telling_images(final)
+    chosen = telling_images(final)
     assert chosen[["shown", "id"]].values.tolist() == [["best", "A/1"], ["median", "A/3"], ["worst", "A/2"]]
     assert chosen["score"].tolist() == pytest.approx([0.75, 0.75, 0.45]) and set(chosen["by"]) == {"mean"}
-    by_one = overlays.telling_images(final, by="fedavg")
+    by_one = telling_images(final, by="fedavg")
     assert by_one["id"].tolist() == ["A/1", "A/3", "A/0"] and by_one["score"].tolist() == [0.9, 0.6, 0.1]
-    few = overlays.telling_images(final_table({"vfmgl": [0.3, 0.8, 1.0]}))
+    few = telling_images(final_table({"vfmgl": [0.3, 0.8, 1.0]}))
     assert few[["shown", "id"]].values.tolist() == [["best", "A/1"], ["worst", "A/0"]]
     with pytest.raises(ValueError, match="choose from by 'hgkt', methods are fedavg, vfmgl"):
-        overlays.telling_images(final, by="hgkt")
+        telling_images(final, by="hgkt")
     with pytest.raises(ValueError, match="one seed, got 0, 1"):
-        overlays.telling_images(pd.concat([final, final.assign(seed=1)]))
+        telling_images(pd.concat([final, final.assign(seed=1)]))
 
 
 def samples(side: int = SIDE) -> pd.DataFrame:
@@ -52,13 +53,13 @@ def test_masks_are_read_beside_their_images(tmp_path):
     final = final_table(DICE)
     Image.fromarray((samples()["mask"][0] * 255).astype(np.uint8)).save(tmp_path / "mask.png")
     final.loc[final["method"] == "vfmgl", "mask_path"] = str(tmp_path / "mask.png")
-    chosen = overlays.telling_images(final)
-    table = overlays.overlay_table(chosen, samples(), final)
+    chosen = telling_images(final)
+    table = overlay_table(chosen, samples(), final)
     assert table["shown"].tolist() == ["best", "best", "median", "median", "worst", "worst"]
     assert [mask is None for mask in table["mask"]] == [True, False] * 3
     assert np.array_equal(table["mask"][1], samples()["mask"][0]) and table["dice"].tolist() == [0.9, 0.6, 0.6, 0.9, 0.5, 0.4]
     with pytest.raises(ValueError, match=r"mask.png is \(32, 32\), its image \(48, 48\)"):
-        overlays.overlay_table(chosen, samples(48), final)
+        overlay_table(chosen, samples(48), final)
 
 
 def drawn_table(methods: list[str]) -> pd.DataFrame:

@@ -4,11 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.config.sections import PLAIN_EXCHANGE
 from vfmgl_lib.evaluation.inversion import TRUE
 from vfmgl_lib.figures import privacy
 from vfmgl_lib.figures.style import save_figure
-from vfmgl_lib.models.students import STUDENTS
 
 
 def table(images: int, views: dict[str, float]) -> pd.DataFrame:
@@ -50,22 +48,3 @@ def test_true_images_are_needed():
 @pytest.mark.parametrize(("value", "printed"), [(0.123, "0.12"), (8.837, "8.8"), (766.2, "770"), (61660, "$6 \\times 10^{4}$")])
 def test_epsilon_is_printed_to_two_digits(value, printed):
     assert privacy._plain(value) == printed
-
-
-@pytest.mark.parametrize("name", ["unet", "resnet18"])
-def test_every_value_of_an_update_is_counted_once(name):
-    student = STUDENTS[name](2, 4)
-    state, norms = student.state_dict(), [m for m in student.modules() if type(m).__name__.startswith("BatchNorm")]
-    plain = privacy.update_contents(state, PLAIN_EXCHANGE).set_index("kind")
-    channels = sum(norm.num_features for norm in norms)
-    assert plain.loc["batch norm: scale and shift", "values"] == plain.loc["batch norm: mean and variance", "values"] == 2 * channels
-    assert plain.loc["batch norm: counters", "values"] == len(norms)
-    assert plain.loc["weights and biases", "values"] == sum(p.numel() for p in student.parameters()) - 2 * channels
-    assert plain["tensors"].sum() == len(state)
-    assert plain["bytes"].sum() == sum(tensor.nbytes for tensor in state.values())
-    assert plain.loc["number of samples", "values"] == 1 and plain["values"].iloc[-1] == 2
-    short = {"number_format": "float16", "share_counts": False}
-    halved = privacy.update_contents(state, PLAIN_EXCHANGE.model_copy(update=short)).set_index("kind")
-    assert (halved["values"].iloc[-2:] == 0).all()
-    assert 2 * halved.loc["weights and biases", "bytes"] == plain.loc["weights and biases", "bytes"]
-    assert halved.loc["batch norm: counters", "bytes"] == plain.loc["batch norm: counters", "bytes"]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vfmgl_lib.evaluation import progress
 from vfmgl_lib.figures import rounds
 from vfmgl_lib.figures.style import save_figure
 
@@ -43,7 +44,7 @@ def baseline(centers: int) -> pd.DataFrame:
 
 
 def test_own_models_takes_the_last_stage_of_each_round():
-    own = rounds.own_models(metrics(2, 3), "auc")
+    own = progress.own_models(metrics(2, 3), "auc")
     chosen = own.query("center == 'c1' and split == 'test'").set_index("round")
     assert chosen["stage"].to_dict() == {0: "untrained", 1: "I", 2: "II", 3: "II"}
     assert chosen["value"].round(6).to_dict() == {0: 0.01, 1: 0.11, 2: 0.21, 3: 0.31}
@@ -52,7 +53,7 @@ def test_own_models_takes_the_last_stage_of_each_round():
 
 @pytest.mark.parametrize(("centers", "last"), [(2, 1), (3, 3), (8, 2)])
 def test_metric_over_rounds(centers: int, last: int, tmp_path):
-    own = rounds.own_models(metrics(centers, last), "auc")
+    own = progress.own_models(metrics(centers, last), "auc")
     figure = rounds.metric_over_rounds(own, "auc")
     assert [axis.get_title(loc="left").split()[0] for axis in figure.axes] == ["training", "validation", "test"]
     for axis in figure.axes:
@@ -67,7 +68,7 @@ def test_metric_over_rounds(centers: int, last: int, tmp_path):
 
 
 def test_a_missing_split_has_no_panel():
-    own = rounds.own_models(metrics(2, 2), "auc").query("split != 'val'")
+    own = progress.own_models(metrics(2, 2), "auc").query("split != 'val'")
     axes = rounds.metric_over_rounds(own, "auc").axes
     assert [axis.get_title(loc="left").split()[0] for axis in axes] == ["training", "test"]
     assert len(rounds.metric_over_rounds(own.query("split == 'test'"), "auc").axes) == 1
@@ -75,13 +76,13 @@ def test_a_missing_split_has_no_panel():
 
 def test_undefined_values_are_missing_and_explained(tmp_path):
     table = metrics(3, 2, undefined="c1")
-    own = rounds.own_models(table, "auc")
+    own = progress.own_models(table, "auc")
     curves = rounds.metric_over_rounds(own, "auc")
     assert np.isnan(curves.axes[0].lines[1].get_ydata()).all()
-    final = rounds.comparison(table, baseline(3), "auc")
+    final = progress.comparison(table, baseline(3), "auc")
     dots = rounds.final_comparison(final, "auc")
     assert "undefined: untrained, first round, last round" in [text.get_text() for text in dots.axes[0].texts]
-    matrix = rounds.cross_center_matrix(rounds.cross_centers(table, "auc"), "auc")
+    matrix = rounds.cross_center_matrix(progress.last_models(table, "auc"), "auc")
     assert [text.get_text() for text in matrix.axes[0].texts].count("n/a") == 4  # three models and the shared one
     for figure in (curves, dots, matrix):
         assert ONE_CLASS in figure.get_supxlabel() and "c1" in figure.get_supxlabel()
@@ -91,38 +92,39 @@ def test_undefined_values_are_missing_and_explained(tmp_path):
 
 def test_all_values_undefined_still_draws():
     table = metrics(2, 1).assign(value=np.nan, reason=ONE_CLASS)
-    rounds.metric_over_rounds(rounds.own_models(table, "auc"), "auc")
-    rounds.final_comparison(rounds.comparison(table, baseline(2).assign(value=np.nan), "auc"), "auc")
-    figure = rounds.cross_center_matrix(rounds.cross_centers(table, "auc"), "auc")
+    rounds.metric_over_rounds(progress.own_models(table, "auc"), "auc")
+    rounds.final_comparison(progress.comparison(table, baseline(2).assign(value=np.nan), "auc"), "auc")
+    figure = rounds.cross_center_matrix(progress.last_models(table, "auc"), "auc")
     assert {text.get_text() for text in figure.axes[0].texts} == {"n/a"}
 
 
 def test_comparison_names_the_right_rounds():
-    wide = rounds.side_by_side(rounds.comparison(metrics(2, 3), baseline(2), "auc"))
+    wide = progress.side_by_side(progress.comparison(metrics(2, 3), baseline(2), "auc"))
     assert wide.loc["c1"].round(6).tolist() == [8, 0.6, 0.01, 0.11, 0.31, -0.29, 0.3]
     assert np.isnan(wide.loc["mean", "n"])
     assert wide.loc["mean", "last round"] == pytest.approx(0.305)
-    assert wide.columns.tolist() == ["n", *rounds.MODELS, "gain over trivial", "gain over untrained"]
+    assert wide.columns.tolist() == ["n", *progress.MODELS, "gain over trivial", "gain over untrained"]
 
 
 def test_verdict_counts_victories_and_leaves_out_what_is_undefined():
     # Untrained 0, 0.01, 0.02; last round 0.3, 0.31, 0.32: the baseline wins once, ties once, loses once.
     trivial = baseline(3).assign(value=[0.31, 0.31, 0.1])
-    known = rounds.comparison(metrics(3, 3), trivial, "auc")
+    known = progress.comparison(metrics(3, 3), trivial, "auc")
     assert (
-        rounds.verdict(known) == "The last round beats the trivial baseline at 1 of 3 centres and the untrained student at 3 of 3 centres."
+        progress.verdict(known)
+        == "The last round beats the trivial baseline at 1 of 3 centres and the untrained student at 3 of 3 centres."
     )
-    missing = rounds.comparison(metrics(3, 3), trivial.assign(value=[0.1, 0.1, np.nan]), "auc")
-    assert "trivial baseline at 2 of 3 centres (undefined at 1) and" in rounds.verdict(missing)
-    one_class = rounds.comparison(metrics(3, 3, undefined="c0"), trivial, "auc")
-    assert "untrained student at 2 of 3 centres (undefined at 1)." in rounds.verdict(one_class)
+    missing = progress.comparison(metrics(3, 3), trivial.assign(value=[0.1, 0.1, np.nan]), "auc")
+    assert "trivial baseline at 2 of 3 centres (undefined at 1) and" in progress.verdict(missing)
+    one_class = progress.comparison(metrics(3, 3, undefined="c0"), trivial, "auc")
+    assert "untrained student at 2 of 3 centres (undefined at 1)." in progress.verdict(one_class)
 
 
 @pytest.mark.parametrize("centers", [2, 8])
 def test_final_comparison_draws_every_model(centers: int):
-    figure = rounds.final_comparison(rounds.comparison(metrics(centers, 2), baseline(centers), "auc"), "auc")
+    figure = rounds.final_comparison(progress.comparison(metrics(centers, 2), baseline(centers), "auc"), "auc")
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(legend) == sorted(rounds.MODELS)
+    assert sorted(legend) == sorted(progress.MODELS)
     axis = figure.axes[0]
     assert len(axis.get_yticklabels()) == centers
     assert axis.get_xlabel() == "AUC per image on the centre's test set"
@@ -130,35 +132,17 @@ def test_final_comparison_draws_every_model(centers: int):
 
 @pytest.mark.parametrize("last", [1, 3])
 def test_cross_centre_matrix_is_of_the_last_stage_and_frames_home(last: int):
-    table = rounds.cross_centers(metrics(3, last), "auc")
+    table = progress.last_models(metrics(3, last), "auc")
     assert table["model_center"].unique().tolist() == ["c0", "c1", "c2", "shared"] and len(table) == 12
     assert table.query("model_center == 'c1'")["value"].round(6).unique().tolist() == [round(last / 10 + 0.01, 6)]
     axis = rounds.cross_center_matrix(table, "auc").axes[0]
-    assert axis.images[0].get_array().shape == (4, 3)
-    assert axis.images[0].get_clim() == (0, 1)
+    assert axis.collections[0].get_array().shape == (4, 3)
+    assert axis.collections[0].get_clim() == (0, 1)
     assert len(axis.patches) == 3
     assert axis.get_yticklabels()[-1].get_text() == "shared model"
 
 
 def test_the_matrix_parts_its_colours_at_chance_for_an_auc_only():
-    table = rounds.cross_centers(metrics(2, 1), "auc")
-    maps = {metric: rounds.cross_center_matrix(table, metric).axes[0].images[0].get_cmap().name for metric in ("auc", "dice")}
+    table = progress.last_models(metrics(2, 1), "auc")
+    maps = {metric: rounds.cross_center_matrix(table, metric).axes[0].collections[0].get_cmap().name for metric in ("auc", "dice")}
     assert maps == {"auc": "PuOr", "dice": "viridis"}
-
-
-@pytest.mark.parametrize(("obstacle", "difference"), [("", -0.1), ("phantoms", np.nan)])
-def test_beside_paper(obstacle: str, difference: float):
-    paper = pd.DataFrame(
-        [
-            ("nuclei", "A", "test", "VFMGL", "dice", 0.75),
-            ("nuclei", "all", "test", "VFMGL", "dice", 0.5),
-            ("nuclei", "A", "six splits", "VFMGL", "dice", 0.9),
-            ("prostate", "A", "test", "VFMGL", "dice", 0.95),
-        ],
-        columns=["task", "center", "split", "method", "metric", "value"],
-    )
-    measured = pd.DataFrame({"center": ["SiteA", "SiteZ"], "value": [0.65, 0.6]})
-    table = rounds.beside_paper(measured, paper, task="nuclei", metric="dice", obstacle=obstacle).set_index("centre")
-    assert table.loc["SiteA", "paper"] == 0.75 and np.isnan(table.loc["SiteZ", "paper"])
-    assert table.loc["SiteA", "difference"] == pytest.approx(difference, nan_ok=True)
-    assert table.loc["SiteA", "comparable"] == ("no: phantoms" if obstacle else "same name")

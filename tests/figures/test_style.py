@@ -1,5 +1,6 @@
 """Colours, names and saving."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import rc_context, rcParams
@@ -9,10 +10,12 @@ from vfmgl_lib import __version__
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FILE_DPI,
+    MUTED,
     NAME_LENGTH,
     center_style,
     columns_for,
     footnote,
+    heatmap,
     journal,
     names,
     new_figure,
@@ -178,3 +181,26 @@ def test_a_figure_that_is_only_shown_is_in_the_same_style(tmp_path):
     looks = {name: value for name, value in HOSTILE.items() if not name.startswith("savefig") and name != "figure.dpi"}
     with rc_context(looks):
         assert _pixels(_drawn(), tmp_path / "theirs.png") == plain
+
+
+def test_a_heat_map_prints_every_value_where_it_can_be_read():
+    axis = new_figure(2, 2).subplots()
+    values = pd.DataFrame([[0.0, 1.0, 2.0], [np.nan, 0.5, 1.6]], index=["a", "b"], columns=["c", "d", "a long name"])
+    mesh = heatmap(axis, values, "viridis", (0, 2), room=5)
+    written = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert written == {
+        (0.5, 0.5): ("0.00", "white"),
+        (1.5, 0.5): ("1.00", "white"),
+        (2.5, 0.5): ("2.00", "black"),
+        (0.5, 1.5): ("n/a", MUTED),
+        (1.5, 1.5): ("0.50", "white"),
+        (2.5, 1.5): ("1.60", "black"),
+    }
+    assert mesh.get_clim() == (0, 2) and mesh.get_array().mask.tolist() == [[False] * 3, [True, False, False]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"] and axis.get_ylim() == (2, 0)
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {35}
+    level = new_figure(2, 2).subplots()
+    heatmap(level, values, "viridis", (0, 2), values.map("{:+.1f}".format), room=20, missing="")
+    assert (
+        {label.get_rotation() for label in level.get_xticklabels()} == {0} and level.texts[0].get_text() == "+0.0" and len(level.texts) == 5
+    )

@@ -75,14 +75,6 @@ def test_the_default_layer_is_the_deepest_one_with_seven_places(resnet, unet):
     assert [cam.default_layer(unet, size) for size in (256, 64, 32)] == ["bottleneck", "encoder4", "encoder3"]
 
 
-def test_energy_inside():
-    lesion = np.zeros((8, 8), bool)
-    lesion[:, :4] = True
-    assert cam.energy_inside(np.where(lesion, 1.0, -5.0), lesion) == 1  # what speaks against the class is not energy
-    assert cam.energy_inside(np.ones((2, 2)), lesion) == pytest.approx(0.5)
-    assert np.isnan(cam.energy_inside(-np.ones((2, 2)), lesion))
-
-
 def table_of(maps, patients=None, center="A"):
     ids = [f"i{place}" for place in range(len(maps))]
     return pd.DataFrame({"id": ids, "patient": patients or ids, "center": center, "split": "test", "map": maps})
@@ -91,6 +83,14 @@ def table_of(maps, patients=None, center="A"):
 def blob(x, y, size=16):
     rows, columns = np.mgrid[:size, :size]
     return np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 4).astype(np.float32)
+
+
+def test_energy_inside():
+    lesion = np.zeros((8, 8), bool)
+    lesion[:, :4] = True
+    against, even, none = np.where(lesion, 1.0, -5.0), np.ones((2, 2)), -np.ones((2, 2))  # what speaks against the class is no energy
+    inside = [cam.localisation(table_of([found]), {"i0": lesion}, "m")["inside"].item() for found in (against, even, none)]
+    assert inside == pytest.approx([1, 0.5, np.nan], nan_ok=True)
 
 
 def test_localisation_tells_the_lesion_from_the_usual_place():
@@ -115,7 +115,8 @@ def test_localisation_leaves_out_what_has_no_lesion_or_no_energy_and_says_so():
     cases = cam.localisation(table_of([np.ones((2, 2)), -np.ones((2, 2)), np.ones((2, 2))]), places, "m")
     assert cases["id"].tolist() == ["i0", "i1"] and cases["inside"].isna().tolist() == [False, True]
     summary = cam.localisation_summary(cases, seed=0)
-    assert summary["undefined"].tolist() == [1] and summary["verdict"].tolist() == ["undefined"]  # one patient: no interval
+    assert summary["undefined"].tolist() == [1] and summary["verdict"].tolist() == ["undefined"]
+    assert summary["reason"].tolist() == ["no interval: one patient, at least 5 are needed"]
 
 
 def test_the_interval_is_over_patients_not_images():

@@ -86,6 +86,7 @@ def predictions(scores, labels, center="A", model=None, stage="II", split="test"
 def test_pooled_t_test_equals_that_of_the_papers_summary():
     """Fig. 7c, centre D, training: p = 9e-6 from the printed means and SDs, with the counts of Table 1."""
     assert ttest_ind_from_stats(0.943, 0.070, 165, 0.846, 0.013, 11, equal_var=True).pvalue == pytest.approx(9e-6, rel=0.1)
+    assert ttest_ind_from_stats(0.943, 0.070, 165, 0.846, 0.013, 11, equal_var=False).pvalue < 1e-20, "Welch's test is another"
     rng = np.random.default_rng(1)
     groups = [rng.normal(size=n) for n in (11, 165)]
     groups = [(g - g.mean()) / g.std(ddof=1) for g in groups]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.evaluation.prediction import undefined_reason
+from vfmgl_lib.evaluation.metric import undefined_reason
 from vfmgl_lib.evaluation.results import check_predictions
 
 BINS = 5  # of equal width: with test sets of a few dozen patients more would be of one or two each

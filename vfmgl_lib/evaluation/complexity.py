@@ -27,7 +27,6 @@ from vfmgl_lib.models.teachers import architecture
 
 # The two products inside attention, as operators of its plain and its fused forms.
 ATTENTION = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
-PATCH = 14  # of DINOv2's ViTs, the paper's teacher
 
 
 def count(model: nn.Module, image_size: int) -> dict[str, int]:
@@ -98,50 +97,6 @@ def _patch(name: str) -> int:
     """Pixels along a token of a ViT; a CNN's grid has strides of 16."""
     found = [part.removeprefix("patch") for part in name.split(".")[0].split("_") if part.startswith("patch")]
     return int(found[0]) if found else 16
-
-
-def ratios(counts: pd.DataFrame) -> pd.DataFrame:
-    """Teacher, student and how many times smaller the student is: quantity, teacher, student, ratio."""
-    pair = counts.set_index("model")
-    rows = [
-        {"quantity": name, "teacher": pair.at["teacher", name], "student": pair.at["student", name]}
-        for name in ("parameters", "macs", "flops", "bytes")
-    ]
-    table = pd.DataFrame(rows)
-    return table.assign(ratio=table["teacher"] / table["student"])
-
-
-def beside_paper(counts: pd.DataFrame, footprints: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Paper | measured | difference of the lightweight claims.
-
-    Args:
-        counts: of the paper's settings, from `counted`.
-        footprints: from `measured`; the student's memory is that of the exported model, one image at a time.
-        paper: data_manifests/paper_results.csv.
-    Returns: quantity, paper, measured, difference, relative, remark; paper is NaN where it says nothing of this student (it gives the
-        ResNet18's numbers only).
-    """
-    printed = paper[paper["task"] == "lightweight"].set_index(["method", "metric"])["value"].astype(float)
-    vfm, small = "VFM (DINOv2 ViT-B/14)", "VFMGL (ResNet18)"
-    pair = counts.set_index("model")
-    teacher, student = pair.loc["teacher"], pair.loc["student"]
-    inside = teacher["attention_macs"]
-    peak = footprints.query("model == 'student, exported' and batch == 1 and device == 'cpu'")["peak_bytes"].iloc[0]
-    known = 1.0 if student["network"].startswith("resnet18") else float("nan")
-    rows = [
-        ("teacher: parameters", printed[vfm, "parameters"], teacher["parameters"], ""),
-        ("teacher: MACs", printed[vfm, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
-        ("teacher: MACs without those", printed[vfm, "flops"], teacher["macs"] - inside, "what the paper's number matches"),
-        ("student: parameters", known * printed[small, "parameters"], student["parameters"], ""),
-        ("student: MACs", known * printed[small, "flops"], student["macs"], "the paper calls them FLOPs"),
-        ("teacher : student, parameters", known * 8, teacher["parameters"] / student["parameters"], 'paper: "approximately 1:8"'),
-        ("teacher : student, MACs", known * 12, teacher["macs"] / student["macs"], 'paper: "a factor of 1:12"'),
-        ("student: peak memory, bytes", printed["VFMGL", "memory_bytes_upper"], peak, 'paper: "less than 500 MiB"; whole process'),
-    ]
-    table = pd.DataFrame(rows, columns=["quantity", "paper", "measured", "remark"])
-    table["difference"] = table["measured"] - table["paper"]
-    table["relative"] = table["difference"] / table["paper"]
-    return table[["quantity", "paper", "measured", "difference", "relative", "remark"]]
 
 
 def measured(

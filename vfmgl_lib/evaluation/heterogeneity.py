@@ -5,6 +5,7 @@ Nothing here looks at what is on the images, and no network is trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -18,13 +19,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
+from vfmgl_lib.evaluation.statistics import Interval, bootstrap_interval
 
 IDENTITY = ("id", "center", "patient")
 STAINS = ("haematoxylin", "eosin")
 QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 FOLDS = 5
-DRAWS = 2000  # of the bootstrap
 BINS = 150
 DENSEST = 1.5  # optical density at which a stain's last bin ends: 3 % of the light passes
 # skimage measures a stain in units of ln(1e6); this turns it into optical density, the decadic logarithm.
@@ -39,7 +39,7 @@ def image_features(pictures: pd.DataFrame) -> pd.DataFrame:
     optical densities of haematoxylin and eosin (colour deconvolution with the vectors of Ruifrok and Johnston 2001, by skimage).
 
     Args:
-        pictures: id, center, patient, image (S, S, 3) in [0, 1]. `figures.samples.read_samples` gives all but the patient, which
+        pictures: id, center, patient, image (S, S, 3) in [0, 1]. `evaluation.samples.read_samples` gives all but the patient, which
             the manifest's table has by id.
     Returns: id, center, patient, then one column a statistic, such as "red mean".
     Raises: ValueError: a missing column, or no images.
@@ -77,7 +77,7 @@ def _stains(image: np.ndarray) -> np.ndarray:
 
 
 def stain_profile(pictures: pd.DataFrame) -> pd.DataFrame:
-    """Distribution of both stains' optical densities per centre; the counterpart of `figures.samples.color_profile`.
+    """Distribution of both stains' optical densities per centre; the counterpart of `evaluation.samples.color_profile`.
 
     Args:
         pictures: center, image (S, S, 3) in [0, 1], in colour.
@@ -128,7 +128,8 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
         images             images of `center` taken for `predicted`
         share              the same as a share of the centre's images
         balanced_accuracy  in every row: the mean over the centres of the share that is right
-        low, high          in every row: its 95 % interval, NaN where a centre has fewer patients than `statistics.MIN_PATIENTS`
+        low, high          in every row: its 95 % interval (`statistics.bootstrap_interval`)
+        reason             in every row: why there is no interval
         chance             in every row: 1 / number of centres, what guessing gives
         patients           in every row: patients of all centres
     Raises: ValueError: fewer than two centres, a centre with one patient only, a statistic that is not finite.
@@ -152,38 +153,38 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
     counts = np.zeros((len(centers), len(centers)), int)
     np.add.at(counts, (truth, guess), 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
-    low, high = _interval(truth, guess == truth, patients, np.random.default_rng(sequence))
+    interval = _interval(truth, guess == truth, patients, np.random.default_rng(sequence))
     table = pd.DataFrame(list(product(centers, repeat=2)), columns=["center", "predicted"])
     return table.assign(
         images=counts.ravel(),
         share=shares.ravel(),
         balanced_accuracy=shares.diagonal().mean(),
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
+        reason=interval.reason,
         chance=1 / len(centers),
         patients=len(np.unique(patients)),
     )
 
 
-def _interval(truth: np.ndarray, right: np.ndarray, patients: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile interval of the balanced accuracy: the patients of each centre are drawn with replacement; NaN for too few."""
-    accuracy = np.zeros(DRAWS)
-    per_patient = pd.DataFrame({"center": truth, "patient": patients, "right": right}).groupby(["center", "patient"])["right"]
-    found = per_patient.agg(["sum", "size"])
-    if found.groupby(level="center").size().min() < MIN_PATIENTS:
-        return float("nan"), float("nan")
-    for _, own in found.groupby(level="center"):
-        drawn = rng.integers(len(own), size=(DRAWS, len(own)))
-        accuracy += own["sum"].to_numpy()[drawn].sum(axis=1) / own["size"].to_numpy()[drawn].sum(axis=1)
-    low, high = np.quantile(accuracy / (truth.max() + 1), (0.025, 0.975))
-    return float(low), float(high)
+def _interval(truth: np.ndarray, right: np.ndarray, patients: np.ndarray, generator: np.random.Generator) -> Interval:
+    """Of the balanced accuracy: the patients of each centre are drawn with replacement."""
+    table = (
+        pd.DataFrame({"center": truth, "patient": patients, "right": right}).groupby(["center", "patient"])["right"].agg(["sum", "size"])
+    )
+    told, images = table["sum"].to_numpy(), table["size"].to_numpy()
+
+    def balanced_accuracy(drawn: Sequence[np.ndarray]) -> np.ndarray:
+        return sum(told[rows].sum(axis=1) / images[rows].sum(axis=1) for rows in drawn) / len(drawn)
+
+    return bootstrap_interval(table.index.get_level_values("center").to_numpy(), balanced_accuracy, generator)
 
 
 def center_distances(profile: pd.DataFrame) -> pd.DataFrame:
     """How far apart the pixel values of two centres are: Wasserstein's distance, how far values must move on average to match.
 
     Args:
-        profile: center, channel, value, density, from `figures.samples.color_profile` or `stain_profile`.
+        profile: center, channel, value, density, from `evaluation.samples.color_profile` or `stain_profile`.
     Returns: channel, center, other, distance, in the unit of `value`; all ordered pairs, 0 for a centre and itself.
     """
     rows = []

@@ -34,12 +34,12 @@ from torch.func import functional_call
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
-from vfmgl_lib.config.sections import PLAIN_EXCHANGE, OptimizerSettings
+from vfmgl_lib.config.sections import PLAIN_EXCHANGE, ExchangeSettings, OptimizerSettings
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import TASK_LOSSES, Client, training_batches
-from vfmgl_lib.federation.exchange import epsilon, incoming, outgoing
-from vfmgl_lib.federation.servers import State, Update
+from vfmgl_lib.federation.exchange import COUNTER, epsilon, incoming, outgoing
+from vfmgl_lib.federation.servers import DECLARED_METRICS, State, Update
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import Student, build_student
@@ -278,3 +278,24 @@ def _picture(image: Tensor, settings: StudySettings) -> np.ndarray:
     """(S, S, 3); of a slice between its neighbours that slice, in grey."""
     shown = image[1:2].expand(3, -1, -1) if find_task(settings.data.layout).channels == "neighbours" else image
     return shown.permute(1, 2, 0).numpy()
+
+
+def update_contents(state: State, exchange: ExchangeSettings) -> pd.DataFrame:
+    """What one update of a model holds on its way.
+
+    Args:
+        state: a student's, of the study's shape.
+    Returns: kind, tensors, values, bytes (of the tensors alone); a row without tensors counts numbers sent beside them.
+    """
+    sent = outgoing(Update("", state, 0, dict.fromkeys(DECLARED_METRICS, 0.0)), state, state, exchange)
+    norms = {name.removesuffix("running_mean") for name in state if name.endswith("running_mean")}
+    rows = {kind: [0, 0, 0] for kind in ("weights and biases", "batch norm: scale and shift", "batch norm: mean and variance")}
+    rows["batch norm: counters"] = [0, 0, 0]
+    weights, affine, statistics, counters = rows
+    for name, tensor in sent.state.items():
+        layer, _, part = name.rpartition(".")
+        kind = weights if f"{layer}." not in norms else counters if part == COUNTER else statistics if "running" in part else affine
+        rows[kind] = [a + b for a, b in zip(rows[kind], (1, tensor.numel(), tensor.numel() * tensor.element_size()), strict=True)]
+    rows["number of samples"] = [0, int(exchange.share_counts), 0]
+    rows["metrics: " + ", ".join(DECLARED_METRICS)] = [0, len(sent.metrics), 0]
+    return pd.DataFrame([(kind, *numbers) for kind, numbers in rows.items()], columns=["kind", "tensors", "values", "bytes"])

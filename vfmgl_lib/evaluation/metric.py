@@ -1,9 +1,31 @@
-"""One number of a result table, with its count and, where it is not defined, the reason."""
+"""The metrics of a model on a set of samples, while it trains and afterwards: this file alone says which is computed how.
+
+Each metric but the AUC is a sum over what is counted (patients or images), divided by another sum: `parts` has both.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.segmentation import DISTANCES, OVERLAPS, UNDEFINED, overlaps
+
+ONE_CLASS = "neither validation nor training set has both classes and a prediction of each sample"
+# Shares of patients or images at the cutoff, and why one is undefined.
+SHARES = {
+    "accuracy": "no samples",
+    "sensitivity": "no positive sample",
+    "specificity": "no negative sample",
+    "ppv": "no sample called positive",
+    "npv": "no sample called negative",
+}
+AT_CUTOFF = tuple(SHARES)
 
 
 @dataclass(frozen=True)
@@ -17,7 +39,105 @@ class Metric:
     numerator: float = math.nan
     denominator: float = math.nan
 
-    @classmethod
-    def share(cls, name: str, part: int, whole: int, reason: str) -> Metric:
-        """part / whole, NaN with `reason` where whole is 0."""
-        return cls(name, part / whole if whole else math.nan, whole, "" if whole else reason, part, whole)
+
+def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
+    """What is followed while a model trains: AUC and the shares at the cutoff, or a segmentation's overlaps.
+
+    Args:
+        predictions: of one model on one set, rows as `prediction.predict` returns them.
+        unit: "patient" (mean probability of a patient's images) or "image".
+        cutoff: not from these samples; NaN: no set to choose it on has both classes; None: the model has no training set of its own.
+    Raises: ValueError: a probability outside [0, 1].
+    """
+    names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
+    return measured(predictions, units_of(predictions, unit, cutoff), names, no_cutoff(cutoff))
+
+
+def measured(predictions: pd.DataFrame, units: pd.DataFrame, names: Sequence[str], cutoff_lacks: str = "") -> list[Metric]:
+    """These metrics, NaN with the reason where one is not defined; all of them are where a prediction is undefined.
+
+    Args:
+        units: from `units_of`.
+        cutoff_lacks: why nobody can be called positive.
+    """
+    if reason := undefined_reason(predictions):
+        return [Metric(name, math.nan, len(predictions), reason) for name in names]
+    return [_measured(units, name, cutoff_lacks) for name in names]
+
+
+def _measured(units: pd.DataFrame, name: str, cutoff_lacks: str) -> Metric:
+    if name == "auc":
+        positives = int(units["label"].sum())
+        if positives in (0, len(units)):
+            return Metric(name, math.nan, len(units), f"only one class: {positives} positive, {len(units) - positives} negative")
+        return Metric(name, float(roc_auc_score(units["label"], units["probability"])), len(units))
+    if is_share(units, name) and cutoff_lacks:
+        return Metric(name, math.nan, len(units), cutoff_lacks)
+    part, whole = parts(units, name)
+    n = int(whole.sum())
+    value = float(part[whole > 0].sum() / n) if n else math.nan
+    if is_share(units, name):
+        return Metric(name, value, n, "" if n else SHARES[name], int(part.sum()), n)
+    return Metric(name, value, n, "" if n else _lacking(units, name))
+
+
+def _lacking(units: pd.DataFrame, name: str) -> str:
+    if units.empty:
+        return "no images"
+    return units["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
+
+
+def is_share(units: pd.DataFrame, name: str) -> bool:
+    """True of a share of patients or images; a segmentation's metrics with such names are means over images."""
+    return name in SHARES and "called" in units
+
+
+def parts(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) and (n,): what each patient or image adds to a metric's numerator and to its denominator."""
+    if name == "brier":
+        return (units["probability"] - units["label"]).to_numpy() ** 2, np.ones(len(units))
+    if is_share(units, name):
+        positive, called = units["label"].to_numpy() == 1, units["called"].to_numpy()
+        every = np.ones(len(units), bool)
+        whole = {"accuracy": every, "sensitivity": positive, "specificity": ~positive, "ppv": called, "npv": ~called}[name]
+        return whole & (positive == called), whole
+    value = units[name].to_numpy(dtype=float)
+    defined = np.isfinite(value)
+    return np.where(defined, value, 0), defined
+
+
+def metric_names(predictions: pd.DataFrame) -> tuple[str, ...]:
+    """All metrics that these predictions have: with Brier's score, the mean squared difference of probability and label, and distances."""
+    if "tp" in predictions:
+        return (*OVERLAPS, *(name for name in DISTANCES if name in predictions))
+    return ("auc", *AT_CUTOFF, "brier")
+
+
+def units_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> pd.DataFrame:
+    """A row for each thing that is counted: a patient or an image with label, probability and whether it is called positive.
+
+    Of a segmentation the images with their overlaps.
+
+    Raises: ValueError: a probability outside [0, 1].
+    """
+    if "probability" not in predictions:
+        return pd.concat([predictions.drop(columns=["dice"], errors="ignore"), overlaps(predictions)], axis=1)
+    scores = by_patient(predictions) if unit == "patient" else predictions[["patient", "probability", "label"]]
+    wrong = scores["probability"].notna() & ~scores["probability"].between(0, 1)
+    if wrong.any():
+        raise ValueError(f"probabilities must lie in [0, 1], got {scores['probability'][wrong].iloc[0]}")
+    called = scores["probability"] >= (math.nan if cutoff is None else cutoff)
+    return scores.assign(called=called, label=scores["label"].astype(int))
+
+
+def no_cutoff(cutoff: float | None) -> str:
+    """Why nobody can be called positive; "": there is a cutoff."""
+    if cutoff is None:
+        return "no cutoff: the model has no training set of its own"
+    return f"no cutoff: {ONE_CLASS}" if math.isnan(cutoff) else ""
+
+
+def undefined_reason(predictions: pd.DataFrame) -> str:
+    """Why nothing can be said of rows as `prediction.predict` returns them: one of them is undefined; "": none is."""
+    count = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
+    return f"{count} of {len(predictions)} predictions are undefined: the model gives NaN or infinity" if count else ""

@@ -1,4 +1,4 @@
-"""A student's predictions on a data set, as rows of `predictions.csv`, and the metrics of such rows."""
+"""A student's predictions on a data set, as rows of `predictions.csv`, and the cutoff that is chosen on them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import AT_CUTOFF, by_patient, classification_metrics, youden_cutoff
-from vfmgl_lib.evaluation.metric import Metric
-from vfmgl_lib.evaluation.segmentation import COUNTS, OVERLAPS, dice, pixel_counts, segmentation_metrics
+from vfmgl_lib.evaluation.classification import by_patient, youden_cutoff
+from vfmgl_lib.evaluation.segmentation import COUNTS, dice, pixel_counts
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
@@ -84,7 +83,7 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
     The paper chooses on training data, to which a model is fitted and on which its probabilities are too good.
 
     Args:
-        own: split -> the model's predictions on that set of its own centre, as `tools.predict` gives them; "test" is not looked at.
+        own: split -> the model's predictions on that set of its own centre, as `predict` gives them; "test" is not looked at.
         unit: "patient" or "image".
     Returns: NaN for a segmentation, or where neither set has both classes.
     """
@@ -95,20 +94,3 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
             if math.isfinite(value):
                 return Cutoff(value, split)
     return Cutoff(math.nan, "")
-
-
-def undefined_reason(predictions: pd.DataFrame) -> str:
-    """Why nothing can be said of rows as `tools.predict` returns them: one of them is undefined; "": none is."""
-    count = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
-    return f"{count} of {len(predictions)} predictions are undefined: the model gives NaN or infinity" if count else ""
-
-
-def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
-    """The metrics of one model on one set of samples (rows as `tools.predict` returns them); undefined where a prediction is."""
-    if reason := undefined_reason(predictions):
-        names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
-        return [Metric(name, math.nan, len(predictions), reason) for name in names]
-    if "tp" in predictions:
-        return segmentation_metrics(predictions)
-    scores = by_patient(predictions) if unit == "patient" else predictions
-    return classification_metrics(scores["probability"].to_numpy(), scores["label"].to_numpy(dtype=int), cutoff)

@@ -11,9 +11,8 @@ patient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,10 +22,10 @@ from tqdm import tqdm
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
-from vfmgl_lib.evaluation.classification import AT_CUTOFF, ONE_CLASS, by_patient, classification_metrics
-from vfmgl_lib.evaluation.metric import Metric
-from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff, undefined_reason
-from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, UNDEFINED, overlaps, surface_distances
+from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.metric import AT_CUTOFF, ONE_CLASS, Metric, is_share, measured, metric_names, no_cutoff, parts, units_of
+from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
+from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, overlaps, surface_distances
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
 from vfmgl_lib.methods.budgets import reference_at
 from vfmgl_lib.methods.registry import METHODS
@@ -40,6 +39,7 @@ ALL = "all"
 NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre's own model
 OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
 COMPARED = "seed split_id budget center metric method reference difference low high p p_holm test n patients reason".split()
+NO_COMPARISON = "no comparison"  # the last words of why a control is none
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
@@ -111,11 +111,6 @@ def true_mask(manifest: Manifest, label: str, shape: tuple[int, int]) -> tuple[n
     return np.asarray(squashed) > 0, pixels.shape
 
 
-def per_image(final: pd.DataFrame) -> pd.DataFrame:
-    """Every prediction of a segmentation with its metrics of overlap (and its distances, if `with_distances` put them in)."""
-    return pd.concat([final.drop(columns=["dice"], errors="ignore"), overlaps(final)], axis=1)
-
-
 def per_case(final: pd.DataFrame) -> pd.DataFrame:
     """Metrics of overlap of each patient's images together (of a volume's slices): counts summed, then one value a patient and model."""
     key = [*MODEL, "test_center", "split", "patient"]
@@ -148,30 +143,22 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
             cutoff = _cutoff(of_model, model, unit)
             if cutoff is not None and "probability" in final:
                 own = of_model[(of_model["test_center"] == model) & (of_model["split"] == cutoff.split)]
-                found = Found(
-                    Metric("cutoff", cutoff.value, own["patient"].nunique(), "" if cutoff.split else ONE_CLASS), unit, NO_INTERVAL, ""
-                )
-                rows.append(_row(found, about, model, model, cutoff.split or "train"))
+                metric = Metric("cutoff", cutoff.value, own["patient"].nunique(), "" if cutoff.split else ONE_CLASS)
+                rows.append(_row(metric, unit, NO_INTERVAL, "", about, model, model, cutoff.split or "train"))
             cutoff = None if cutoff is None else cutoff.value
             for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
-                units = _units(part, unit, cutoff)
-                undefined = _undefined(part, unit, ("auc", *AT_CUTOFF, "brier"))
-                rows += [_row(found, about, model, test, split) for found in undefined or _metrics(units, unit, cutoff)]
+                units = units_of(part, unit, cutoff)
+                metrics = measured(part, units, metric_names(part), no_cutoff(cutoff))
+                rows += [_row(*_with_interval(metric, units, unit), about, model, test, split) for metric in metrics]
                 if model == test and split == "test":
                     homes[model] = units
                     without += [model] if cutoff is None or math.isnan(cutoff) else []
-        if homes:
+        if homes:  # counted together, undefined where one model has no cutoff and so calls nobody
             pooled = pd.concat(homes.values(), ignore_index=True)
-            undefined = _undefined(pooled, unit, AT_CUTOFF)
-            rows += [_row(found, about, ALL, ALL, "test") for found in undefined or _pooled(pooled, unit, without)]
+            names = AT_CUTOFF if "probability" in pooled else metric_names(pooled)
+            metrics = measured(pooled, pooled, names, f"no cutoff at {', '.join(without)}" if without else "")
+            rows += [_row(*_with_interval(metric, pooled, unit), about, ALL, ALL, "test") for metric in metrics]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-class Found(NamedTuple):
-    metric: Metric
-    unit: str
-    interval: Interval
-    how: str
 
 
 def check_predictions(final: pd.DataFrame) -> None:
@@ -192,108 +179,35 @@ def check_predictions(final: pd.DataFrame) -> None:
         )
 
 
-def _undefined(part: pd.DataFrame, unit: str, names: Sequence[str]) -> list[Found]:
-    """Every metric without a value where a prediction is undefined; none where all are defined.
-
-    Args:
-        names: of a classification's metrics.
-    """
-    reason = undefined_reason(part)
-    names = [*OVERLAPS, *(name for name in DISTANCES if name in part)] if "tp" in part else names
-    units = {name: part["distance_unit"].iloc[0] for name in names if name in DISTANCES}
-    return [Found(Metric(name, math.nan, len(part), reason), units.get(name, unit), NO_INTERVAL, "") for name in names] if reason else []
-
-
 def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> Cutoff | None:
     """None: the model has no training set of its own here."""
     own = dict(tuple(of_model[of_model["test_center"] == model].groupby("split")))
     return chosen_cutoff(own, unit) if "train" in own else None
 
 
-def _units(part: pd.DataFrame, unit: str, cutoff: float | None) -> pd.DataFrame:
-    """One row for each thing that is counted: a patient or an image, with its patient."""
-    if "probability" not in part:
-        return part
-    scores = by_patient(part) if unit == "patient" else part[["patient", "probability", "label"]]
-    called = scores["probability"] >= (math.nan if cutoff is None else cutoff)
-    return scores.assign(called=called, label=scores["label"].astype(int))
+def _with_interval(metric: Metric, units: pd.DataFrame, unit: str) -> tuple[Metric, str, Interval, str]:
+    """The metric, its unit, its interval and how that is made."""
+    unit = units["distance_unit"].iloc[0] if metric.name in DISTANCES else unit
+    if math.isnan(metric.value):
+        return metric, unit, NO_INTERVAL, ""
+    patient, clustered = units["patient"].to_numpy(), units["patient"].duplicated().any()
+    if metric.name == "auc":
+        interval = statistics.auc_interval(units["probability"].to_numpy(), units["label"].to_numpy(), patient)
+        how = DISJOINT if metric.value in (0, 1) else CLUSTERED if clustered else "DeLong"
+    elif is_share(units, metric.name) and not clustered:
+        interval, how = statistics.wilson(int(metric.numerator), int(metric.denominator)), "Wilson"
+    else:
+        interval, how = statistics.ratio_interval(*parts(units, metric.name), patient), OVER_PATIENTS
+    return metric, unit, interval, how if math.isfinite(interval.low) else ""
 
 
-def _row(found: Found, about: dict, model: str, test: str, split: str) -> dict:
-    metric = found.metric
+def _row(metric: Metric, unit: str, interval: Interval, how: str, about: dict, model: str, test: str, split: str) -> dict:
     return {
         **about,
-        **{"model_center": model, "test_center": test, "split": split, "metric": metric.name, "unit": found.unit, "value": metric.value},
-        **{"low": found.interval.low, "high": found.interval.high, "interval": found.how, "n": metric.n},
-        **{"numerator": metric.numerator, "denominator": metric.denominator, "reason": metric.reason or found.interval.reason},
+        **{"model_center": model, "test_center": test, "split": split, "metric": metric.name, "unit": unit, "value": metric.value},
+        **{"low": interval.low, "high": interval.high, "interval": how, "n": metric.n},
+        **{"numerator": metric.numerator, "denominator": metric.denominator, "reason": metric.reason or interval.reason},
     }
-
-
-def _metrics(units: pd.DataFrame, unit: str, cutoff: float | None) -> Iterator[Found]:
-    if "probability" not in units:
-        yield from _means(units)
-        return
-    score, label = units["probability"].to_numpy(), units["label"].to_numpy()
-    clustered = units["patient"].duplicated().any()
-    for metric in classification_metrics(score, label, cutoff):
-        if math.isnan(metric.value):
-            yield Found(metric, unit, NO_INTERVAL, "")
-        elif metric.name != "auc":
-            yield _share(metric, units, unit)
-        else:
-            how = DISJOINT if metric.value in (0, 1) else CLUSTERED if clustered else "DeLong"
-            yield _found(metric, unit, statistics.auc_interval(score, label, units["patient"].to_numpy()), how)
-    squared = (units["probability"] - units["label"]).to_numpy() ** 2
-    interval = statistics.ratio_interval(squared, np.ones(len(squared)), units["patient"].to_numpy())
-    yield _found(Metric("brier", float(squared.mean()), len(squared)), unit, interval, OVER_PATIENTS)
-
-
-def _pooled(units: pd.DataFrame, unit: str, without: Sequence[str]) -> Iterator[Found]:
-    """Counts of all centres' own models together; undefined where one of them has no cutoff (`without`) and so calls nobody."""
-    if "probability" not in units:
-        yield from _means(units)
-        return
-    for name in AT_CUTOFF:
-        part, whole = _counted(units, name)
-        metric = Metric.share(name, int(part.sum()), int(whole.sum()), f"no sample counts for {name}")
-        if without:
-            metric = Metric(name, math.nan, len(units), f"no cutoff at {', '.join(without)}")
-        yield Found(metric, unit, NO_INTERVAL, "") if math.isnan(metric.value) else _share(metric, units, unit)
-
-
-def _share(metric: Metric, units: pd.DataFrame, unit: str) -> Found:
-    if not units["patient"].duplicated().any():
-        return _found(metric, unit, statistics.wilson(int(metric.numerator), int(metric.denominator)), "Wilson")
-    part, whole = _counted(units, metric.name)
-    return _found(metric, unit, statistics.ratio_interval(part, whole, units["patient"].to_numpy()), OVER_PATIENTS)
-
-
-def _counted(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) whether a row counts in the numerator and in the denominator of a share."""
-    positive, called = units["label"].to_numpy() == 1, units["called"].to_numpy()
-    whole = {"accuracy": np.ones(len(units), bool), "sensitivity": positive, "specificity": ~positive, "ppv": called, "npv": ~called}[name]
-    return whole & (positive == called), whole
-
-
-def _means(images: pd.DataFrame) -> Iterator[Found]:
-    """Means over the images that define a metric, with limits over patients."""
-    values = overlaps(images)
-    measured = [name for name in DISTANCES if name in images]
-    for name in (*OVERLAPS, *measured):
-        value = (values if name in values else images)[name].to_numpy(dtype=float)
-        defined = np.isfinite(value)
-        unit = images["distance_unit"].iloc[0] if name in DISTANCES else "image"
-        if not defined.any():
-            reason = images["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
-            yield Found(Metric(name, math.nan, 0, reason), unit, NO_INTERVAL, "")
-            continue
-        interval = statistics.ratio_interval(np.where(defined, value, 0), defined, images["patient"].to_numpy())
-        metric = Metric(name, float(value[defined].mean()), int(defined.sum()))
-        yield _found(metric, unit, interval, OVER_PATIENTS)
-
-
-def _found(metric: Metric, unit: str, interval: Interval, how: str) -> Found:
-    return Found(metric, unit, interval, how if math.isfinite(interval.low) else "")
 
 
 def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str, metrics: Sequence[str] | None = None) -> pd.DataFrame:

@@ -12,7 +12,8 @@ import torch
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.prediction import chosen_cutoff, mean_embedding, metrics_of, predict
+from vfmgl_lib.evaluation.metric import metrics_of
+from vfmgl_lib.evaluation.prediction import chosen_cutoff, mean_embedding, predict
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.budgets import report_rounds

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from vfmgl_lib.evaluation.metric import Metric
-
 COUNTS = ["tp", "fp", "fn", "tn"]
 UNDEFINED = {
     "sensitivity": "no image has foreground",
@@ -71,22 +69,6 @@ def overlaps(counts: pd.DataFrame) -> pd.DataFrame:
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), math.nan)
-
-
-def segmentation_metrics(counts: pd.DataFrame) -> list[Metric]:
-    """Means of `overlaps` over the images that define them.
-
-    Args:
-        counts: one row an image, columns tp, fp, fn, tn.
-    """
-    if counts.empty:
-        return [Metric(name, math.nan, 0, "no images") for name in OVERLAPS]
-    metrics = []
-    for name, values in overlaps(counts).items():
-        defined = values.dropna()
-        reason = "" if len(defined) else UNDEFINED[name]
-        metrics.append(Metric(name, float(defined.mean()) if len(defined) else math.nan, len(defined), reason))
-    return metrics
 
 
 def surface_distances(predicted: np.ndarray, mask: np.ndarray, spacing: Sequence[float] = (1.0, 1.0)) -> dict[str, float | str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vfmgl_lib.evaluation.comparison import in_order
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.figures.comparison import PAPER_METHODS, in_order, undefined
+from vfmgl_lib.figures.comparison import PAPER_METHODS, undefined
 from vfmgl_lib.figures.style import (
     FAINT,
     MM,

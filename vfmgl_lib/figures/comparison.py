@@ -7,7 +7,7 @@ those of the model that a centre uses after the last round: its own or, of FedAv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE
-from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
+from vfmgl_lib.evaluation.comparison import CLASSIFICATION, SEGMENTATION, at_home, home_tests, in_order, over_fewer
+from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, mean_curves
+from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
     DOUBLE,
@@ -46,31 +48,8 @@ BUDGETS = {
     "compute": "as many passes of the student as VFMGL",
     "hgkt_updates": "as many updates of the student as HGKT",
 }
-CLASSIFICATION = ("auc", "accuracy", "sensitivity", "specificity", "ppv", "npv")
-SEGMENTATION = ("dice", "iou", "ppv", "sensitivity", "specificity")
 PAPER_METHODS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "vfmgl")  # the paper's five and Virchow: six polygons are read
 SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes"}
-POOLED = "all"
-
-
-def in_order(there: Iterable[str], methods: Sequence[str] | None = None) -> tuple[list[str], str]:
-    """Methods to draw, in the order of `METHODS`, and a sentence that names those wanted and not there.
-
-    Args:
-        there: methods a table has.
-        methods: those wanted; None: all that the table has of `METHODS`.
-    Raises: ValueError: a wanted method that is not in `METHODS`, or none of those wanted in the table.
-    """
-    there = set(there)
-    wanted = [method for method in METHODS if method in there] if methods is None else list(methods)
-    unknown = [method for method in wanted if method not in METHODS]
-    if unknown:
-        raise ValueError(f"methods {unknown} are unknown, known are {', '.join(METHODS)}")
-    drawn = [method for method in METHODS if method in wanted and method in there]
-    if not drawn:
-        raise ValueError(f"the table has none of the methods {', '.join(wanted or METHODS)}, it has {', '.join(sorted(there)) or 'none'}")
-    absent = [METHODS[method].title for method in METHODS if method in wanted and method not in there]
-    return drawn, f"Not in the results, so not drawn: {', '.join(absent)}." if absent else ""
 
 
 def undefined(
@@ -98,23 +77,6 @@ def undefined(
     return " ".join(sentences)
 
 
-def at_home(results: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str], budget: str) -> pd.DataFrame:
-    """Every method's models on their own centres' test sets in the data's own division, means over the seeds.
-
-    Args:
-        results: rows of any division, budget and seed.
-    Returns: columns of `over_seeds`, with `center` for the test centre; the pooled rows have the centre "all".
-    Raises: ValueError: a metric that the results do not have at this budget.
-    """
-    rows = results[(results["budget"] == budget) & _home_tests(results)]
-    lacking = [metric for metric in metrics if not (rows["metric"] == metric).any()]
-    if lacking:
-        has = ", ".join(dict.fromkeys(rows["metric"])) or "none"
-        raise ValueError(f"the results at budget {budget!r} have no metric {', '.join(lacking)}, they have {has}")
-    rows = rows[rows["metric"].isin(metrics) & rows["method"].isin(methods)]
-    return over_seeds(rows).rename(columns={"test_center": "center"})
-
-
 def class_counts(rows: pd.DataFrame) -> str:
     """ "7 of 20 positive" """
     n, positive = rows[["n", "positives"]].iloc[0].astype(int)
@@ -138,15 +100,6 @@ def seeds_there(table: pd.DataFrame, about: str = "method") -> str:
     return f"{most} seeds" + f" ({named})" * bool(named)
 
 
-def over_fewer(table: pd.DataFrame) -> pd.Series:
-    """Where a mean over a segmentation's images leaves out more of them than another method's: those without a predicted pixel.
-
-    Args:
-        table: center, metric, n.
-    """
-    return table["n"] < table.groupby(["center", "metric"])["n"].transform("max")
-
-
 @journal
 def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, budget: str = "rounds") -> Figure:
     """Net benefit over the threshold probability, a panel a centre, with treating all and none (paper: Fig. 2B).
@@ -154,7 +107,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     The axis ends a little under zero: how harmful a model or treating all gets at high thresholds is cut off.
 
     Args:
-        dca: from `evaluation.decision_curve`; "treat all" and "treat none" are methods, too. Curves of several seeds are averaged.
+        dca: from `evaluation.curves.decision_curve`; "treat all" and "treat none" are methods, too. Curves of several seeds are averaged.
         methods: those drawn; None: all there are.
     """
     dca = dca[(dca["budget"] == budget) & (dca["split_id"] == OWN_SPLIT)]
@@ -164,9 +117,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     styles = {TREAT_ALL: {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
     styles |= {TREAT_NONE: {"color": "black", "linewidth": 0.8, "linestyle": "solid", "zorder": 1.4}}
     styles |= {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
-    grouped = dca.groupby(["center", "method", "threshold"])
-    curves = grouped[["net_benefit", "n", "positives"]].mean()
-    curves = curves.assign(net_benefit=curves["net_benefit"].where(grouped["net_benefit"].count() == grouped.size())).reset_index()
+    curves = mean_curves(dca)
     own = dca[dca["method"].isin(drawn)].drop_duplicates(["center", "method", "seed"])
     lacking = undefined(own.assign(metric="", value=own["net_benefit"]), printed, lead="No curve")
     lacking = lacking and f" {lacking}"
@@ -223,7 +174,7 @@ def radar(
         raise ValueError(f"a radar chart takes at least three metrics of which more is better, got {', '.join(metrics)}")
     drawn, absent = in_order(results["method"], methods)
     table = at_home(results, metrics, drawn, budget)
-    table = table[table["center"] != POOLED]
+    table = table[table["center"] != ALL]
     centers = sorted(table["center"].unique())
     printed, styles = names(centers), method_style(drawn)
     low, rings = _rings(table["value"].min(), low)
@@ -297,14 +248,14 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     drawn, absent = in_order(results["method"], methods)
     budgets, others = (there := [budget for budget in BUDGETS if (results["budget"] == budget).any()])[:2], there[2:]
     every = pd.concat([at_home(results, [metric], drawn, budget) for budget in budgets], ignore_index=True)
-    runs = results[(results["metric"] == metric) & _home_tests(results)].rename(columns={"test_center": "center"})
-    pooled = [POOLED] if (every["center"] == POOLED).any() else []
-    centers = [*sorted(set(every["center"]) - {POOLED}), *pooled]
-    printed, styles = names(centers) | {POOLED: "all centres"}, method_style(drawn)
+    runs = results[(results["metric"] == metric) & home_tests(results)].rename(columns={"test_center": "center"})
+    pooled = [ALL] if (every["center"] == ALL).any() else []
+    centers = [*sorted(set(every["center"]) - {ALL}), *pooled]
+    printed, styles = names(centers) | {ALL: "all centres"}, method_style(drawn)
     per_row = len(centers) if len(centers) == 5 else columns_for(len(centers))
     figure, axes = panel_grid(len(centers), per_row=per_row, panel=(14 + 4.2 * len(drawn)) * MM, extra=14 * MM, sharex=True, sharey=True)
     for place, (axis, center) in enumerate(zip(axes, centers, strict=True)):
-        axis.set_title(printed[center] if center == POOLED else f"centre {printed[center]}")
+        axis.set_title(printed[center] if center == ALL else f"centre {printed[center]}")
         axis.set(yticks=range(len(drawn)), yticklabels=[METHODS[method].title for method in drawn], ylim=(len(drawn) - 0.4, -0.6))
         axis.tick_params(axis="y", length=0)
         grid(axis, "x")
@@ -325,7 +276,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     same = _single_points(every, budgets) if len(budgets) > 1 else ""
     same += f" In the tables alone: {'; '.join(BUDGETS[budget] for budget in others)}." if others else ""
     line = f" Vertical line: {METHODS[REFERENCE].title} at as many rounds." if REFERENCE in drawn else ""
-    footnote(figure, f"{_test_sets(every[every['center'] != POOLED], printed)} {bars}{spread}{same}{line} {absent}")
+    footnote(figure, f"{_test_sets(every[every['center'] != ALL], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
     footnote(figure, undefined(once, printed))
     if metric in LOWER_IS_BETTER:
@@ -380,11 +331,6 @@ def _budget_legend(figure: Figure, budgets: Sequence[str], several: bool) -> Non
     if several:
         entries.append(Line2D([], [], linestyle="none", marker="|", markersize=5, color=MUTED, label="each seed"))
     figure.legend(handles=entries, loc="outside upper center", ncols=3)
-
-
-def _home_tests(results: pd.DataFrame) -> pd.Series:
-    """Which rows are of models on their own test sets in the data's own division."""
-    return (results["split"] == "test") & (results["split_id"] == OWN_SPLIT) & (results["model_center"] == results["test_center"])
 
 
 def _interval(axis: Axes, point: pd.Series, height: float, style: Mapping, *, filled: bool, runs: Sequence[float]) -> None:

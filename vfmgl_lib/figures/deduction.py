@@ -5,44 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.config.sections import DeductionSettings
-from vfmgl_lib.federation.stage_two import Worth
+from vfmgl_lib.evaluation.ddbl_tables import taught
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, center_style, grid, journal, names, new_figure, nothing, panel_grid, whole_numbers
-from vfmgl_lib.method.ddbl import effective_temperature, margin_to_drop
 
 LIMIT = "#333333"  # the threshold: no centre has this colour
 TINY = 1e-12  # a divergence of 0 or, by rounding, just under it has no place on a logarithmic axis
 FROM_ROUND_TWO = "Stage II starts in round 2: with one round there is nothing to keep or drop."
-
-
-def stage_two_batches(steps: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """Every batch of stage II beside what it was held against.
-
-    Args:
-        steps, rounds: a study's tables.
-    Returns: round, center, step, task_loss (of the batch), local_task_loss (l_task: mean of the round's stage I), divergence (KL),
-        divergence_before (KL before the stage, where the rule is the quantile), threshold (kappa * l_task, or the quantile), ratio (of the
-        KL that decided to the threshold), kept (0 or 1), gradient_ratio (|grad KL| / |grad task|, NaN where not measured). Empty for a
-        study of one round.
-    """
-    batches = steps[steps["stage"] == "II"]
-    local = rounds.loc[rounds["stage"] == "I", ["round", "center", "task_loss"]].rename(columns={"task_loss": "local_task_loss"})
-    columns = ["round", "center", "step", "task_loss", "local_task_loss", "divergence", "divergence_before", "threshold", "ratio", "kept"]
-    merged = batches.merge(local, on=["round", "center"], how="left", validate="many_to_one")
-    merged = merged.reindex(columns=[*columns, "gradient_ratio"])
-    return merged.assign(ratio=merged["divergence_before"].fillna(merged["divergence"]) / merged["threshold"])
-
-
-def rule_in_words(settings: DeductionSettings) -> str:
-    """The threshold as legends have it."""
-    if settings.rule == "quantile":
-        return f"the {settings.quantile:g} quantile of the stage's KL, by construction"
-    return f"KL = {settings.keep_ratio:g} $\\ell_{{task}}$"
 
 
 @journal
@@ -50,8 +22,8 @@ def divergence_over_threshold(batches: pd.DataFrame, rule: str, all_centers: Seq
     """KL / threshold of every batch over the rounds, logarithmic: what lies above 1 is dropped. A panel a centre.
 
     Args:
-        batches: from `stage_two_batches`; the batches of a round are drawn side by side, in the order of their steps.
-        rule: of `rule_in_words`.
+        batches: from `evaluation.ddbl_tables.stage_two_batches`; those of a round are drawn side by side, in the order of their steps.
+        rule: of `evaluation.ddbl_tables.rule_in_words`.
     """
     if batches.empty:
         return nothing(FROM_ROUND_TWO)
@@ -106,70 +78,12 @@ def kept_share(rounds: pd.DataFrame, all_centers: Sequence[str] | None = None) -
     return figure
 
 
-def telling_batches(batches: pd.DataFrame) -> pd.DataFrame:
-    """The batch furthest under and the batch furthest over the threshold, by KL / threshold: two rows, with `shown` saying what each is.
-
-    Where nothing was dropped the second is the kept batch nearest to the threshold, and `shown` says that.
-    """
-    if batches.empty:
-        return batches.assign(shown=pd.Series(dtype=str))
-    ranked = batches.sort_values("ratio")
-    kept = ranked[ranked["kept"] == 1]
-    dropped = ranked[ranked["kept"] == 0]
-    rows = []
-    if len(kept):
-        rows.append(kept.head(1).assign(shown="kept, lowest KL"))
-    if len(dropped):
-        rows.append(dropped.tail(1).assign(shown="dropped, highest KL"))
-    elif len(kept) > 1:
-        rows.append(kept.tail(1).assign(shown="highest KL, kept as well"))
-    return pd.concat(rows, ignore_index=True)
-
-
-def what_happened(batches: pd.DataFrame, rule: str = "kappa") -> str:
-    """In one or two sentences: how many batches were dropped, and how far the median batch is from its threshold.
-
-    Args:
-        batches: from `stage_two_batches`.
-        rule: `method.ddbl.rule`.
-    """
-    if batches.empty:
-        return "Stage II starts in round 2: this run has no batch to keep or drop."
-    dropped = int((batches["kept"] == 0).sum())
-    median = f"The median of KL / threshold is {batches['ratio'].median():.2g}."
-    if not dropped:
-        return f"No batch was dropped: this run does not exercise DDBL's selection. {median}"
-    why = " by construction, which is no evidence of heterogeneity" if rule == "quantile" else ""
-    return f"{dropped} of {len(batches)} batches were dropped{why}. {median}"
-
-
-def what_it_takes(batches: pd.DataFrame, settings: DeductionSettings, side: int | None) -> str:
-    """When KL > kappa * l_task could drop a batch in this run, and how near it came (`method.ddbl.margin_to_drop`).
-
-    Args:
-        batches: from `stage_two_batches`.
-        side: of a segmentation's images, pixels; None: a classification.
-    """
-    if batches.empty:
-        return "Stage II starts in round 2: this run has no batch to keep or drop."
-    lowest, highest = batches["local_task_loss"].min(), batches["local_task_loss"].max()
-    margin = margin_to_drop(settings, lowest, side)
-    logits = torch.empty((1, 2) if side is None else (1, 2, side, side), device="meta")
-    tau, unit = effective_temperature(settings, logits), "samples" if side is None else f"pixels, side {side}"
-    nearest = (batches["divergence"] / (settings.keep_ratio * batches["local_task_loss"])).max()
-    return (
-        f"At these settings (κ = {settings.keep_ratio:g}, τ = {tau:g}{', KL times τ²' if settings.tau_squared else ''}, ℓ between "
-        f"{lowest:.2g} and {highest:.2g}) a batch can be dropped by KL > κℓ only if the logit margins of the two predictions differ by "
-        f"more than {margin:.2g} (root mean square over {unit}; at the lowest ℓ). The largest KL / (κℓ) of this run is {nearest:.2g}."
-    )
-
-
 @journal
 def gradient_ratios(batches: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
     """|grad KL| / |grad task| of the batches at which it was measured, over the rounds, logarithmic. A panel a centre.
 
     Args:
-        batches: from `stage_two_batches`.
+        batches: from `evaluation.ddbl_tables.stage_two_batches`.
     """
     if batches.empty:
         return nothing(FROM_ROUND_TWO)
@@ -201,7 +115,7 @@ def teacher_worth(rounds: pd.DataFrame, score: str, all_centers: Sequence[str] |
         rounds: a study's table.
         score: what the score is, e.g. "Dice of the foreground".
     """
-    table = _taught(rounds)
+    table = taught(rounds)
     if table.empty:
         return nothing("No round in which the teacher of stage II was measured.")
     centers = sorted(table["center"].unique())
@@ -220,35 +134,6 @@ def teacher_worth(rounds: pd.DataFrame, score: str, all_centers: Sequence[str] |
     handles.append(Line2D([], [], color=MUTED, linestyle="dashed", label="untrained student"))
     figure.legend(handles, [*labels, "untrained student"], loc="outside upper center", ncols=min(len(handles), 6))
     return figure
-
-
-def idle_teachers(rounds: pd.DataFrame) -> str:
-    """In a sentence: where the teacher of stage II was no better than the untrained student (`federation.stage_two.Worth`).
-
-    Args:
-        rounds: a study's table.
-    """
-    table = _taught(rounds)
-    if table.empty:
-        return "The teacher of stage II was not measured: no round has one."
-    better = [
-        Worth(row.shared_task_loss, row.shared_score).better_than(Worth(row.untrained_task_loss, row.untrained_score))
-        for row in table.itertuples()
-    ]
-    idle = table[[not one for one in better]]
-    if idle.empty:
-        return f"In all {len(table)} stages II the shared model was better than the untrained student on the centre's training images."
-    where = "; ".join(f"{center}: round {', '.join(map(str, part['round']))}" for center, part in idle.groupby("center"))
-    return (
-        f"Warning: in {len(idle)} of {len(table)} stages II the shared model that taught was no better than the untrained student "
-        f"({where}). What such a teacher passes on is no knowledge, whatever its KL."
-    )
-
-
-def _taught(rounds: pd.DataFrame) -> pd.DataFrame:
-    columns = [f"{model}_{name}" for model in ("shared", "untrained") for name in ("task_loss", "score")]
-    table = rounds[rounds["stage"] == "II"].reindex(columns=["round", "center", *columns])
-    return table.dropna(how="all", subset=columns)
 
 
 def _side_by_side(batches: pd.DataFrame) -> pd.Series:

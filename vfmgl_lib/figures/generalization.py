@@ -5,22 +5,22 @@ Drawn are the tables of `evaluation.generalization`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch
 
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
 from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
+from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
-from vfmgl_lib.figures.rounds import HOME, LENGTHS, TITLES, axis_label, set_sizes
+from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, frame_home, metric_colors, set_sizes
 from vfmgl_lib.figures.style import (
     COLORS,
     DIVERGING,
@@ -28,11 +28,11 @@ from vfmgl_lib.figures.style import (
     FAINT,
     MM,
     MUTED,
-    SEQUENTIAL,
     center_style,
     columns_for,
     footnote,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
@@ -44,7 +44,6 @@ from vfmgl_lib.figures.style import (
 )
 from vfmgl_lib.methods.registry import METHODS
 
-POOLED = "all"
 PAPER = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
 GROUP_STYLE = {
     "younger": {"color": COLORS[0], "marker": "o"},
@@ -70,22 +69,17 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     margin, distance = table["margin"].iloc[0], metric in LOWER_IS_BETTER
     figure = new_figure(DOUBLE, (44 + 6.5 * max(len(models), 4)) * MM)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    cmap = _scale(metric)
     top = max(1.0, float(table["value"].max())) if distance else 1.0
     columns = [*models, *external]
     numbers = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=columns)
-    ticked = set(table[table["generalizes"].fillna(False).astype(bool)][["model_center", "test_center"]].itertuples(index=False, name=None))
-    decimals = 1 if distance and top >= 10 else 2
-
-    def written(row: int, column: int, value: float) -> str:
-        mark = "\u2009✓" if (models[row], columns[column]) in ticked else ""
-        return f"{value:.{decimals}f}{mark}"
-
-    picture = _matrix(left, numbers.to_numpy(dtype=float), cmap, (0, top), written, 6.5 if len(columns) < 7 else 5.6)
+    texts = numbers.map(f"{{:.{1 if distance and top >= 10 else 2}f}}".format)
+    for row in table[table["generalizes"].fillna(False).astype(bool)].itertuples():
+        texts.loc[row.model_center, row.test_center] += "\u2009✓"
+    shown, size = numbers.rename(index=printed, columns=printed), 6.5 if len(columns) < 7 else 5.6
+    picture = heatmap(left, shown, metric_colors(metric), (0, top), texts, size=size, room=66 / len(columns))
     if external:
-        left.axvline(len(models) - 0.5, color="white", linewidth=6, zorder=1.5)
-    _frame_home(left, models, columns)
-    _name(left, [printed[name] for name in columns], [printed[name] for name in models])
+        left.axvline(len(models), color="white", linewidth=6, zorder=1.5)
+    frame_home(left, models, columns)
     left.set(xlabel="test set of centre", ylabel="model trained at centre")
     chance = " (0.5: chance)" if metric == "auc" else ""
     figure.colorbar(picture, ax=left, shrink=0.9, pad=0.02, label=axis_label(metric, table) + chance)
@@ -110,46 +104,6 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     unanswered = unanswered[tested["model_center"] != tested["center"]]
     footnote(figure, undefined(unanswered, printed, "model_center", "all other models", lead="No verdict"))
     return figure
-
-
-def _scale(metric: str) -> Colormap:
-    """Colours of a metric: bright is better; those of an AUC part at 0.5, which is chance."""
-    name = DIVERGING if metric == "auc" else f"{SEQUENTIAL}_r" if metric in LOWER_IS_BETTER else SEQUENTIAL
-    return matplotlib.colormaps[name].with_extremes(bad="#EDEDED")
-
-
-def _matrix(
-    axis: Axes,
-    numbers: np.ndarray,
-    cmap: Colormap,
-    scale: tuple[float, float],
-    written: Callable[[int, int, float], str],
-    size: float,
-) -> AxesImage:
-    """A heat map with each value in its field; `written(row, column, value)` says how."""
-    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=scale[0], vmax=scale[1], aspect="auto")
-    for (row, column), value in np.ndenumerate(numbers):
-        known = np.isfinite(value)
-        color = text_on(cmap, (value - scale[0]) / (scale[1] - scale[0])) if known else MUTED
-        axis.text(column, row, written(row, column, value) if known else "n/a", ha="center", va="center", color=color, fontsize=size)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    return picture
-
-
-def _frame_home(axis: Axes, models: Sequence[str], tested: Sequence[str], width: float = 1.4) -> None:
-    """Frames every model on its own centre's test set."""
-    for row, name in enumerate(models):
-        if name in tested:
-            place = (list(tested).index(name) - 0.47, row - 0.46)
-            axis.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=HOME, linewidth=width, zorder=3))
-
-
-def _name(axis: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Names at the fields of a matrix, those of the columns tilted where they are long."""
-    tilt = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 6 else {}
-    axis.set_xticks(range(len(columns)), columns, **tilt)
-    axis.set_yticks(range(len(rows)), rows)
 
 
 def _arrows(axis: Axes, table: pd.DataFrame, models: list[str], printed: Mapping[str, str], styles: Mapping[str, dict]) -> None:
@@ -256,15 +210,15 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
     small = 6 if len(tested) < 5 else 5.2 if len(tested) < 8 else 4.4
     figure = new_figure(DOUBLE, 2 * (22 + 6.2 * max(len(models), 4)) * MM)
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    cmap = _scale(metric)
-    change = matplotlib.colormaps[f"{DIVERGING}_r" if distance else DIVERGING].with_extremes(bad="#EDEDED")
-    pictures: list[AxesImage | None] = [None, None]
+    colors = f"{DIVERGING}_r" if distance else DIVERGING
+    options = {"size": small, "room": 48 / len(tested)}
+    pictures: list[QuadMesh | None] = [None, None]
     for letter, axis, method in zip("abc", axes[0], ABLATION, strict=True):
         axis.set_title(f"{letter}  {METHODS[method].title}")
         if method in matrices:
-            values = matrices[method].to_numpy(dtype=float)
-            pictures[0] = _matrix(axis, values, cmap, (0, top), lambda _row, _column, value: f"{value:.2f}", small)
-            _frame_home(axis, models, tested, 0.8)
+            shown = matrices[method].rename(index=printed, columns=printed)
+            pictures[0] = heatmap(axis, shown, metric_colors(metric), (0, top), **options)
+            frame_home(axis, models, tested, 0.8)
         else:
             _absent(axis, [method])
     for letter, axis, (before, after) in zip("def", axes[1], STEPS, strict=True):
@@ -276,12 +230,11 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         rows = table[(table["before"] == before) & (table["after"] == after)]
         axis.set_title(f"{letter}  {start} → {end}\n{_summary(rows)}", fontsize=7)
         clear = rows.assign(clear=rows["significant"] != "").pivot(index="model_center", columns="test_center", values="clear")
-        stars = clear.reindex(index=models, columns=tested).fillna(False).to_numpy(dtype=bool)
-        values = differences[before, after].to_numpy(dtype=float)
-        pictures[1] = _matrix(axis, values, change, (-widest, widest), _signed(stars), small)
-        _frame_home(axis, models, tested, 0.8)
-    for axis in axes.flat:
-        _name(axis, [printed[name] for name in tested], [printed[name] for name in models])
+        stars = clear.reindex(index=models, columns=tested).fillna(False).replace({True: "*", False: ""})
+        values = differences[before, after]
+        shown = values.rename(index=printed, columns=printed)
+        pictures[1] = heatmap(axis, shown, colors, (-widest, widest), values.map(_change) + stars, **options)
+        frame_home(axis, models, tested, 0.8)
     for axis in axes[1]:
         axis.set_xlabel("test set of centre")
     for axis in axes[:, 0]:
@@ -309,11 +262,6 @@ def _ablation_matrices(table: pd.DataFrame, models: Sequence[str], tested: Seque
             wide = first.pivot(index="model_center", columns="test_center", values=f"value_{role}")
             matrices.setdefault(method, wide.reindex(index=models, columns=tested))
     return matrices
-
-
-def _signed(stars: np.ndarray) -> Callable[[int, int, float], str]:
-    """How a change is written into its field: with its sign and, where it is significant, a star."""
-    return lambda row, column, value: f"{_change(value)}{'*' if stars[row, column] else ''}"
 
 
 def _change(value: float) -> str:
@@ -410,9 +358,9 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     metrics = [name for name in (metrics or order) if (table["metric"] == name).any()]
     if not metrics:
         raise ValueError(f"the table has none of the metrics wanted, it has {', '.join(dict.fromkeys(table['metric'])) or 'no rows'}")
-    centers = [*sorted(set(table["center"]) - {POOLED}), *([POOLED] if (table["center"] == POOLED).any() else [])]
+    centers = [*sorted(set(table["center"]) - {ALL}), *([ALL] if (table["center"] == ALL).any() else [])]
     outside = set(table[table["split"] == "external"]["center"])
-    printed = names(centers) | {POOLED: "all centres"}
+    printed = names(centers) | {ALL: "all centres"}
     titles = table.drop_duplicates("group", keep="last").set_index("group")["title"]
     groups = [group for group in GROUP_STYLE if group in titles.index]
     figure = new_figure(DOUBLE, (26 + 3.4 * len(groups) * len(centers)) * MM)
@@ -439,7 +387,7 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     counts = [f"{titles[g]}: " + ", ".join(f"{printed[c]} {int(n[g, c])}" for c in centers if (g, c) in n.index) for g in groups]
     kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
     bars = f"Bars: 95 % interval ({kinds}). " if kinds else ""
-    pooled = table[table["center"] == POOLED]
+    pooled = table[table["center"] == ALL]
     apart = " An AUC is not pooled." if "auc" in metrics and len(pooled) and "auc" not in set(pooled["metric"]) else ""
     footnote(figure, f"{bars}Patients: {'; '.join(counts)}. Cutoffs: {_cutoffs(table)}.{apart}")
     footnote(figure, undefined(table.assign(group=table["title"]), printed, "group", "all groups"))

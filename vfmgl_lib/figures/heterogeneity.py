@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,11 +20,11 @@ from vfmgl_lib.figures.style import (
     center_style,
     footnote,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
     share_legend,
-    text_on,
 )
 
 SPLIT_COLORS = {"train": "#3B4F63", "val": "#8FA3B8", "test": "#D3DCE6"}  # dark to light: read in grey print, too
@@ -37,7 +36,6 @@ LINE_HEIGHT = 4.0  # of table_one, mm; all its lengths are mm
 MM_PER_POINT = 25.4 / 72
 STUB, WIDEST_COLUMN, COLUMNS = 25.0, 16.0, 20
 DIGIT = 1.4  # width
-LETTER = 1.6  # width, mm, in the names at a heat map's fields, with the space between two names
 TABLE_ROWS = (
     ("Patients", "n"),
     ("Age in years, mean", "age_mean"),
@@ -197,16 +195,14 @@ def center_confusion(table: pd.DataFrame) -> Figure:
     """
     centers = sorted(table["center"].unique())
     printed = names(centers)
-    shares = table.pivot(index="center", columns="predicted", values="share").reindex(index=centers, columns=centers).to_numpy()
-    images = table.pivot(index="center", columns="predicted", values="images").reindex(index=centers, columns=centers).to_numpy()
-    figure = new_figure(min(DOUBLE, (46 + 15 * len(centers)) * MM), max(62, 34 + 9 * len(centers)) * MM)
+    wide = {name: table.pivot(index="center", columns="predicted", values=name) for name in ("share", "images")}
+    shares, images = (wide[name].rename(index=printed, columns=printed) for name in wide)
+    texts = (100 * shares).map("{:.0f} %\n".format) + images.map("({})".format)
+    width = min(DOUBLE / MM, max(104, 46 + 15 * len(centers)))  # room for the title
+    figure = new_figure(width * MM, max(62, 34 + 9 * len(centers)) * MM)
     axis = figure.subplots()
-    cmap = matplotlib.colormaps[SEQUENTIAL]
-    picture = axis.imshow(shares, cmap=cmap, vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{100 * share:.0f} %\n({images[row, column]})" if images[row, column] else "0"
-        axis.text(column, row, text, ha="center", va="center", color=text_on(cmap, share), fontsize=6, linespacing=1.25)
-    _name_both_axes(axis, [printed[c] for c in centers], [printed[c] for c in centers], room=min(15, (DOUBLE / MM - 60) / len(centers)))
+    room = min(15, (DOUBLE / MM - 60) / len(centers))
+    picture = heatmap(axis, shares, SEQUENTIAL, (0, 1), texts.mask(images == 0, "0"), room=room, tilt=30)
     axis.set(xlabel="centre it is taken for", ylabel="centre the image is from")
     bar = figure.colorbar(picture, ax=axis, shrink=0.9, label="share of the centre's images")
     said = table.iloc[0]
@@ -214,7 +210,8 @@ def center_confusion(table: pd.DataFrame) -> Figure:
     bar.ax.annotate("chance ", (0, said["chance"]), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=5.5, color=MUTED)
     limits = f"95 % interval {said['low']:.2f} to {said['high']:.2f}" if np.isfinite(said["low"]) else "too few patients for an interval"
     axis.set_title(f"Balanced accuracy {said['balanced_accuracy']:.2f}\n{limits}, chance {said['chance']:.2f}")
-    about = f"Logistic regression on simple statistics of {images.sum()} images of {said['patients']} patients, cross-validated by patient."
+    sizes = f"{table['images'].sum()} images of {said['patients']} patients"
+    about = f"Logistic regression on simple statistics of {sizes}, cross-validated by patient."
     footnote(figure, f"{about} In brackets: images.")
     return figure
 
@@ -239,33 +236,19 @@ def center_distances(table: pd.DataFrame) -> Figure:
     printed = names(centers)
     figure = new_figure(DOUBLE if len(channels) > 1 else 120 * MM, max(52, 26 + 8 * len(centers)) * MM)
     axes = figure.subplots(1, len(channels), squeeze=False, sharey=True)[0]
-    cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad="white")
     top, small = max(table["distance"].max(), FAR), 6 if len(centers) < 7 else 5
     room = ((DOUBLE if len(channels) > 1 else 120 * MM) / MM - 50) / len(channels) / (len(centers) - 1)
     for axis, channel in zip(axes, channels, strict=True):
         part = table[table["channel"] == channel].pivot(index="center", columns="other", values="distance")
         # Symmetric with zeros on the diagonal: what is below it says all.
         lower = np.tril(np.ones((len(centers), len(centers)), bool), -1)
-        values = part.reindex(index=centers, columns=centers).where(lower).to_numpy(dtype=float)[1:, :-1]
-        picture = axis.imshow(np.ma.masked_invalid(values), cmap=cmap, vmin=0, vmax=top, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                text = f"{value:.3f}" if len(centers) < 7 else f"{value:.2f}"
-                axis.text(column, row, text, ha="center", va="center", fontsize=small, color=text_on(cmap, value / top))
-        _name_both_axes(axis, [printed[c] for c in centers[:-1]], [printed[c] for c in centers[1:]], room, tilt=90)
+        values = part.reindex(index=centers, columns=centers).where(lower).iloc[1:, :-1].rename(index=printed, columns=printed)
+        texts = values.map("{:.3f}".format if len(centers) < 7 else "{:.2f}".format)
+        picture = heatmap(axis, values, SEQUENTIAL, (0, top), texts, size=small, room=room, tilt=90, missing="", bare="white")
         axis.set_title(channel)
     unit = "optical density" if all(stained) else "pixel value, 0 to 1"
     figure.colorbar(picture, ax=list(axes), shrink=0.9, label=f"Wasserstein distance\n({unit})")
     return figure
-
-
-def _name_both_axes(axis: Axes, columns: list[str], rows: list[str], room: float, tilt: float = 30) -> None:
-    """Names at the fields of a heat map; below it, where the fields are `room` mm wide, long ones are tilted by so many degrees."""
-    style = {"rotation": tilt, "ha": "right", "va": "center" if tilt == 90 else "top", "rotation_mode": "anchor"}
-    axis.set_xticks(range(len(columns)), columns, **(style if LETTER * max(map(len, columns), default=0) > room else {}))
-    axis.set_yticks(range(len(rows)), rows)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
 
 
 @journal

@@ -7,25 +7,11 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.figures.style import (
-    COLORS,
-    DIVERGING,
-    DOUBLE,
-    MM,
-    MUTED,
-    center_style,
-    footnote,
-    grid,
-    journal,
-    names,
-    new_figure,
-)
-from vfmgl_lib.interpretation.cam import enlarged
+from vfmgl_lib.figures.style import COLORS, DIVERGING, DOUBLE, MM, MUTED, center_style, footnote, grid, heatmap, journal, names, new_figure
 
 CLASS_COLORS = ("#0072B2", "#D55E00")  # negative, positive
 OUTLINE = "#FFD400"
@@ -319,47 +305,20 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
         for column, kind in enumerate(kinds):
             axis = axes[row, column]
             here = maps[(maps["stage"] == stage) & (maps["kind"] == kind) & (maps["split"] == split)]
-            values = here["r"].to_numpy().reshape(side, side)
-            axis.set_facecolor("#BDBDBD")
-            seaborn.heatmap(values, ax=axis, cmap=DIVERGING, vmin=-1, vmax=1, square=True, cbar=False, mask=~np.isfinite(values))
+            values = pd.DataFrame(here["r"].to_numpy().reshape(side, side), columns=[""] * side)
+            picture = heatmap(axis, values, DIVERGING, (-1, 1), size=0, bare="#BDBDBD")
+            axis.set_aspect("equal")
             for edge in edges[1:-1]:
                 axis.axhline(edge, color="black", linewidth=0.6)
                 axis.axvline(edge, color="black", linewidth=0.6)
             axis.set_xticks(middles, [printed[c] for c in per_center.index], rotation=0)
             axis.set_yticks(middles, [printed[c] for c in per_center.index], rotation=90, va="center")
-            axis.tick_params(length=0)
             axis.set_title(f"{'abcdefgh'[2 * row + column]}  {kind}, stage {stage}, {SPLITS[split]}")
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), DIVERGING)
-    figure.colorbar(scale, ax=axes, shrink=0.4, pad=0.02, aspect=35, label="Pearson's r")
+    figure.colorbar(picture, ax=axes, shrink=0.4, pad=0.02, aspect=35, label="Pearson's r")
     if title:
         figure.suptitle(title.replace("$", r"\$"))
     footnote(figure, f"{per_center.iloc[0]} features of each centre's local model, over the same images of all centres.")
     return figure
-
-
-def case_table(
-    chosen: pd.DataFrame, samples: pd.DataFrame, maps: pd.DataFrame, size: int, lesions: dict[str, np.ndarray] | None = None
-) -> pd.DataFrame:
-    """What `overlays` and `case_sheet` draw.
-
-    Args:
-        chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
-        samples: id, image, from `figures.samples.read_samples`.
-        maps: id, map, from `interpretation.cam.activation_maps`.
-        size: side of the images in pixels.
-        lesions: id -> (S, S) bool, from `interpretation.cam.lesions`; None where no lesion's place is known.
-    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
-    Raises: KeyError: a chosen image without a map or an image.
-    """
-    image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
-    ids = list(chosen["id"])
-    if missing := [name for name in ids if name not in image.index or name not in found.index]:
-        raise KeyError(f"no image or map of the chosen case {missing[0]!r}")
-    table = chosen.reset_index(drop=True)
-    table["image"] = pd.Series([image[name] for name in ids], dtype=object)
-    table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
-    table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
-    return table
 
 
 @journal
@@ -367,7 +326,7 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
     """A row a case: image, map and the training images nearest to it in the local model's feature space.
 
     Args:
-        cases: from `case_table`.
+        cases: from `interpretation.cam.case_table`.
         neighbors: case (id), id, label, distance, image.
         classes: names, negative first.
         score: what the scores are called.

@@ -9,36 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vfmgl_lib.config.sections import ExchangeSettings
-from vfmgl_lib.federation.exchange import COUNTER, outgoing
-from vfmgl_lib.federation.servers import DECLARED_METRICS, State, Update
 from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, footnote, journal, new_figure
 
 LABEL = 42 * MM  # room for the words at a row, inches
 LINE = 4.5 * MM  # for the numbers under an image
 PER_ROW = 6
 TRUTH = "true images"  # the view that the others are held against
-
-
-def update_contents(state: State, exchange: ExchangeSettings) -> pd.DataFrame:
-    """What one update of a model holds on its way.
-
-    Args:
-        state: a student's, of the study's shape.
-    Returns: kind, tensors, values, bytes (of the tensors alone); a row without tensors counts numbers sent beside them.
-    """
-    sent = outgoing(Update("", state, 0, dict.fromkeys(DECLARED_METRICS, 0.0)), state, state, exchange)
-    norms = {name.removesuffix("running_mean") for name in state if name.endswith("running_mean")}
-    rows = {kind: [0, 0, 0] for kind in ("weights and biases", "batch norm: scale and shift", "batch norm: mean and variance")}
-    rows["batch norm: counters"] = [0, 0, 0]
-    weights, affine, statistics, counters = rows
-    for name, tensor in sent.state.items():
-        layer, _, part = name.rpartition(".")
-        kind = weights if f"{layer}." not in norms else counters if part == COUNTER else statistics if "running" in part else affine
-        rows[kind] = [a + b for a, b in zip(rows[kind], (1, tensor.numel(), tensor.numel() * tensor.element_size()), strict=True)]
-    rows["number of samples"] = [0, int(exchange.share_counts), 0]
-    rows["metrics: " + ", ".join(DECLARED_METRICS)] = [0, len(sent.metrics), 0]
-    return pd.DataFrame([(kind, *numbers) for kind, numbers in rows.items()], columns=["kind", "tensors", "values", "bytes"])
 
 
 @journal

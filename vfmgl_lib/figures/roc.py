@@ -5,25 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
-from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.comparison import at_home, in_order
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
-from vfmgl_lib.evaluation.prediction import undefined_reason
-from vfmgl_lib.evaluation.results import check_predictions
-from vfmgl_lib.figures.comparison import (
-    BUDGETS,
-    at_home,
-    class_counts,
-    in_order,
-    seeds_there,
-    undefined,
-    with_interval,
-)
+from vfmgl_lib.figures.comparison import BUDGETS, class_counts, seeds_there, undefined, with_interval
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FAINT,
@@ -45,54 +33,12 @@ from vfmgl_lib.methods.registry import METHODS
 LINE = 3.1 * MM  # height of a line of the tables under the curves, inches
 
 
-def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", external: bool = False) -> pd.DataFrame:
-    """ROC curves of the models on their own centres' test sets or, `external`, of all models on external centres'.
-
-    Args:
-        final: final predictions of a classification.
-        unit: "patient" (the mean probability of a patient's images is scored) or "image".
-    Returns: method, model_center, center, false_positive_rate, true_positive_rate (both in [0, 1]), n, positives, seeds, reason. A test
-        set of one class, or with an undefined prediction, has one row without rates, and the reason. Curves of several seeds are averaged
-        vertically (Fawcett 2006, algorithm 3), at every false positive rate that one of them has.
-    Raises: ValueError: a probability outside [0, 1].
-    """
-    check_predictions(final)
-    rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
-    trained = set(rows["model_center"]) - {"shared"}
-    rows = rows[~rows["test_center"].isin(trained)] if external else rows[rows["model_center"] == rows["test_center"]]
-    found = []
-    for (method, model, center), group in rows.groupby(["method", "model_center", "test_center"]):
-        scores = [by_patient(part) if unit == "patient" else part for _, part in group.groupby("seed")]
-        labels = scores[0]["label"].astype(int)
-        positive, n = int(labels.sum()), len(labels)
-        about = {"method": method, "model_center": model, "center": center, "n": n, "positives": positive, "seeds": len(scores)}
-        reason = undefined_reason(group) or ("" if 0 < positive < n else f"only one class: {positive} positive, {n - positive} negative")
-        if reason:
-            rates, reached = np.array([np.nan]), np.array([np.nan])
-        else:
-            rates, reached = _mean_curve([roc_curve(part["label"].astype(int), part["probability"])[:2] for part in scores])
-        found.append(pd.DataFrame({"false_positive_rate": rates, "true_positive_rate": reached}).assign(**about, reason=reason))
-    columns = ["method", "model_center", "center", "false_positive_rate", "true_positive_rate", "n", "positives", "seeds", "reason"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
-
-
-def _mean_curve(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean true positive rate at every false positive rate of the curves; one curve stays as it is."""
-    if len(curves) == 1:
-        return curves[0]
-    rates = np.unique(np.concatenate([rate for rate, _ in curves]))
-    # Where a curve rises steeply it has two values: the lower one ends what lies left of it, the upper one begins what lies right.
-    upper = np.mean([np.interp(rates, rate, hit) for rate, hit in curves], axis=0)
-    lower = np.mean([np.interp(-rates[::-1], -rate[::-1], hit[::-1])[::-1] for rate, hit in curves], axis=0)
-    return np.repeat(rates, 2), np.column_stack([lower, upper]).ravel()
-
-
 @journal
 def roc_curves(points: pd.DataFrame, results: pd.DataFrame, methods: Sequence[str] | None = None, budget: str = "rounds") -> Figure:
     """ROC curve of every method on every centre's test set, its AUC with 95 % interval below (paper: Fig. 2A).
 
     Args:
-        points: from `roc_points`.
+        points: from `evaluation.curves.roc_points`.
         results: a results table, for the AUCs.
         methods: those drawn; None: all there are. The paper's figure has five.
         budget: of the results.
@@ -120,7 +66,7 @@ def external_roc_curves(
     """ROC curve of every centre's model on every external centre (paper: Supp. Figs. 1 and 13).
 
     Args:
-        points: from `roc_points(external=True)`; no rows: a figure that says so.
+        points: from `evaluation.curves.roc_points(external=True)`; no rows: a figure that says so.
         results: a results table, for the AUCs.
         chosen: external centre -> training centre whose model was chosen by similarity; drawn heavier and starred.
         all_centers: training centres, which the colours go by.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.progress import MODELS
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.figures.style import (
     DIVERGING,
@@ -21,11 +23,11 @@ from vfmgl_lib.figures.style import (
     center_style,
     footnote,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
     share_legend,
-    text_on,
     whole_numbers,
 )
 
@@ -44,7 +46,6 @@ TITLES = {
     "hd95": "HD95",
 }
 LENGTHS = ("mm", "px")  # units of distances, whose means are over images
-MODELS = ("trivial", "untrained", "first round", "last round")
 MODEL_STYLE = {
     "trivial": {"marker": "|", "color": "#333333", "markersize": 17, "markeredgewidth": 1.5},
     "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 5.5},
@@ -53,63 +54,6 @@ MODEL_STYLE = {
 }
 OFFSET = {"trivial": 0.0, "untrained": -0.24, "first round": 0.0, "last round": 0.24}  # within a centre's row, of its height
 HOME = "#000000"  # frame of a model at home: no colour of the two scales
-
-
-def own_models(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric of every local model on its own centre, after each round's last stage (untrained in round 0).
-
-    Args:
-        metrics: a study's table.
-    Returns: round, center, split, stage, unit, value (NaN where undefined), n, reason.
-    """
-    own = metrics[(metrics["metric"] == metric) & (metrics["model_center"] == metrics["test_center"])]
-    later = own.assign(place=own["stage"].map({"untrained": 0, "I": 1, "II": 2})).sort_values(["round", "place"])
-    last = later.drop_duplicates(["round", "test_center", "split"], keep="last").rename(columns={"test_center": "center"})
-    return last[["round", "center", "split", "stage", "unit", "value", "n", "reason"]].reset_index(drop=True)
-
-
-def comparison(metrics: pd.DataFrame, trivial: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Trivial baseline, untrained student, first and last round on every centre's test set.
-
-    Args:
-        metrics: a study's table.  trivial: rows of `study.study.trivial_baseline`.
-    Returns: center, model (one of `MODELS`), unit, value, n, reason; in a study of one round first and last are the same round.
-    """
-    own = own_models(metrics, metric)
-    own = own[own["split"] == "test"]
-    last = own["round"].max()
-    base = trivial[(trivial["metric"] == metric) & (trivial["split"] == "test")].rename(columns={"test_center": "center"})
-    parts = [base, *(own[own["round"] == number] for number in (0, 1, last))]
-    named = [part.assign(model=model) for part, model in zip(parts, MODELS, strict=True)]
-    return pd.concat(named, ignore_index=True)[["center", "model", "unit", "value", "n", "reason"]]
-
-
-def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """A `comparison` with one row a centre: n of the test set, a column a model, the gains of the last round; the last row is the mean."""
-    wide = table.pivot(index="center", columns="model", values="value").reindex(columns=list(MODELS))
-    sizes = table[table["model"] == "last round"].set_index("center")["n"]
-    wide.loc["mean"] = wide.mean()
-    wide.insert(0, "n", sizes.reindex(wide.index))
-    for humble in ("trivial", "untrained"):
-        wide[f"gain over {humble}"] = wide["last round"] - wide[humble]
-    return wide.rename_axis(index="centre", columns=None)
-
-
-def verdict(table: pd.DataFrame) -> str:
-    """At how many centres the last round beats the trivial baseline and the untrained student, in one sentence.
-
-    Where the metric is undefined for one of the two models it is neither a victory nor a defeat, and the sentence says so.
-
-    Args:
-        table: from `comparison`.
-    """
-    wide = side_by_side(table).drop(index="mean")
-    parts = []
-    for humble, name in (("trivial", "the trivial baseline"), ("untrained", "the untrained student")):
-        gain = wide[f"gain over {humble}"]
-        undefined = f" (undefined at {gain.isna().sum()})" if gain.isna().any() else ""
-        parts.append(f"{name} at {(gain > 0).sum()} of {len(gain)} centres{undefined}")
-    return f"The last round beats {' and '.join(parts)}."
 
 
 def axis_label(metric: str, table: pd.DataFrame) -> str:
@@ -130,40 +74,6 @@ def set_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
     return f"{what}s in the test sets: {', '.join(f'{printed[c]} {int(n)}' for c, n in sizes.items())}."
 
 
-def beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: str, metric: str, obstacle: str = "") -> pd.DataFrame:
-    """Paper | measured | difference per centre.
-
-    Args:
-        measured: center, value.
-        paper: data_manifests/paper_results.csv.
-        metric: the metric's name in `paper`.
-        obstacle: why the two cannot be compared, e.g. "phantoms"; then no difference is given.
-    Returns: centre, paper, measured, difference, comparable ("same name", or "no: " and why).
-        Centres are matched by name, with or without "Site" before it.
-    """
-    chosen = (paper["task"] == task) & (paper["metric"] == metric) & (paper["split"] == "test") & (paper["method"] == "VFMGL")
-    values = paper[chosen & (paper["center"] != "all")].set_index("center")["value"].astype(float)
-    table = pd.DataFrame({"centre": measured["center"], "measured": measured["value"]})
-    table.insert(1, "paper", [values.get(c.removeprefix("Site"), np.nan) for c in measured["center"]])
-    table["difference"] = np.nan if obstacle else table["measured"] - table["paper"]
-    missing = np.where(table["paper"].isna(), "no: the paper has no such centre", "same name")
-    table["comparable"] = f"no: {obstacle}" if obstacle else missing
-    return table
-
-
-def cross_centers(metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Every last-round model, and the shared one, on every centre's test set: model_center, test_center, unit, value, n, reason.
-
-    The shared model is there twice where statistics of batch normalisation are re-estimated ("shared", "adapted"; see
-    `evaluation.rounds`), the adapted one at training centres alone.
-    """
-    last = metrics[(metrics["round"] == metrics["round"].max()) & (metrics["metric"] == metric) & (metrics["split"] == "test")]
-    final = last.assign(place=last["stage"].map({"I": 1, "II": 2, SHARED: 3, ADAPTED: 4})).sort_values("place")
-    table = final.drop_duplicates(["model_center", "test_center"], keep="last")
-    order = table.assign(shared=table["place"].clip(lower=2)).sort_values(["shared", "model_center", "test_center"])
-    return order[["model_center", "test_center", "unit", "value", "n", "reason"]].reset_index(drop=True)
-
-
 @journal
 def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[str] | None = None) -> Figure:
     """A metric over the rounds on training, validation and test sets, a line a centre; round 0 is the untrained student.
@@ -171,7 +81,7 @@ def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     A split that the table does not have gets no panel.
 
     Args:
-        table: from `own_models`.
+        table: from `evaluation.progress.own_models`.
     """
     splits = [split for split in ("train", "val", "test") if (table["split"] == split).any()]
     titles = {"train": "training", "val": "validation", "test": "test (never chosen on)"}
@@ -211,7 +121,7 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
     """Trivial baseline, untrained student, first and last round per centre on the test sets.
 
     Args:
-        table: from `comparison`.
+        table: from `evaluation.progress.comparison`.
     """
     centers = sorted(table["center"].unique())
     printed = names(centers)
@@ -254,27 +164,18 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     The scale is 0 to 1 in every study, so that two matrices can be compared; an AUC's colours part at 0.5, which is chance.
 
     Args:
-        table: from `cross_centers`.
+        table: from `evaluation.progress.last_models`.
     """
     centers = sorted(table["test_center"].unique())
     models = list(dict.fromkeys(table["model_center"]))
     printed = names(centers) | {SHARED: "shared model", ADAPTED: "shared, adapted"}
     values = table.pivot(index="model_center", columns="test_center", values="value").reindex(index=models, columns=centers)
-    numbers = values.to_numpy(dtype=float)
-    cmap = matplotlib.colormaps[DIVERGING if metric == "auc" else SEQUENTIAL].with_extremes(bad="#EDEDED")
-    figure = new_figure(min(DOUBLE, (52 + 17 * len(centers)) * MM), (30 + 9 * len(models)) * MM)
+    width = min(DOUBLE / MM, 52 + 17 * len(centers))
+    figure = new_figure(width * MM, (30 + 9 * len(models)) * MM)
     axis = figure.subplots()
-    picture = axis.imshow(np.ma.masked_invalid(numbers), cmap=cmap, vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(numbers):
-        color = text_on(cmap, value) if np.isfinite(value) else MUTED
-        axis.text(column, row, f"{value:.2f}" if np.isfinite(value) else "n/a", ha="center", va="center", color=color)
-        if models[row] == centers[column]:
-            axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=HOME, linewidth=1.6))
-    tilt = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, centers)) > 6 else {}
-    axis.set_xticks(range(len(centers)), [printed[c] for c in centers], **tilt)
-    axis.set_yticks(range(len(models)), [printed.get(m, m) for m in models])
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
+    shown = values.rename(index=printed, columns=printed)
+    picture = heatmap(axis, shown, metric_colors(metric), (0, 1), size=7, room=(width - 52) / len(centers))
+    frame_home(axis, models, centers)
     axis.set(xlabel="test set of centre", ylabel="model trained at centre")
     chance = " (0.5: chance)" if metric == "auc" else ""
     figure.colorbar(picture, ax=axis, shrink=0.9, label=axis_label(metric, table) + chance)
@@ -282,6 +183,19 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     footnote(figure, set_sizes(tested, printed))
     footnote(figure, _missing(tested, printed, []))
     return figure
+
+
+def metric_colors(metric: str) -> str:
+    """Bright is better; the colours of an AUC part at 0.5, which is chance."""
+    return DIVERGING if metric == "auc" else f"{SEQUENTIAL}_r" if metric in LOWER_IS_BETTER else SEQUENTIAL
+
+
+def frame_home(axis: Axes, models: Sequence[str], tested: Sequence[str], width: float = 1.4) -> None:
+    """Frames every model on its own centre's test set, in a heat map of models and test sets."""
+    for row, name in enumerate(models):
+        if name in tested:
+            place = (list(tested).index(name) + 0.03, row + 0.04)
+            axis.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=HOME, linewidth=width, zorder=3))
 
 
 def _missing(table: pd.DataFrame, printed: dict[str, str], about: list[str]) -> str:

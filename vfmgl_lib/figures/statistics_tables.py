@@ -3,116 +3,26 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.evaluation.classification import AT_CUTOFF
-from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
-from vfmgl_lib.figures.comparison import (
-    CLASSIFICATION,
-    POOLED,
-    SEGMENTATION,
-    SHORT,
-    at_home,
-    in_order,
-    over_fewer,
-    seeds_there,
-    undefined,
-    with_interval,
-)
+from vfmgl_lib.evaluation.results import ALL, NO_COMPARISON
+from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined, with_interval
 from vfmgl_lib.figures.rounds import LENGTHS
-from vfmgl_lib.figures.style import (
-    save_table,
-)
+from vfmgl_lib.figures.style import save_table
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.study.study import NO_COMPARISON
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
-
-
-def statistics_table(
-    results: pd.DataFrame,
-    tests: pd.DataFrame | None = None,
-    metrics: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    budget: str = "rounds",
-) -> pd.DataFrame:
-    """Every method's metrics at every centre with interval, which is the best of the centre, and the test against the reference.
-
-    Args:
-        results: a results table.
-        tests: from `results.compare_methods`, of one seed; None: no tests.
-        metrics: None: those of a classification or a segmentation that the results have.
-    Returns: center ("all": counts of all centres summed), method, title, metric, unit, value, low, high, interval, std, seeds, n,
-        cutoff_from (the sets on which the cutoff of such a value was chosen: "val", "train", both where seeds or centres differ),
-        over_fewer (a segmentation's mean over fewer images than another method's, which is never the best), best (none where a test
-        has the other sign), p, p_holm, test, test_reason (why there is no p), tested_seed, reference, reason; in the order in which they
-        are printed.
-    Raises: ValueError: tests of several seeds.
-    """
-    there = set(results["metric"])
-    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER) if "dice" in there else (*CLASSIFICATION, "brier")
-    metrics = list(metrics or (metric for metric in known if metric in there))
-    drawn, _ = in_order(results["method"], methods)
-    table = at_home(results, metrics, drawn, budget)
-    sign = np.where(table["metric"].isin(LOWER_IS_BETTER), -1, 1)
-    group = [table["center"], table["metric"]]
-    table["over_fewer"] = over_fewer(table) & ("dice" in there)
-    score = (table["value"] * sign).rename("score").mask(table["over_fewer"])
-    highest, lowest = score.groupby(group).transform("max"), score.groupby(group).transform("min")
-    # Equal shares may differ in the last bit, where they are means over seeds. Where all are equal, none is the best.
-    table["best"] = (score >= highest - 1e-12) & (highest > lowest + 1e-12)
-    key = ["center", "method", "metric"]
-    if tests is not None:
-        tests = tests[(tests["budget"] == budget) & (tests["split_id"] == OWN_SPLIT)]
-        if tests["seed"].nunique() > 1:
-            seeds = ", ".join(map(str, sorted(tests["seed"].unique())))
-            raise ValueError(f"p values of several seeds cannot be put into one, got seeds {seeds}: give those of one")
-        tests = tests.rename(columns={"seed": "tested_seed", "reason": "test_reason"})
-        wanted = [*key, "tested_seed", "difference", "p", "p_holm", "test", "test_reason", "reference"]
-        table = table.merge(tests[wanted], on=key, how="left")
-        table["best"] &= ~_of_two_signs(table)
-        table = table.drop(columns="difference")
-    else:
-        table = table.assign(tested_seed=np.nan, p=np.nan, p_holm=np.nan, test="", test_reason="", reference="")
-    table = table.fillna({"test": "", "test_reason": "", "reference": ""})
-    table["cutoff_from"] = _cutoff_sets(table, results[(results["metric"] == "cutoff") & (results["budget"] == budget)])
-    table["title"] = [METHODS[method].title for method in table["method"]]
-    places = {"center": [*sorted(set(table["center"]) - {POOLED}), POOLED], "method": list(METHODS), "metric": metrics}
-    order = pd.DataFrame({name: table[name].map(values.index) for name, values in places.items()}).sort_values(list(places)).index
-    columns = [*key[:2], "title", "metric", "unit", "value", "low", "high", "interval", "std", "seeds", "n", "cutoff_from", "over_fewer"]
-    tested = ["best", "p", "p_holm", "test", "test_reason", "tested_seed", "reference", "reason"]
-    return table.loc[order, [*columns, *tested]].reset_index(drop=True)
-
-
-def _of_two_signs(table: pd.DataFrame) -> pd.Series:
-    """Of each row whether a test at its centre, which is of means over patients, has another sign than the values, means over images."""
-    values = table.set_index(["center", "metric", "method"])["value"]
-    reference = [values.get((row.center, row.metric, row.reference), np.nan) for row in table.itertuples()]
-    opposite = (np.array(reference) - table["value"]) * table["difference"] < 0
-    return opposite.groupby([table["center"], table["metric"]]).transform("any")
-
-
-def _cutoff_sets(table: pd.DataFrame, cutoffs: pd.DataFrame) -> list[str]:
-    """ "val", "train", "train, val" or "" for each row."""
-    cutoffs = cutoffs[cutoffs["value"].notna() & (cutoffs["split_id"] == OWN_SPLIT)]
-    found = {key: set(rows["split"]) for key, rows in cutoffs.groupby(["method", "model_center"])}
-    found |= {(method, POOLED): set(rows["split"]) for method, rows in cutoffs.groupby("method")}
-    rows = table[["method", "center", "metric"]].itertuples(index=False)
-    return [", ".join(sorted(found.get((row.method, row.center), ()))) if row.metric in AT_CUTOFF else "" for row in rows]
 
 
 def table_note(table: pd.DataFrame, note: str = "") -> str:
     """What stands under the printed table: intervals, marks, tests, and what is not defined, as plain text.
 
     Args:
-        table: from `statistics_table`.
+        table: from `evaluation.comparison.statistics_table`.
         note: first words, e.g. data, teacher and budget.
     """
     kinds = ", ".join(sorted({kind for kind in table["interval"] if kind}))
@@ -135,7 +45,7 @@ def table_note(table: pd.DataFrame, note: str = "") -> str:
         sentences.append(f"p: {', '.join(sorted(set(tested['test'])))} against {against}, corrected by Holm{one}.")
     for reason, rows in table[table["test_reason"].str.endswith(NO_COMPARISON)].groupby("test_reason", sort=False):
         sentences.append(f"{', '.join(dict.fromkeys(rows['title']))}: {reason}.")
-    printed = {center: "all centres" if center == POOLED else center for center in table["center"]}
+    printed = {center: "all centres" if center == ALL else center for center in table["center"]}
     return " ".join(filter(None, [*sentences, undefined(table, printed)]))
 
 
@@ -143,7 +53,7 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
     """The table as it is printed: centres and methods as rows, metrics as columns, the best of a centre in bold.
 
     Args:
-        table: from `statistics_table`.
+        table: from `evaluation.comparison.statistics_table`.
         note: see `table_note`.
         escape: "html" or "latex": names of centres are the user's and may hold anything.
     """
@@ -151,7 +61,7 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
     sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
     most = table.groupby(["center", "metric"])["n"].max()
     for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
-        place = ("all centres" if center == POOLED else center, title)
+        place = ("all centres" if center == ALL else center, title)
         unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
         name = SHORT.get(metric, metric) + unit
         cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
@@ -186,7 +96,7 @@ def write_statistics(table: pd.DataFrame, folder: Path | str, name: str, note: s
     """Writes name.html, name.tex (packages booktabs and multirow) and name.csv, each whole or not at all.
 
     Args:
-        table: from `statistics_table`.
+        table: from `evaluation.comparison.statistics_table`.
         note: first words under the table, and the CSV's column `source`.
     Returns: the table for the screen, so that a cell can end with this call.
     """

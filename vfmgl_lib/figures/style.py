@@ -19,9 +19,11 @@ from typing import ParamSpec
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -39,7 +41,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 SEQUENTIAL = "viridis"  # perceptually uniform
 DIVERGING = "PuOr"  # orange below the middle, purple above: told apart by colour-blind eyes, too
-ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heatmap, secondary text, lines in the background
+ACCENT, MUTED, FAINT = "#FF2D55", "#6B6B6B", "#D9D9D9"  # frames on a heat map, secondary text, lines in the background
+NO_VALUE = "#EDEDED"  # field of a heat map without a value
+LETTER = 1.6  # width of a letter in the names at a heat map's fields, mm, with the space between two names
 
 REFERENCE = "vfmgl"  # drawn last, thicker, in a colour that no other method comes near
 # The kinds of lines of `Method.line`. So many colours alone are not told apart by everybody, nor in grey print. The reference has the only
@@ -217,6 +221,49 @@ def text_on(cmap: matplotlib.colors.Colormap, share: float) -> str:
     """Black or white, whichever is read better on `cmap(share)`, share in [0, 1]."""
     red, green, blue, _ = cmap(float(np.clip(share, 0, 1)))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def heatmap(
+    axis: Axes,
+    values: pd.DataFrame,
+    cmap: str,
+    scale: tuple[float, float],
+    texts: pd.DataFrame | None = None,
+    *,
+    size: float = 6,
+    room: float = 0,
+    tilt: float = 35,
+    missing: str = "n/a",
+    bare: str = NO_VALUE,
+) -> QuadMesh:
+    """Fields coloured by their values, with texts in them that are black or white, and names at both sides.
+
+    Args:
+        values: rows from the top; index and columns are printed as they are.
+        scale: values at both ends of the colours.
+        texts: of the fields that have a value, in the shape of `values`; None: the value with two decimals.
+        size: of the texts, points; 0: none.
+        room: width of a field, mm; names of columns that are longer are turned by `tilt` degrees.
+        missing, bare: text and colour of a field without a value.
+    Returns: what `Figure.colorbar` takes.
+    """
+    colors, numbers = matplotlib.colormaps[cmap], values.to_numpy(dtype=float)
+    texts = values.map("{:.2f}".format) if texts is None else texts
+    options = {"cbar": False, "xticklabels": False, "yticklabels": False}
+    seaborn.heatmap(numbers, ax=axis, mask=~np.isfinite(numbers), cmap=colors, vmin=scale[0], vmax=scale[1], **options)
+    axis.set_facecolor(bare)
+    for (row, column), value in np.ndenumerate(numbers) if size else ():
+        known = np.isfinite(value)
+        if text := texts.iat[row, column] if known else missing:
+            color = text_on(colors, (value - scale[0]) / (scale[1] - scale[0])) if known else MUTED
+            style = {"ha": "center", "va": "center", "color": color, "fontsize": size, "linespacing": 1.25}
+            axis.text(column + 0.5, row + 0.5, text, **style)
+    turned = {"rotation": tilt, "ha": "right", "va": "center" if tilt == 90 else "top", "rotation_mode": "anchor"}
+    is_long = LETTER * max(map(len, values.columns), default=0) > room
+    axis.set_xticks(np.arange(len(values.columns)) + 0.5, values.columns, **(turned if is_long else {"rotation": 0}))
+    axis.set_yticks(np.arange(len(values)) + 0.5, values.index, rotation=0)
+    axis.tick_params(length=0)
+    return axis.collections[-1]
 
 
 def footnote(figure: Figure, text: str) -> None:

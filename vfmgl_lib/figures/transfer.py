@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from vfmgl_lib.evaluation.hgkt_tables import as_initialised
 from vfmgl_lib.figures.style import (
     ACCENT,
     DIVERGING,
@@ -23,12 +23,12 @@ from vfmgl_lib.figures.style import (
     SINGLE,
     center_style,
     grid,
+    heatmap,
     journal,
     names,
     new_figure,
     panel_grid,
     share_legend,
-    text_on,
     whole_numbers,
 )
 
@@ -40,18 +40,12 @@ STEP_PANELS = {
 }
 
 
-def stage_one_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """The steps of stage I with `total_step`, counted from 1 through all rounds of a centre."""
-    table = steps[steps["stage"] == "I"].sort_values(["center", "round", "step"], ignore_index=True)
-    return table.assign(total_step=table.groupby("center").cumcount() + 1)
-
-
 @journal
 def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
     """Losses and hypergradient over the steps of stage I; a panel each, a line a centre, grey lines where a round ends.
 
     Args:
-        steps: from `stage_one_steps`: center, round, total_step, task_loss, match_loss, outer_loss, hypergradient_norm.
+        steps: from `evaluation.hgkt_tables.stage_one_steps`.
     """
     styles, printed = center_style(steps["center"], all_centers), names(sorted(steps["center"].unique()))
     figure = new_figure(DOUBLE, 82 * MM)
@@ -79,20 +73,6 @@ def losses(steps: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Fig
     return figure
 
 
-def movement(stages: pd.DataFrame) -> pd.Series:
-    """How far lambda has moved from the first to the last round, beside how much the pairs differ to begin with.
-
-    Args:
-        stages: rows of one centre: round, teacher_block, student_stage, pair_weight.
-    Returns: "largest change", "mean change" (both absolute) and "spread" (SD between the pairs in the first round), in units of lambda.
-    """
-    rounds = stages.pivot(index=["teacher_block", "student_stage"], columns="round", values="pair_weight")
-    change = (rounds[rounds.columns.max()] - rounds[rounds.columns.min()]).abs()
-    return pd.Series(
-        {"largest change": change.max(), "mean change": change.mean(), "spread": rounds[rounds.columns.min()].std()}, name="lambda"
-    )
-
-
 BALANCE_PANELS = {
     "match_to_task": "$\\mathcal{L}_{match}$ / task loss",
     "r2": "$R^2$, median pair and range",
@@ -100,40 +80,12 @@ BALANCE_PANELS = {
 }
 
 
-def balance(rounds: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
-    """Whether the transfer can work, a row a centre and round.
-
-    Args:
-        rounds: round, center, stage, task_loss, match_loss.
-        stages: round, center, teacher_block, student_stage, pair_weight, r2.
-    Returns: center, round, match_to_task (L_match, beta included, by the task loss), r2, r2_low and r2_high (median and range over the
-        pairs), change (mean |lambda - lambda of the first round|), spread (SD of lambda between the pairs in the first round) and moved
-        (change / spread).
-    """
-    first = rounds[rounds["stage"] == "I"].set_index(["center", "round"])
-    pairs = stages.set_index(["center", "teacher_block", "student_stage"])
-    start = pairs[pairs["round"] == pairs["round"].min()]["pair_weight"]
-    change = (
-        (pairs["pair_weight"] - start.reindex(pairs.index)).abs().groupby([pairs.index.get_level_values("center"), pairs["round"]]).mean()
-    )
-    fit = stages.groupby(["center", "round"])["r2"].agg(r2="median", r2_low="min", r2_high="max")
-    table = (
-        pd.DataFrame({"match_to_task": first["match_loss"] / first["task_loss"]})
-        .join(fit)
-        .join(change.rename("change"))
-        .sort_index()
-        .reset_index()
-    )
-    spread = table["center"].map(start.groupby("center").std())
-    return table.assign(spread=spread, moved=table["change"] / spread)
-
-
 @journal
 def balances(table: pd.DataFrame, all_centers: Sequence[str] | None = None) -> Figure:
     """The matching loss beside the task loss, R2 with its range over the pairs, and lambda's movement by its spread; a line a centre.
 
     Args:
-        table: from `balance`.
+        table: from `evaluation.hgkt_tables.balance`.
     """
     styles, printed = center_style(table["center"], all_centers), names(sorted(table["center"].unique()))
     figure, axes = panel_grid(len(BALANCE_PANELS))
@@ -164,24 +116,17 @@ def pair_fit(stages: pd.DataFrame) -> Figure:
         stages: rows of one centre: round, teacher_block, student_stage, r2.
     """
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
-    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    rounds, size = sorted({stages["round"].min(), stages["round"].max()}), 6 if len(columns) < 5 else 5
     figure = new_figure(DOUBLE if len(rounds) > 1 else SINGLE, (26 + 9 * len(blocks)) * MM)
     axes = list(figure.subplots(1, len(rounds), sharey=True, squeeze=False)[0])
     for axis, number in zip(axes, rounds, strict=True):
         part = stages[stages["round"] == number].pivot(index="teacher_block", columns="student_stage", values="r2")
-        picture = _heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, 0, 1, "{:.2f}")
-        _name_columns(axis, columns, pd.Series(False, index=columns))
+        picture = heatmap(axis, part.reindex(index=blocks, columns=columns), SEQUENTIAL, (0, 1), size=size)
         axis.set_title(f"round {number}")
     figure.colorbar(picture, ax=axes, shrink=0.9, pad=0.02, label="$R^2$ (below 0: as 0)")
     axes[0].set_ylabel("teacher")
     axes[0].set_xlabel("student stage")
     return figure
-
-
-def as_initialised(stages: pd.DataFrame) -> bool:
-    """True where no pair weight has moved by a tenth of the spread between the pairs: the ranking is that of the initial weights."""
-    moved = movement(stages)
-    return bool(moved["largest change"] < 0.1 * moved["spread"])
 
 
 @journal
@@ -197,7 +142,7 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     if stages["center"].nunique() != 1:
         raise ValueError(f"pair_weights draws one center, got {sorted(stages['center'].unique())}")
     blocks, columns = (list(dict.fromkeys(stages[c])) for c in ("teacher_block", "student_stage"))
-    rounds = sorted({stages["round"].min(), stages["round"].max()})
+    rounds, size = sorted({stages["round"].min(), stages["round"].max()}), 6 if len(columns) < 5 else 5
     tables = {}
     for number in rounds:
         part = stages[stages["round"] == number]
@@ -213,19 +158,15 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     untouched = " (as initialised)" if panels > 1 and as_initialised(stages) else ""
     for axis, number in zip(axes, rounds, strict=False):
         table, critical = tables[number]
-        picture = _heatmap(axis, table, SEQUENTIAL, low, high, "{:.2f}")
-        for place in np.flatnonzero(critical):
-            frame = Rectangle((place - 0.47, -0.47), 0.94, len(blocks) - 0.06, fill=False, edgecolor=ACCENT, linewidth=1.6)
-            axis.add_patch(frame)
-        _name_columns(axis, columns, critical)
+        picture = heatmap(axis, table, SEQUENTIAL, (low, high), size=size)
+        _mark_critical(axis, critical, len(blocks))
         axis.set_title(f"round {number}{untouched}")
     figure.colorbar(picture, ax=axes[: len(rounds)], shrink=0.9, pad=0.02, label="mean $\\lambda$ (of 0 to 6)")
     if panels > 1:
         change = tables[rounds[-1]][0] - tables[rounds[0]][0]
         widest = max(change.abs().to_numpy().max(), 1e-6)
         decimals = int(np.clip(1 - np.floor(np.log10(widest)), 2, 4))
-        picture = _heatmap(axes[-1], change, DIVERGING, -widest, widest, f"{{:+.{decimals}f}}")
-        _name_columns(axes[-1], columns, pd.Series(False, index=columns))
+        picture = heatmap(axes[-1], change, DIVERGING, (-widest, widest), change.map(f"{{:+.{decimals}f}}".format), size=size)
         axes[-1].set_title(f"change, {rounds[0]} to {rounds[-1]}")
         figure.colorbar(picture, ax=axes[-1], shrink=0.9, pad=0.04, label="change of $\\lambda$")
     axes[0].set_ylabel("teacher")
@@ -233,23 +174,12 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     return figure
 
 
-def _heatmap(axis: Axes, values: pd.DataFrame, colors: str, low: float, high: float, form: str) -> AxesImage:
-    """Teacher blocks as rows, student stages as columns, each value written into its field."""
-    cmap = matplotlib.colormaps[colors]
-    picture = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
-    for (row, column), value in np.ndenumerate(values.to_numpy()):
-        color = "black" if np.isnan(value) else text_on(cmap, (value - low) / (high - low))
-        axis.text(column, row, form.format(value), ha="center", va="center", fontsize=6 if values.shape[1] < 5 else 5, color=color)
-    axis.set_yticks(range(len(values)), values.index)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    return picture
-
-
-def _name_columns(axis: Axes, columns: list[str], critical: pd.Series) -> None:
-    """Names under the columns; critical ones in bold with a star."""
-    printed = [f"★ {c}" if critical[c] else c for c in columns]
-    axis.set_xticks(range(len(columns)), printed, rotation=35, ha="right", rotation_mode="anchor")
+def _mark_critical(axis: Axes, critical: Sequence[bool], blocks: int) -> None:
+    """Frames of the robustness-critical stages; their names in bold with a star."""
+    for place in np.flatnonzero(critical):
+        axis.add_patch(Rectangle((place + 0.03, 0.03), 0.94, blocks - 0.06, fill=False, edgecolor=ACCENT, linewidth=1.6))
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    axis.set_xticklabels([f"★ {name}" if marked else name for name, marked in zip(labels, critical, strict=True)])
     for label, marked in zip(axis.get_xticklabels(), critical, strict=True):
         label.set_weight("bold" if marked else "normal")
 

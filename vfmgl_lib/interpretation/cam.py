@@ -25,15 +25,14 @@ from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
-from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.evaluation.statistics import MIN_PATIENTS
+from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, Interval, bootstrap_interval
 from vfmgl_lib.models.students import ResNet18, Student, UNet
 from vfmgl_lib.tasks.phantoms import lesion_masks
 
 SMALLEST_MAP = 7  # places along a side: what layer4 has at the paper's 224 px
 ABOUT = ("id", "patient", "center", "split")
-DRAWS = 2000  # of the bootstrap
 HEAD = "head"  # everything behind the stages
 
 
@@ -137,9 +136,8 @@ def activation_maps(
     student = student.to(device).eval()
     layer = layer or default_layer(student, data.image_size)
     _layer(student, layer)
-    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
     maps: list[np.ndarray] = []
-    for batch in load_batches(data, members):
+    for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False)):
         images = batch["image"].to(device)
         is_cam = isinstance(student, ResNet18) and layer == "layer4"
         maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer))
@@ -177,16 +175,6 @@ def _resized(mask: np.ndarray, size: int) -> np.ndarray:
     """To (size, size) by the nearest pixel."""
     rows, columns = ((np.arange(size) + 0.5) * side // size for side in mask.shape)
     return mask[rows.astype(int)[:, None], columns.astype(int)]
-
-
-def energy_inside(found: np.ndarray, lesion: np.ndarray) -> float:
-    """Share of a map's positive part that lies inside the lesion; NaN for a map without a positive part.
-
-    Args:
-        found: (h, w), enlarged to the lesion's size here.  lesion: (S, S) bool.
-    """
-    energy = np.maximum(enlarged(found, len(lesion)), 0)
-    return float(energy[lesion].sum() / energy.sum()) if energy.sum() > 0 else float("nan")
 
 
 def localisation(maps: pd.DataFrame, places: dict[str, np.ndarray], model: str) -> pd.DataFrame:
@@ -228,7 +216,7 @@ def localisation_summary(cases: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns: per model and centre, and per model over all centres ("all"): model, center, images, patients, undefined (maps without energy),
         inside, area (means over patients), gain = inside − area with low and high, gain_over_place = inside − elsewhere with place_low
         and place_high, verdict: "above chance" where both intervals lie above 0, else "not above chance"; "undefined" where
-        an interval cannot be had.
+        there is no interval, and the reason.
     """
     rows = []
     for model, part in cases.groupby("model", sort=False):
@@ -244,35 +232,27 @@ def _gain(cases: pd.DataFrame, seed: int) -> dict[str, object]:
     per_patient = values.groupby(["center", "patient"])[["inside", "area", "gain", "over_place"]].mean()
     row: dict[str, object] = {"images": cases["id"].nunique(), "patients": len(per_patient), "undefined": int(cases["inside"].isna().sum())}
     row |= {"inside": per_patient["inside"].mean(), "area": per_patient["area"].mean()}
-    for name, (low, high) in {"gain": ("low", "high"), "over_place": ("place_low", "place_high")}.items():
-        own = per_patient[name].dropna()
-        row["gain_over_place" if name == "over_place" else name] = own.mean()
-        row[low], row[high] = bootstrap_mean(own.to_numpy(), own.index.get_level_values("center").to_numpy(), seed)
-    lowest = np.array([row["low"], row["place_low"]])
-    above = "above chance" if (lowest > 0).all() else "not above chance"
-    return row | {"verdict": above if np.isfinite(lowest).all() else "undefined"}
+    gain, over_place = (per_patient[name].dropna() for name in ("gain", "over_place"))
+    first, second = (_mean_interval(own, seed) for own in (gain, over_place))
+    row |= {"gain": gain.mean(), "low": first.low, "high": first.high}
+    row |= {"gain_over_place": over_place.mean(), "place_low": second.low, "place_high": second.high}
+    verdict = "above chance" if min(first.low, second.low) > 0 else "not above chance"
+    reason = first.reason or second.reason
+    return row | {"verdict": "undefined" if reason else verdict, "reason": reason}
 
 
-def bootstrap_mean(values: np.ndarray, strata: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of a mean over patients, drawn with replacement within each stratum.
+def _mean_interval(means: pd.Series, seed: int) -> Interval:
+    """Of a mean over patients (`means`, by center and patient), who are drawn within their centres.
 
-    Where a stratum has fewer than `statistics.MIN_PATIENTS`, patients are drawn from all together: within it they would vary too little.
-
-    Args:
-        values: (n,), one a patient.  strata: (n,), e.g. centres.
-    Returns: NaN for fewer patients than that in all.
+    Where a centre has fewer than `statistics.MIN_PATIENTS`, patients are drawn from all together: within it they would vary too little.
     """
-    if len(values) < MIN_PATIENTS:
-        return float("nan"), float("nan")
-    if np.unique(strata, return_counts=True)[1].min() < MIN_PATIENTS:
-        strata = np.zeros(len(values), int)
-    rng = np.random.default_rng(seed_sequence(seed, "localisation"))
-    total = np.zeros(DRAWS)
-    for stratum in np.unique(strata):
-        own = values[strata == stratum]
-        total += own[rng.integers(len(own), size=(DRAWS, len(own)))].sum(axis=1)
-    low, high = np.quantile(total / len(values), (0.025, 0.975))
-    return float(low), float(high)
+    values, centers = means.to_numpy(), means.index.get_level_values("center")
+    strata = np.zeros(len(values)) if centers.value_counts().min() < MIN_PATIENTS else centers.to_numpy()
+
+    def mean(drawn: Sequence[np.ndarray]) -> np.ndarray:
+        return sum(values[rows].sum(axis=1) for rows in drawn) / len(values)
+
+    return bootstrap_interval(strata, mean, np.random.default_rng(seed_sequence(seed, "localisation")))
 
 
 def randomised(student: Student, seed: int, parts: Sequence[str] | None = None) -> Student:
@@ -322,14 +302,14 @@ def cascade_summary(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Args:
         table: from `cascade`, of one or more centres.
-    Returns: step, randomised, correlation, low, high, patients, undefined (constant maps, left out).
+    Returns: step, randomised, correlation, low, high, patients, undefined (constant maps, left out), reason (why there is no interval).
     """
     rows = []
     for (step, part), group in table.groupby(["step", "randomised"], sort=True):
         means = group.dropna(subset="correlation").groupby(["center", "patient"])["correlation"].mean()
-        interval = bootstrap_mean(means.to_numpy(), means.index.get_level_values("center").to_numpy(), seed)
-        rows.append((step, part, means.mean(), *interval, len(means), int(group["correlation"].isna().sum())))
-    return pd.DataFrame(rows, columns=["step", "randomised", "correlation", "low", "high", "patients", "undefined"])
+        low, high, reason = _mean_interval(means, seed)
+        rows.append((step, part, means.mean(), low, high, len(means), int(group["correlation"].isna().sum()), reason))
+    return pd.DataFrame(rows, columns=["step", "randomised", "correlation", "low", "high", "patients", "undefined", "reason"])
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -337,3 +317,28 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
     return float(spearmanr(one.ravel(), other.ravel()).statistic)
+
+
+def case_table(
+    chosen: pd.DataFrame, samples: pd.DataFrame, maps: pd.DataFrame, size: int, lesions: dict[str, np.ndarray] | None = None
+) -> pd.DataFrame:
+    """The chosen images with their maps, as figures show them.
+
+    Args:
+        chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
+        samples: id, image, from `evaluation.samples.read_samples`.
+        maps: id, map, from `activation_maps`.
+        size: side of the images in pixels.
+        lesions: id -> (S, S) bool, from `lesions`; None where no lesion's place is known.
+    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
+    Raises: KeyError: a chosen image without a map or an image.
+    """
+    image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
+    ids = list(chosen["id"])
+    if missing := [name for name in ids if name not in image.index or name not in found.index]:
+        raise KeyError(f"no image or map of the chosen case {missing[0]!r}")
+    table = chosen.reset_index(drop=True)
+    table["image"] = pd.Series([image[name] for name in ids], dtype=object)
+    table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
+    table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
+    return table

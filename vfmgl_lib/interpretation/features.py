@@ -10,7 +10,7 @@ import torch
 from scipy.stats import ttest_ind, ttest_rel
 from sklearn.decomposition import PCA
 
-from vfmgl_lib.data.loading import ImageDataset, load_batches
+from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, too_few
 from vfmgl_lib.models.students import Student
@@ -27,8 +27,10 @@ def features_of(student: Student, data: ImageDataset, *, batch_size: int = 32, d
     Raises: ValueError: a feature that is not finite; the message names image and feature.
     """
     student = student.to(device).eval()
-    members = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
-    rows = [student.embed(batch["image"].to(device)).float().cpu().numpy() for batch in load_batches(data, members)]
+    rows = [
+        student.embed(batch["image"].to(device)).float().cpu().numpy()
+        for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False))
+    ]
     values = np.concatenate(rows)
     about = data.table[list(ABOUT)].copy()
     if not pd.api.types.is_integer_dtype(about["label"]):

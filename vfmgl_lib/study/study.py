@@ -28,7 +28,7 @@ from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_ve
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
-from vfmgl_lib.evaluation.results import final_predictions
+from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
 from vfmgl_lib.evaluation.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.federation.client import training_batches
@@ -43,7 +43,6 @@ from vfmgl_lib.tasks.records import earlier_reading
 TABLES = ("predictions", "metrics", "rounds", "steps", "stages", "mean_features", "faults", "traffic")
 COMPLETE = "complete.json"
 NO_TEACHER = "none (the method uses no teacher)"
-NO_COMPARISON = "no comparison"  # the last words of why a control is none
 NUMBERS = (
     "value",
     "probability",

@@ -24,7 +24,7 @@ from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.manifest import Manifest, ManifestError
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
-from vfmgl_lib.tasks.datasheets import FOLDER, class_titles
+from vfmgl_lib.tasks.datasheets import class_titles
 
 PATIENTS_FILE = "patients.csv"
 NEEDED_COLUMNS = ("patient", "age", "figo", "histology")
@@ -35,7 +35,6 @@ OLDEST = 120  # years
 KEYS = ("center", "set", "label")
 QUANTITIES = ("n", "age_mean", "age_std", *(f"figo_{stage}" for stage in FIGO), *(f"histology_{kind}" for kind in HISTOLOGY))
 SETS = ("train", "test", "external")
-PAPER_TABLE = FOLDER / "table1_endometrial_patients.csv"
 SHOWN_NAMES = 5
 
 
@@ -170,46 +169,3 @@ def _description(people: pd.DataFrame, known: bool) -> list:
     age = [ages.mean(), ages.std(ddof=1)] if len(ages) > 1 else [None, None]
     stages = [(people["figo"] == stage).sum() for stage in FIGO]
     return age + stages + [(people["histology"] == kind).sum() for kind in HISTOLOGY]
-
-
-def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table 1 beside one of ours, matched by centre, set and class.
-
-    Args:
-        table: from `table_one`.
-    Returns: columns center, set, label, quantity, paper, here (both float64); NaN on the side that has no such row.
-    """
-    sides = [
-        side.melt(list(KEYS), list(QUANTITIES), "quantity", name).astype({name: "float64"})
-        for name, side in (("paper", pd.read_csv(PAPER_TABLE)), ("here", table))
-    ]
-    both = sides[0].merge(sides[1], on=[*KEYS, "quantity"], how="outer", sort=False)
-    order = {name: position for position, name in enumerate((*SETS, *QUANTITIES))}
-    # Within a set the negative class comes first in the paper, and its name sorts last.
-    return both.sort_values(
-        [*KEYS, "quantity"],
-        key=lambda column: column.map(order) if column.name in ("set", "quantity") else column,
-        ascending=[True, True, False, True],
-        ignore_index=True,
-    )
-
-
-def groups_beside_paper(both: pd.DataFrame) -> pd.DataFrame:
-    """The groups of patients that the paper's Table 1 and ours both have, in a few numbers.
-
-    Args:
-        both: from `beside_paper`.
-    Returns: one row a group, index center, set, label; columns in two levels: "patients", "mean age (years)", "FIGO stage I",
-        "histologic type I" (the last two as shares of the patients with a row, 0 to 1), each as "paper" and "measured".
-        No row where no centre, set and class has the same name in both.
-    """
-    wide = both.pivot(index=list(KEYS), columns="quantity", values=["paper", "here"]).rename(columns={"here": "measured"}, level=0)
-    found = {}
-    for side in ("paper", "measured"):
-        one = wide[side]
-        staged, typed = one[[f"figo_{s}" for s in FIGO]].sum(axis=1), one[[f"histology_{kind}" for kind in HISTOLOGY]].sum(axis=1)
-        found["patients", side], found["mean age (years)", side] = one["n"], one["age_mean"]
-        found["FIGO stage I", side], found["histologic type I", side] = one["figo_I"] / staged, one["histology_I"] / typed
-    table = pd.DataFrame(found)[[(name, side) for name in dict.fromkeys(name for name, _ in found) for side in ("paper", "measured")]]
-    order = both.drop_duplicates(list(KEYS)).set_index(list(KEYS)).index
-    return table.reindex(order)[lambda rows: rows["patients"].notna().all(axis=1)]

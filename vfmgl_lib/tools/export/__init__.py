@@ -12,8 +12,8 @@ import pandas as pd
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import new_folder, sha256, write_bytes, write_text
-from vfmgl_lib.evaluation.classification import ONE_CLASS
 from vfmgl_lib.evaluation.complexity import count
+from vfmgl_lib.evaluation.metric import ONE_CLASS
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.federation.client import Client

@@ -13,7 +13,7 @@ import torch
 from vfmgl_lib.data.images import decode_image, decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.preprocessing import squashed
-from vfmgl_lib.evaluation.prediction import metrics_of
+from vfmgl_lib.evaluation.metric import metrics_of
 from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study

@@ -7,16 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfmgl_lib.data.scan import (
-    IMAGE_SUFFIXES,
-    VOLUME_SUFFIXES,
-    SourceError,
-    counted,
-    held,
-    masks_of_others,
-    skipped,
-    system_kind,
-)
+from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES, SourceError, counted, held, masks_of_others, skipped, system_kind
 
 
 class InputError(ValueError):

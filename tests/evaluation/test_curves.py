@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.evaluation.decision_curve import TREAT_ALL, TREAT_NONE, decision_curve, net_benefit
+from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, decision_curve, net_benefit
 
 LABEL = np.array([1, 1, 0, 0, 0])
 PROBABILITY = np.array([0.9, 0.4, 0.6, 0.2, 0.1])

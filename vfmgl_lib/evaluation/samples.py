@@ -1,6 +1,8 @@
-"""Tables made from images: what the figures of heterogeneity and of DDBL's batches draw."""
+"""Tables made from images and masks: which ones to look at, their pixels, and how many there are."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,12 @@ from vfmgl_lib.data.divisions import subset
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import SPLITS, Manifest
+from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.tasks.records import find_task
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
+MEAN = "mean"
 
 
 def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
@@ -101,3 +105,58 @@ def spacing(manifest: Manifest) -> pd.DataFrame:
         found = (sides.min(), np.median(sides), sides.max()) if len(sides) else (np.nan,) * 3
         rows.append((center, len(texts), len(sides), *found))
     return pd.DataFrame(rows, columns=["center", "images", "known", "smallest", "median", "largest"])
+
+
+def telling_images(final: pd.DataFrame, by: str = MEAN, budget: str = "rounds") -> pd.DataFrame:
+    """The best, the median and the worst test image of all centres, by the Dice of their own centres' models.
+
+    Images without foreground are left out: there both an empty prediction (Dice 1) and any other (0) show nothing.
+
+    Args:
+        final: final predictions of a segmentation, one seed.
+        by: "mean": the mean of the Dice over the methods, which favours none; or a method's key: by its Dice.
+    Returns: shown ("best", "median", "worst"), id, center, score (the Dice chosen by), by; of fewer than three images the first ones.
+    Raises: ValueError: several seeds, no such method, or no image with foreground.
+    """
+    rows = _at_home(final, budget)
+    rows = rows[rows["tp"] + rows["fn"] > 0]
+    if by != MEAN:
+        rows = rows[rows["method"] == by]
+    if rows.empty:
+        raise ValueError(
+            f"there is no test image with foreground to choose from by {by!r}, methods are {', '.join(final['method'].unique())}"
+        )
+    scores = rows.groupby(["id", "test_center"])["dice"].mean().reset_index().sort_values(["dice", "id"], ascending=[False, True])
+    places = dict.fromkeys([0, (len(scores) - 1) // 2, len(scores) - 1])
+    chosen = scores.iloc[list(places)].rename(columns={"test_center": "center", "dice": "score"})
+    chosen.insert(0, "shown", ["best", "median", "worst"] if len(places) == 3 else ["best", "worst"][: len(places)])
+    return chosen.assign(by=by).reset_index(drop=True)
+
+
+def overlay_table(chosen: pd.DataFrame, samples: pd.DataFrame, final: pd.DataFrame, budget: str = "rounds") -> pd.DataFrame:
+    """The chosen images with the truth and every method's mask.
+
+    Args:
+        chosen: from `telling_images`.
+        samples: id, image, mask of these images, from `read_samples` at the student's size.
+        final: as in `telling_images`, with mask_path ("": not kept).
+    Returns: shown, id, center, score, by, image, truth, method, mask ((S, S) bool, None where not kept), dice.
+    Raises: ValueError: a mask of another size than its image; the message names the file.
+    """
+    rows = _at_home(final, budget)[["id", "method", "dice", "mask_path"]]
+    table = chosen.merge(samples[["id", "image", "mask"]].rename(columns={"mask": "truth"}), on="id").merge(rows, on="id")
+    masks = []
+    for row in table.itertuples():
+        mask = decode_mask(Path(row.mask_path)).astype(bool) if row.mask_path else None
+        if mask is not None and mask.shape != row.image.shape[:2]:
+            raise ValueError(f"{row.mask_path} is {mask.shape}, its image {row.image.shape[:2]}: read the images at the student's size")
+        masks.append(mask)
+    return table.assign(mask=pd.Series(masks, table.index, dtype=object)).drop(columns="mask_path")
+
+
+def _at_home(final: pd.DataFrame, budget: str) -> pd.DataFrame:
+    rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
+    rows = rows[rows["model_center"] == rows["test_center"]]
+    if rows["seed"].nunique() > 1:
+        raise ValueError(f"overlays show one seed, got {', '.join(map(str, sorted(rows['seed'].unique())))}")
+    return rows
