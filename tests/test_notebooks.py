@@ -159,13 +159,13 @@ def test_papermill_runs_a_notebook_from_any_folder(tmp_path: Path):
     """As the README says it; results go where the parameter `runs` points from there."""
     here = tmp_path / "elsewhere"
     here.mkdir()
-    notebook = ROOT / "notebooks" / "04_federated_rounds.ipynb"
+    notebook = ROOT / "notebooks" / "09_paper_vs_measured.ipynb"
     words = [str(notebook), "out.ipynb", "-p", "task", "nuclei", "-p", "profile", str(ROOT / "tests" / "smallest.yaml")]
     with kernel_environment():
         done = subprocess.run([sys.executable, "-m", "papermill", *words, "--no-progress-bar"], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (here / "out.ipynb").is_file()
-    assert (tmp_path / "runs" / "smallest" / "nuclei" / "figures" / "04_federated_rounds" / "paper_and_measured.csv").is_file()
+    assert (tmp_path / "runs" / "smallest" / "nuclei" / "figures" / "09_paper_vs_measured" / "paper_and_measured.csv").is_file()
 
 
 def figures_of(folder: Path) -> set[str]:

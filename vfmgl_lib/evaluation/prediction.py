@@ -84,7 +84,7 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
     The paper chooses on training data, to which a model is fitted and on which its probabilities are too good.
 
     Args:
-        own: split -> the model's predictions on that set of its own centre, as `tools.predict` gives them; "test" is not looked at.
+        own: split -> the model's predictions on that set of its own centre, as `predict` gives them; "test" is not looked at.
         unit: "patient" or "image".
     Returns: NaN for a segmentation, or where neither set has both classes.
     """
@@ -98,13 +98,13 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
 
 
 def undefined_reason(predictions: pd.DataFrame) -> str:
-    """Why nothing can be said of rows as `tools.predict` returns them: one of them is undefined; "": none is."""
+    """Why nothing can be said of rows as `predict` returns them: one of them is undefined; "": none is."""
     count = int(predictions["tp" if "tp" in predictions else "probability"].isna().sum())
     return f"{count} of {len(predictions)} predictions are undefined: the model gives NaN or infinity" if count else ""
 
 
 def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> list[Metric]:
-    """The metrics of one model on one set of samples (rows as `tools.predict` returns them); undefined where a prediction is."""
+    """The metrics of one model on one set of samples (rows as `predict` returns them); undefined where a prediction is."""
     if reason := undefined_reason(predictions):
         names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
         return [Metric(name, math.nan, len(predictions), reason) for name in names]
