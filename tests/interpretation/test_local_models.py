@@ -9,7 +9,7 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.interpretation import cam, local_models
 from vfmgl_lib.interpretation.features import features_of, own_cases, principal_components, score_table, score_tests
 from vfmgl_lib.models.students import ResNet18, UNet
-from vfmgl_lib.tasks.folders import read_layout
+from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import write_phantoms
 
 SIZE = 32
@@ -19,7 +19,7 @@ SIZE = 32
 def local(request, tmp_path_factory):
     """Layout, manifest, students by centre, features by stage and centre."""
     root = write_phantoms(tmp_path_factory.mktemp("p") / "p", request.param, centers=2, samples={"train": 12, "test": 6}, image_size=SIZE)
-    manifest = read_layout(root, request.param, progress=False)
+    manifest = read_folders(root, request.param, progress=False)
     students = {}
     for seed, center in enumerate(manifest.training_centers):
         torch.manual_seed(seed)
