@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 from vfmgl_lib import __version__
@@ -81,3 +82,16 @@ def test_old_python_is_refused(tmp_path: Path):
     assert done.returncode == 2
     assert f"PYTHON={old} is not a Python 3.11 or newer" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_pages_name_files_that_are_there(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    named += re.findall(r"`((?:vfmgl_lib|tests|notebooks|docs|deploy|results|data_manifests)/[\w./-]*)`", text)
+    # Inside the library's rooms CONTRIBUTING and SECURITY leave its name out.
+    named += [
+        f"vfmgl_lib/{name}" for name in re.findall(r"`((?:[a-z_]+/)+[\w]+\.py)`", text) if not name.startswith(("vfmgl_lib", "tests"))
+    ]
+    assert len(named) >= 5
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -346,6 +346,14 @@ def test_bad_settings_are_named(tmp_path, arguments, error, message):
         open_workspace(task, profile, runs=tmp_path, **(SMALL | {"phantoms__samples": SAMPLES["nuclei"]} | arguments)).run()
 
 
+def test_a_relative_folder_of_results_is_meant_from_where_it_was_opened(tmp_path, monkeypatch):
+    """What measures an exported model runs in a folder of its own and is given places below it."""
+    monkeypatch.chdir(tmp_path)
+    workspace = _workspace("runs")
+    assert workspace.folder == tmp_path / "runs" / "smoke" / "nuclei"
+    assert workspace.manifest.root.is_absolute()
+
+
 def test_unknown_method_and_centre_are_named(finished):
     workspace, _ = finished
     with pytest.raises(ConfigError, match="method 'fedsgd': must be one of local, fedavg"):

@@ -70,11 +70,13 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
     in pixels of that size.
 
     Args:
-        final: final predictions of a segmentation, with `mask_path` (absolute, "" where no mask was kept).
-    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason.
+        final: final predictions; of a segmentation with `mask_path` (absolute, "" where no mask was kept).
+    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason; that of a
+        classification as it came.
     Raises: ValueError: a prediction without a mask in the manifest, or a file that is not there; names it.
     """
-
+    if "probability" in final:
+        return final
     truth = manifest.table.set_index("id")
     unit = "mm" if (manifest.table["spacing"] != "").all() else "px"
     measured: dict[str, dict[str, float | str]] = {}

@@ -1,6 +1,6 @@
 """Stage II of a round at a centre: what the shared model is worth there, which batches it teaches on, and the distillation.
 
-Which batches are kept is decided by the method and `method.ddbl.rule`:
+Which batches are kept is decided by the method and `deduction.rule`:
 
     kappa       batch by batch, as DDBL has it (`vfmgl_lib.method.ddbl`)
     quantile    before the stage, from the KL of all its batches at the student that stage I left

@@ -24,6 +24,7 @@ from vfmgl_lib.interpretation.mrmr import mrmr
 
 LEVELS = 3
 SPLITS = ("train", "test")
+NUMBERS = "label stage kind within_train between_train within_test between_test similarity pairs undefined".split()
 FEWEST = 3  # images: two points are always on a line
 Tables = Mapping[str, pd.DataFrame]  # training centre -> features of its local model, of the same images in the same order
 
@@ -217,4 +218,4 @@ def map_summary(maps: pd.DataFrame) -> pd.DataFrame:
         known = np.isfinite(upper["train"]) & np.isfinite(upper["test"])
         similarity = np.corrcoef(upper["train"][known], upper["test"][known])[0, 1] if known.sum() > 1 else np.nan
         rows.append(row | {"similarity": float(similarity), "pairs": int(known.sum()), "undefined": int((~known).sum())})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=NUMBERS)

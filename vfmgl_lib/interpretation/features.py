@@ -17,6 +17,8 @@ from vfmgl_lib.models.students import Student
 
 ABOUT = ("id", "patient", "center", "split", "label")
 SEGMENTATION = -1  # the label of an image that has a mask instead
+SCORES = ["stage", "center", "split", "patient", "label", "score"]
+SCORE_TESTS = "stage center split n_0 mean_0 std_0 n_1 mean_1 std_1 test patients t p reason".split()
 
 
 @torch.inference_mode()
@@ -109,8 +111,10 @@ def score_table(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
         predictions: rows of a study's `predictions` of one round, with stage, model_center, test_center, split, id, patient, probability,
             label; those of other models or centres are left out.
         unit: "patient" (mean probability of its images) or "image".
-    Returns: stage, center, split, patient, label, score.
+    Returns: stage, center, split, patient, label, score; no rows for a segmentation, which scores no images.
     """
+    if "probability" not in predictions:
+        return pd.DataFrame(columns=SCORES)
     own = predictions[predictions["model_center"] == predictions["test_center"]]
     parts = []
     for (stage, center, split), rows in own.groupby(["stage", "test_center", "split"], sort=False):
@@ -118,7 +122,7 @@ def score_table(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
         about = {"stage": stage, "center": center, "split": split}
         columns = {"patient": scores["patient"], "label": scores["label"].astype(int), "score": scores["probability"]}
         parts.append(pd.DataFrame(columns).assign(**about))
-    return pd.concat(parts, ignore_index=True)[["stage", "center", "split", "patient", "label", "score"]]
+    return pd.concat(parts, ignore_index=True)[SCORES]
 
 
 def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +153,7 @@ def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
         test = (np.nan, np.nan) if reason else function(groups[1], groups[0])
         row |= {"test": "" if reason else name, "patients": patients, "t": float(test[0]), "p": float(test[1])}
         rows.append(row | {"reason": reason})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=SCORE_TESTS)
 
 
 def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
@@ -164,26 +168,38 @@ def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
     return ""
 
 
-def median_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """One positive and one negative image per centre by a rule that leaves no choice: the one with the median score of its class.
+def own_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """The images of each centre with the score that its own model gives them.
 
-    Of an even number the lower of the two in the middle; of equal scores the first id. The score is the probability of the positive class
-    or, for a segmentation, the foreground Dice; its classes are images with and without foreground.
+    The score is the probability of the positive class or, for a segmentation, the foreground Dice; its classes are images with and without
+    foreground.
 
     Args:
         predictions: rows of a study's `predictions` of one round and stage; those of other centres' models are left out.
-    Returns: center, label (1 or 0), id, score, of (images of that class), sorted by centre, positive first. A class that a centre does not
-        have has no row.
+    Returns: center, label (1 or 0), id, score.
+    Raises: ValueError: no such rows.
     """
     own = predictions[(predictions["model_center"] == predictions["test_center"]) & (predictions["split"] == split)]
+    if own.empty:
+        raise ValueError(f"the predictions have no rows of a centre's own model on its own {split} images")
     if "probability" in own:
         own = own.assign(score=own["probability"], label=own["label"].astype(int))
     else:
         own = own.assign(score=own["dice"], label=(own["tp"] + own["fn"] > 0).astype(int))
-    if own.empty:
-        raise ValueError(f"the predictions have no rows of a centre's own model on its own {split} images")
+    return own.rename(columns={"test_center": "center"})[["center", "label", "id", "score"]]
+
+
+def median_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """One positive and one negative image per centre by a rule that leaves no choice: the one with the median score of its class.
+
+    Of an even number the lower of the two in the middle; of equal scores the first id.
+
+    Args: as for `own_cases`.
+    Returns: center, label (1 or 0), id, score, of (images of that class), sorted by centre, positive first. A class that a centre does not
+        have has no row.
+    """
     rows = []
-    for (center, label), part in own.groupby(["test_center", "label"]):
+    for (center, label), part in own_cases(predictions, split).groupby(["center", "label"]):
         ordered = part.sort_values(["score", "id"], ignore_index=True)
         case = ordered.iloc[(len(ordered) - 1) // 2]
         rows.append((center, label, case["id"], float(case["score"]), len(ordered)))

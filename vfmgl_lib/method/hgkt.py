@@ -15,8 +15,8 @@ phi = {both families of Linear}. One step on a batch (`HGKT.step`):
 
 Parameters that a loss does not reach have a zero gradient, so weight decay and momentum still move them, virtually as in the kept step.
 
-With `method.hgkt.teacher_scale: channel` T is standardised by channel, for the matching and for phi (`channel_scale`). With
-`method.hgkt.projection: ridge` P is no parameter: it is fitted once a round and a constant in all of the above (`method.projections`).
+With `transfer.teacher_scale: channel` T is standardised by channel, for the matching and for phi (`channel_scale`). With
+`transfer.projection: ridge` P is no parameter: it is fitted once a round and a constant in all of the above (`method.projections`).
 """
 
 from __future__ import annotations

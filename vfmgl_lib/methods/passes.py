@@ -10,7 +10,7 @@ VFMGL.
     HGKT, T virtual steps   9 + 6 + 3 e + 9 e (T - 1)     kept step, virtual task step and outer loss; the task step's Hessian-vector
                                                           product; T matching steps, which run the encoder alone, and T - 1 products of
                                                           theirs (T = 0: 9). All but the kept step in every n-th batch alone
-                                                          (`method.hgkt.hypergradient_every`)
+                                                          (`transfer.hypergradient_every`)
     stage II                4 + 2 (1 - e)                 an update, the shared model's pass, and its head there and back; of every batch,
                                                           kept or not
     rule quantile           2                             the shared model's pass, the encoder and the shared head, before stage II
@@ -43,7 +43,7 @@ def distillation_passes(encoder: float, quantile: bool = False) -> float:
     """Passes of one batch of stage II; what dropped batches and frozen stages save is not counted.
 
     Args:
-        quantile: the batches are measured before the stage (`method.ddbl.rule`).
+        quantile: the batches are measured before the stage (`deduction.rule`).
     """
     return UPDATE + 1 + 2 * (1 - encoder) + (2 if quantile else 0)
 

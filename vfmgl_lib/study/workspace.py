@@ -123,7 +123,7 @@ def open_workspace(
         teacher: as `models.teachers` names it, instead of the profile's; "": the profile's. Of a first and a second choice ("A else B")
             the settings hold the one that can be had.
         device: "cpu" or "cuda".
-        runs: the folder of all results.
+        runs: the folder of all results; a relative one is meant from where the process stands now.
     Raises: ConfigError, ManifestError: naming setting or file, the value, and what would have been right.
     """
     escape_tables()
@@ -132,7 +132,7 @@ def open_workspace(
     if teacher:
         overrides["teacher__source"] = teacher
     settings = with_available_teacher(load_settings(task, profile, device=device, seed=seed, **overrides))
-    runs = Path(runs)
+    runs = Path(runs).absolute()  # processes that start in another folder are given places below it
     folder = runs / settings.profile / (f"{task}-{real_path(data).name}" if data else task)
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")

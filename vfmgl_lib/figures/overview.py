@@ -1,0 +1,173 @@
+"""Figures that not every task has: each function draws what applies to the given tables, or says why nothing does.
+
+Each returns the figure and its numbers. Where nothing applies, the figure holds one sentence and the table has no rows. Predictions with a
+column `probability` are those of a classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from vfmgl_lib.config.sections import DataSettings
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation.calibration import reliability
+from vfmgl_lib.evaluation.comparison import statistics_table
+from vfmgl_lib.evaluation.curves import decision_curve, roc_points
+from vfmgl_lib.evaluation.samples import overlay_table, read_samples, telling_images
+from vfmgl_lib.figures import calibration, comparison, interpretation, overlays, roc, statistics_tables, style
+from vfmgl_lib.interpretation.cam import case_table
+from vfmgl_lib.interpretation.features import neighbors
+
+Drawn = tuple[Figure, pd.DataFrame]
+# Budget -> name of its statistics table, first words of the note.
+STATISTICS = {
+    "rounds": ("statistics_at_matched_rounds", "At matched rounds."),
+    "updates": ("statistics_at_matched_updates", "At matched updates."),
+    "epochs": ("statistics_at_matched_updates", "At matched updates."),
+    "hgkt_updates": ("statistics_at_hgkt_updates", f"After {comparison.BUDGETS['hgkt_updates']}."),
+    "compute": ("statistics_at_compute", f"After {comparison.BUDGETS['compute']}."),
+}
+
+
+def roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, budget: str) -> Drawn:
+    """ROC curves of all methods at home (Fig. 2A); arguments as for `curves.roc_points` and `roc.roc_curves`."""
+    if "probability" not in final:
+        return _none("A segmentation has no ROC curves.")
+    points = roc_points(final, unit=unit, budget=budget)
+    return roc.roc_curves(points, results, budget=budget), points
+
+
+def external_roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, chosen: Mapping[str, str], trained: Sequence[str]) -> Drawn:
+    """ROC curves of every centre's VFMGL model at the external centres (Supp. Figs. 1 and 13).
+
+    Args:
+        final, results: of one seed.
+        chosen: external centre -> the centre whose model it is given.
+        trained: the training centres.
+    """
+    if "probability" not in final:
+        return _none("A segmentation has no ROC curves.")
+    points = roc_points(final, unit=unit, external=True)
+    return roc.external_roc_curves(points, results, chosen=chosen, all_centers=trained), points
+
+
+def decision_chart(final: pd.DataFrame, unit: str, budget: str) -> Drawn:
+    """Decision curves (Fig. 2B)."""
+    if "probability" not in final:
+        return _none("A segmentation has no decision curves.")
+    curves = decision_curve(final, unit=unit)
+    return comparison.decision_curves(curves, budget=budget), curves
+
+
+def reliability_chart(final: pd.DataFrame, unit: str, budget: str) -> Drawn:
+    """Reliability diagrams; `final` is of one seed."""
+    if "probability" not in final:
+        return _none("A segmentation has no reliability diagrams.")
+    bins = reliability(final, unit=unit)
+    return calibration.reliability_diagrams(bins, budget=budget), bins
+
+
+def outline_chart(final: pd.DataFrame, manifest: Manifest, data: DataSettings, budget: str) -> Drawn:
+    """Outlines of all methods on the best, the median and the worst test image (Supp. Figs. 14 and 15); `final` is of one seed."""
+    if "probability" in final:
+        return _none("A classification has no outlines.")
+    telling = telling_images(final, budget=budget)
+    table = overlay_table(telling, read_samples(manifest, telling["id"], data), final, budget=budget)
+    return overlays.overlays(table), table.drop(columns=["image", "truth", "mask"])
+
+
+def write_budgets(results: pd.DataFrame, tests: pd.DataFrame, folder: Path, note: str) -> dict[str, Styler]:
+    """Writes the statistics table of every budget that the results have, in the order of `STATISTICS`: file name -> table to show."""
+    written = {}
+    for budget, (name, words) in STATISTICS.items():
+        if (results["budget"] == budget).any():
+            table = statistics_table(results, tests, budget=budget)
+            written[name] = statistics_tables.write_statistics(table, folder, name, f"{words} {note}")
+    return written
+
+
+def localisation_chart(summary: pd.DataFrame) -> Drawn:
+    """How much of the maps' energy lies in the lesion; `summary` is from `local_models.localise`."""
+    if summary.empty:
+        return _none("Nobody has outlined the lesions of these images: localisation is not measurable here.")
+    return interpretation.localisation(summary), summary
+
+
+def predictability_chart(told: pd.DataFrame, obstacle: str) -> Drawn:
+    """How well the centre is told from each model's features; arguments from `local_models.centers_told`."""
+    return _none(f"Not measurable here: {obstacle}.") if obstacle else (interpretation.center_predictability(told), told)
+
+
+def score_chart(scores: pd.DataFrame, tests: pd.DataFrame, classes: Sequence[str], seed: int) -> Drawn:
+    """Score charts of both classes (Fig. 7c); arguments as for `interpretation.score_charts`."""
+    if scores.empty:
+        return _none("A segmentation scores pixels, not images: there is no score chart. Its Dice is in notebooks 04 and 05.")
+    return interpretation.score_charts(scores, tests, classes, seed), scores
+
+
+def correlation_chart(maps: pd.DataFrame, label: int, classes: Sequence[str]) -> Drawn:
+    """Heatmaps of adaptive and common features of one class (Fig. 8); `maps` is from `local_models.feature_maps`."""
+    if maps.empty:
+        return _none("A segmentation has no classes of images: adaptive and common features do not apply.")
+    own = maps[maps["label"] == label]
+    return interpretation.correlation_heatmaps(own, f"Class {classes[label]}"), own
+
+
+def case_words(predictions: pd.DataFrame, classes: Sequence[str]) -> tuple[Sequence[str], str]:
+    """How the two kinds of cases are called, negative first, and how their score is called."""
+    return (classes, "score") if "probability" in predictions else (("no foreground", "foreground"), "Dice")
+
+
+def case_drawer(
+    cases: pd.DataFrame,
+    words: tuple[Sequence[str], str],
+    manifest: Manifest,
+    data: DataSettings,
+    maps: pd.DataFrame,
+    lesions: dict[str, np.ndarray],
+    features: Mapping[str, pd.DataFrame],
+) -> Callable[[Sequence[str]], Figure]:
+    """The function that draws the sheet of some cases (`interpretation.case_sheet`), as `case_browser` asks for it.
+
+    Args:
+        cases: center, label, id, score: all that may be drawn.
+        words: from `case_words`.
+        maps: id, map.
+        lesions: id -> (S, S) bool; {} where no lesion's place is known.
+        features: centre -> features of its local model, for the nearest training images.
+    """
+    names, score = words
+    by_id = cases.set_index("id", drop=False)
+
+    def nearest(center: str, case: str) -> pd.DataFrame:
+        found = neighbors(features[center], case)
+        return found.assign(case=case, image=list(read_samples(manifest, found["id"], data)["image"]))
+
+    def draw(ids: Sequence[str]) -> Figure:
+        rows = by_id.loc[list(ids)]
+        sheet = case_table(rows, read_samples(manifest, list(ids), data), maps, data.image_size, lesions)
+        near = pd.concat([nearest(row.center, row.id) for row in rows.itertuples()])
+        return interpretation.case_sheet(sheet, near, names, score)
+
+    return draw
+
+
+def save_drawn(drawn: Drawn, folder: Path, name: str, note: str = "") -> Figure:
+    """Saves a figure that has numbers, as `style.save_figure` does; one that says why there are none is only returned."""
+    figure, table = drawn
+    return figure if table.empty else style.save_figure(figure, table, folder, name, note)
+
+
+def save_rows(table: pd.DataFrame, folder: Path, name: str, note: str = "") -> pd.DataFrame:
+    """Saves a table that has rows, as `style.save_table` does; the table is returned."""
+    return table if table.empty else style.save_table(table, folder, name, note)
+
+
+def _none(why: str) -> Drawn:
+    return style.nothing(why.replace("$", r"\$")), pd.DataFrame()
