@@ -240,8 +240,8 @@ def test_what_another_version_ran_is_named_as_such(folder: Path, tmp_path: Path)
         writer.writerows(rows)
     run_batch(folder, BatchSettings(tasks=("nuclei",), runs=tmp_path / "runs", only=("02",)), progress=False)
     assert [row["version"] for row in read_log(log)] == ["0.1.0", "0.1.0", __version__]
-    lines = [line for line in page.read_text().splitlines() if "made with vfmgl_lib 0.1.0, as are its figures" in line]
-    assert len(lines) == 1 and "01_one" in lines[0]
+    items = [item for item in page.read_text().split("</li>") if "made with vfmgl_lib 0.1.0, as are its figures" in item]
+    assert len(items) == 1 and "01_one" in items[0]
 
 
 def test_the_engine_is_for_the_notebook_of_the_rounds_alone():

@@ -11,6 +11,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from vfmgl_lib import __version__
@@ -19,10 +20,11 @@ from vfmgl_lib.data.images import Reading
 from vfmgl_lib.study.study import load_study
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools import export
-from vfmgl_lib.tools.export import checks, export_model, model_card
+from vfmgl_lib.tools.export import checks, export_model
 from vfmgl_lib.tools.export.__main__ import main
 from vfmgl_lib.tools.export.checks import TOLERANCE, ExportError
 from vfmgl_lib.tools.export.formats import onnx_model
+from vfmgl_lib.tools.export.model_card import what_left
 from vfmgl_lib.tools.predict import KEY, Predictor
 from vfmgl_lib.tools.predict.files import predict_files
 from vfmgl_lib.tools.predict.inputs import find_inputs
@@ -176,6 +178,9 @@ def test_int8_is_calibrated_on_training_images(studies, exported, monkeypatch):
 def test_the_card_says_what_has_to_be_said(exported, studies):
     for task, done in exported.items():
         text = done.files["card"].read_text()
+        head = ModelCard(text).data
+        assert head.tags[-2:] == [task, "local"] and head.pipeline_tag == f"image-{Predictor(done.files['onnx']).description.kind}"
+        assert "{{" not in text and "None" not in text and text.endswith(".\n")
         for words in (
             "## Intended use",
             "## Data",
@@ -184,6 +189,7 @@ def test_the_card_says_what_has_to_be_said(exported, studies):
             "## Limits",
             "PHANTOM images",
             "no medical device",
+            "Each centre trained alone",
         ):
             assert words in text, words
         for center in studies[task].manifest.centers:
@@ -316,11 +322,10 @@ def test_a_pooled_model_s_statistics_are_of_the_pool_and_an_adopted_one_s_the_me
     ],
 )
 def test_the_card_says_what_left_a_centre(studies, method, said):
-    data = "\n".join(model_card._data(_of(studies["nuclei"], method), "SiteA"))
-    assert said in data and ("No image did" in data or method in ("pooled", "local"))
-    counts = "\n".join(model_card._data(_of(studies["nuclei"], method, share_counts=False), "SiteA"))
-    assert "number of its images" not in counts
-    own, shared = ("\n".join(model_card._data(_of(studies["nuclei"], "ditto"), center)) for center in ("SiteA", "shared"))
+    found = what_left(_of(studies["nuclei"], method).settings, "SiteA")
+    assert said in found and ("No image did" in found or method in ("pooled", "local"))
+    assert "number of its images" not in what_left(_of(studies["nuclei"], method, share_counts=False).settings, "SiteA")
+    own, shared = (what_left(_of(studies["nuclei"], "ditto").settings, center) for center in ("SiteA", "shared"))
     assert "second model" in own and "second model" not in shared
 
 

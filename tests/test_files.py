@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,8 @@ from vfmgl_lib.base.files import (
     FolderInUseError,
     Steps,
     file_name,
+    is_locked,
+    locked,
     new_folder,
     portable,
     real_path,
@@ -170,3 +174,22 @@ def test_two_calls_at_a_time_do_not_mix(tmp_path):
 def test_a_step_without_its_line_end_is_not_taken_for_whole(tmp_path):
     (tmp_path / "s").write_bytes(b"[1]\n[2]")
     assert Steps(tmp_path / "s").done == [[1]] and (tmp_path / "s").read_bytes() == b"[1]\n"
+
+
+def test_a_lock_is_seen_and_ends_with_the_process_that_holds_it(tmp_path):
+    lock = tmp_path / "new" / ".lock"
+    assert not is_locked(lock) and not lock.parent.exists(), "asking makes nothing"
+    start = "import sys, time; from pathlib import Path; from vfmgl_lib.base.files import locked\n"
+    code = start + "with locked(Path(sys.argv[1]), ValueError()): print('locked', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        assert is_locked(lock)
+        with pytest.raises(ValueError, match="taken"), locked(lock, ValueError("taken"), wait=0.1):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    assert not is_locked(lock)
+    with locked(lock, ValueError("taken")):
+        assert is_locked(lock), "also from within this process"

@@ -1,5 +1,6 @@
 """A name that is HTML is shown, not run: in tables, in the model card, from a hostile folder's name on."""
 
+import importlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ from pandas.io.formats.style import Styler
 from vfmgl_lib.figures.escaping import EscapingStyler, _escaping, escape_tables
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.batch.runner import write_html
-from vfmgl_lib.tools.export import model_card
 
+model_card = importlib.import_module("vfmgl_lib.tools.export.model_card")  # the package has the function under that name
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHOWN = "&lt;img src=x onerror=alert(1)&gt;"
 
@@ -74,11 +75,18 @@ def test_a_folder_with_a_hostile_name(kept, phantoms, tmp_path):
 
 
 def test_the_card_is_text(monkeypatch):
-    for part in ("_intended", "_training", "_data", "_performance", "_int8", "_files", "_limits"):
-        monkeypatch.setattr(model_card, part, lambda *given: [])
-    about = SimpleNamespace(task="nuclei", study={"model_center": HOSTILE}, data="PHANTOM", teacher="")
-    text = model_card.model_card(None, about, None, None, None, {}, None)
-    assert text.startswith("# nuclei: model of &lt;img src=x onerror=alert(1)>\n")
+    for part in ("_training", "_data", "_performance"):
+        monkeypatch.setattr(model_card, part, lambda *given: {})
+    settings = SimpleNamespace(method="local")
+    study = SimpleNamespace(settings=settings, manifest=SimpleNamespace(sha256="0", split_unit="patient"))
+    about = SimpleNamespace(task="nuclei", study={"model_center": HOSTILE}, data="PHANTOM", teacher="", kind="segmentation", reads=())
+    about.__dict__.update(
+        classes=["{{ 7 * 7 }}", HOSTILE], cutoff=None, cutoff_from="", preprocessing={}, reading=SimpleNamespace(max_value=0)
+    )
+    files, table = pd.DataFrame({"file": [HOSTILE], "bytes": [1], "sha256": ["0"]}), pd.DataFrame({"low": [0.5]})
+    text = model_card.model_card(study, about, files, table, table, {"parameters": 1, "macs": 1, "flops": 2}, table)
+    assert "\n# nuclei: model of &lt;img src=x onerror=alert(1)>\n" in text and "<" not in text
+    assert "Classes: {{ 7 * 7 }}, &lt;img" in text, "what is in a name is no template"
     assert "> **Not for any use on patients.**" in text, "a quotation stays one"
 
 

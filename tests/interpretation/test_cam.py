@@ -52,7 +52,7 @@ def test_the_mean_of_a_cam_is_the_difference_of_the_logits(resnet, images):
     assert found.mean((1, 2)) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_grad_cam_of_the_package_is_the_cam_over_the_number_of_places(resnet, images):
+def test_grad_cam_is_the_cam_over_the_number_of_places(resnet, images):
     assert cam.grad_cam(resnet, images, "layer4") == pytest.approx(cam.class_activation(resnet, images) / 4, abs=1e-6)
     assert all(parameter.grad is None for parameter in resnet.parameters()), "gradients are left behind"
 

@@ -3,12 +3,13 @@
 import _thread
 import fcntl
 import os
+import shlex
 import signal
 import stat
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import psutil
@@ -101,7 +102,7 @@ def test_what_another_process_runs_is_left_to_it_and_then_taken(small, monkeypat
         job.workspace.run(job.method, progress=False)
         return SimpleNamespace(done=lambda: True, job_id="0", paths=SimpleNamespace(folder=tmp_path))
 
-    monkeypatch.setattr(module, "_local", lambda *arguments: submit)
+    monkeypatch.setattr(module, "_beside", lambda *arguments: submit)
     with open(first.study.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -198,8 +199,9 @@ def test_slurm_gets_the_parameters_and_runs_the_study(small, tmp_path, monkeypat
     (study,) = sweep(workspace, ["local"], executor="slurm", cluster=parameters)
     assert study.complete
     script = (programs / "submitted.sh").read_text()
-    for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=1", "#SBATCH --time=7", "export OMP_NUM_THREADS=1"):
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --gpus-per-node=1", "#SBATCH --time=7"):
         assert line in script.splitlines()
+    assert "OMP_NUM_THREADS=1" in script
     with pytest.raises(ConfigError, match=r"executor slurm: .*Unknown argument 'partitoin'"):
         sweep(workspace, ["local"], executor="slurm", cluster={"slurm_partitoin": "gpu"})
 
@@ -219,26 +221,53 @@ def test_every_process_gets_a_gpu_of_its_own_while_there_are_enough(small, monke
     jobs = plan(workspace, ["local"], [0, 1, 2, 3])
     submitted = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-x")
-    monkeypatch.setattr(module.submitit.LocalExecutor, "submit", lambda self, remote: submitted.append(remote))
+
+    class Recorder:
+        def __init__(self, folder, cluster, local_python):
+            self.words = shlex.split(local_python)
+
+        def update_parameters(self, **parameters):
+            pass
+
+        def submit(self, attempt):
+            submitted.append((self.words, attempt.threads))
+
+    monkeypatch.setattr(module.submitit, "AutoExecutor", Recorder)
     on_gpus = replace(workspace, settings=workspace.settings.model_copy(update={"device": "cuda"}))
-    submit = module._local(on_gpus, 2, threads=3)
+    submit = module._beside(on_gpus, 2, "local", 3, {})
     submit(jobs[0], [])
     submit(jobs[1], [jobs[0]])
     submit(jobs[2], [jobs[1]])  # the first has ended
     submit(jobs[3], [jobs[1], jobs[2]])
-    assert [remote.gpu for remote in submitted] == ["2", "GPU-x", "2", "2"]
-    assert {remote.threads for remote in submitted} == {3}
-    module._local(workspace, 2, threads=3)(jobs[0], [])
-    assert submitted[-1].gpu is None, "without cuda none is chosen"
+    assert [words[-2] for words, _ in submitted] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in ("2", "GPU-x", "2", "2")]
+    assert all("OMP_NUM_THREADS=3" in words and threads == 3 for words, threads in submitted)
+    module._beside(workspace, 2, "local", 3, {})(jobs[0], [])
+    assert not any(word.startswith("CUDA") for word in submitted[-1][0]), "without cuda none is chosen"
 
 
+@dataclass(frozen=True)
+class Seen(module._Attempt):
+    def __call__(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
+
+
+@pytest.mark.slow
 def test_a_process_sees_its_gpu_and_its_threads(small, monkeypatch):
+    workspace = small()
+    (job,) = plan(workspace, ["local"], [0])
+    monkeypatch.setattr(module, "_Attempt", Seen)
+    monkeypatch.setattr(module, "_gpus", lambda: ["5"])
+    on_gpus = replace(workspace, settings=workspace.settings.model_copy(update={"device": "cuda"}))
+    assert module._beside(on_gpus, 2, "local", 3, {})(job, []).result() == ("5", "3")
+
+
+def test_an_attempt_has_its_threads_and_leaves_those_of_its_process(small, monkeypatch):
     (job,) = plan(small(), ["local"], [0])
-    seen = []
-    monkeypatch.setattr(module, "_run", lambda job: seen.append((os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads())))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    module._Remote(job, threads=3, gpu="5")()
-    assert seen == [("5", 3)]
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(type(job.workspace), "run", lambda *arguments, **options: seen.append(torch.get_num_threads()))
+    module._Attempt(job, 3)()
+    module._Attempt(job, None)()
+    assert seen == [3, before] and torch.get_num_threads() == before
 
 
 def test_the_bar_counts_rounds_of_all_studies(small, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout, lock_descriptor
 
 PARTIAL = ".partial"  # suffix of a file that is being written
 LONGEST_NAME = 255  # bytes, of file systems in use
@@ -170,17 +171,29 @@ class FolderInUseError(ValueError):
 
 
 @contextmanager
-def _only_process(folder: Path, lock: Path) -> Iterator[None]:
-    """Two processes in one folder would mix what they write; the operating system releases the lock however a process ends."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FolderInUseError(f"{folder}: another process is writing it; wait for it, stop it, or write elsewhere") from error
-        if not lock.exists():
-            raise FolderInUseError(f"{folder}: another process has just written it, expected a new folder")
+def locked(lock: Path, error: Exception, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock file for the block, against processes on all machines of its file system. It is released however the process ends.
+
+    Args:
+        error: what is raised when another process holds it.
+        wait: seconds to wait for it before.
+    """
+    try:
+        held = FileLock(lock, fallback_to_soft=False).acquire(timeout=wait)
+    except Timeout:
+        raise error from None
+    with held:
         yield
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether some process holds the lock file now; who asks holds it for an instant, so `locked` has to wait a little."""
+    try:
+        file = open(lock, "r+" if os.access(lock, os.W_OK) else "r")
+    except FileNotFoundError:
+        return False
+    with file:
+        return not lock_descriptor(file.fileno(), blocking=False)
 
 
 @contextmanager
@@ -195,7 +208,8 @@ def resumed_folder(path: Path, call: str) -> Iterator[tuple[Path, Steps]]:
     path = Path(os.path.abspath(path))
     partial = temporary_name(path)
     about, log, lock = partial / "call.json", partial / "steps.jsonl", partial / ".lock"
-    with _only_process(path, lock):
+    error = FolderInUseError(f"{path}: another process is writing it; wait for it, stop it, or write elsewhere")
+    with locked(lock, error):
         if not about.is_file() or about.read_bytes() != call.encode():
             for entry in partial.iterdir():
                 if entry.is_dir() and not entry.is_symlink():

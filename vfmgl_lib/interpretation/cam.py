@@ -4,9 +4,8 @@ A map holds, per place of a layer's feature map, the evidence for the positive c
 only the difference of the logits counts, so the maps are those of the difference. Positive values speak for the class, negative ones
 against it; "energy" is the positive part.
 
-References: Zhou et al. 2016, "Learning deep features for discriminative localization" (CAM); Selvaraju et al. 2017 (Grad-CAM, here by
-the package pytorch-grad-cam) and, for its use on segmentations, Vinogradova et al. 2020; Adebayo et al. 2018, "Sanity checks for
-saliency maps".
+References: Zhou et al. 2016, "Learning deep features for discriminative localization" (CAM); Selvaraju et al. 2017
+(Grad-CAM) and, for its use on segmentations, Vinogradova et al. 2020; Adebayo et al. 2018, "Sanity checks for saliency maps".
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from pytorch_grad_cam import GradCAM
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -92,14 +90,12 @@ def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
     """
     _check_images(images)
     module = _layer(student, layer)
-    with torch.enable_grad(), GradCAM(student, [module]) as method:
-        # What the package returns is scaled to [0, 1] image by image; asked for its parts it also gives the map itself.
-        method(images.detach().requires_grad_(True), [_evidence] * len(images))
-        seen = method.activations_and_grads
-        activations, gradients = (parts[0].detach().cpu().numpy() for parts in (seen.activations, seen.gradients))
-        raw = method.get_cam_image(images, module, None, activations, gradients)
-    student.zero_grad(set_to_none=True)
-    return np.asarray(raw, dtype=np.float32)
+    outputs: list[Tensor] = []
+    with torch.enable_grad(), module.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
+        logits = student(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
+        (gradient,) = torch.autograd.grad(sum(map(_evidence, logits)), outputs)
+    weights = gradient.cpu().numpy().mean((2, 3), keepdims=True)
+    return (weights * outputs[0].detach().cpu().numpy()).sum(1)
 
 
 def _evidence(logits: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ SCHEMES = ("MIQ", "MID")
 ENGINES = ("fast", "pymrmr")
 MIQ_OFFSET = 1e-4  # bits, added to the redundancy: pymrmr's constant
 ROUNDING = 1e-13  # bits, no mutual information is off by more (measured: 5e-15 with 1e5 samples)
+LEVELS = (-1, 0, 1)  # of a feature, as `correlation.discretised` makes them
 
 
 def mrmr(features: np.ndarray, labels: np.ndarray, k: int, scheme: str = "MIQ", engine: str = "fast") -> np.ndarray:
@@ -35,8 +36,8 @@ def mrmr(features: np.ndarray, labels: np.ndarray, k: int, scheme: str = "MIQ", 
     features of highest relevance; apart from that both engines give the same order.
 
     Args:
-        features: (n, d) discrete values: whole numbers of any size and sign, few of them different; only which samples share a value
-            matters. A constant feature has no information and is allowed.
+        features: (n, d), each value -1, 0 or 1; only which samples share a value matters. A constant feature has no information and is
+            allowed.
         labels: (n,) whole numbers, at least two classes: with one, every relevance is 0 and there is nothing to select by.
         k: number of features, 1 to d.
         scheme: "MIQ" or "MID".
@@ -57,12 +58,19 @@ def mrmr(features: np.ndarray, labels: np.ndarray, k: int, scheme: str = "MIQ", 
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    ranks, class_ranks = _ranks(features, "features"), _ranks(labels[:, None], "labels")
-    if not class_ranks.any():
-        raise ValueError(f"labels must hold at least two classes, got {labels.flat[0]} in all {len(labels)} samples")
+    wrong = np.argwhere(~np.isin(features, LEVELS))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        found = f"{features[row, column]} at ({row}, {column}) ({len(wrong)} such values)"
+        raise ValueError(f"features must be -1, 0 or 1, got {found}: discretise them first")
+    if labels.dtype.kind not in "biu":
+        raise ValueError(f"labels must be whole numbers, got dtype {labels.dtype}")
+    names, classes = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"labels must hold at least two classes, got {names[0]} in all {len(labels)} samples")
     if engine == "pymrmr":
-        return pymrmr_orders([(ranks, class_ranks[:, 0], int(k), scheme)])[0]
-    return _select(ranks, class_ranks[:, 0], int(k), scheme)
+        return pymrmr_orders([(features.astype(np.int32) + 1, classes, int(k), scheme)])[0]
+    return _select(features, classes, int(k), scheme)
 
 
 def shortfall(features: np.ndarray, labels: np.ndarray, order: Sequence[int], scheme: str = "MIQ") -> np.ndarray:
@@ -137,30 +145,13 @@ with open(sys.argv[2], "w", encoding="utf-8") as answer:
 """
 
 
-def _ranks(values: np.ndarray, name: str) -> np.ndarray:
-    """Every column's values as dense ranks 0 … L−1, (n, d) int32: the same partition of the samples, so the same information."""
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be whole numbers, got dtype {values.dtype}")
-    if values.dtype.kind == "f":
-        wrong = np.argwhere(~np.isfinite(values) | (values != np.floor(values)))
-        if len(wrong):
-            where = tuple(int(i) for i in wrong[0][: 1 if name == "labels" else 2])
-            raise ValueError(
-                f"{name} must be whole numbers, got {values[tuple(wrong[0])]} at {where} ({len(wrong)} such values): discretise them first"
-            )
-    ranks = np.empty(values.shape, dtype=np.int32)
-    for column in range(values.shape[1]):
-        ranks[:, column] = np.unique(values[:, column], return_inverse=True)[1]
-    return ranks
-
-
-def _select(ranks: np.ndarray, class_ranks: np.ndarray, k: int, scheme: str) -> np.ndarray:
-    information = _Information(ranks)
-    relevance = information.about(class_ranks)
+def _select(features: np.ndarray, classes: np.ndarray, k: int, scheme: str) -> np.ndarray:
+    members = _bits(np.stack([features == level for level in LEVELS]))
+    relevance = _information(members, _bits(np.arange(classes.max() + 1)[:, None, None] == classes[:, None]), len(features))
     order = [_first_of_the_best(relevance, np.full_like(relevance, ROUNDING))]
     redundancy_sum = np.zeros_like(relevance)
     while len(order) < k:
-        redundancy_sum += information.about(ranks[:, order[-1]])
+        redundancy_sum += _information(members, members[:, :, order[-1:]], len(features))
         redundancy = redundancy_sum / len(order)
         if scheme == "MIQ":
             score = relevance / (redundancy + MIQ_OFFSET)
@@ -180,39 +171,26 @@ def _first_of_the_best(score: np.ndarray, doubt: np.ndarray) -> int:
     return int(np.argmax(score + doubt >= score[best] - doubt[best]))
 
 
-class _Information:
-    """Mutual information between every feature of a table and one discrete variable, from exact counts.
+def _bits(member: np.ndarray) -> np.ndarray:
+    """(levels, n, features) bool, is a sample at the level? → (words, levels, features) uint64, a bit a sample, padded with zeros."""
+    packed = np.packbits(member, axis=1)
+    padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8), (0, 0)))
+    return np.ascontiguousarray(np.ascontiguousarray(padded.transpose(0, 2, 1)).view(np.uint64).transpose(2, 0, 1))
 
-    n·I(x; y) = Σ c log c over the joint table + n log n − Σ c log c over either margin. Samples are bits, 64 a word. The time grows with
-    the number of the features' values times that of the variable's: here three times three at most.
+
+def _information(members: np.ndarray, variable: np.ndarray, samples: int) -> np.ndarray:
+    """I(feature; variable) in bits for every feature, (d,), from exact counts:
+
+        n·I(x; y) = Σ c log c over the joint table + n log n − Σ c log c over either margin
+
+    Args:
+        members: of the features, (words, 3, d) as `_bits` makes them.  variable: of one variable, (words, its levels, 1).
     """
+    numbers = np.arange(samples + 1)
+    c_log_c = numbers * np.log2(np.maximum(numbers, 1))  # 0 log 0 = 0
 
-    def __init__(self, ranks: np.ndarray):
-        self.samples, self.features = ranks.shape
-        counts = np.arange(self.samples + 1, dtype=float)
-        self.c_log_c = counts * np.log2(np.maximum(counts, 1))  # bits; 0 log 0 = 0
-        self.masks = [_bit_masks(ranks == value) for value in range(int(ranks.max()) + 1)]
-        # Joint with a constant, a feature's table is its own margin.
-        self.margin = self._joint(np.zeros(self.samples, dtype=np.int32))
+    def total(bits: np.ndarray) -> np.ndarray:
+        return c_log_c[np.bitwise_count(bits).sum(axis=0, dtype=np.int32)].sum(axis=0)
 
-    def about(self, ranks: np.ndarray) -> np.ndarray:
-        """I(feature; variable) in bits, (d,), for a variable given as dense ranks (n,)."""
-        own = self.c_log_c[np.bincount(ranks)].sum()
-        return (self._joint(ranks) + self.c_log_c[-1] - self.margin - own) / self.samples
-
-    def _joint(self, ranks: np.ndarray) -> np.ndarray:
-        """Σ c log c over each feature's joint table with the variable, (d,) bits."""
-        total = np.zeros(self.features)
-        for value in range(int(ranks.max()) + 1):
-            having = _bit_masks((ranks == value)[:, None])
-            for masks in self.masks:
-                total += self.c_log_c[np.bitwise_count(masks & having).sum(axis=0, dtype=np.intp)]
-        return total
-
-
-def _bit_masks(member: np.ndarray) -> np.ndarray:
-    """(n, d) bool → (words, d) uint64, the samples' bits, padded with zeros."""
-    packed = np.packbits(member.T, axis=1)
-    padded = np.zeros((packed.shape[0], -(-packed.shape[1] // 8) * 8), np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    return np.ascontiguousarray(padded.view(np.uint64).T)
+    joint = sum(total(members & variable[:, [level]]) for level in range(variable.shape[1]))
+    return (joint + c_log_c[-1] - total(members) - total(variable)) / samples

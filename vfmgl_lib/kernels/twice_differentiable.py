@@ -17,7 +17,8 @@ with a = m(g), b = m(g xh), c = m(h_x), d = m(h_x xh), e = m(g h_x) its double b
 four passes over the maps where torch's own, written in elementary operations, takes about thirty.
 
 Max pooling is torch's own on a copy in channels_last order: on a CPU its kernel is three times as fast there, the copies included.
-The references are torch's own layers; tests compare values, gradients and second derivatives.
+No library does this: torch's double backward, which torch.func uses too, is the slow one. The operators of torch.ops.aten, which are not
+documented, are called in this file alone. The references are torch's own layers; tests compare values, gradients and second derivatives.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from vfmgl_lib.config.sections import DeductionSettings
 from vfmgl_lib.kernels.distillation import temperature_kl
@@ -136,8 +137,7 @@ def gradient_ratio(student: Student, task: Tensor, divergence: Tensor) -> float:
     reached = [parameter for parameter, gradient in zip(free, found, strict=True) if gradient is not None]
     of_task = torch.autograd.grad(task, reached, retain_graph=True)
     of_divergence = [gradient for gradient in found if gradient is not None]
-    upper, lower = (torch.linalg.vector_norm(torch.stack(torch._foreach_norm(part))) for part in (of_divergence, of_task))
-    return (upper / lower).item()
+    return (get_total_norm(of_divergence) / get_total_norm(of_task)).item()
 
 
 def deduction_step(

@@ -29,8 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import get_total_norm
 
 from vfmgl_lib.config.sections import TransferSettings
+from vfmgl_lib.kernels import tensor_lists
 from vfmgl_lib.kernels.matching import TeacherTerms, pair_matching, prepare_teacher
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
 from vfmgl_lib.method.projections import Moments, r_squared, ridge
@@ -291,7 +293,7 @@ class HGKT:
 
         outer_loss, derivatives = self.hypergradient(images, target, teacher, constant, outer or (images, target))
         torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(self.meta.parameters()))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.meta.parameters()])))
+        norm = get_total_norm([p.grad for p in self.meta.parameters()])
         self.meta_optimizer.step()
         return StepRecord(task.detach(), match.detach(), outer_loss.detach(), norm, weights)
 
@@ -347,9 +349,9 @@ class HGKT:
             wanted = [*leaves, *weights] if trajectory else weights
             directions = [momentum_adjoint[index] for index in reached]
             products = torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
-            torch._foreach_add_(derivatives, products[-len(weights) :])
+            tensor_lists.add_(derivatives, products[-len(weights) :])
             if trajectory:
-                adjoint = torch._foreach_add(adjoint, products[: len(leaves)])
+                adjoint = tensor_lists.add(adjoint, products[: len(leaves)])
         return outer_loss.detach(), derivatives
 
     def unrolled_outer_loss(
@@ -413,9 +415,7 @@ class HGKT:
         """One step of the transfer optimiser (torch.optim.SGD's dynamics) in place, in one pass over the memory."""
         gradients = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(gradients, parameters, strict=True)]
         options = {"lr": self.lr, "weight_decay": self.settings.weight_decay, "dampening": 0.0} | changes
-        torch._fused_sgd_(
-            parameters, gradients, momenta, momentum=self.settings.momentum, nesterov=False, maximize=False, is_first_step=False, **options
-        )
+        tensor_lists.sgd_(parameters, gradients, momenta, momentum=self.settings.momentum, **options)
 
     def _sgd(self, parameters: State, gradients: State, momenta: State) -> tuple[State, State]:
         """One step of the transfer optimiser (torch.optim.SGD's dynamics) as a function: new parameters and momenta."""

@@ -22,11 +22,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.servers import Averaging, State, Switches
+from vfmgl_lib.kernels import tensor_lists
 from vfmgl_lib.methods.passes import UPDATE
 from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import Student
@@ -124,16 +126,15 @@ class HarmoFLClient(Client):
         parameters = list(network.parameters())
         task = self.task_loss(network(images), target)
         gradients = torch.autograd.grad(task, parameters)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        length = self.settings.comparators.harmofl.perturbation / (norm + 1e-12)
+        length = self.settings.comparators.harmofl.perturbation / (get_total_norm(gradients) + 1e-12)
         position = [parameter.detach().clone() for parameter in parameters]
         statistics = [buffer.clone() for buffer in network.buffers()]
         with torch.no_grad():
-            torch._foreach_add_(parameters, torch._foreach_mul(gradients, length))
+            tensor_lists.add_(parameters, tensor_lists.scale(gradients, length))
         self.optimizer.zero_grad(set_to_none=True)
         self.task_loss(network(images), target).backward()
         with torch.no_grad():
-            torch._foreach_copy_(parameters, position)  # to the bit, which subtracting delta again would not be
+            tensor_lists.copy_(parameters, position)  # to the bit, which subtracting delta again would not be
             for buffer, before in zip(network.buffers(), statistics, strict=True):
                 buffer.copy_(before)
         self.optimizer.step()

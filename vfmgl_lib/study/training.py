@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from tqdm import tqdm
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.base.files import new_folder, write_json, write_text
+from vfmgl_lib.base.files import is_locked, locked, new_folder, write_json, write_text
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.data.manifest import Manifest, write_manifest
@@ -37,7 +34,7 @@ from vfmgl_lib.study.study import COMPLETE, TABLES, Study, find_study, last_whol
 log = logging.getLogger(__name__)
 # (study, clients, server, start=, progress=, teacher_cache=) -> the rounds, as `federation.rounds.run_rounds` gives them
 RoundsApart = Callable[..., Iterator[Round]]
-LOCK_ATTEMPTS = 5
+LOCK_WAIT_S = 0.5  # for a process that only asks whether the study is running
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "safetensors", "papermill")
 
 
@@ -68,8 +65,8 @@ def run_study(
         StudyRunningError: another process is running this very study.
     """
     study, teacher = find_study(settings, manifest, folder)
-    study.folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(study.folder):
+    error = StudyRunningError(f"study {study.folder}: another process is running it; wait for it or stop it")
+    with locked(study.folder / ".lock", error, LOCK_WAIT_S):
         if study.complete:
             log.info("loaded the complete study %s", study.folder.name)
         else:
@@ -89,16 +86,7 @@ def _warn_of_an_idle_control(given: StudySettings, made: StudySettings) -> None:
 
 def is_running(folder: Path) -> bool:
     """Whether some process, also on another machine that shares the file system, is running the study of this folder now."""
-    try:
-        file = open(folder / ".lock")
-    except FileNotFoundError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_locked(folder / ".lock")
 
 
 def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache: Path | None, network: RoundsApart | None) -> None:
@@ -143,24 +131,6 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
             _prune(study, done.number)
     _join_tables(study)
     write_json(folder / COMPLETE, {"rounds": study.last_round})
-
-
-@contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Holds the study's lock; the operating system releases it however the process ends.
-
-    A process that only asks (`is_running`) holds the lock for an instant, which is waited for.
-    """
-    with open(folder / ".lock", "w") as file:
-        for attempt in range(LOCK_ATTEMPTS):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if attempt == LOCK_ATTEMPTS - 1:
-                    raise StudyRunningError(f"study {folder}: another process is running it; wait for it or stop it") from error
-                time.sleep(0.1)
-        yield
 
 
 def _describe(study: Study, teacher: Teacher | None, engine: str) -> None:

@@ -5,42 +5,39 @@ every later download of that file must be the same: another one is refused and d
 interrupted download left stays as `.<file>.partial`, and the next call goes on from there.
 """
 
-import fcntl
 import json
 import logging
 import re
 import shutil
-import stat
-import tarfile
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pooch
 import requests
 import urllib3
-from tqdm import tqdm
 
-from vfmgl_lib.base.files import PARTIAL, new_folder, sha256, write_json
+from vfmgl_lib.base.files import PARTIAL, locked, sha256, write_json
 from vfmgl_lib.base.surroundings import about_proxy
 from vfmgl_lib.tasks.datasheets import Download, read_datasheet
 
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**16  # what came of one when the connection is lost is asked for again
 TIMEOUT_S = (10, 60)  # to connect, and without a byte
 ATTEMPTS = 6  # in a row that bring nothing new
 FIRST_WAIT_S = 1.0  # doubled after each of them
 LONGEST_WAIT_S = 30.0
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers after which asking again can help
 LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
+
+
+class _PassingError(Exception):
+    """An answer after which the same request may succeed."""
 
 
 class FetchError(RuntimeError):
@@ -81,7 +78,8 @@ def download_all(downloads: Collection[Download], folder: Path, only: Collection
     files, problems = [], []
     if public:
         try:
-            with _only_process(folder):
+            error = FetchError(f"{folder}: another process is downloading into it; wait for it or stop it")
+            with locked(folder / ".lock", error):  # two downloads into the same part would mix
                 for download in public:
                     try:
                         files.append(_fetch_one(download, folder, progress))
@@ -144,9 +142,9 @@ def _fetch_one(download: Download, folder: Path, progress: bool) -> Path:
         finished(target)
         return target
     store = pooch.create(folder.resolve(), base_url="", registry={download.file: known}, urls={download.file: download.url})
-    partial = folder / f".{download.file}{PARTIAL}"
+    resuming = ResumingDownloader(folder / f".{download.file}{PARTIAL}", progress, finished)
     try:
-        store.fetch(download.file, downloader=ResumingDownloader(partial, progress, finished))
+        store.fetch(download.file, downloader=resuming)
     except ValueError as error:  # pooch's answer to a wrong checksum; it has deleted what came
         since = f"pinned on {pin['date']}" if pin else "of the datasheet"
         raise FetchError(
@@ -174,17 +172,15 @@ class ResumingDownloader:
         self.progress = progress
         self.finished = finished
 
-    def __call__(self, url: str, output_file: str, store: pooch.Pooch, check_only: bool = False) -> None:
+    def __call__(self, url: str, output_file: str, store: pooch.Pooch) -> None:
         failures, furthest = 0, self._size()
-        name = self.partial.name.removeprefix(".").removesuffix(PARTIAL)
-        with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=not self.progress) as bar:
-            while problem := self._receive(url, bar):
-                failures = 0 if self._size() > furthest else failures + 1
-                furthest = max(furthest, self._size())
-                if failures >= ATTEMPTS:
-                    raise FetchError(f"{url}: {problem}; given up after {ATTEMPTS} attempts. The same call goes on from here")
-                logger.warning("%s: %s, trying again", url, problem)
-                time.sleep(min(FIRST_WAIT_S * 2**failures, LONGEST_WAIT_S))
+        while problem := self._receive(url):
+            failures = 0 if self._size() > furthest else failures + 1
+            furthest = max(furthest, self._size())
+            if failures >= ATTEMPTS:
+                raise FetchError(f"{url}: {problem}; given up after {ATTEMPTS} attempts. The same call goes on from here")
+            logger.warning("%s: %s, trying again", url, problem)
+            time.sleep(min(FIRST_WAIT_S * 2**failures, LONGEST_WAIT_S))
         try:
             self.finished(self.partial)
         except FetchError:
@@ -193,51 +189,55 @@ class ResumingDownloader:
         self.partial.replace(output_file)
         self.state.unlink(missing_ok=True)
 
-    def _receive(self, url: str, bar: tqdm) -> str:
+    def _receive(self, url: str) -> str:
         """One request. Returns: "" when the file is complete, or what went wrong and may pass."""
         state = self._usable_state(url)
         offset = self._size() if state else 0
         if state and offset == state["total"]:
             return ""
-        headers, host = {"Accept-Encoding": "identity"}, urlsplit(url).hostname or ""
+        headers = {"Accept-Encoding": "identity"}
         if offset:
-            headers["Range"] = f"bytes={offset}-"
-            if state["validator"]:
-                headers["If-Range"] = state["validator"]
-        try:
-            with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
-                if response.status_code in PASSING:
-                    return f"the server answers {response.status_code} {response.reason}"
-                if offset and response.status_code in (206, 416) and not _continues(response, offset, state["total"]):
-                    self._discard()
-                    return "the server's file has another size than the part that is here, starting over"
-                if response.status_code not in (200, 206):
-                    raise FetchError(f"{url}: the server answers {response.status_code} {response.reason}, expected a file")
-                offset = offset if response.status_code == 206 else 0
-                total = state["total"] if offset else _length(response)
-                self._check_space(url, (total or 0) - offset)
-                self._write(response, url, offset, total, bar)
-        except LOST as error:
-            return f"the connection was lost ({type(error).__name__}){about_proxy(host)}"
-        except requests.RequestException as error:
-            raise FetchError(f"{url}: {error}{about_proxy(host)}") from error
-        size = self._size()
-        if total is None:
-            logger.warning("%s: the server does not say how long its file is, %d bytes came", url, size)
-        elif size != total:
-            if size > total:
-                self._discard()
-            return f"{size} of {total} bytes came"
-        return ""
+            headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": state["validator"]} if state["validator"] else {})
+        total = None
 
-    def _write(self, response: requests.Response, url: str, offset: int, total: int | None, bar: tqdm) -> None:
-        with open(self.partial, "ab" if offset else "wb") as file:
+        def answered(response: requests.Response, **options: object) -> None:
+            """Looks at an answer before its content is read."""
+            nonlocal total
+            status = response.status_code
+            if response.is_redirect:
+                return
+            if status in PASSING:
+                raise _PassingError(f"the server answers {status} {response.reason}")
+            if offset and status in (206, 416) and not _continues(response, offset, state["total"]):
+                self._discard()
+                raise _PassingError("the server's file has another size than the part that is here, starting over")
+            if status not in (200, 206):
+                raise FetchError(f"{url}: the server answers {status} {response.reason}, expected a file")
+            start = offset if status == 206 else 0
+            total = state["total"] if start else _length(response)
+            self._check_space(url, (total or 0) - start)
+            response.raw.headers.discard("Content-Encoding")  # some servers say it of every .gz, which would then be unpacked
+            file.truncate(start)
             # After the part was emptied, before anything new is in it: the note never belongs to other bytes.
             write_json(self.state, {"url": url, "validator": _validator(response), "total": total})
-            bar.total, bar.n = total, offset
-            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
-                file.write(chunk)
-                bar.update(len(chunk))
+
+        download = pooch.HTTPDownloader(self.progress, CHUNK_BYTES, headers=headers, timeout=TIMEOUT_S, hooks={"response": answered})
+        try:
+            with open(self.partial, "ab") as file:
+                download(url, file, None)
+        except _PassingError as error:
+            return str(error)
+        except LOST as error:
+            return f"the connection was lost ({type(error).__name__}){about_proxy(urlsplit(url).hostname or '')}"
+        except requests.RequestException as error:
+            raise FetchError(f"{url}: {error}{about_proxy(urlsplit(url).hostname or '')}") from error
+        finally:
+            if not self._size():
+                self._discard()
+        size = self._size()
+        if total is None and size:
+            logger.warning("%s: the server does not say how long its file is, %d bytes came", url, size)
+        return "" if size and total in (size, None) else f"{size} of {total} bytes came"
 
     def _usable_state(self, url: str) -> dict | None:
         try:
@@ -296,74 +296,3 @@ def _read_pins(folder: Path) -> dict[str, dict]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FetchError(f"{path}: cannot be read ({error}), expected what fetch wrote; restore it or remove it with the files") from error
     return pins
-
-
-@contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Two downloads into the same part would mix; the operating system releases the lock however a process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FetchError(f"{folder}: another process is downloading into it; wait for it or stop it") from error
-        yield
-
-
-def unpack(archive: Path | str, folder: Path | str) -> Path:
-    """Unpack a .zip, .tar.gz or .tgz into a new folder, which is there in full or not at all.
-
-    Args:
-        folder: must not exist.
-    Returns: folder as a Path.
-    Raises: FetchError: a member that is no plain file or folder (links are refused altogether) or lies outside the
-        archive ("..", an absolute path), an encrypted or damaged archive, too little room.
-    """
-    archive, folder = Path(archive), Path(folder)
-    if folder.exists():
-        raise FetchError(f"{folder}: is there already, expected a new folder to unpack into")
-    kinds = {".zip": _unpack_zip, ".tar.gz": _unpack_tar, ".tgz": _unpack_tar}
-    unpack_kind = next((kind for suffix, kind in kinds.items() if archive.name.lower().endswith(suffix)), None)
-    if unpack_kind is None:
-        raise FetchError(f"{archive}: unknown kind of archive, expected {', '.join(kinds)}")
-    try:
-        with new_folder(folder) as partial:
-            unpack_kind(archive, partial)
-    except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        shutil.rmtree(folder.with_name(f".{folder.name}{PARTIAL}"), ignore_errors=True)
-        raise error if isinstance(error, FetchError) else FetchError(f"{archive}: cannot be unpacked ({error})") from error
-    return folder
-
-
-def _unpack_zip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as file:
-        members = file.infolist()
-        for member in members:
-            mode = member.external_attr >> 16  # Unix permissions, 0 if the archive was made elsewhere
-            _check_member(archive, member.filename, stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR))
-        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-        if needed > free:
-            raise FetchError(f"{archive}: holds {needed} bytes, {folder.parent} has room for {free}")
-        file.extractall(folder, members)
-
-
-def _unpack_tar(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive, "r|gz") as file:  # as a stream: one pass over an archive of many gigabytes
-        for member in file:
-            _check_member(archive, member.name, member.isfile() or member.isdir())
-            if member.size > shutil.disk_usage(folder).free:
-                raise FetchError(f"{archive}: {member.name} has {member.size} bytes, more than there is room for")
-            target = folder / member.name
-            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-            if member.isfile():
-                # Content only, no owner, mode or time; "x": a second member of that name is an error.
-                with open(target, "xb") as copy:
-                    shutil.copyfileobj(file.extractfile(member), copy)
-
-
-def _check_member(archive: Path, name: str, is_plain: bool) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise FetchError(f"{archive}: {name!r} leads out of the folder, the archive is not unpacked")
-    if not is_plain:
-        raise FetchError(f"{archive}: {name!r} is a link or a device, expected files and folders only; the archive is not unpacked")

@@ -242,7 +242,10 @@ _KINDS = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers, text, numbers and numpy arrays, these as `_Noted`. Raises UnpicklingError at any other name."""
+    """Reads containers, text, numbers and numpy arrays, these as `_Noted`. Raises UnpicklingError at any other name.
+
+    No library does this: those that read pickles call what the file names, and pickletools only lists its instructions.
+    """
 
     def find_class(self, module: str, name: str) -> _Name:
         if (module, name) not in _KINDS:

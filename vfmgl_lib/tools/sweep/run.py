@@ -1,6 +1,6 @@
 """Running a sweep: in this process, in several beside it, or on a cluster. A sweep that was interrupted goes on when it is called again.
 
-Each study runs under its lock (`study.study.is_running`), so several sweeps over the same runs, also on several machines, share the work:
+Each study runs under its lock (`study.training.is_running`), so several sweeps over the same runs, also on several machines, share work:
 one takes what no other is running, and loads what another has finished.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 import threading
 import time
 import traceback
@@ -114,59 +116,45 @@ def run_jobs(
             log.exception("%s: complete, but what follows failed", job.name)
             failures[job.name] = f"the study is complete, but what follows failed: {type(error).__name__}: {error}"
 
+    beside = executor != "local" or processes > 1
+    submit = _beside(workspace, processes, executor, threads, cluster or {}) if beside else lambda job, running: _Attempt(job, threads)()
     places = processes if executor == "local" else len(jobs)
-    if executor == "slurm":
-        submit = _slurm(workspace, threads, cluster or {})
-    else:
-        submit = _local(workspace, processes, threads) if processes > 1 else None
     with _progress(jobs, places, progress):
-        if submit:
-            _run_beside(jobs, places, submit, settle)
-        else:
-            _run_here(jobs, threads, settle)
+        _run_all(jobs, places, submit, settle)
     if failures:
         raise SweepError(failures, [job.study for job in jobs if job.study.complete])
     return [job.study for job in jobs]
 
 
-def _run_here(jobs: Sequence[Job], threads: int | None, settle: Callable[[Job], None]) -> None:
-    with _threads(threads):
-        waiting = list(jobs)
-        while waiting:
-            job = _take(waiting)
-            if job is None:
-                time.sleep(POLL)
-                continue
-            try:
-                if not job.study.complete:
-                    _run(job)
-            except StudyRunningError:  # another process was faster
-                waiting.append(job)
-                continue
-            except Exception:
-                log.exception("%s failed", job.name)
-            settle(job)
+# A job, the jobs that run already -> submitit's handle of its process; None: it was run in this one.
+Submit = Callable[[Job, list[Job]], submitit.Job | None]
 
 
-def _run_beside(jobs: Sequence[Job], places: int, submit: Submit, settle: Callable[[Job], None]) -> None:
-    """At most `places` jobs at a time in processes of their own."""
-    waiting, running = list(jobs), dict[Job, submitit.Job]()
+def _run_all(jobs: Sequence[Job], places: int, submit: Submit, settle: Callable[[Job], None]) -> None:
+    """At most `places` jobs at a time."""
+    waiting, running = list(jobs), dict[Job, submitit.Job | None]()
     try:
         while waiting or running:
             for job, handle in list(running.items()):
-                if handle.done():
-                    del running[job]
+                if handle and not handle.done():
+                    continue
+                del running[job]
+                if job.state == "running" or (not handle and job.state == "left"):  # another process was faster
+                    waiting.append(job)
+                    continue
+                if handle:
                     _close(job, handle)
-                    settle(job)
+                settle(job)
             while len(running) < places and (job := _take(waiting)):
                 if job.study.complete:
                     settle(job)
                 else:
                     job.tried_again()
                     running[job] = submit(job, list(running))
-            time.sleep(POLL)
+            if any(running.values()) or (waiting and not running):
+                time.sleep(POLL)
     except BaseException:
-        _end(list(running.values()))
+        _end([handle for handle in running.values() if handle])
         raise
 
 
@@ -178,77 +166,59 @@ def _take(waiting: list[Job]) -> Job | None:
     return None
 
 
-def _run(job: Job) -> None:
-    """Runs or loads a job's study; what it fails with is noted, so that a process which is asked later can tell."""
-    job.tried_again()
-    try:
-        job.workspace.run(job.method, progress=False)
-    except StudyRunningError:
-        raise
-    except Exception as error:
-        job.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
-        raise
-
-
-Submit = Callable[[Job, list[Job]], submitit.Job]  # a job, the jobs that run already -> submitit's handle
-
-
 @dataclass(frozen=True)
-class _Remote(Checkpointable):
-    """A job in a process of its own. Checkpointable: a cluster that ends it at its time limit queues it again, and the study goes on."""
+class _Attempt(Checkpointable):
+    """Runs or loads a job's study. Checkpointable: a cluster that ends it at its time limit queues it again, and the study goes on."""
 
     job: Job
     threads: int | None
-    gpu: str | None
 
     def __call__(self) -> None:
-        if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu  # torch looks at it when CUDA is first used
-        with _threads(self.threads):
-            while True:
-                try:
-                    return _run(self.job)
-                except StudyRunningError:
-                    time.sleep(POLL)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            self.job.workspace.run(self.job.method, progress=False)
+        except StudyRunningError:  # another process was faster
+            pass
+        except Exception as error:  # noted, so that a process which is asked later can tell
+            self.job.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+            log.exception("%s failed", self.job.name)
+        finally:
+            torch.set_num_threads(before)
 
 
-def _local(workspace: Workspace, processes: int, threads: int | None) -> Submit:
-    executor = submitit.LocalExecutor(_folder(workspace))
-    executor.update_parameters(timeout_min=YEAR)
-    threads = threads or max(1, torch.get_num_threads() // processes)
-    gpus = _gpus() if workspace.settings.device == "cuda" else []
+def _beside(workspace: Workspace, processes: int, executor: Executor, threads: int | None, cluster: Mapping[str, Any]) -> Submit:
+    """Runs each job in a process of its own, or submits it to a cluster."""
+    on_gpu = workspace.settings.device == "cuda"
+    if executor == "local":
+        threads = threads or max(1, torch.get_num_threads() // processes)
+        gpus, parameters = _gpus() if on_gpu else [], {"timeout_min": YEAR}
+    else:
+        gpus, parameters = [], {"name": "vfmgl"} | ({"gpus_per_node": 1} if on_gpu else {}) | dict(cluster)
+    # What has to be in a process' environment before torch starts: its threads, and this very library.
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))}
+    variables |= {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    folder = (workspace.folder / "sweep" / "jobs").resolve()  # of the processes' logs, numbered by process or by the cluster's job
     places: dict[Job, str] = {}
 
+    def ready(**more: str) -> submitit.AutoExecutor:
+        words = ["env", *(f"{name}={value}" for name, value in (variables | more).items()), sys.executable]
+        made = submitit.AutoExecutor(folder, cluster=executor, **{f"{executor}_python": shlex.join(words)})
+        made.update_parameters(**parameters)
+        return made
+
     def submit(job: Job, running: list[Job]) -> submitit.Job:
-        used = Counter(places[other] for other in running if other in places)
-        if gpus:
-            places[job] = min(gpus, key=lambda gpu: used[gpu])
-        with _environment(_variables(threads)):
-            return executor.submit(_Remote(job, threads, places.get(job)))
+        if not gpus:
+            return ready().submit(_Attempt(job, threads))
+        used = Counter(places[other] for other in running)
+        places[job] = min(gpus, key=lambda gpu: used[gpu])
+        return ready(CUDA_VISIBLE_DEVICES=places[job]).submit(_Attempt(job, threads))
 
-    return submit
-
-
-def _slurm(workspace: Workspace, threads: int | None, parameters: Mapping[str, Any]) -> Submit:
     try:
-        executor = submitit.AutoExecutor(_folder(workspace), cluster="slurm")
-        setup = [*(f"export {name}={value}" for name, value in _variables(threads).items()), *parameters.get("slurm_setup", [])]
-        gpus = {"gpus_per_node": 1} if workspace.settings.device == "cuda" else {}
-        executor.update_parameters(**({"name": "vfmgl"} | gpus | dict(parameters) | {"slurm_setup": setup}))
+        ready()
     except (NameError, AssertionError, ValueError, TypeError, RuntimeError) as error:  # submitit's for a wrong parameter or no SLURM
-        raise ConfigError(f"executor slurm: {error}") from error
-    return lambda job, running: executor.submit(_Remote(job, threads, None))
-
-
-def _folder(workspace: Workspace) -> Path:
-    """Of the processes' logs; submitit numbers the files by process or by the cluster's job."""
-    return (workspace.folder / "sweep" / "jobs").resolve()
-
-
-def _variables(threads: int | None) -> dict[str, str]:
-    """What has to be in a process' environment before torch starts: its threads, and this very library."""
-    path = os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
+        raise ConfigError(f"executor {executor}: {error}") from error
+    return submit
 
 
 def _gpus() -> list[str]:
@@ -284,27 +254,6 @@ def _end(handles: Sequence[submitit.Job]) -> None:
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=5)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager
