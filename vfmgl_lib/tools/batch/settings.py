@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from vfmgl_lib.config import ConfigError, task_names
-from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
 from vfmgl_lib.tasks.records import TASKS
 
@@ -57,6 +56,8 @@ class BatchSettings:
         return _available(self._asked_teacher(task))
 
     def _asked_teacher(self, task: str) -> str:
+        from vfmgl_lib.methods.settings import load_settings  # here, and below: it imports torch, which takes seconds
+
         return self.teacher or load_settings(task, self.profile).teacher.source
 
     def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
@@ -96,6 +97,8 @@ def read_settings(
     """
     if profile.endswith((".yaml", ".yml")):
         profile = str((here / profile).resolve())
+    from vfmgl_lib.methods.settings import load_settings
+
     try:
         chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(tasks or DEFAULT_TASKS))
         for task in chosen:
