@@ -194,11 +194,12 @@ def _nifti(path: Path, with_voxels: bool = False) -> tuple[nib.Nifti1Header, byt
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         with gzip.open(file) if zipped else file as plain:
-            content = plain.read(540)
+            content = plain.read(348)
             kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
             length = next((size for size in kinds if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big"))), None)
             if length is None:
                 raise ValueError("does not begin with a NIfTI header")
+            content += plain.read(length - len(content))
             if len(content) < length:
                 raise ValueError(f"ends after {len(content)} bytes")
             header = kinds[length](content[:length], check=False)
