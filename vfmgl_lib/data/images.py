@@ -316,9 +316,7 @@ def _to_bytes(values: np.ndarray, white: float) -> np.ndarray:
 def _on_background(color: Image.Image, alpha: Image.Image, background: str, associated: bool) -> Image.Image:
     """A picture (RGB) with its transparent pixels (alpha 0 of 255) on white or black; associated: it is on black already."""
     if not associated:
-        ground = Image.new("RGB", color.size, background)
-        ground.paste(color, mask=alpha)
-        return ground
+        return Image.composite(color, Image.new("RGB", color.size, background), alpha)
     return ImageChops.add(color, ImageChops.invert(alpha).convert("RGB")) if background == "white" else color
 
 

@@ -127,8 +127,7 @@ class Scan:
             if entry.is_dir() and (not allowed or entry.name in allowed):
                 found.append(entry)
             elif not entry.is_file() or entry.name not in files:
-                kind = "folder" if entry.is_dir() else "file"
-                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected {expected}")
+                self.unexpected(entry, expected)
         return found
 
     def images(self, folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
@@ -138,9 +137,11 @@ class Scan:
             if entry.is_file() and entry.suffix.lower() in suffixes:
                 found.append(entry)
             else:
-                kind = "folder" if entry.is_dir() else "file"
-                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected images ({', '.join(suffixes)})")
+                self.unexpected(entry, f"images ({', '.join(suffixes)})")
         return found
+
+    def unexpected(self, entry: Path, expected: str) -> None:
+        self.problems.append(f"{self.name(entry)}: unexpected {'folder' if entry.is_dir() else 'file'}, expected {expected}")
 
     def _entries(self, folder: Path) -> list[Path]:
         try:

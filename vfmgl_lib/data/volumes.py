@@ -194,11 +194,12 @@ def _nifti(path: Path, with_voxels: bool = False) -> tuple[nib.Nifti1Header, byt
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         with gzip.open(file) if zipped else file as plain:
-            content = plain.read(540)
+            content = plain.read(348)
             kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
             length = next((size for size in kinds if content[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big"))), None)
             if length is None:
                 raise ValueError("does not begin with a NIfTI header")
+            content += plain.read(length - len(content))
             if len(content) < length:
                 raise ValueError(f"ends after {len(content)} bytes")
             header = kinds[length](content[:length], check=False)
@@ -216,7 +217,8 @@ def _nifti(path: Path, with_voxels: bool = False) -> tuple[nib.Nifti1Header, byt
 
 def _meta_header(path: Path) -> tuple:
     """As `_nifti_header`."""
-    reader, fields = _meta_reader(path), _meta_fields(path)[0]
+    fields, _ = _meta_fields(path)
+    reader = _meta_reader(path, fields)
     size = reader.GetDimension()
     shape, affine = tuple(reader.GetSize()), np.eye(4)
     if size >= 3:
@@ -229,8 +231,8 @@ def _meta_header(path: Path) -> tuple:
     return shape, affine, True, any(key in fields for key in _SIZES), real, META_UNITS[unit]
 
 
-def _meta_reader(path: Path) -> sitk.ImageFileReader:
-    if not re.fullmatch("[1-9]", count := _meta_fields(path)[0].get("NDims", "3")):
+def _meta_reader(path: Path, fields: dict[str, str]) -> sitk.ImageFileReader:
+    if not re.fullmatch("[1-9]", count := fields.get("NDims", "3")):
         raise SourceError(f"NDims is {count!r}, expected 3")  # ITK would end the process
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
@@ -294,7 +296,7 @@ def _meta_voxels(path: Path, data: Path | None) -> np.ndarray:
     fields, start = _meta_fields(path)
     if data is None and fields.get("HeaderSize", "-1") not in ("-1", "0"):
         raise SourceError(f"HeaderSize is {fields['HeaderSize']} with the voxels in the same file, expected none")
-    reader = _meta_reader(path)
+    reader = _meta_reader(path, fields)
     # SimpleITK reserves what the header claims before it looks for it.
     packed = fields.get("CompressedData", "").lower() in ("true", "1")
     if not packed and (data or path).stat().st_size < math.prod(reader.GetSize()):

@@ -382,7 +382,7 @@ def test_the_second_call_reads_no_image(form, tmp_path, monkeypatch):
 
     for place in (sources, layouts):
         monkeypatch.setattr(place, "inspect_files", fails)
-    monkeypatch.setattr(conversion, "_png", fails)
+    monkeypatch.setattr(conversion, "png", fails)
     second = prepare(task, "source", Path("out"))
     assert second.reused and second.warnings == first.warnings and second.format == first.format
     assert second.manifest.sha256 == first.manifest.sha256 and second.manifest.root == first.manifest.root

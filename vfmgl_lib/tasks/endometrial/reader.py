@@ -68,8 +68,7 @@ class _PatientScan(Scan):
             elif entry.is_file() and (_is_nifti(entry) or _may_be_dicom(entry)):
                 found.append(entry)
             else:
-                kind = "folder" if entry.is_dir() else "file"
-                self.problems.append(f"{self.name(entry)}: unexpected {kind}, expected one DICOM series or one .nii or .nii.gz")
+                self.unexpected(entry, "one DICOM series or one .nii or .nii.gz")
         return found
 
 
