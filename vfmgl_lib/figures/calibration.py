@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vfmgl_lib.evaluation.comparison import in_order
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.figures.comparison import PAPER_METHODS, undefined
+from vfmgl_lib.figures.comparison import PAPER_METHODS
 from vfmgl_lib.figures.style import (
     FAINT,
     MM,
@@ -24,6 +24,7 @@ from vfmgl_lib.figures.style import (
     say,
     share_legend,
 )
+from vfmgl_lib.figures.words import undefined
 from vfmgl_lib.methods.registry import METHODS
 
 

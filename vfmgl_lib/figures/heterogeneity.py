@@ -17,6 +17,7 @@ from vfmgl_lib.figures.style import (
     MM,
     MUTED,
     SEQUENTIAL,
+    bare,
     center_style,
     footnote,
     grid,
@@ -63,8 +64,7 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> 
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, (name, group) in zip(axes, groups, strict=True):
         for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            bare(axis)
         for axis, sample in zip(line, group.itertuples(), strict=False):
             axis.imshow(sample.image, vmin=0, vmax=1, interpolation="nearest")
             if sample.mask is not None and sample.mask.any() and not sample.mask.all():
