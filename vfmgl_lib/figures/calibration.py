@@ -35,7 +35,7 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
     The reference has bars, 95 % intervals, and the sizes of its bins below; the other methods have lines alone.
 
     Args:
-        table: from `evaluation.calibration.reliability`, of one seed.
+        table: from `evaluation.curves.reliability`, of one seed.
         methods: those drawn; None: all there are.
     Raises: ValueError: several seeds.
     """

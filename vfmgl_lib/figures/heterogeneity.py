@@ -84,7 +84,7 @@ def color_distributions(profile: pd.DataFrame, all_centers: Sequence[str] | None
     """Density of pixel values, or of the stains' optical densities, a panel a channel, a line a centre.
 
     Args:
-        profile: center, channel, value, density, from `samples.color_profile` or `evaluation.heterogeneity.stain_profile`.
+        profile: center, channel, value, density, from `evaluation.samples.color_profile` or `evaluation.heterogeneity.stain_profile`.
     """
     channels = list(dict.fromkeys(profile["channel"]))
     styles, printed = center_style(profile["center"], all_centers), names(sorted(profile["center"].unique()))
