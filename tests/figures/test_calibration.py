@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from vfmgl_lib.evaluation.calibration import reliability
+from vfmgl_lib.evaluation.curves import reliability
 from vfmgl_lib.figures.calibration import reliability_diagrams
 from vfmgl_lib.methods.registry import METHODS
 

@@ -9,10 +9,9 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from vfmgl_lib import __version__
-from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.comparison import in_order, statistics_table
-from vfmgl_lib.evaluation.curves import decision_curve, roc_points
+from vfmgl_lib.evaluation.curves import decision_curve, reliability, roc_points
 from vfmgl_lib.figures import comparison, roc, statistics_tables
 from vfmgl_lib.figures.calibration import reliability_diagrams
 from vfmgl_lib.figures.style import REFERENCE, method_style

@@ -176,21 +176,7 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
     rank = rows["value"].where(local) * (-1 if metric in LOWER_IS_BETTER else 1)
     rows["best"] = rank.eq(rank.groupby(rows["center"]).transform("max"))
     rows = rows.assign(place=~local).sort_values(["center", "place", "model_center"])
-    columns = [
-        "metric",
-        "center",
-        "model_center",
-        "similarity",
-        "chosen",
-        "best",
-        "value",
-        "low",
-        "high",
-        "interval",
-        "n",
-        "unit",
-        "reason",
-    ]
+    columns = "metric center model_center similarity chosen best value low high interval n unit reason".split()
     return rows[columns].reset_index(drop=True)
 
 

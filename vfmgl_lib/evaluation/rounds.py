@@ -137,24 +137,13 @@ class RoundEvaluation:
     ) -> None:
         tables.tables["metrics"] += metric_rows(predictions, self.unit, cutoff, model_center=model_center, round=number, stage=stage)
         if number in (0, 1, *self.reported):
-            about = {
-                "method": self.settings.method,
-                "seed": self.settings.seed,
-                "split_id": self.split_id,
-                "round": number,
-                "stage": stage,
-                "model_center": model_center,
-            }
+            about = {"method": self.settings.method, "seed": self.settings.seed, "split_id": self.split_id}
+            about |= {"round": number, "stage": stage, "model_center": model_center}
             tables.predictions.append(pd.DataFrame([about] * len(predictions)).join(predictions))
 
 
 def metric_rows(predictions: pd.DataFrame, unit: str, cutoff: float | None, *, model_center: str, round: int, stage: str) -> list[dict]:
-    about = {
-        "round": round,
-        "stage": stage,
-        "model_center": model_center,
-        "test_center": predictions["test_center"].iloc[0],
-    }
-    about |= {"split": predictions["split"].iloc[0], "unit": unit}
+    place = predictions.iloc[0][["test_center", "split"]].to_dict()
+    about = {"round": round, "stage": stage, "model_center": model_center, **place, "unit": unit}
     metrics = metrics_of(predictions, unit, cutoff)
     return [{**about, "metric": m.name, "value": m.value, "n": m.n, "reason": m.reason} for m in metrics]

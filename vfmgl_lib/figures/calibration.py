@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vfmgl_lib.evaluation.comparison import in_order
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.figures.comparison import PAPER_METHODS, undefined
+from vfmgl_lib.figures.comparison import PAPER_METHODS
 from vfmgl_lib.figures.style import (
     FAINT,
     MM,
@@ -24,6 +24,7 @@ from vfmgl_lib.figures.style import (
     say,
     share_legend,
 )
+from vfmgl_lib.figures.words import undefined
 from vfmgl_lib.methods.registry import METHODS
 
 
@@ -34,7 +35,7 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
     The reference has bars, 95 % intervals, and the sizes of its bins below; the other methods have lines alone.
 
     Args:
-        table: from `evaluation.calibration.reliability`, of one seed.
+        table: from `evaluation.curves.reliability`, of one seed.
         methods: those drawn; None: all there are.
     Raises: ValueError: several seeds.
     """

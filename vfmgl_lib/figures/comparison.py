@@ -20,7 +20,6 @@ from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, mean_curves
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.evaluation.results import ALL
-from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, set_sizes
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FAINT,
@@ -39,6 +38,7 @@ from vfmgl_lib.figures.style import (
     say,
     share_legend,
 )
+from vfmgl_lib.figures.words import LENGTHS, SHORT, axis_label, class_counts, seeds_there, set_sizes, undefined
 from vfmgl_lib.methods.registry import METHODS
 
 BUDGETS = {
@@ -49,55 +49,6 @@ BUDGETS = {
     "hgkt_updates": "as many updates of the student as HGKT",
 }
 PAPER_METHODS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe", "vfmgl")  # the paper's five and Virchow: six polygons are read
-SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes"}
-
-
-def undefined(
-    table: pd.DataFrame, printed: Mapping[str, str], about: str = "method", everyone: str = "all methods", lead: str = "Not defined"
-) -> str:
-    """One sentence a reason: at which centres, for what, a value is missing and why.
-
-    Args:
-        table: center, metric, value, reason and the column `about`.
-        about: what is listed behind the centre.  everyone: how it is called where nothing of it has a value.
-        lead: first words of each sentence.
-    """
-    sentences = []
-    missing = table[table["value"].isna()].assign(reason=lambda t: t["reason"].replace("", "no reason recorded"))
-    several = table["metric"].nunique() > 1
-    for reason, rows in missing.groupby("reason", sort=False):
-        places: dict[str, list[str]] = {}
-        for (center, metric), group in rows.groupby(["center", "metric"], sort=False):
-            whole = table[(table["center"] == center) & (table["metric"] == metric)][about]
-            titles = [METHODS[key].title if key in METHODS else printed.get(key, key) for key in dict.fromkeys(group[about])]
-            who = everyone if set(group[about]) == set(whole) else ", ".join(titles)
-            places.setdefault(f"{printed[center]} ({{}}{who})", []).append(SHORT.get(metric, metric))
-        shown = [place.format(f"{', '.join(metrics)}: " if several else "") for place, metrics in places.items()]
-        sentences.append(f"{lead} ({reason}): {'; '.join(shown[:6])}{'; …' if len(shown) > 6 else ''}.")
-    return " ".join(sentences)
-
-
-def class_counts(rows: pd.DataFrame) -> str:
-    """ "7 of 20 positive" """
-    n, positive = rows[["n", "positives"]].iloc[0].astype(int)
-    return f"{positive} of {n}\npositive"
-
-
-def with_interval(row: Mapping, decimals: int) -> str:
-    """ "0.83 (0.72–0.91)", without what is not defined; "–" without a value."""
-    value, low, high = (row[name] for name in ("value", "low", "high"))
-    if pd.isna(value):
-        return "–"
-    interval = "" if pd.isna(low) or pd.isna(high) else f" ({low:.{decimals}f}–{high:.{decimals}f})"
-    return f"{value:.{decimals}f}{interval}"
-
-
-def seeds_there(table: pd.DataFrame, about: str = "method") -> str:
-    """How many seeds the means are over, e.g. "3 seeds (of FedAvg 1)"; `table`: seeds and the column `about`."""
-    most = int(table["seeds"].max())
-    fewer = table[table["seeds"] < most].groupby(about, sort=False)["seeds"].min()
-    named = ", ".join(f"of {METHODS[name].title if name in METHODS else name} {number}" for name, number in fewer.items())
-    return f"{most} seeds" + f" ({named})" * bool(named)
 
 
 @journal

@@ -19,8 +19,7 @@ from matplotlib.patches import FancyArrowPatch
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
 from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
 from vfmgl_lib.evaluation.results import ALL
-from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined
-from vfmgl_lib.figures.rounds import LENGTHS, TITLES, axis_label, frame_home, metric_colors, set_sizes
+from vfmgl_lib.figures.rounds import frame_home, metric_colors
 from vfmgl_lib.figures.style import (
     COLORS,
     DIVERGING,
@@ -42,6 +41,7 @@ from vfmgl_lib.figures.style import (
     share_legend,
     text_on,
 )
+from vfmgl_lib.figures.words import LENGTHS, SHORT, TITLES, axis_label, seeds_there, set_sizes, undefined
 from vfmgl_lib.methods.registry import METHODS
 
 PAPER = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}

@@ -17,6 +17,7 @@ from vfmgl_lib.figures.style import (
     MM,
     MUTED,
     SEQUENTIAL,
+    bare,
     center_style,
     footnote,
     grid,
@@ -63,8 +64,7 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> 
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, (name, group) in zip(axes, groups, strict=True):
         for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            bare(axis)
         for axis, sample in zip(line, group.itertuples(), strict=False):
             axis.imshow(sample.image, vmin=0, vmax=1, interpolation="nearest")
             if sample.mask is not None and sample.mask.any() and not sample.mask.all():
@@ -84,7 +84,7 @@ def color_distributions(profile: pd.DataFrame, all_centers: Sequence[str] | None
     """Density of pixel values, or of the stains' optical densities, a panel a channel, a line a centre.
 
     Args:
-        profile: center, channel, value, density, from `samples.color_profile` or `evaluation.heterogeneity.stain_profile`.
+        profile: center, channel, value, density, from `evaluation.samples.color_profile` or `evaluation.heterogeneity.stain_profile`.
     """
     channels = list(dict.fromkeys(profile["channel"]))
     styles, printed = center_style(profile["center"], all_centers), names(sorted(profile["center"].unique()))

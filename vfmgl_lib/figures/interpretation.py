@@ -11,7 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vfmgl_lib.figures.style import COLORS, DIVERGING, DOUBLE, MM, MUTED, center_style, footnote, grid, heatmap, journal, names, new_figure
+from vfmgl_lib.figures.style import (
+    COLORS,
+    DIVERGING,
+    DOUBLE,
+    MM,
+    MUTED,
+    bare,
+    center_style,
+    footnote,
+    grid,
+    heatmap,
+    journal,
+    names,
+    new_figure,
+    say,
+)
 
 CLASS_COLORS = ("#0072B2", "#D55E00")  # negative, positive
 OUTLINE = "#FFD400"
@@ -40,8 +55,7 @@ def draw_map(axis: Axes, image: np.ndarray, found: np.ndarray, strongest: float,
     axis.imshow(colored)
     if lesion is not None and lesion.any() and not lesion.all():
         axis.contour(lesion, levels=[0.5], colors=OUTLINE, linewidths=0.7)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
+    bare(axis)
 
 
 @journal
@@ -64,13 +78,13 @@ def overlays(cases: pd.DataFrame, classes: Sequence[str], score: str = "score") 
         for place, label in enumerate(shown):
             left, right = line[2 * place : 2 * place + 2]
             if label not in own.index:
-                _say(left, "no such case")
+                bare(left)
+                say(left, "no such case")
                 right.set_axis_off()
                 continue
             case = own.loc[label]
             left.imshow(case["image"], vmin=0, vmax=1)
-            left.set(xticks=[], yticks=[])
-            left.spines[:].set_visible(False)
+            bare(left)
             draw_map(right, case["image"], case["map"], strongest, case["lesion"])
             right.set_xlabel(f"{score} {case['score']:.2f}", labelpad=1.5)
         line[0].set_ylabel(printed[center], rotation=0, ha="right", va="center", weight="bold", labelpad=4)
@@ -85,12 +99,6 @@ def _evidence_bar(figure: Figure, axes: np.ndarray, label: str) -> None:
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), DIVERGING)
     bar = figure.colorbar(scale, ax=axes, shrink=max(0.2, 0.7 / len(axes) ** 0.5), pad=0.02, aspect=18, label=label)
     bar.set_ticks([-1, 0, 1], labels=["against", "0", "for"])
-
-
-def _say(axis: Axes, text: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-    axis.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=6, transform=axis.transAxes, wrap=True)
 
 
 @journal
@@ -350,8 +358,7 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
                 " · ".join(filter(None, [_printed(classes, near.label) * (near.label >= 0), f"{near.distance:.2f}"])), fontsize=6
             )
         for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            bare(axis)
         for axis in line[2 + len(nearest) :]:
             axis.set_axis_off()
         line[0].set_xlabel(str(case.id).replace("$", r"\$"), fontsize=4.5, color=MUTED, loc="left")

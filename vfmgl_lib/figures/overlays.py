@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from vfmgl_lib.evaluation.comparison import in_order
 from vfmgl_lib.evaluation.samples import MEAN
-from vfmgl_lib.figures.style import DOUBLE, MM, REFERENCE, footnote, journal, names, new_figure
+from vfmgl_lib.figures.style import DOUBLE, MM, REFERENCE, bare, footnote, journal, names, new_figure
 from vfmgl_lib.methods.registry import METHODS
 
 PER_ROW = 6
@@ -43,8 +43,7 @@ def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figur
     figure = new_figure(columns * cell + LABEL, len(rows) * lines * (cell + 2.5 * MM) + 14 * MM, layout="compressed")
     axes = figure.subplots(len(rows) * lines, columns, squeeze=False)
     for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        bare(axis)
     by = table["by"].iloc[0]
     kind = "mean Dice" if by == MEAN else "Dice"
     for place, (shown, here) in enumerate(rows):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, footnote, journal, new_figure
+from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, bare, footnote, journal, new_figure
 
 LABEL = 42 * MM  # room for the words at a row, inches
 LINE = 4.5 * MM  # for the numbers under an image
@@ -37,8 +37,7 @@ def reconstructions(table: pd.DataFrame) -> Figure:
         for place, (axis, identifier) in enumerate(zip(line, shown, strict=True)):
             row = rows.loc[identifier]
             axis.imshow(np.clip(row["image"], 0, 1), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            bare(axis)
             axis.set_xlabel(f"image {place + 1}" if view == TRUTH else f"{row['psnr']:.1f} dB, {row['ssim']:.2f}", fontsize=6, labelpad=2)
         label, budget = textwrap.fill(view.replace("$", r"\$"), 24), rows["epsilon"].iloc[0]
         if math.isfinite(budget):

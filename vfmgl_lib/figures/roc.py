@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vfmgl_lib.evaluation.comparison import at_home, in_order
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
-from vfmgl_lib.figures.comparison import BUDGETS, class_counts, seeds_there, undefined, with_interval
+from vfmgl_lib.figures.comparison import BUDGETS
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FAINT,
@@ -28,6 +28,7 @@ from vfmgl_lib.figures.style import (
     nothing,
     say,
 )
+from vfmgl_lib.figures.words import class_counts, seeds_there, undefined, with_interval
 from vfmgl_lib.methods.registry import METHODS
 
 LINE = 3.1 * MM  # height of a line of the tables under the curves, inches

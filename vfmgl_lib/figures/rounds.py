@@ -30,22 +30,8 @@ from vfmgl_lib.figures.style import (
     share_legend,
     whole_numbers,
 )
+from vfmgl_lib.figures.words import axis_label, set_sizes, undefined
 
-TITLES = {
-    "auc": "AUC",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "brier": "Brier score",
-    "dice": "Dice (foreground)",
-    "dice_mean_of_classes": "Dice (mean of background and foreground)",
-    "iou": "IoU",
-    "assd": "ASSD",
-    "hd95": "HD95",
-}
-LENGTHS = ("mm", "px")  # units of distances, whose means are over images
 MODEL_STYLE = {
     "trivial": {"marker": "|", "color": "#333333", "markersize": 17, "markeredgewidth": 1.5},
     "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 5.5},
@@ -54,24 +40,6 @@ MODEL_STYLE = {
 }
 OFFSET = {"trivial": 0.0, "untrained": -0.24, "first round": 0.0, "last round": 0.24}  # within a centre's row, of its height
 HOME = "#000000"  # frame of a model at home: no colour of the two scales
-
-
-def axis_label(metric: str, table: pd.DataFrame) -> str:
-    """The metric with what it is computed over, e.g. "AUC per patient", or with its unit, e.g. "HD95 (mm)".
-
-    Args:
-        table: unit ("patient" or "image"; of a distance "mm" or "px"), the same in all rows.
-    """
-    unit = "/".join(sorted(table["unit"].unique()))
-    return f"{TITLES.get(metric, metric)} ({unit})" if unit in LENGTHS else f"{TITLES.get(metric, metric)} per {unit}"
-
-
-def set_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
-    """How many images or patients each centre's test set has; `table`: center, unit, n of test sets only."""
-    sizes = table.groupby("center")["n"].max()
-    unit = table["unit"].iloc[0]
-    what = "Image" if unit in LENGTHS else unit.capitalize()
-    return f"{what}s in the test sets: {', '.join(f'{printed[c]} {int(n)}' for c, n in sizes.items())}."
 
 
 @journal
@@ -112,7 +80,7 @@ def metric_over_rounds(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     share_legend(figure, axes[0])
     if "test" in splits:
         footnote(figure, set_sizes(table[table["split"] == "test"], printed))
-    footnote(figure, _missing(table, printed, ["split"]))
+    footnote(figure, undefined(table.assign(metric=metric), printed, "split", "all sets"))
     return figure
 
 
@@ -131,12 +99,12 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
         rows = table[table["center"] == center].set_index("model")["value"].reindex(list(MODELS))
         ends = ["untrained", "last round"]
         axis.plot(rows[ends], [place + OFFSET[end] for end in ends], color=FAINT, linewidth=2.5, zorder=1, solid_capstyle="round")
-        undefined = [model for model in MODELS if np.isnan(rows[model])]
-        if undefined:
+        lost = [model for model in MODELS if np.isnan(rows[model])]
+        if lost:
             axis.text(
                 1.01,
                 place,
-                "undefined: " + ", ".join(undefined),
+                "undefined: " + ", ".join(lost),
                 va="center",
                 fontsize=6,
                 color=MUTED,
@@ -153,7 +121,7 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
     grid(axis, "x")
     share_legend(figure, axis)
     footnote(figure, set_sizes(table, printed))
-    footnote(figure, _missing(table, printed, ["model"]))
+    footnote(figure, undefined(table.assign(metric=metric), printed, "model", "all models"))
     return figure
 
 
@@ -181,7 +149,7 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
     figure.colorbar(picture, ax=axis, shrink=0.9, label=axis_label(metric, table) + chance)
     tested = table.rename(columns={"test_center": "center"})
     footnote(figure, set_sizes(tested, printed))
-    footnote(figure, _missing(tested, printed, []))
+    footnote(figure, undefined(tested.assign(metric=metric), printed, "model_center", "all models"))
     return figure
 
 
@@ -196,14 +164,3 @@ def frame_home(axis: Axes, models: Sequence[str], tested: Sequence[str], width: 
         if name in tested:
             place = (list(tested).index(name) + 0.03, row + 0.04)
             axis.add_patch(Rectangle(place, 0.94, 0.92, fill=False, edgecolor=HOME, linewidth=width, zorder=3))
-
-
-def _missing(table: pd.DataFrame, printed: dict[str, str], about: list[str]) -> str:
-    """One sentence a reason: where a value is missing and why."""
-    rows = table[table["value"].isna()].assign(reason=lambda t: t["reason"].replace("", "no reason recorded"))
-    sentences = []
-    for reason, group in rows.groupby("reason"):
-        places = [", ".join([printed[key[0]], *map(str, key[1:])]) for key, _ in group.groupby(["center", *about])]
-        shown = "; ".join(places[:6]) + ("; …" if len(places) > 6 else "")
-        sentences.append(f"Not defined ({reason}): {shown}.")
-    return " ".join(sentences)

@@ -10,9 +10,8 @@ from pandas.io.formats.style import Styler
 
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.evaluation.results import ALL, NO_COMPARISON
-from vfmgl_lib.figures.comparison import SHORT, seeds_there, undefined, with_interval
-from vfmgl_lib.figures.rounds import LENGTHS
 from vfmgl_lib.figures.style import save_table
+from vfmgl_lib.figures.words import LENGTHS, SHORT, seeds_there, undefined, with_interval
 from vfmgl_lib.methods.registry import METHODS
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})

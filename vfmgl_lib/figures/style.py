@@ -202,6 +202,12 @@ def share_legend(figure: Figure, axis: Axes, columns: int = 8) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), handletextpad=0.4, columnspacing=1.4)
 
 
+def bare(axis: Axes) -> None:
+    """Neither ticks nor a frame: the axis holds an image."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
 def say(axis: Axes, text: str, width: int = 26) -> None:
     """Words in the middle of a panel that has nothing else to show, at most `width` characters a line."""
     lines = textwrap.fill(text, width)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.evaluation.calibration import COLUMNS, reliability
+from vfmgl_lib.evaluation.curves import RELIABILITY, reliability
 from vfmgl_lib.evaluation.statistics import wilson
 
 
@@ -18,7 +18,7 @@ def test_bins_by_hand():
     final = predictions([0.0, 0.1, 0.19, 0.2, 0.3, 0.9, 1.0], [0, 0, 1, 1, 0, 1, 1])
     noise = [final.assign(split="train", probability=0.5), final.assign(model_center="B", probability=0.5)]
     table = reliability(pd.concat([final, *noise]), unit="image")
-    assert list(table.columns) == COLUMNS and table["bin"].tolist() == [0, 0.2, 0.8]
+    assert list(table.columns) == RELIABILITY and table["bin"].tolist() == [0, 0.2, 0.8]
     assert table["n"].tolist() == [3, 2, 2] and table["positives"].tolist() == [1, 1, 2]
     assert table["probability"].tolist() == pytest.approx([0.29 / 3, 0.25, 0.95]) and table["share"].tolist() == pytest.approx(
         [1 / 3, 0.5, 1]
