@@ -25,7 +25,7 @@ Device = torch.device | str
 Stages = Mapping[str, Mapping[str, pd.DataFrame]]  # stage -> training centre -> features of its local model, of the same images
 RANDOM_SETS = 5  # of random weights that the trained models are held against
 NO_CLASSES = "mRMR selects by the image's class, which a segmentation does not have: adaptive and common features do not apply."
-LOCALISED = "model center images patients undefined inside area gain low high gain_over_place place_low place_high verdict".split()
+LOCALISED = "model center images patients undefined inside area gain low high gain_over_place place_low place_high verdict reason".split()
 
 
 def maps_of(students: Mapping[str, Student], tests: Mapping[str, ImageDataset], layer: str, device: Device = "cpu") -> pd.DataFrame:
