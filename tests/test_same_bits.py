@@ -19,8 +19,12 @@ SMALL = {"federation__rounds": 2, "data__image_size": 32, "student__width": 4, "
 # Runs in either version: studies of the old version's smoke values on one set of images.
 SCRIPT = """
 import json, sys
-from vfmgl_lib.tasks.phantoms import write_phantoms
-from vfmgl_lib.study.workspace import open_workspace
+try:
+    from vfmgl_lib.tasks.phantoms import write_phantoms
+    from vfmgl_lib.study.workspace import open_workspace
+except ImportError:  # 0.1.0
+    from vfmgl_lib.data.phantoms import write_phantoms
+    from vfmgl_lib.workspace import open_workspace
 
 task, profile, data, runs, methods, overrides = json.loads(sys.argv[1])
 samples = {"train": 6, "val": 3, "test": 3} if task == "nuclei" else {"train": 9, "test": 4}

@@ -1,4 +1,4 @@
-"""The methods beside one another, each centre's own models on its own test set: which are there, and the table of statistics."""
+"""The methods beside one another, each centre's own models on its own test set: table of statistics, verdicts, cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.evaluation.metric import AT_CUTOFF
-from vfmgl_lib.evaluation.results import ALL
+from vfmgl_lib.evaluation.results import ALL, per_case
 from vfmgl_lib.methods.registry import METHODS
 
 CLASSIFICATION = ("auc", "accuracy", "sensitivity", "specificity", "ppv", "npv")
@@ -138,3 +138,40 @@ def _cutoff_sets(table: pd.DataFrame, cutoffs: pd.DataFrame) -> list[str]:
     found |= {(method, ALL): set(rows["split"]) for method, rows in cutoffs.groupby("method")}
     rows = table[["method", "center", "metric"]].itertuples(index=False)
     return [", ".join(sorted(found.get((row.method, row.center), ()))) if row.metric in AT_CUTOFF else "" for row in rows]
+
+
+def main_metrics(final: pd.DataFrame) -> tuple[str, str]:
+    """The main metric and the second one: AUC and accuracy of a classification, Dice and ASSD of a segmentation."""
+    return ("auc", "accuracy") if "probability" in final else ("dice", "assd")
+
+
+def verdicts(tests: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+    """At how many centres the reference is clearly better or worse than each method, or neither.
+
+    Args:
+        tests: from `results.compare_methods`.
+        level: of p after Holm's correction, below which a difference is clear.
+    Returns: counts; rows (budget, reference's title, method's title), columns the verdicts.
+    """
+    clear, gain = tests["p_holm"] < level, tests["difference"] > 0
+    cases = [tests["p"].isna(), clear & gain, clear & ~gain, gain]
+    words = ["not tested", "clearly better", "clearly worse", "better, not clearly"]
+    verdict = pd.Series(np.select(cases, words, "not better, not clearly worse"), index=tests.index, name="the reference is")
+    titles = [tests[key].map(lambda name: METHODS[name].title) for key in ("reference", "method")]
+    return pd.crosstab([tests["budget"], *titles], verdict)
+
+
+def cases_of(final: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cases of the own models' test sets, and what they come to for each method and budget.
+
+    Args:
+        final: final predictions of one seed.
+    Returns: of a segmentation a row a patient with its overlaps (`results.per_case`) and their medians; of a classification a row an image
+        with its probability, and the distribution of the probabilities in each class.
+    """
+    tested = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
+    if "probability" in tested:
+        cases = tested[["method", "budget", "test_center", "patient", "id", "probability", "label"]]
+        return cases, cases.groupby(["method", "budget", "label"], sort=False)["probability"].describe()
+    cases = per_case(tested)
+    return cases, cases.groupby(["method", "budget"], sort=False)[["dice", "iou", "ppv", "sensitivity"]].median()

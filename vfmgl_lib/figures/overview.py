@@ -20,7 +20,8 @@ from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.comparison import statistics_table
 from vfmgl_lib.evaluation.curves import decision_curve, roc_points
 from vfmgl_lib.evaluation.samples import overlay_table, read_samples, telling_images
-from vfmgl_lib.figures import calibration, comparison, interpretation, overlays, roc, statistics_tables, style
+from vfmgl_lib.figures import calibration, comparison, interpretation, overlays, roc, style
+from vfmgl_lib.figures.statistics_tables import write_statistics
 from vfmgl_lib.interpretation.cam import case_table
 from vfmgl_lib.interpretation.features import neighbors
 
@@ -36,7 +37,7 @@ STATISTICS = {
 
 
 def roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, budget: str) -> Drawn:
-    """ROC curves of all methods at home (Fig. 2A); arguments as for `curves.roc_points` and `roc.roc_curves`."""
+    """ROC curves of all methods at home (Fig. 2A); arguments as for `evaluation.curves.roc_points` and `roc.roc_curves`."""
     if "probability" not in final:
         return _none("A segmentation has no ROC curves.")
     points = roc_points(final, unit=unit, budget=budget)
@@ -88,7 +89,7 @@ def write_budgets(results: pd.DataFrame, tests: pd.DataFrame, folder: Path, note
     for budget, (name, words) in STATISTICS.items():
         if (results["budget"] == budget).any():
             table = statistics_table(results, tests, budget=budget)
-            written[name] = statistics_tables.write_statistics(table, folder, name, f"{words} {note}")
+            written[name] = write_statistics(table, folder, name, f"{words} {note}")
     return written
 
 

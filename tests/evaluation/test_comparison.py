@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.evaluation.comparison_tables import cases_of, main_metrics, verdicts
+from vfmgl_lib.evaluation.comparison import cases_of, main_metrics, verdicts
 
 ABOUT = {"seed": 0, "split_id": "own", "budget": "rounds", "model_center": "A", "test_center": "A", "split": "test"}
 
