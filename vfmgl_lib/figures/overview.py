@@ -16,9 +16,8 @@ from pandas.io.formats.style import Styler
 
 from vfmgl_lib.config.sections import DataSettings
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.evaluation.calibration import reliability
 from vfmgl_lib.evaluation.comparison import statistics_table
-from vfmgl_lib.evaluation.curves import decision_curve, roc_points
+from vfmgl_lib.evaluation.curves import decision_curve, reliability, roc_points
 from vfmgl_lib.evaluation.samples import overlay_table, read_samples, telling_images
 from vfmgl_lib.figures import calibration, comparison, interpretation, overlays, roc, style
 from vfmgl_lib.figures.statistics_tables import write_statistics
