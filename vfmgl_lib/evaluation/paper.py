@@ -26,7 +26,7 @@ from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, compare_counts, read_d
 
 log = logging.getLogger(__name__)
 PAPER_RESULTS = FOLDER / "paper_results.csv"
-COMPARATORS = ("fedavg", "fedprox", "harmofl", "metafed", "frozen_probe")  # the paper's FedAvg, FedProx, HarmoFL, MetaFed and Virchow
+COMPARATORS = tuple(name for name, method in METHODS.items() if method.in_paper)
 # Table -> the notebooks that save it; the first that has it counts.
 TABLES = {
     "about": ("06_generalization", "09_paper_vs_measured"),
