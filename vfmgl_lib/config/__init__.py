@@ -132,7 +132,7 @@ class StudySettings(Settings):
         of projections that are not fitted, the quantile under another rule, how often a ratio is logged).
         """
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
-        without = {**dict.fromkeys(aside, True), "data": {"workers"}}
+        without: dict[str, Any] = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
         if self.evaluate_every == 1:
             del values["evaluate_every"]

@@ -78,7 +78,8 @@ class PhantomSettings(Settings):
 
 
 TEACHER_HELP = "pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; an existing file is FILE, also with '=' in it; default: the profile's"
-Mean, Deviation = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]  # of images in [0, 1]
+Mean = Annotated[float, Field(ge=0, le=1)]  # of images in [0, 1]
+Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class TeacherSettings(Settings):

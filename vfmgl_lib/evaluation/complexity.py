@@ -154,5 +154,5 @@ def footprint(
             rows.append({"model": name, "device": device, "threads": threads, "batch": batch, **json.loads(done.stdout.splitlines()[-1])})
     table = pd.DataFrame(rows)
     table["images_per_second"] = table["batch"] * 1000 / table["p50_ms"]
-    order = ["model", "runtime", "device", "threads", "batch", "runs", "p50_ms", "p95_ms", "images_per_second"]
-    return table[[*order, "peak_bytes", "added_bytes", "gpu_bytes"]]
+    columns = ["model", "runtime", "device", "threads", "batch", "runs", "p50_ms", "p95_ms", "images_per_second"]
+    return table[[*columns, "peak_bytes", "added_bytes", "gpu_bytes"]]

@@ -249,8 +249,8 @@ def subgroups(
     tested = rows[rows["split"] == "test"]
     if patients is None or "probability" not in final:
         why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
-        empty = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
-        return pd.DataFrame(empty).assign(seed=rows["seed"].iloc[0])
+        absent = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
+        return pd.DataFrame(absent).assign(seed=rows["seed"].iloc[0])
     age = float(patients["age"].mean()) if age is None else age
     keys = tested["patient"].map(same_name)
     found = []
@@ -264,9 +264,9 @@ def subgroups(
         unknown = tested[~keys.isin(known)].groupby("test_center")["patient"].nunique()
         empty = sorted(set(tested["test_center"]) - set(table["center"]))
         nobody = {center for center in empty if unknown.get(center, 0) == tested[tested["test_center"] == center]["patient"].nunique()}
-        why = {center: "of no test patient is it known" if center in nobody else "no test patient of this group" for center in empty}
-        why = why if known else dict.fromkeys(empty, "patients.csv has no grade")
-        table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, why[center]) for center in empty])], ignore_index=True)
+        reasons = {center: "of no test patient is it known" if center in nobody else "no test patient of this group" for center in empty}
+        reasons = reasons if known else dict.fromkeys(empty, "patients.csv has no grade")
+        table = pd.concat([table, pd.DataFrame([_absent(group, center, homes, reasons[center]) for center in empty])], ignore_index=True)
         table["unknown"] = table["center"].map(unknown).fillna(0).astype(int)
         table.loc[table["center"] == "all", "unknown"] = int(unknown.sum())
         found.append(table.assign(group=group, title=title))

@@ -60,8 +60,8 @@ def _is_colored(pictures: pd.DataFrame) -> bool:
 def _statistics(image: np.ndarray, colored: bool) -> dict[str, float]:
     planes = dict(zip(("red", "green", "blue"), np.moveaxis(image, -1, 0), strict=True)) if colored else {"grey": image[..., 0]}
     if colored:
-        planes |= zip(STAINS, np.moveaxis(_stains(image), -1, 0), strict=True)
-    found = {}
+        planes |= dict(zip(STAINS, np.moveaxis(_stains(image), -1, 0), strict=True))
+    found: dict[str, float] = {}
     for name, plane in planes.items():
         plane = plane.astype(np.float64)
         found |= {f"{name} mean": plane.mean(), f"{name} SD": plane.std()}

@@ -21,8 +21,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,8 @@ def _simulated(
     """The parameters' change by these steps, flat, and the inputs of every batch normalisation in each of them."""
     chosen: OptimizerSettings = task.optimizer
     momentum = chosen.momentum if chosen.name == "sgd" else 0.0
-    current, velocity, seen = dict(parameters), dict.fromkeys(parameters, 0.0), []
+    current, seen = dict(parameters), []
+    velocity: dict[str, Tensor | float] = dict.fromkeys(parameters, 0.0)
     for images, target in zip(batches, targets, strict=True):
         inputs.clear()
         loss = TASK_LOSSES[task.loss](functional_call(model, current, (images,)), target)
@@ -203,13 +205,13 @@ def inversion(settings: StudySettings, manifest: Manifest, center: str, views: S
     table = manifest.select(center, "train").head(IMAGES)
     data = ImageDataset(manifest, table, task.data.image_size)
     order = training_batches(task, center, len(data), 1, "I")
-    items = [data[row] for batch in order for row in batch]
+    items: list[dict[str, Any]] = [data[row] for batch in order for row in batch]
     identifiers = [table["id"].iloc[row] for batch in order for row in batch]
     images, targets = (torch.stack([item[part] for item in items]) for part in ("image", "target"))
     shown = min(shown, len(images))
     rows: list[dict] = []
 
-    def add(label: str, candidates: Sequence[Tensor], seconds: float = 0.0, eps: float = math.nan) -> None:
+    def add(label: str, candidates: Iterable[Tensor], seconds: float = 0.0, eps: float = math.nan) -> None:
         for place, found in enumerate(candidates):
             psnr = [_psnr(one, images[place]) for one in found]
             best = int(np.argmax(psnr))

@@ -84,9 +84,10 @@ def about(manifest: Manifest, task: str, data: str, on_phantoms: bool) -> pd.Dat
         training centres, external centres (comma-separated) and findings (how the data differ from the paper's counts; what a stand-in is).
     """
     sheet = read_datasheet(task)
-    origin = "phantoms" if on_phantoms else "stand-in" if _is_stand_in(manifest, sheet) else "own"
+    stand_in = sheet.stand_in if not on_phantoms and _is_stand_in(manifest, sheet) else None
+    origin = "phantoms" if on_phantoms else "stand-in" if stand_in else "own"
     training = list(manifest.training_centers)
-    findings = compare_counts(manifest, sheet) if origin == "own" else [sheet.stand_in.what] if origin == "stand-in" else []
+    findings = compare_counts(manifest, sheet) if origin == "own" else [stand_in.what] if stand_in else []
     more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
     lines = {
         "task": task,
@@ -224,8 +225,8 @@ def _joined(row: dict, run: Mapping | None, value: dict, status: str, because: s
     joined["difference"] = joined["measured"] - row["value"] if given else math.nan
     joined |= {"status": status, "because": because}
     # What is lightweight is counted at the paper's own settings, whatever the run's are.
-    of_run = run and status != MISSING and row["task"] != "lightweight"
-    protocol = [value.get("protocol", ""), _protocol(run) if of_run else ""]
+    of_run = run if status != MISSING and row["task"] != "lightweight" else None
+    protocol = [value.get("protocol", ""), _protocol(of_run) if of_run else ""]
     return joined | {"protocol": "; ".join(filter(None, protocol))}
 
 

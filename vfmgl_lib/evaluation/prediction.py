@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -59,7 +59,7 @@ def mean_embedding(student: Student, data: ImageDataset, *, batch_size: int, dev
     """(D,) float64, the mean of `Student.embed` over a data set; the student is put into eval mode."""
     student.eval()
     batches = load_batches(data, fixed_batches(len(data), batch_size, uses_batch_statistics(student)))
-    total = sum(student.embed(batch["image"].to(device)).double().sum(0) for batch in batches)
+    total = cast(torch.Tensor, sum(student.embed(batch["image"].to(device)).double().sum(0) for batch in batches))
     return total.cpu().numpy() / len(data)
 
 

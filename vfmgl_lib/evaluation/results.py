@@ -142,12 +142,12 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
         homes: dict[str, pd.DataFrame] = {}
         without: list[str] = []
         for model, of_model in of_run.groupby("model_center", sort=False):
-            cutoff = _cutoff(of_model, model, unit)
-            if cutoff is not None and "probability" in final:
-                own = of_model[(of_model["test_center"] == model) & (of_model["split"] == cutoff.split)]
-                metric = Metric("cutoff", cutoff.value, own["patient"].nunique(), "" if cutoff.split else ONE_CLASS)
-                rows.append(_row(metric, unit, NO_INTERVAL, "", about, model, model, cutoff.split or "train"))
-            cutoff = None if cutoff is None else cutoff.value
+            chosen = _cutoff(of_model, model, unit)
+            if chosen is not None and "probability" in final:
+                own = of_model[(of_model["test_center"] == model) & (of_model["split"] == chosen.split)]
+                metric = Metric("cutoff", chosen.value, own["patient"].nunique(), "" if chosen.split else ONE_CLASS)
+                rows.append(_row(metric, unit, NO_INTERVAL, "", about, model, model, chosen.split or "train"))
+            cutoff = None if chosen is None else chosen.value
             for (test, split), part in of_model.groupby(["test_center", "split"], sort=False):
                 units = units_of(part, unit, cutoff)
                 metrics = measured(part, units, metric_names(part), no_cutoff(cutoff))
@@ -359,5 +359,5 @@ def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistic
         reason = f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"
         return statistics.Estimate(math.nan, math.nan, math.nan, len(np.unique(patient)), reason), len(label)
     scores = np.stack([table[side].to_numpy() for table in tables for side in sides])
-    weights = np.tile([1.0, -1.0], len(pairs)) / len(pairs)
+    weights = (np.tile([1.0, -1.0], len(pairs)) / len(pairs)).tolist()
     return statistics.auc_contrast(scores, label, weights, patient), len(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
     segmentation = manifest.task_kind == "segmentation"
     rows = []
     for place, row in enumerate(table.itertuples()):
-        item = images[place]
+        item: dict[str, Any] = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
         if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
             image = np.repeat(image[..., 1:2], 3, axis=2)

@@ -41,7 +41,7 @@ def pixel_counts(predicted: np.ndarray, mask: np.ndarray) -> dict[str, int]:
     }
 
 
-def dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
+def dice(tp: np.ndarray | int, fp: np.ndarray | int, fn: np.ndarray | int) -> np.ndarray:
     """2 TP / (2 TP + FP + FN), in [0, 1]; both masks empty: 1; NaN where a count is."""
     whole = np.asarray(2 * tp + fp + fn, dtype=float)
     return np.where(whole == 0, 1.0, 2 * np.asarray(tp) / np.where(whole == 0, 1, whole))

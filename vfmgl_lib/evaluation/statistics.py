@@ -45,8 +45,6 @@ class Test(NamedTuple):
     p: float
     reason: str = ""
 
-    __test__ = False  # pytest collects classes of this name
-
 
 NO_INTERVAL = Interval(math.nan, math.nan, "")
 
@@ -167,7 +165,8 @@ def auc_interval(score: np.ndarray, label: np.ndarray, patient: np.ndarray | Non
     if not variance > 0:
         return NO_INTERVAL._replace(reason="no interval: all scores are equal, DeLong's variance is 0")
     width = quantile * math.sqrt(variance) / (auc * (1 - auc))
-    return Interval(*(float(expit(logit(auc) + side * width)) for side in (-1, 1)))
+    low, high = (float(expit(logit(auc) + side * width)) for side in (-1, 1))
+    return Interval(low, high)
 
 
 def auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float], patient: np.ndarray | None = None) -> Estimate:
@@ -189,9 +188,9 @@ def auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float]
     patients = int(owner.max()) + 1
     images = [np.bincount(owner[label == value], minlength=patients) for value in (1, 0)]
     parts = []
-    for placed, value, total in zip(_placements(scores, label), (1, 0), images, strict=True):
+    for placed, which, total in zip(_placements(scores, label), (1, 0), images, strict=True):
         single = np.asarray(weights) @ placed
-        parts.append(np.bincount(owner[label == value], weights=single - single.mean(), minlength=patients) / total.sum())
+        parts.append(np.bincount(owner[label == which], weights=single - single.mean(), minlength=patients) / total.sum())
     value = float(single.mean())
     counts = [effective_patients(total) for total in images]
     if round(min(counts)) < MIN_PATIENTS:
@@ -246,7 +245,8 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, patient: np.n
         return NO_INTERVAL._replace(reason="no interval: all patients have the same value")
     width = float(stats.t.ppf(1 - ALPHA / 2, patients - 1)) * math.sqrt(patients / (patients - 1) * float(parts @ parts))
     within = numerator.min() >= 0 and (numerator <= denominator).all()
-    return Interval(*(float(np.clip(limit, 0, 1) if within else limit) for limit in (value - width, value + width)))
+    low, high = (float(np.clip(limit, 0, 1) if within else limit) for limit in (value - width, value + width))
+    return Interval(low, high)
 
 
 def bootstrap_interval(

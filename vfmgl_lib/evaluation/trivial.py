@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,8 @@ def color_statistics(data: ImageDataset) -> np.ndarray:
     """(n, 9): mean, standard deviation and skewness of each colour channel, per image."""
     features = []
     for index in range(len(data)):
-        pixels = data[index]["image"].flatten(1).double().numpy()
+        item: dict[str, Any] = data[index]
+        pixels = item["image"].flatten(1).double().numpy()
         mean, deviation = pixels.mean(1), pixels.std(1)
         skewness = ((pixels - mean[:, None]) ** 3).mean(1) / np.maximum(deviation, 1e-12) ** 3
         features.append(np.concatenate([mean, deviation, skewness]))
@@ -56,9 +58,10 @@ def trivial_segmentation(train: ImageDataset, others: list[ImageDataset]) -> lis
 
     Returns: tables as `evaluation.prediction.predict` gives them, without mask files.
     """
-    mean = torch.stack([train[index]["target"] for index in range(len(train))]).float().mean(0).numpy()
+    masks: list[Any] = [train[index]["target"] for index in range(len(train))]
+    mean = torch.stack(masks).float().mean(0).numpy()
     place = (mean > 0) & (mean >= mean.max() / 2)
-    rules = (partial(_otsu, dark=True), partial(_otsu, dark=False), lambda grey: place)
+    rules: tuple[Callable[[np.ndarray], np.ndarray], ...] = (partial(_otsu, dark=True), partial(_otsu, dark=False), lambda grey: place)
     best = max(rules, key=lambda rule: _counts(train, rule)["dice"].mean())
     return [pd.concat([_about(data), _counts(data, best)], axis=1) for data in others]
 
@@ -71,7 +74,7 @@ def _otsu(grey: np.ndarray, dark: bool) -> np.ndarray:
 def _counts(data: ImageDataset, rule: Callable[[np.ndarray], np.ndarray]) -> pd.DataFrame:
     rows = []
     for index in range(len(data)):
-        item = data[index]
+        item: dict[str, Any] = data[index]
         counts = pixel_counts(rule(item["image"].mean(0).numpy()), item["target"].numpy() == 1)
         rows.append({**counts, "dice": float(dice(counts["tp"], counts["fp"], counts["fn"])), "mask_file": ""})
     return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,14 @@ from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.servers import State, Switches, Update
 from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
 from vfmgl_lib.kernels.overlap import soft_dice_loss
-from vfmgl_lib.method.hgkt import HGKT, StepRecord, channel_scale, critical_stages
+from vfmgl_lib.method.hgkt import HGKT, StepRecord, TaskLoss, channel_scale, critical_stages
 from vfmgl_lib.method.projections import held_out_rows
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student, part_names, set_training_mode
 from vfmgl_lib.models.teachers import Teacher
 
 R2_IMAGES = 64  # R2 is measured on at most so many images, evenly spaced in their table
-TASK_LOSSES = {"cross_entropy": F.cross_entropy, "dice": soft_dice_loss}
+TASK_LOSSES: dict[str, TaskLoss] = {"cross_entropy": F.cross_entropy, "dice": soft_dice_loss}
 
 
 def training_batches(settings: StudySettings, center: str, samples: int, round_number: int, stage: str, epoch: int = 0) -> list[list[int]]:
@@ -83,7 +84,7 @@ class Client:
         channels_last = settings.compute.channels_last and device.type == "cuda"
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.teacher = teacher
-        self.student = self.local_model(student).to(device, memory_format=self.memory_format)
+        self.student = self.local_model(student).to(device).to(memory_format=self.memory_format)
         self.kept = part_names(self.student, self.switches.keeps)  # of its state: never sent, never overwritten
         self.task_loss = TASK_LOSSES[settings.loss]
         self.hgkt: HGKT | None = None
@@ -229,6 +230,7 @@ class Client:
         """The frozen teacher's stacks of a batch as loaded, of the training set or another of the centre's."""
         hashes = (data or self.data).table["sha256"].iloc[batch["row"].tolist()].tolist()
         seen = batch["teacher_image"].to(self.device, non_blocking=True)
+        assert self.teacher is not None
         return teacher_stacks(self.teacher, seen, hashes, self.cache, batch["orientation"].tolist())
 
     def frozen_copy(self, state: State) -> Student:
@@ -252,7 +254,7 @@ class Client:
     def _task_optimizer(self, model: Student | None = None) -> torch.optim.Optimizer:
         """The task optimiser, new, of a model; None: of the student."""
         task = self.settings.optimizer
-        arguments = {"lr": task.lr, "weight_decay": task.weight_decay}
+        arguments: dict[str, Any] = {"lr": task.lr, "weight_decay": task.weight_decay}
         parameters = list((model or self.student).parameters())
         if task.name == "sgd":
             return torch.optim.SGD(parameters, momentum=task.momentum, **arguments)
@@ -264,7 +266,7 @@ class Client:
         weight_sum: Tensor | float = 0.0
         set_training_mode(self.student)
         if self.hgkt:
-            self._prepare_transfer(round_number)
+            self._prepare_transfer(self.hgkt, round_number)
         for step, (images, target, batch, held_out) in enumerate(self._stage_one_batches(round_number)):
             if self.hgkt:
                 meta_step = step % self.settings.transfer.hypergradient_every == 0
@@ -281,24 +283,24 @@ class Client:
                 f"centre {self.center}, round {round_number}: the task loss is {losses[step]} at step {step}; "
                 f"training diverged, lower optimizer.lr (now {self.settings.optimizer.lr}) or transfer.beta"
             )
-        fit = self._measured_fit() if self.hgkt else (None, "")
+        fit = self._measured_fit(self.hgkt) if self.hgkt else (None, "")
         self._log_stage_one(round_number, losses, records, time.perf_counter() - started)
         if self.hgkt is None or isinstance(weight_sum, float):
             return mean_loss, ()
         mean_weights = weight_sum / (len(self.data) * self.settings.federation.epochs)
         return mean_loss, self._log_pair_weights(round_number, mean_weights, *fit)
 
-    def _prepare_transfer(self, round_number: int) -> None:
+    def _prepare_transfer(self, hgkt: HGKT, round_number: int) -> None:
         """What HGKT takes from the centre's training images before a round: the teacher's scale, once, and fitted projections."""
         transfer = self.settings.transfer
-        self.hgkt.set_meta_rate(round_number, self.settings.federation.rounds)
-        if transfer.teacher_scale == "channel" and not self.hgkt.scale:
-            self.hgkt.scale = channel_scale(self.teacher_features(batch) for _, _, batch in self.unaugmented())
+        hgkt.set_meta_rate(round_number, self.settings.federation.rounds)
+        if transfer.teacher_scale == "channel" and not hgkt.scale:
+            hgkt.scale = channel_scale(self.teacher_features(batch) for _, _, batch in self.unaugmented())
         if transfer.projection == "ridge":
             spared = set() if self.validation else set(held_out_rows(self.data.table["patient"]))
-            self.hgkt.fit_projections(self._with_features(self.data, [row for row in range(len(self.data)) if row not in spared]))
+            hgkt.fit_projections(self._with_features(self.data, [row for row in range(len(self.data)) if row not in spared]))
 
-    def _measured_fit(self) -> tuple[Tensor | None, str]:
+    def _measured_fit(self, hgkt: HGKT) -> tuple[Tensor | None, str]:
         """R2 of every pair (M, N) after stage I, and the images it was measured on: "validation", else "held-out training" images where
         projections are fitted, else "training" images, which projections by SGD have seen. None with fewer than two of them.
         """
@@ -309,7 +311,7 @@ class Client:
             rows, name = held_out_rows(self.data.table["patient"]), "held-out training"
         if len(rows) < 2:
             return None, ""
-        return self.hgkt.r_squared(self._with_features(data, rows[:: math.ceil(len(rows) / R2_IMAGES)])), name
+        return hgkt.r_squared(self._with_features(data, rows[:: math.ceil(len(rows) / R2_IMAGES)])), name
 
     def _with_features(self, data: ImageDataset, rows: list[int]) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Images and the teacher's features of these rows, unaugmented, in batches that are always the same."""
@@ -356,14 +358,8 @@ class Client:
         every = {"match_loss": 1, "outer_loss": self.settings.transfer.hypergradient_every}
         measured = {name: columns[name][::n] for name, n in every.items() if columns}
         means = {name: sum(values) / len(values) for name, values in measured.items()}
-        summary = {
-            "samples": len(self.data),
-            "batches": len(losses),
-            "task_loss": sum(losses) / len(losses),
-            **means,
-            "seconds": seconds,
-        }
-        self.log.rounds.append({**common, **summary})
+        counts = {"samples": len(self.data), "batches": len(losses)}
+        self.log.rounds.append({**common, **counts, "task_loss": sum(losses) / len(losses), **means, "seconds": seconds})
 
     def _log_pair_weights(self, round_number: int, mean_weights: Tensor, fit: Tensor | None, fit_images: str) -> tuple[str, ...]:
         """Logs the mean lambda and R2 per pair, (M, N), and each stage's score; returns the critical stages."""

@@ -67,12 +67,12 @@ def worth(model: Student, client: Client) -> Worth:
         losses.append(client.task_loss(logits, target) * len(target))
         scores.append(foreground_dice(logits.argmax(1), target) if logits.dim() == 4 else logits.softmax(1)[:, 1])
         targets.append(target)
-    score, target = torch.cat(scores).double().cpu().numpy(), torch.cat(targets).cpu().numpy()
-    if target.ndim == 1:
-        value = roc_auc_score(target, score) if len(np.unique(target)) == 2 and np.isfinite(score).all() else math.nan
+    score, truth = torch.cat(scores).double().cpu().numpy(), torch.cat(targets).cpu().numpy()
+    if truth.ndim == 1:
+        value = roc_auc_score(truth, score) if len(np.unique(truth)) == 2 and np.isfinite(score).all() else math.nan
     else:
         value = score.mean()
-    return Worth(sum(losses).item() / len(client.data), float(value))
+    return Worth(float(sum(losses)) / len(client.data), float(value))
 
 
 def run_stage_two(

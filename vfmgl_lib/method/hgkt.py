@@ -25,6 +25,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,22 +66,22 @@ class MetaNetworks(nn.Module):
         for blocks, channels, _ in stack_shapes:
             self.channel.append(nn.ModuleList(nn.Linear(channels, stages * channels) for _ in range(blocks)))
             self.pair.append(nn.ModuleList(nn.Linear(channels, stages) for _ in range(blocks)))
-        for linear in (linear for stack in self.channel for linear in stack):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        for linear in (linear for stack in self.pair for linear in stack):
-            nn.init.ones_(linear.bias)
-            if pair_init == "zero":
-                nn.init.zeros_(linear.weight)
+        for parameter in self.channel.parameters():
+            nn.init.zeros_(parameter)
+        for name, parameter in self.pair.named_parameters():
+            if name.endswith("bias"):
+                nn.init.ones_(parameter)
+            elif pair_init == "zero":
+                nn.init.zeros_(parameter)
 
     def forward(self, stacks: list[Tensor]) -> Pairing:
         """Teacher stacks (B, M, C_t, g, g) -> channel weights (B, M, N, C_t) and pair weights (B, M, N) per stack."""
         channel_weights, pair_weights = [], []
         for stack, channel, pair in zip(stacks, self.channel, self.pair, strict=True):
             pooled = stack.mean((-2, -1)).unbind(1)
-            logits = [linear(x).unflatten(1, (-1, x.shape[1])) for linear, x in zip(channel, pooled, strict=True)]
+            logits = [linear(x).unflatten(1, (-1, x.shape[1])) for linear, x in zip(channel.children(), pooled, strict=True)]
             channel_weights.append(torch.stack(logits, dim=1).softmax(-1))
-            pair_weights.append(torch.stack([nn.functional.relu6(linear(x)) for linear, x in zip(pair, pooled, strict=True)], dim=1))
+            pair_weights.append(torch.stack([nn.functional.relu6(linear(x)) for linear, x in zip(pair.children(), pooled, strict=True)], 1))
         return channel_weights, pair_weights
 
 
@@ -95,7 +96,7 @@ class TeacherBatch:
         """The terms of one stack for a student stage (B, C_n, H, W)."""
         key = (stack, *stage_map.shape[1:])
         if key not in self._terms:
-            self._terms[key] = prepare_teacher(self.stacks[stack], stage_map.shape[2:], stage_map.shape[1])
+            self._terms[key] = prepare_teacher(self.stacks[stack], (stage_map.shape[2], stage_map.shape[3]), stage_map.shape[1])
         return self._terms[key]
 
 
@@ -208,9 +209,9 @@ class HGKT:
         self.momenta: State = {name: torch.zeros_like(p) for name, p in self.model.named_parameters() if p.requires_grad}
         self.scale: Scale = []  # of `channel_scale`; empty: features as they are
         # fused: one pass over parameters that are as many as the student's
-        options = {"lr": settings.meta_lr, "weight_decay": settings.meta_weight_decay, "fused": True}
+        options: dict[str, Any] = {"lr": settings.meta_lr, "weight_decay": settings.meta_weight_decay, "fused": True}
         if settings.meta_optimizer == "sgd":
-            self.meta_optimizer = torch.optim.SGD(self.meta.parameters(), momentum=settings.meta_momentum, **options)
+            self.meta_optimizer: torch.optim.Optimizer = torch.optim.SGD(self.meta.parameters(), momentum=settings.meta_momentum, **options)
         else:
             self.meta_optimizer = torch.optim.Adam(self.meta.parameters(), betas=(settings.meta_momentum, 0.999), **options)
 
@@ -277,7 +278,7 @@ class HGKT:
         self.meta_optimizer.zero_grad(set_to_none=True)
         stacks = self.standardised(stacks)
         pairing = self.meta(stacks)
-        constant = tuple([tensor.detach() for tensor in part] for part in pairing)
+        constant = [tensor.detach() for tensor in pairing[0]], [tensor.detach() for tensor in pairing[1]]
         teacher = TeacherBatch(stacks)
 
         logits, match = self.model(images, teacher, constant)
@@ -293,7 +294,7 @@ class HGKT:
 
         outer_loss, derivatives = self.hypergradient(images, target, teacher, constant, outer or (images, target))
         torch.autograd.backward([*pairing[0], *pairing[1]], derivatives, inputs=list(self.meta.parameters()))
-        norm = get_total_norm([p.grad for p in self.meta.parameters()])
+        norm = get_total_norm([p.grad for p in self.meta.parameters() if p.grad is not None])
         self.meta_optimizer.step()
         return StepRecord(task.detach(), match.detach(), outer_loss.detach(), norm, weights)
 
@@ -328,7 +329,7 @@ class HGKT:
                     loss = self.task_loss(functional_call(self.model, parameters, (images, None, None))[0], target)
                 gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
             reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
-            trajectory.append((leaves, [gradients[index] for index in reached], reached))
+            trajectory.append((leaves, tuple(gradients[index] for index in reached), reached))
             with torch.no_grad():
                 position = [p.clone() for p in position]
                 momenta = momenta if step else [momentum.clone() for momentum in momenta]
@@ -339,7 +340,7 @@ class HGKT:
         leaves = [p.requires_grad_() for p in position]
         logits, _ = functional_call(self.model, (dict(zip(names, leaves, strict=True)), buffers), (outer[0], None, None))
         outer_loss = self.task_loss(logits, outer[1])
-        adjoint = torch.autograd.grad(outer_loss, leaves, materialize_grads=True)
+        adjoint: Sequence[Tensor] = torch.autograd.grad(outer_loss, leaves, materialize_grads=True)
         momentum_adjoint = [torch.zeros_like(a) for a in adjoint]
         derivatives = [torch.zeros_like(weight) for weight in weights]
         while trajectory:
@@ -379,7 +380,7 @@ class HGKT:
 
     def state_dict(self) -> State:
         """P, phi, all momenta and the teacher's scale (not the student), flat, for checkpoints."""
-        state = {f"model.{name}": p for name, p in self.model.named_parameters() if not name.startswith("student.")}
+        state: State = {f"model.{name}": p for name, p in self.model.named_parameters() if not name.startswith("student.")}
         state |= {f"momentum.{name}": tensor for name, tensor in self.momenta.items()}
         state |= {f"meta.{name}": p for name, p in self.meta.named_parameters()}
         for name, parameter in self.meta.named_parameters():

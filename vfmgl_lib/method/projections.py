@@ -63,7 +63,8 @@ class Moments:
             self._add("gram", stage, value=pixels @ pixels.mT / student.shape[2:].numel())
             self._add("student_mean", stage, value=student.mean((-2, -1)).sum(0))
             for k, stack in enumerate(stacks):
-                terms = prepare_teacher(stack.double(), student.shape[2:], student.shape[1], form="gram")
+                terms = prepare_teacher(stack.double(), (student.shape[2], student.shape[3]), student.shape[1], form="gram")
+                assert terms.mean is not None and terms.square is not None  # the Gram form has both
                 operand, pulled = (part.transpose(0, 1).flatten(1) for part in (terms.operand, pull_back(student, terms)))
                 shape = stack.shape[1:3]
                 self._add("cross", k, stage, value=(operand @ pulled.mT).unflatten(0, shape))

@@ -9,6 +9,8 @@ The term is there in round 1, too, where theta_s are the common initial weights.
 
 from __future__ import annotations
 
+from typing import cast
+
 from pydantic import Field
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class FedProxClient(Client):
 
 def squared_distance(student: Student, anchor: list[Tensor]) -> Tensor:
     """Sum over the student's parameters of ||theta - theta_s||^2; squared, since a norm's own derivative is NaN at theta = theta_s."""
-    return sum(((p - start) ** 2).sum() for p, start in zip(student.parameters(), anchor, strict=True))
+    return cast(Tensor, sum(((p - start) ** 2).sum() for p, start in zip(student.parameters(), anchor, strict=True)))
 
 
 METHODS = (

@@ -100,7 +100,7 @@ class Probe(Student):
             embeddings: (n, C) or (n, C, g, g).  targets: (n,) or (n, H, W), 0 or 1.
         """
         if self.output_size:
-            share = F.adaptive_avg_pool2d(targets.double()[:, None], embeddings.shape[-2:]).flatten()
+            share = F.adaptive_avg_pool2d(targets.double()[:, None], (embeddings.shape[-2], embeddings.shape[-1])).flatten()
             rows = embeddings.permute(0, 2, 3, 1).flatten(0, 2)
         else:
             share, rows = targets.double(), embeddings
@@ -193,6 +193,7 @@ class FrozenProbeClient(Client):
 def new_probe(client: Client) -> Probe:
     """An unfitted probe on the client's teacher."""
     settings = client.settings
+    assert client.teacher is not None
     return Probe(client.teacher, client.cache, settings.data.image_size if settings.is_segmentation else None).to(client.device)
 
 

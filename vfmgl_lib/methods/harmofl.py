@@ -70,6 +70,8 @@ class AmplitudeNormalised(Student):
         momentum: share of a batch's mean amplitude in the running one; the first batch's is taken whole.
     """
 
+    amplitude: Tensor
+
     def __init__(self, student: Student, side: int, momentum: float):
         super().__init__()
         self.student, self.momentum = student, momentum

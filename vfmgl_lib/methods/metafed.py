@@ -161,6 +161,7 @@ class MetaFedClient(Client):
 
     def end_round(self, round_number: int) -> None:
         if round_number >= init_rounds(self.settings) and not self.flag:
+            assert self.validation is not None  # `begin_round`
             score = validation_score(self.student, self.validation, self.settings, self.device)
             self.flag = score > self.settings.comparators.metafed.threshold
 

@@ -44,6 +44,7 @@ def add_methods_from(folder: Path | str) -> None:
     for file in files:
         name = f"vfmgl_methods_{file.stem}"
         specification = importlib.util.spec_from_file_location(name, file)
+        assert specification and specification.loader  # a .py file has both
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module
         specification.loader.exec_module(module)

@@ -94,8 +94,8 @@ class _Settings(StudySettings):
 @functools.cache
 def _settings_class(methods: tuple[str, ...]) -> type[StudySettings]:
     """`StudySettings` with the sections of these methods."""
-    own = {name: METHODS[name].settings for name in methods if METHODS[name].settings}
-    sections = {name: (section, Field(default_factory=section)) for name, section in own.items()}
+    own = ((name, METHODS[name].settings) for name in methods)
+    sections: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in own if section}
     comparators = create_model("ComparatorSettings", __base__=_Comparators, **sections)
     return create_model("StudySettings", __base__=_Settings, comparators=(comparators, Field(default_factory=comparators)))
 

@@ -37,8 +37,8 @@ def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
     if data.validation_share:
         manifest = with_validation(manifest, data.validation_share, settings.seed)
     if data.per_center:
-        tested = {split: count for split, count in data.per_center.items() if split == "test"}
-        learnt = {split: count for split, count in data.per_center.items() if split != "test"}
+        tested: dict[str, int] = {split: count for split, count in data.per_center.items() if split == "test"}
+        learnt: dict[str, int] = {split: count for split, count in data.per_center.items() if split != "test"}
         manifest = subset(subset(manifest, learnt, settings.seed), tested, TEST_SEED)
     return manifest
 

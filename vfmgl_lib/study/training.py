@@ -123,8 +123,7 @@ def _train(study: Study, teacher: Teacher | None, progress: bool, teacher_cache:
             bar.set_postfix_str(f"round {done.number}/{study.last_round}")
             with new_folder(round_folder(folder, done.number)) as part:
                 _checkpoint(clients, server, part)
-                whole = done.shared is not None and not clients[0].switches.keeps
-                shared = clients[0].frozen_copy(done.shared) if whole else None
+                shared = clients[0].frozen_copy(done.shared) if done.shared is not None and not clients[0].switches.keeps else None
                 tables = evaluation.round(done.number, clients, shared, part)
                 tables.tables |= {"faults": [vars(fault) for fault in done.faults], "traffic": done.traffic}
                 tables.write(part)

@@ -170,7 +170,7 @@ def _phantoms(settings: StudySettings, folder: Path) -> Path:
         folder / name,
         settings.data.layout,
         centers=phantoms.centers,
-        samples=dict(phantoms.samples),
+        samples=dict(phantoms.samples.items()),
         image_size=phantoms.image_size,
         heterogeneity=phantoms.heterogeneity,
         seed=settings.seed,
