@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from vfmgl_lib.config import ConfigError
+from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.methods.record import Method
 from vfmgl_lib.methods.registry import METHODS, add_methods, add_methods_from
-from vfmgl_lib.tasks.prepare import formats_of
+from vfmgl_lib.tasks.prepare import formats_of, prepare
 from vfmgl_lib.tasks.records import TASKS, TaskError, add_tasks_from, earlier_reading, find_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,13 @@ settings:
   student: {width: 4, weights: none}
   optimizer: {lr: 0.02, batch_size: 4}
   federation: {rounds: 2, match_updates: false}
+"""
+READER = """
+import pandas as pd
+from vfmgl_lib.data.manifest import COLUMNS
+from vfmgl_lib.tasks.cases import Format
+
+FORMATS = (Format("list", "anything", lambda source: True, manifest=lambda source, findings: pd.DataFrame(columns=list(COLUMNS))),)
 """
 METHOD = '''
 """FedAvg whose clients add a share of the squared norm of their weights to the loss."""
@@ -164,6 +172,18 @@ def test_a_wrong_record_is_named(text, message, tmp_path):
     with pytest.raises(TaskError, match=rf"(?s)squares.task\.yaml: .*{message}"):
         add_tasks_from(tmp_path)
     assert "squares" not in TASKS
+
+
+def test_a_reader_that_lists_images_needs_the_record_s_classes(tmp_path, monkeypatch):
+    (tmp_path / "squares").mkdir()
+    (tmp_path / "squares" / "task.yaml").write_text(TASK)
+    (tmp_path / "squares" / "reader.py").write_text(READER)
+    add_tasks_from(tmp_path)
+    try:
+        with pytest.raises(ManifestError, match=r"reader lists images by number of class, but task\.yaml names no classes"):
+            prepare("squares", tmp_path / "squares", tmp_path / "out", progress=False)
+    finally:
+        del TASKS["squares"]
 
 
 def test_a_taken_name_and_an_empty_folder_are_refused(tmp_path):

@@ -451,8 +451,8 @@ def test_another_background_reads_a_set_anew(tmp_path, monkeypatch):
         saved(folder / "1.png", layer(SHAPE, (9 * number, 8, 7, 255)))
     make = partial(prepare, "endometrial", tmp_path / "source", tmp_path / "set", progress=False)
     assert not make().reused and make().reused
-    sheet = sources.read_datasheet("endometrial")
-    monkeypatch.setattr(sources, "read_datasheet", lambda task: sheet.model_copy(update={"transparent": "white"}))
+    sheet = sources.datasheet_of("endometrial")
+    monkeypatch.setattr(sources, "datasheet_of", lambda task: sheet.model_copy(update={"transparent": "white"}))
     again = make()
     assert not again.reused and again.manifest.reading.background == "white" and make().reused
 

@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that a table has twice; what `<<` brings in may be named again."""
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+    def flatten_mapping(self, node: Any) -> None:  # a yaml.MappingNode, which is marked below
         keys = [] if hasattr(node, "unique") else [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         lines: dict[Any, str] = {}
         for key in keys:

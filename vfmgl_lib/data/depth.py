@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 BYTE_LIMIT = 2**29  # of the samples of one picture
 ASSOCIATED, UNASSOCIATED = 1, 2  # TIFF's ExtraSamples: colours multiplied by alpha already, or not
@@ -55,7 +56,7 @@ def is_deep(image: Image.Image, file: BinaryIO) -> bool:
     if image.format == "PNG":
         file.seek(24)  # of the header, always there
         return file.read(1) == b"\x10"
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         return False
     bits, kinds = (image.tag_v2.get(tag, (1,)) for tag in (_BITS, _SAMPLE_FORMAT))
     alpha_apart = image.mode == "La" or (image.mode == "LA" and image.tag_v2.get(_PLANAR) == 2)  # multiplied, or in a plane of its own
@@ -133,7 +134,7 @@ def tiff_samples(file: BinaryIO, pixel_limit: int, first_frame: bool = False) ->
     with tifffile.TiffFile(file) as tiff:
         if not tiff.pages or (len(tiff.pages) != 1 and not first_frame):
             raise DepthError(f"holds {len(tiff.pages)} frames, expected one")
-        page = tiff.pages[0]
+        page = tiff.pages.first
         _check_page(page, pixel_limit)
         planes, _, height, width, count = page.shaped
         stored = np.moveaxis(_decoded(page, file).reshape(planes, height, width, count), 0, 2).reshape(height, width, planes * count)
@@ -168,7 +169,7 @@ def _check_page(page: tifffile.TiffPage, pixel_limit: int) -> None:
     if max(page.nbytes, part) > BYTE_LIMIT:
         raise DepthError(f"{width}x{height} pixels in {max(page.nbytes, part)} bytes, the limit is {BYTE_LIMIT} bytes")
     extra = [int(kind) for kind in page.extrasamples]
-    known = {tifffile.PHOTOMETRIC.MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}
+    known: dict[int, int] = {tifffile.PHOTOMETRIC.MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}
     colors = known.get(photometric)
     if colors is None or count - colors != len(extra) or len(extra) > 1 or (colors == 1 and extra == [0]):
         kind = getattr(photometric, "name", photometric)
@@ -180,6 +181,7 @@ def _check_page(page: tifffile.TiffPage, pixel_limit: int) -> None:
 
 
 def _decoded(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
+    assert page.dtype is not None  # by `_check_page`
     try:
         return page.asarray(squeeze=False, maxworkers=1)
     except (ValueError, KeyError, NotImplementedError) as error:  # tifffile's ways to say that it lacks a decompressor
@@ -199,14 +201,14 @@ def _decoded(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
 
 def _unpacked(page: tifffile.TiffPage) -> np.ndarray:
     """Samples of 9 to 15 bits that lie without gaps; a row begins with a byte."""
-    parts = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
+    parts: Any = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)  # (bytes, position) of each
     row, bits = page.imagewidth * page.samplesperpixel, page.bitspersample
     rows = np.frombuffer(b"".join(part for part, _ in parts), np.uint8).reshape(page.imagelength, -1)
     weights = 2 ** np.arange(bits - 1, -1, -1)
     return np.array([np.unpackbits(line)[: row * bits].reshape(row, bits) @ weights for line in rows], page.dtype)
 
 
-def _usable(tag: object, values: np.ndarray) -> float | None:
+def _usable(tag: Any, values: np.ndarray) -> float | None:
     """What a tag declares, None where it may be no more than the picture's own largest value."""
     white = float(np.max(tag))
     full = white >= 1 and np.log2(white + 1).is_integer()

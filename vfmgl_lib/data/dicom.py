@@ -18,6 +18,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -89,6 +90,7 @@ def _elements(file: Path, end: int) -> tuple[Dataset, Dataset]:
 
     Raises: ValueError: an element claims more bytes than follow. Anything else that broken bytes lead pydicom to.
     """
+    stream: BinaryIO
 
     def is_end(tag: int, kind: str | None, length: int) -> bool:
         if kind and not length and kind not in VR.__members__:  # a type of a later standard, whose length has four bytes
@@ -104,8 +106,8 @@ def _elements(file: Path, end: int) -> tuple[Dataset, Dataset]:
         meta = read_dataset(stream, False, True, stop_when=lambda tag, kind, length: tag >> 16 != 2 or is_end(tag, kind, length))
         syntax = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
         if syntax == DeflatedExplicitVRLittleEndian:
-            stream = io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), 8 * SLICE_LIMIT))
-            size = len(stream.getbuffer())
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(), 8 * SLICE_LIMIT)
+            stream, size = io.BytesIO(content), len(content)
         little = syntax != ExplicitVRBigEndian
         implicit = syntax == ImplicitVRLittleEndian
         return meta, read_dataset(stream, implicit, little, stop_when=is_end, parent_encoding="utf-8")
@@ -239,10 +241,10 @@ def _header(meta: Dataset, found: Dataset, name: str) -> Header:
         raise SourceError(f"{name}: HighBit (0028,0102) is {high:g} of {bits} bits stored, expected {bits - 1}; {TRANSCODE}")
     signed = _number(found, "PixelRepresentation", 0, name) == 1
     found.PixelRepresentation = int(signed)  # by which pydicom reads the padding where its type is not written
-    padding = _numbers(found, "PixelPaddingValue")
+    written = _numbers(found, "PixelPaddingValue")
     # Written as unsigned beside signed pixels, or the other way round: the bits are what counts.
     least = -(2 ** (allocated - 1)) if signed else 0
-    padding = [(int(value) - least) % 2**allocated + least for value in padding and padding + _numbers(found, "PixelPaddingRangeLimit")]
+    padding = [(int(value) - least) % 2**allocated + least for value in written and written + _numbers(found, "PixelPaddingRangeLimit")]
     return Header(
         syntax=UID(str(meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))),
         persons=(str(found.get("PatientName", "")), str(found.get("PatientID", ""))),

@@ -118,7 +118,8 @@ def _kinds(manifest: Manifest, rows: pd.DataFrame) -> dict[tuple[int, ...], list
 
 
 def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator: np.random.Generator) -> list[str]:
-    chosen, left, due = [], [], 0.0
+    chosen: list[str] = []
+    left, due = [], 0.0
     # Rarest kind first; what it cannot give without losing its last patient, a more common one gives.
     for _, names in sorted(_kinds(manifest, rows).items(), key=lambda kind: (len(kind[1]), kind[0])):
         shuffled = [names[position] for position in generator.permutation(len(names))]
@@ -162,7 +163,7 @@ def _spread(labels: pd.Series, patients: pd.Series, count: int, generator: np.ra
     for index in generator.permutation(labels.index.to_numpy()):
         waiting.setdefault(labels[index], {}).setdefault(patients[index], []).append(int(index))
     taken = []
-    per_class, per_patient = Counter(), Counter()
+    per_class, per_patient = Counter[int](), Counter[str]()
     for _ in range(count):
         # min() keeps the first of equals, and the order of both dictionaries is the random one.
         label = min(waiting, key=per_class.__getitem__)

@@ -167,7 +167,7 @@ class FeatureCache:
             log.warning("teacher cache: %s cannot be read (%s); computed again", file, error)
             return None
         features = content[HEADER:]
-        if len(content) != size or content[:HEADER].tobytes() != _header(key, features):
+        if len(content) != size or content[:HEADER].tobytes() != _header(key, features.data):
             log.warning("teacher cache: %s is truncated or altered (%d bytes, expected %d); computed again", file, len(content), size)
             return None
         return features.view(np.float16)
@@ -211,7 +211,7 @@ def _rounded(stacks: list[Tensor]) -> list[Tensor]:
     return halves
 
 
-def _header(key: str, features: bytes | np.ndarray) -> bytes:
+def _header(key: str, features: bytes | memoryview) -> bytes:
     digest = hashlib.sha256(bytes.fromhex(key))
     digest.update(features)
     return MAGIC + bytes.fromhex(key) + digest.digest()

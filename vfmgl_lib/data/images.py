@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageChops
+from PIL.TiffImagePlugin import TiffImageFile
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path
@@ -86,7 +87,7 @@ def read_image(
     remarks = []
     with open(path, "rb") as file:
         image, deep = _open(file, name, first_frame)
-        if deep:
+        if deep or image is None:
             samples = _samples(image, file, name, first_frame)
             color, alpha = _scaled(samples, name, reading.max_value)
             orientation, associated = samples.orientation, samples.associated
@@ -97,7 +98,7 @@ def read_image(
             color = image.convert("RGB")
             alpha = _alpha(image)
     if alpha is not None and (shown := alpha.getextrema()) != (255, 255):
-        if shown == (0, 0) and any(low < high for low, high in color.getextrema()):
+        if shown == (0, 0) and any(low < high for low, high in cast("tuple[tuple[int, int], ...]", color.getextrema())):
             # What a BMP has beside its colours is mostly unused.
             if image is None or image.format != "BMP":
                 raise ImageError(
@@ -122,19 +123,19 @@ def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
     name = name or str(path)
     with open(path, "rb") as file:
         image, deep = _open(file, name)
-        if deep:
+        if deep or image is None:
             samples = _samples(image, file, name)
             values, alpha, orientation = samples.values, samples.alpha, samples.orientation
             inverted, bits = samples.inverted, samples.bits
         else:
             _load(image, name, MASK_MODES)
             # A bilevel TIFF is mostly so, a scan of black on white. Of more bits it is ImageJ's inverting table: its 255 is the object.
-            inverted, bits = image.format == "TIFF" and image.mode == "L" and image.tag_v2.get(_PHOTOMETRIC) == 0, 8
+            inverted, bits = isinstance(image, TiffImageFile) and image.mode == "L" and image.tag_v2.get(_PHOTOMETRIC) == 0, 8
             orientation = _orientation(image)
             values = _by_palette(image, name) if image.mode in ("P", "PA") else np.asarray(image)
             values = values[..., 0] if image.mode == "LA" else values[..., :3] if values.ndim == 3 else values
-            alpha = _alpha(image)
-            alpha = None if alpha is None else np.asarray(alpha)
+            channel = _alpha(image)
+            alpha = None if channel is None else np.asarray(channel)
     if inverted:
         raise ImageError(
             f"{name}: mask of {bits} bits has 0 for white (MinIsWhite, as ImageJ's inverting table writes): what is the object cannot be "
@@ -214,10 +215,10 @@ def _load(image: Image.Image, name: str, modes: tuple[str, ...]) -> bool:
     """Unpacks the pixels. Returns: whether Pillow has turned them already, as it does with TIFF."""
     if image.mode not in modes:
         raise ImageError(f"{name}: pixel mode {image.mode}, expected one of {', '.join(modes)}; convert the file to RGB before")
-    turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNS
+    turned = isinstance(image, TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _TURNS
     packed = image.info.get("compression", "raw") if image.format == "TIFF" else "raw"
     try:
-        if image.format == "TIFF" and image.mode in ("P", "PA") and max(image.tag_v2[_COLOR_MAP]) < 256:
+        if isinstance(image, TiffImageFile) and image.mode in ("P", "PA") and max(image.tag_v2[_COLOR_MAP]) < 256:
             # Some programs write the colours of 16 bits in 8; Pillow would make all of them black, libtiff's viewers show them.
             image.putpalette(bytes(image.tag_v2[_COLOR_MAP]), "RGB;L")
         image.load()
@@ -295,12 +296,12 @@ def _scaled(samples: Samples, name: str, max_value: float | None) -> tuple[Image
         raise ImageError(f"{name}: values from {low:g} to {high:g}, expected 0 to {white:g} as {declared} says; nothing is clipped")
     color = _to_bytes(values, white)
     color = 255 - color if samples.inverted else color
-    alpha = samples.alpha
-    if alpha is not None:
-        top = white if alpha.max() <= white or alpha.dtype.kind != "u" else np.iinfo(alpha.dtype).max
-        top = 1 if alpha.dtype.kind == "f" and alpha.max() <= 1 else top  # as reals have it, beside colours up to 255 too
-        alpha = Image.fromarray(_to_bytes(alpha, top))
-    return Image.fromarray(color).convert("RGB"), alpha
+    picture, alpha = Image.fromarray(color).convert("RGB"), samples.alpha
+    if alpha is None:
+        return picture, None
+    top = white if alpha.max() <= white or alpha.dtype.kind != "u" else np.iinfo(alpha.dtype).max
+    top = 1 if alpha.dtype.kind == "f" and alpha.max() <= 1 else top  # as reals have it, beside colours up to 255 too
+    return picture, Image.fromarray(_to_bytes(alpha, top))
 
 
 def _to_bytes(values: np.ndarray, white: float) -> np.ndarray:
@@ -410,7 +411,8 @@ def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Rea
     problems = [text for text in (_location_problem(root, path), mask and _location_problem(root, mask)) if text]
     if problems:
         return Inspection("", tuple(problems), None)
-    sha256, size, foreground, remarks = "", None, None, ()
+    sha256, size, foreground = "", None, None
+    remarks: tuple[str, ...] = ()
     try:
         with open(root / path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -464,5 +466,5 @@ def _location_problem(root: Path, path: str) -> str | None:
     return None
 
 
-def _with_name(path: str, error: Exception) -> str:
+def _with_name(path: str, error: OSError | ImageError) -> str:
     return str(error) if isinstance(error, ImageError) else f"{path}: cannot be read ({error.strerror or error})"

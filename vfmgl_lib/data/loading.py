@@ -80,9 +80,9 @@ class ImageDataset(Dataset):
         if stored is None:
             stored = self._read(row)
             self._keep(row, stored)
-        item = {name: oriented(stored[name], orientation).float() / 255 for name in ("image", "teacher_image") if name in stored}
+        images = {name: oriented(pixels, orientation).float() / 255 for name, pixels in stored.items() if name != "mask"}
         target = oriented(stored["mask"], orientation).long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
-        return item | {"target": target, "row": row, "orientation": orientation}
+        return {**images, "target": target, "row": row, "orientation": orientation}
 
     def __getstate__(self) -> dict:
         # A copy sent to a worker process starts without the samples kept here: they would be copied for each worker.
@@ -179,7 +179,7 @@ def _cut(order: list[int], batch_size: int, join_last: bool = True) -> list[list
 
 def load_batches(
     dataset: ImageDataset,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[list[int]],
     workers: int = 0,
     pin_memory: bool = False,
     orientations: Sequence[int] | None = None,

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -345,7 +345,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     writer.writerow(COLUMNS)
     for rows in manifest._rows():
         writer.writerows(rows)
-    notes = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
+    notes: dict[str, Any] = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
     notes["reading"] = asdict(manifest.reading)  # always: a missing one is that of 0.1.0's set of the task, which may be another
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.

@@ -35,9 +35,9 @@ _SYSTEM = [re.compile("|".join(f"({translate(kind)})" for kind in kinds), re.IGN
 
 def system_kind(entry: Path | os.DirEntry) -> str:
     """Which of `SYSTEM_ENTRIES` and `SYSTEM_FILES` an entry is, as messages call it; "": none, it is somebody's own."""
-    if found := _SYSTEM[0].match(entry.name):
+    if (found := _SYSTEM[0].match(entry.name)) and found.lastindex:
         kind = SYSTEM_ENTRIES[found.lastindex - 1]
-    elif (found := _SYSTEM[1].match(entry.name)) and not entry.is_dir():
+    elif (found := _SYSTEM[1].match(entry.name)) and found.lastindex and not entry.is_dir():
         kind = SYSTEM_FILES[found.lastindex - 1]
     else:
         return ""

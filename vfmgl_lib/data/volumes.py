@@ -387,7 +387,8 @@ def read_stored(path: Path, name: str) -> Stored:
     grid = read_grid(path, name)
     values = read_voxels(path, name, np.float32).T
     spacing = (float(grid.spacing[1]), float(grid.spacing[0])) if grid.spaced else None
-    return Stored(values, spacing, (grid.axes[1], grid.axes[0]) if grid.oriented else None)
+    axes = grid.axes
+    return Stored(values, spacing, None if axes is None else (axes[1], axes[0]))
 
 
 @dataclass(frozen=True)

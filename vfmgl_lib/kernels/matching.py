@@ -83,7 +83,7 @@ def matching_form(grid: int, size: tuple[int, int], student_channels: int) -> st
     return "gram" if gram < pixels * (student_channels + PASSES) else "direct"
 
 
-def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: int, form: str | None = None) -> TeacherTerms:
+def prepare_teacher(teacher: Tensor, size: tuple[int, ...], student_channels: int, form: str | None = None) -> TeacherTerms:
     """The teacher-only terms of the matching loss.
 
     Args:
@@ -97,7 +97,8 @@ def prepare_teacher(teacher: Tensor, size: tuple[int, int], student_channels: in
         raise ValueError(f"teacher must be (B, M, C_t, g, g), got {tuple(teacher.shape)}")
     teacher, size = teacher.detach(), (int(size[0]), int(size[1]))
     grid, pixels, maps = teacher.shape[-1], size[0] * size[1], teacher.flatten(1, 2)  # (B, M*C_t, g, g)
-    known = tuple(teacher.shape[:3]), size, grid
+    batch, blocks, channels = teacher.shape[:3]
+    known = (batch, blocks, channels), size, grid
     form = form or matching_form(grid, size, student_channels)
     rows, columns = (_interpolation(side, grid, maps.dtype, maps.device) for side in size)
     if form == "gram" and grid**2 < pixels:
@@ -191,6 +192,7 @@ def _gram_residual(student: Tensor, weight: Tensor, bias: Tensor, terms: Teacher
     pixels, pulled = student.flatten(2), pull_back(student, terms)  # (B, C, H*W), (B, C, L)
     gram, mean = pixels @ pixels.mT * (1 / pixels.shape[-1]), pulled.sum(-1)
     cross = terms.operand @ pulled.mT  # (B, D, C)
+    assert terms.mean is not None and terms.square is not None  # in Gram form
     on_teacher = (cross * weight).sum(-1) + bias * terms.mean
     moment = cross.baddbmm_(weight.expand(len(cross), -1, -1), gram, beta=-1).addcmul_(bias[:, None], mean[:, None])
     level = mean @ weight.mT + bias - terms.mean
@@ -316,7 +318,7 @@ def _push_forward(maps: Tensor, terms: TeacherTerms) -> Tensor:
     return ((rows / pixels) @ maps.unflatten(-1, (terms.grid, terms.grid)) @ columns.mT).flatten(2)
 
 
-def _upsample(teacher: Tensor, size: tuple[int, int]) -> Tensor:
+def _upsample(teacher: Tensor, size: tuple[int, ...]) -> Tensor:
     resized = F.interpolate(teacher.flatten(0, 1), size=tuple(size), mode="bilinear", align_corners=False)
     return resized.unflatten(0, teacher.shape[:2])
 
@@ -330,7 +332,7 @@ def _interpolation(size: int, grid: int, dtype: torch.dtype, device: torch.devic
 
 
 def _check_shapes(
-    teacher: tuple[int, int, int],
+    teacher: tuple[int, ...],
     student: Tensor,
     weight: Tensor,
     bias: Tensor,

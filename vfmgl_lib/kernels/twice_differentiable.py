@@ -192,7 +192,7 @@ def _normalization_gradients(upstream: Tensor, x: Tensor, weight: Tensor, mean: 
 
 
 def _max_pool2d(
-    upstream_only: bool, x: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False, return_indices: bool = False
+    upstream_only: bool, x: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False, return_indices=False
 ) -> Tensor | tuple[Tensor, Tensor]:
     stride = kernel_size if stride is None else stride
     if return_indices or x.device.type != "cpu" or x.dim() != 4 or not x.is_contiguous():
@@ -218,4 +218,4 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
-_LAYERS = {F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d, F.batch_norm: _batch_norm, F.max_pool2d: _max_pool2d}
+_LAYERS: dict[Any, Any] = {F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d, F.batch_norm: _batch_norm, F.max_pool2d: _max_pool2d}

@@ -39,7 +39,7 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
         return
     moments: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in layers]  # per call: values a channel, mean, sum of squared deviations
     modes = {module: module.training for module in model.modules()}
-    before = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    before = [(layer.momentum, layer.get_buffer("num_batches_tracked").clone()) for layer in layers]
     hooks = [layer.register_forward_hook(_collector(found)) for layer, found in zip(layers, moments, strict=True)]
     try:
         model.eval()
@@ -53,15 +53,15 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> None:
             hook.remove()
         for layer, (momentum, counter) in zip(layers, before, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(counter)
+            layer.get_buffer("num_batches_tracked").copy_(counter)
         for module, training in modes.items():
             module.training = training
     if not moments[0]:
         raise ValueError("batch normalisation: its statistics need at least one batch of images, got none")
     for layer, found in zip(layers, moments, strict=True):
         mean, variance = _pooled(found)
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
+        layer.get_buffer("running_mean").copy_(mean)
+        layer.get_buffer("running_var").copy_(variance)
 
 
 def use_batch_statistics(model: nn.Module) -> None:
@@ -79,7 +79,8 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 def _collector(found: list[tuple[int, Tensor, Tensor]]):
     def collect(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
-        found.append((count, layer.running_mean.double().clone(), layer.running_var.double() * (count - 1)))  # a float64 model is no copy
+        mean, variance = layer.get_buffer("running_mean").double(), layer.get_buffer("running_var").double()
+        found.append((count, mean.clone(), variance * (count - 1)))  # of a float64 model `double` makes no copy
 
     return collect
 

@@ -7,7 +7,9 @@ a stage freezes). Features are what the classifier reads (ResNet18) or the bottl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,6 +24,9 @@ class Student(nn.Module):
     """What both students share; a student adds `stage_channels`, `stages`, `encode`, `features` and `head_from_features`."""
 
     stage_channels: dict[str, int]
+    encode: Callable[[Tensor], list[Tensor]]
+    features: Callable[[list[Tensor]], Tensor]
+    head_from_features: Callable[[list[Tensor], Tensor], Tensor]
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> logits (B, K) or (B, K, H, W)."""
@@ -48,6 +53,11 @@ class Student(nn.Module):
         return features.flatten(2).mean(2) if features.dim() == 4 else features
 
     @property
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """The ordered table stage name -> modules."""
+        raise NotImplementedError
+
+    @property
     def last_layer(self) -> nn.Module:
         """The layer that gives the logits."""
         raise NotImplementedError
@@ -71,6 +81,8 @@ class ResNet18(Student):
         width: channels of layer1 (64 in the paper); layer2-4 have 2, 4 and 8 times as many, the stem always 64.
         weights: "none", "hub" (timm's ImageNet weights, downloaded) or a safetensors file in timm's layout without the classifier.
     """
+
+    net: Any  # timm's ResNet; the types of its layers are not declared
 
     def __init__(self, classes: int, width: int = 64, weights: str = "none"):
         super().__init__()
@@ -145,7 +157,8 @@ class UNet(Student):
         """images (B, 3, H, W), H and W multiples of 16 -> the four encoder maps (B, width * 2^n, H/2^n, W/2^n), n = 0...3."""
         if images.shape[-1] % 16 or images.shape[-2] % 16:
             raise ValueError(f"the UNet halves its input four times: height and width must be multiples of 16, got {tuple(images.shape)}")
-        hidden, maps = images, []
+        hidden = images
+        maps: list[Tensor] = []
         for encoder in self.encoders:
             hidden = encoder(hidden if not maps else F.max_pool2d(hidden, 2))
             maps.append(hidden)

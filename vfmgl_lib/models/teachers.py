@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -62,6 +63,9 @@ class Teacher(nn.Module):
     """
 
     autocast = False
+    backbone: Any  # a timm ViT, or a CNN's `features_only` form
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class Teacher(nn.Module):
 
     def compiled(self) -> Teacher:
         """The same teacher with its forward pass compiled; its features may differ in their last bits."""
-        self._maps = torch.compile(self._maps)
+        self._maps = torch.compile(self._maps)  # type: ignore[method-assign]  # of this teacher alone
         return self
 
     def _maps(self, images: Tensor) -> list[Tensor]:
@@ -153,18 +157,17 @@ def load_teacher(
     mean = tuple(mean) if mean else _three_numbers(source, metadata, "mean") if "mean" in metadata else tuple(usual["mean"])
     std = tuple(std) if std else _three_numbers(source, metadata, "std") if "std" in metadata else tuple(usual["std"])
 
-    is_vit = isinstance(full, VisionTransformer)
-    patch, step = (full.patch_embed.patch_size[0],) * 2 if is_vit else (CNN_GRID_STRIDE, 32)
+    patch, step = (full.patch_embed.patch_size[0],) * 2 if isinstance(full, VisionTransformer) else (CNN_GRID_STRIDE, 32)
     side = image_size if image_size is not None else grid * patch
     if side <= 0 or side % step:
         asked = f"teacher.image_size {side}" if image_size is not None else f"teacher.grid {grid} (side {side})"
         raise TeacherError(f"{asked}: {name} needs a multiple of {step}, e.g. {max(1, round(side / step)) * step}")
-    if is_vit:
+    if isinstance(full, VisionTransformer):
         depth = len(full.blocks)
         blocks = blocks or tuple(dict.fromkeys((1, max(1, depth // 3), max(1, 2 * depth // 3), depth)))
         if min(blocks) < 1 or max(blocks) > depth:
             raise TeacherError(f"teacher.blocks {list(blocks)}: {name} has blocks 1 to {depth}")
-        backbone = full
+        backbone: nn.Module = full
     else:
         backbone, blocks = _feature_levels(full, name, arguments), ()
     try:
@@ -177,7 +180,7 @@ def load_teacher(
     parts.append(f"{side} x {side}")
     if asked_for or (from_file and not {"mean", "std"} <= metadata.keys()):
         parts.append(f"mean {_in_words(mean)} std {_in_words(std)}")
-    if from_file and is_vit and text != POCKET and weights.positions not in (None, side // patch):
+    if from_file and teacher.is_vit and text != POCKET and weights.positions not in (None, side // patch):
         parts.append(f"positions resampled from {weights.positions} x {weights.positions} to {side // patch} x {side // patch}")
     teacher.description = ", ".join(parts)
     teacher.identity = _identity(teacher, name, blocks, arguments)
@@ -329,7 +332,8 @@ def _feature_levels(full: nn.Module, name: str, arguments: dict) -> nn.Module:
     """The CNN's `features_only` form with the weights of `full`, at strides 4, 8, 16 and 32."""
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
     try:
-        reductions = timm.create_model(name, features_only=True, **arguments).feature_info.reduction()
+        network: Any = timm.create_model(name, features_only=True, **arguments)
+        reductions = network.feature_info.reduction()
         indices = [reductions.index(stride) for stride in CNN_STRIDES]
     except (RuntimeError, AttributeError, ValueError) as error:
         raise TeacherError(f"teacher {name}: neither a ViT nor a CNN with levels at strides {CNN_STRIDES}") from error

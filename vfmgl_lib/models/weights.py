@@ -128,7 +128,7 @@ def read_weights(path: Path, network: nn.Module, name: str) -> Weights:
     prefix = _prefix(path, name, tensors, needed)
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     positions = _side(state["pos_embed"]) if vit and "pos_embed" in state else None
-    if vit:
+    if isinstance(network, VisionTransformer):
         state = _in_timms_layout(path, state, network, name)
     return Weights(_fitted(path, state, own, needed, network, name, bool(prefix)), prefix.removesuffix("."), positions)
 

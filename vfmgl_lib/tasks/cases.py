@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from vfmgl_lib.data.images import PLAIN, Reading
-from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.scan import SourceError as SourceError  # every reader of a source takes it from here
 
 
@@ -77,11 +77,11 @@ class Format:
         description: what it looks like on disk, for messages.
         recognise: whether a folder looks like it, from names alone; never raises.
         cases: lists what is to be converted to PNG, without decoding it; None where the images are read in place.
-        manifest: reads images in place; None where they are converted.
+        manifest: lists images that are read in place, a row of `COLUMNS` each; None where they are converted.
     """
 
     name: str
     description: str
     recognise: Callable[[Path], bool]
     cases: Callable[[Path, Findings], list[Case]] | None = None
-    manifest: Callable[[Path, Findings], Manifest] | None = None
+    manifest: Callable[[Path, Findings], pd.DataFrame] | None = None

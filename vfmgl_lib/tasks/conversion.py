@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
     name = f"{case.name}_{picture.name}" if picture.name else case.name
     if len(f"{name}.png".encode()) > LONGEST_NAME:  # as the source has it, it was shorter
         name = file_name(name, ".png").removesuffix(".png")
-    row = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
+    row: dict[str, Any] = {"name": name, "center": case.center, "patient": case.patient, "split": case.split, "label": case.label}
     row["spacing"] = ",".join(f"{mm:g}" for mm in picture.spacing) if picture.spacing else ""
     if not record.is_segmentation:
         folder = "testdata" if case.split == "test" else "traindata"
@@ -80,6 +81,7 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
     else:
         folder = record.stored.format(center=case.center, split=case.split)
         row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
+        assert picture.mask is not None  # in a segmentation
         mask = png(picture.mask * np.uint8(255))
         write_bytes(root / row["label"], mask)
         row["label_bytes"] = len(mask)

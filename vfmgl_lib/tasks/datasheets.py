@@ -164,13 +164,13 @@ def compare_counts(manifest: Manifest, datasheet: Datasheet, stand_in: bool = Fa
     Returns: one line a difference; none if all agrees.
     Raises: ValueError: a stand-in that the datasheet does not have.
     """
-    if stand_in and not datasheet.stand_in:
-        raise ValueError(f"the datasheet {datasheet.name!r} has no stand_in")
-    who = "the datasheet's stand-in" if stand_in else "the datasheet"
-    if stand_in:
-        known, images, patients = datasheet.stand_in.centers, datasheet.stand_in.images, datasheet.stand_in.patients
-    else:
+    who, own = "the datasheet's stand-in" if stand_in else "the datasheet", datasheet.stand_in
+    if not stand_in:
         known, images, patients = datasheet.centers, datasheet.expected_images, datasheet.expected_patients
+    elif own:
+        known, images, patients = own.centers, own.images, own.patients
+    else:
+        raise ValueError(f"the datasheet {datasheet.name!r} has no stand_in")
     findings = []
     if isinstance(known, dict):
         findings += [f"center {name!r}: missing, {who} has it" for name in known if name not in manifest.centers]

@@ -146,6 +146,8 @@ def _fetch_one(download: Download, folder: Path, progress: bool) -> Path:
     try:
         store.fetch(download.file, downloader=resuming)
     except ValueError as error:  # pooch's answer to a wrong checksum; it has deleted what came
+        if known is None:
+            raise
         since = f"pinned on {pin['date']}" if pin else "of the datasheet"
         raise FetchError(
             f"{download.url}: the server's file has not the sha256 {known[:12]}… {since}; it was refused and deleted."
@@ -239,13 +241,13 @@ class ResumingDownloader:
             logger.warning("%s: the server does not say how long its file is, %d bytes came", url, size)
         return "" if size and total in (size, None) else f"{size} of {total} bytes came"
 
-    def _usable_state(self, url: str) -> dict | None:
+    def _usable_state(self, url: str) -> dict:
         try:
             state = json.loads(self.state.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
+            return {}
         usable = isinstance(state, dict) and state.keys() >= {"url", "validator", "total"} and state["url"] == url
-        return state if usable and isinstance(state["total"], int) and self._size() <= state["total"] else None
+        return state if usable and isinstance(state["total"], int) and self._size() <= state["total"] else {}
 
     def _check_space(self, url: str, needed: int) -> None:
         free = shutil.disk_usage(self.partial.parent).free
@@ -262,7 +264,7 @@ class ResumingDownloader:
 
 def _continues(response: requests.Response, offset: int, total: int) -> bool:
     answer = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", response.headers.get("Content-Range", ""))
-    return bool(answer) and response.status_code == 206 and [int(value) for value in answer.groups()] == [offset, total]
+    return answer is not None and response.status_code == 206 and [int(value) for value in answer.groups()] == [offset, total]
 
 
 def _length(response: requests.Response) -> int | None:

@@ -149,9 +149,9 @@ def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
         shared = [name for name in classes if len(homes[name]) > 1]
         for name in classes:
             if len(homes[name]) == 1:
-                (center,) = homes[name]
+                (only,) = homes[name]
                 scan.problems.append(
-                    f"{center}: class folder {name!r} exists in this center only; expected the classes of the others"
+                    f"{only}: class folder {name!r} exists in this center only; expected the classes of the others"
                     f" ({', '.join(shared) or 'which agree on none'})"
                 )
     folders = {split: f"{folder}/<class>/<patient>/<image>" for folder, split in CLASS_FOLDERS.items()}

@@ -87,7 +87,8 @@ def read_patients(root: Path | str) -> pd.DataFrame | None:
     rows = read_csv(path, NEEDED_COLUMNS, further=True)
     for _, row in rows:
         row["age"] = row["age"].replace(",", ".")
-    problems, seen = [], {}
+    problems = []
+    seen: dict[str, int] = {}
     for number, row in rows:
         problems += [f"line {number}: {problem}" for problem in _row_problems(row)]
         first = seen.setdefault(same_name(row["patient"]), number)

@@ -43,10 +43,10 @@ def generator_of(task: str) -> ModuleType:
 
     Raises: ValueError: an unknown task, or one without phantoms.
     """
-    drawn = [name for name, record in TASKS.items() if record.phantom]
+    drawn = {name: record.phantom for name, record in TASKS.items() if record.phantom}
     if task not in drawn:
         raise ValueError(f"layout must be one of {', '.join(map(repr, drawn))}, got {task!r}")
-    return TASKS[task].phantom
+    return drawn[task]
 
 
 def write_phantoms(

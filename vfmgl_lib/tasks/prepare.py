@@ -157,7 +157,7 @@ def verify(folder: Path | str, progress: bool = True) -> list[str]:
     """
     prepared = read_prepared(folder)
     notes = _read_notes(Path(folder)) or {}
-    problems, warnings = [], []
+    problems: list[str] = []
     try:
         warnings = check_manifest(prepared.manifest, progress=progress)
     except ManifestError as error:
@@ -225,7 +225,8 @@ def _whole(out: Path, notes: dict) -> Prepared | None:
     except ManifestError:
         return None
     if notes["converted"]:
-        table, sizes = prepared.manifest.table, {}
+        table = prepared.manifest.table
+        sizes: dict[str, int] = {}
         for note in (out / "cases").glob("*.json"):
             sizes |= noted_sizes(read_note(note))
         masks = table["label"].tolist() if prepared.manifest.task_kind == "segmentation" else []
@@ -290,12 +291,16 @@ def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case]
 def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
     try:
-        rules = {"progress": progress, "notes": findings.warnings, "reading": findings.reading}
-        read = chosen.manifest(source, findings) if chosen.manifest else read_folders(source, record.name, **rules)
+        if chosen.manifest:
+            read = chosen.manifest(source, findings)
+        else:
+            read = read_folders(source, record.name, progress=progress, notes=findings.warnings, reading=findings.reading)
     except ManifestError as error:
         raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
         return _with_splits(read, settings, findings)
+    if record.classes is None:
+        raise ManifestError(f"{record.name}: its reader lists images by number of class, but task.yaml names no classes; add them there")
     if findings.problems:  # what is not there is reported already
         read = read.drop_duplicates("path")
         read = read.loc[[(home / path).is_file() for path in read["path"]]]
@@ -368,7 +373,7 @@ def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Mani
     few = [center for center in centers if counts[center] < len(SPLITS)]
     expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
     findings.problems += [f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}" for center in few]
-    centers = [center for center in centers if center not in few]
+    centers = tuple(center for center in centers if center not in few)
     test = with_held_out(whole, TEST_SHARE, seed, "test", centers)
     divided = with_held_out(test, VALIDATION_SHARE, seed, "val", centers).table["split"]
     if divides and rule == "patient":

@@ -102,6 +102,7 @@ class TaskRecord(BaseModel):
             return importlib.import_module(f"{__package__}.{self.name}.{part}")
         name = f"vfmgl_tasks_{self.name}_{part}"
         specification = importlib.util.spec_from_file_location(name, file)
+        assert specification is not None and specification.loader is not None  # of a Python file
         module = importlib.util.module_from_spec(specification)
         sys.modules[name] = module
         specification.loader.exec_module(module)

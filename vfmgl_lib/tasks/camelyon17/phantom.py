@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vfmgl_lib.tasks.nuclei.phantom import _Nuclei, _photograph, _stain, _window
-from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks, unit_grid
+from vfmgl_lib.tasks.nuclei.phantom import Stain, _Field, _Nuclei, _photograph, _stain, _window
+from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, stream
 
 VERSION = 1
@@ -42,25 +42,17 @@ _EOSIN = np.array([0.14, 0.20, 0.22, 0.23, 0.25, 0.28, 0.32, 0.36, 0.41, 0.49, 0
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class Laboratory(Stain):
     """What is a centre's own: its stain, its microscope, and a little of its tissue.
 
     Attributes:
-        haematoxylin, eosin: optical-density vectors (red, green, blue), scaled to length 1 when used.
-        depth_h, depth_e: stain concentration.  glass: colour of empty glass, in [0, 1].
-        blur: standard deviation of the point spread in µm.  noise: standard deviation of the pixel noise, in [0, 1].
         radius: mean radius of tumor nuclei in µm.  variation: its coefficient of variation.
         crowding: share of the places that hold a lymphocyte.  follicles: share of patches with a germinal centre.
         lumen: mean share of empty glass.  fibres: contrast of the collagen.
     """
 
-    haematoxylin: tuple[float, float, float] = (0.65, 0.70, 0.33)
-    eosin: tuple[float, float, float] = (0.20, 0.92, 0.42)
-    depth_h: float = 1.00
-    depth_e: float = 1.00
     glass: tuple[float, float, float] = (0.95, 0.94, 0.955)
     blur: float = 0.55
-    noise: float = 0.014
     radius: float = 5.6
     variation: float = 0.22
     crowding: float = 0.85
@@ -190,13 +182,11 @@ def _matched(rng: np.random.Generator, stain: np.ndarray, deciles: np.ndarray, t
     return matched * (1 - tissue.glass)
 
 
-class _Tissue:
-    """Maps of one patch, in [0, 1]: `tumor`, `follicle`, `collagen`, `glass`; textures; x and y in µm from the centre."""
+class _Tissue(_Field):
+    """Maps of one patch, in [0, 1]: `tumor`, `follicle`, `collagen`, `glass`; textures."""
 
     def __init__(self, rng: np.random.Generator, laboratory: Laboratory, size: int, side: float, label: int) -> None:
-        self.size, self.side, self.pixel = size, side, side / size
-        x, y = unit_grid(size)
-        self.x, self.y = x * (side / 2), y * (side / 2)
+        super().__init__(size, side)
         gap = smooth_field(rng, size, 26 / side) + 0.3 * smooth_field(rng, size, 9 / side)
         share = min(max(laboratory.lumen, 0.0) * rng.gamma(1.5, 1 / 1.5), 0.3)
         self.glass = cover(np.quantile(gap, 1 - share) - gap, 0.25)
@@ -217,12 +207,6 @@ class _Tissue:
         reach = rng.uniform(0.30, 0.75) * side
         distance = np.hypot(self.x - x, self.y - y) - reach + 0.10 * side * smooth_field(rng, size, 22 / side)
         return cover(np.minimum(distance, np.maximum(np.abs(self.x), np.abs(self.y)) - side / 6), 3.0)
-
-    def at(self, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Values of a map at points in µm; points outside take the nearest pixel."""
-        column = np.clip((x + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
-        row = np.clip((y + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
-        return values[row, column]
 
 
 def _place_nuclei(rng: np.random.Generator, laboratory: Laboratory, tissue: _Tissue) -> _Nuclei:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -325,7 +326,8 @@ def _decoded(content: object, dtype: object) -> list:
             pass
         case _:
             raise ValueError(f"found {_described(content)} where an array's bytes were expected")
-    order = dtype.state[1] if len(dtype.state) > 1 and dtype.state[1] in ("<", ">") else "="
+    state = dtype.state if isinstance(dtype, _Noted) else ()
+    order: Literal["<", ">", "="] = state[1] if len(state) > 1 and state[1] in ("<", ">") else "="
     if not content:
         return []
     if _code(dtype).startswith("U") and np.frombuffer(content, f"{order}u4").max() > sys.maxunicode:

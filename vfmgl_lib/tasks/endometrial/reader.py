@@ -109,7 +109,7 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
     home = source.resolve()
     regions = _read_regions(home / REGIONS_FILE, findings)
     scan = _PatientScan(home)
-    cases, unpictured, named, unoriented = [], dict(regions or {}), Counter(), Counter()
+    cases, unpictured, named, unoriented = [], dict(regions or {}), Counter[str](), Counter[str]()
     for center, split, label, folder in _patient_folders(scan):
         before = len(scan.problems)
         files = scan.volumes(folder)
@@ -241,7 +241,8 @@ class _Look:
 def _look_at(files: list[Path], name: str) -> _Look:
     if any(_is_nifti(file) for file in files):
         grid = read_grid(*_only_nifti(files, name))
-        return _Look(grid.shape[::-1], grid.oriented)
+        columns, rows, slices = grid.shape
+        return _Look((slices, rows, columns), grid.oriented)
     header = read_header(files[0], f"{name}/{files[0].name}")
     return _Look((len(files), *header.shape), names=header.persons)
 

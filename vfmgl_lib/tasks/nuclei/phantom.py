@@ -41,20 +41,13 @@ _PIGMENT = np.array([0.55, 0.75, 0.95], np.float32)
 
 
 @dataclass(frozen=True)
-class Laboratory:
-    """What is a centre's own: its organ, its stain and its microscope.
+class Stain:
+    """A centre's stain and microscope.
 
     Attributes:
         haematoxylin, eosin: optical-density vectors (red, green, blue), scaled to length 1 when used.
         depth_h, depth_e: stain concentration.  glass: colour of empty glass, in [0, 1].
         blur: standard deviation of the point spread in µm.  noise: standard deviation of the pixel noise, in [0, 1].
-        radius: mean radius of epithelial nuclei in µm.  variation: its coefficient of variation.
-        elongation: mean ratio of the axes of epithelial nuclei.  pale: how empty their interior is, in [0, 1].
-        density: share of the places in epithelium that hold a nucleus.  overlap: how far nuclei may overlap, as a share
-            of the sum of their radii.
-        lymphocytes: share of lymphocytes among the nuclei of the stroma.
-        epithelium: share of epithelium.  lumen: share of empty glass.  clear: how clear the cytoplasm is, in [0, 1].
-        fibres: contrast of the collagen.  blood, debris: mean number of red cells and of dark specks per 1000 µm².
     """
 
     haematoxylin: tuple[float, float, float] = (0.65, 0.70, 0.33)
@@ -64,6 +57,22 @@ class Laboratory:
     glass: tuple[float, float, float] = (0.955, 0.945, 0.955)
     blur: float = 0.42
     noise: float = 0.014
+
+
+@dataclass(frozen=True)
+class Laboratory(Stain):
+    """What is a centre's own: its organ beside stain and microscope.
+
+    Attributes:
+        radius: mean radius of epithelial nuclei in µm.  variation: its coefficient of variation.
+        elongation: mean ratio of the axes of epithelial nuclei.  pale: how empty their interior is, in [0, 1].
+        density: share of the places in epithelium that hold a nucleus.  overlap: how far nuclei may overlap, as a share
+            of the sum of their radii.
+        lymphocytes: share of lymphocytes among the nuclei of the stroma.
+        epithelium: share of epithelium.  lumen: share of empty glass.  clear: how clear the cytoplasm is, in [0, 1].
+        fibres: contrast of the collagen.  blood, debris: mean number of red cells and of dark specks per 1000 µm².
+    """
+
     radius: float = 4.3
     variation: float = 0.17
     elongation: float = 1.30
@@ -178,13 +187,26 @@ def render(
     return image, np.where(mask, np.uint8(255), np.uint8(0))
 
 
-class _Tissue:
-    """Maps of one tile: `epithelium`, `glass` in [0, 1], fibre direction and texture; x and y in µm from the centre."""
+class _Field:
+    """What a microscope shows: `size` pixels a side, each `pixel` µm; x and y (size, size) in µm from the centre."""
 
-    def __init__(self, rng: np.random.Generator, laboratory: Laboratory, size: int, side: float) -> None:
+    def __init__(self, size: int, side: float) -> None:
         self.size, self.side, self.pixel = size, side, side / size
         x, y = unit_grid(size)
         self.x, self.y = x * (side / 2), y * (side / 2)
+
+    def at(self, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Values of a map at points in µm; points outside take the nearest pixel."""
+        column = np.clip((x + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
+        row = np.clip((y + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
+        return values[row, column]
+
+
+class _Tissue(_Field):
+    """Maps of one tile: `epithelium`, `glass` in [0, 1], fibre direction and texture."""
+
+    def __init__(self, rng: np.random.Generator, laboratory: Laboratory, size: int, side: float) -> None:
+        super().__init__(size, side)
         field = smooth_field(rng, size, 38 / side) + 0.25 * smooth_field(rng, size, 12 / side)
         level = np.quantile(field, np.clip(1 - laboratory.epithelium + rng.normal(0, 0.18), 0.02, 0.98))
         self.epithelium = cover(level - field, 0.25)
@@ -210,12 +232,6 @@ class _Tissue:
         self.crowding = smooth_field(rng, size, 20 / side)
         self.grain = smooth_field(rng, size, 1.3 / side)
         self.clumps = smooth_field(rng, size, 2.6 / side)
-
-    def at(self, values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Values of a map at points in µm; points outside take the nearest pixel."""
-        column = np.clip((x + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
-        row = np.clip((y + self.side / 2) / self.pixel, 0, self.size - 1).astype(int)
-        return values[row, column]
 
 
 def _place_nuclei(rng: np.random.Generator, laboratory: Laboratory, tissue: _Tissue, patient_size: float) -> _Nuclei:
@@ -341,7 +357,7 @@ def _enlarge(values: np.ndarray, size: int) -> np.ndarray:
     return ndimage.zoom(values, size / len(values), order=1, grid_mode=True, mode="nearest")
 
 
-def _window(tissue: _Tissue, x: float, y: float, reach: float) -> tuple[slice, slice] | None:
+def _window(tissue: _Field, x: float, y: float, reach: float) -> tuple[slice, slice] | None:
     """The pixels within `reach` µm of a point, None where the tile has none."""
     bounds = []
     for value in (y, x):
@@ -354,7 +370,7 @@ def _window(tissue: _Tissue, x: float, y: float, reach: float) -> tuple[slice, s
     return bounds[0], bounds[1]
 
 
-def _stain(patient: np.random.Generator, laboratory: Laboratory, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
+def _stain(patient: np.random.Generator, laboratory: Stain, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
     """Optical density (S, S, 3) of both stains, with the patient's own depth and hue."""
     vectors = np.array([laboratory.haematoxylin, laboratory.eosin]) + patient.normal(0, 0.025, (2, 3))
     vectors = np.clip(vectors, 0.02, None)
@@ -395,7 +411,7 @@ def _paint_density(density: np.ndarray, window: tuple[slice, slice], share: np.n
     paint(density[window], share[..., None], np.moveaxis(np.asarray(value, np.float32), 0, -1))
 
 
-def _photograph(rng: np.random.Generator, laboratory: Laboratory, density: np.ndarray, pixel: float) -> np.ndarray:
+def _photograph(rng: np.random.Generator, laboratory: Stain, density: np.ndarray, pixel: float) -> np.ndarray:
     """Beer-Lambert's law, point spread and noise: (S, S, 3) optical density to (S, S, 3) uint8."""
     glass = np.array(laboratory.glass, np.float32) + rng.normal(0, 0.006, 3).astype(np.float32)
     light = glass * np.exp(-density)

@@ -131,8 +131,7 @@ def organ(barcode: str) -> str:
     """
     study, _ = _source_site(barcode)
     if study not in ORGANS:
-        site = _BARCODE.match(barcode)[1]
-        raise SourceError(f"tissue source site {site!r} belongs to the study {study}, expected one of {', '.join(ORGANS)}")
+        raise SourceError(f"tissue source site {barcode[5:7]!r} belongs to the study {study}, expected one of {', '.join(ORGANS)}")
     return ORGANS[study]
 
 
@@ -229,7 +228,9 @@ def _pair(files: list[Path]) -> tuple[dict, dict, list[Path]]:
     Returns: (folder, stem) -> suffix -> file, with outlines; (folder, NN, stem) -> "Slide" or "GT" -> file, with masks;
         the files that belong to no tile.
     """
-    outlined, masked, rest = {}, {}, []
+    outlined: dict[tuple[Path, str], dict[str, Path]] = {}
+    masked: dict[tuple[Path, str, str], dict[str, Path]] = {}
+    rest = []
     for file in files:
         suffix, folder = file.suffix.lower(), file.parent
         slide = _SLIDE_FOLDER.fullmatch(folder.name)
@@ -328,7 +329,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _report_outlines(tiles: list[_Tile], findings: Findings) -> None:
     """Problems of every annotation, and what is left out of masks in one line a kind."""
-    clipped, clicks, ambiguous, empty = Counter(), Counter(), Counter(), Counter()
+    clipped, clicks, ambiguous, empty = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for tile in tiles:
         title = tile.titles[1]
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vfmgl_lib.base.randomness import seed_sequence
 
 SPLITS = ("train", "val", "test")
-Profile = TypeVar("Profile")
+Profile = TypeVar("Profile", bound=Any)  # a frozen dataclass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,8 +203,8 @@ def _draw_body(rng: np.random.Generator, scanner: Scanner) -> _Body:
         radius, bright = rng.uniform(2.5, 6.5), rng.random() < 0.5
         nodules.append((*place, radius, rng.uniform(0.65, 0.95) if bright else rng.uniform(0.22, 0.34)))
     angle = rng.choice([-1, 1]) * rng.uniform(0.3, 1.3)
-    place = 0.82 * side * math.sin(angle), 0.70 * depth * math.cos(angle), rng.uniform(-0.5, 0.4) * height
-    tumor = (*place, rng.uniform(3.5, 7.5), rng.uniform(0.28, 0.40)) if rng.random() < 0.5 else (0, 0, 99, 1, 0)
+    spot = 0.82 * side * math.sin(angle), 0.70 * depth * math.cos(angle), rng.uniform(-0.5, 0.4) * height
+    tumor = (*spot, rng.uniform(3.5, 7.5), rng.uniform(0.28, 0.40)) if rng.random() < 0.5 else (0, 0, 99, 1, 0)
     natural = rng.uniform(8, 17)
     return _Body(
         side=side,
@@ -306,10 +306,10 @@ def _draw_gland(canvas, scanner, body, scale, level, x, y, gland, fields, soft) 
     # The lobes end above the apex.
     lobes = body.lobes * min(max((level + 1.0) / 0.5, 0.0), 1.0) ** 0.5
     if lobes > 0.15:
-        parts = [
+        left, right = (
             ellipse_distance(x - s * 0.34 * lobes * side, y + 0.22 * depth, 0.72 * lobes * side, 1.05 * lobes * depth) for s in (-1, 1)
-        ]
-        zone = _overlap(smooth_union(*parts, 4.0) + 0.4 * fields["border"], gland + 1.5, 2.0)
+        )
+        zone = _overlap(smooth_union(left, right, 4.0) + 0.4 * fields["border"], gland + 1.5, 2.0)
         lobe = inside * cover(zone, soft)
         paint(canvas, lobe, np.maximum(scanner.transition * (1 + 0.12 * fine + 0.25 * medium + 0.12 * coarse), 0.1))
         for place_x, place_y, place_z, radius, signal in body.nodules:

@@ -83,7 +83,7 @@ def cases_promise12(source: Path, findings: Findings) -> list[Case]:
     for name, volume, mask in _pairs(scan, files, pattern):
         numbered = _NUMBERED.fullmatch(name)
         number = int(numbered["number"]) if numbered else None
-        if number not in PROMISE12_CENTERS:
+        if number is None or number not in PROMISE12_CENTERS:
             scan.problems.append(f"{scan.name(volume)}: is not a training case of PROMISE12, expected Case00 to Case49")
         elif number in seen:
             scan.problems.append(f"{scan.name(volume)}: case {number} is in {seen[number]} as well, expected once")
@@ -180,13 +180,14 @@ def _pairs(scan: Scan, files: Iterable[Path], pattern: re.Pattern) -> list[tuple
             side[key] = file
     for key, file in volumes.items():
         if key not in masks:
-            stem, ending = re.fullmatch(r"(.+?)((?:\.nii)?\.\w+)", file.name).groups()
-            scan.problems.append(f"{scan.name(file)}: mask is missing, expected {stem}_segmentation{ending} beside it")
+            mask = re.sub(r"((?:\.nii)?\.\w+)$", r"_segmentation\1", file.name)
+            scan.problems.append(f"{scan.name(file)}: mask is missing, expected {mask} beside it")
     for key, file in masks.items():
         if key not in volumes:
             volume = re.sub("_segmentation", "", file.name, flags=re.IGNORECASE)
             scan.problems.append(f"{scan.name(file)}: mask without volume, expected {volume} beside it")
-    return [(pattern.fullmatch(file.name)["case"], file, masks[key]) for key, file in volumes.items() if key in masks]
+    both = [(pattern.fullmatch(file.name), file, masks[key]) for key, file in volumes.items() if key in masks]
+    return [(found["case"], volume, mask) for found, volume, mask in both if found]
 
 
 def _case(scan: Scan, center: str, name: str, volume: Path, mask: Path) -> tuple[Case | None, bool]:
