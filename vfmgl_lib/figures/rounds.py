@@ -103,13 +103,7 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
         lost = [model for model in MODELS if np.isnan(rows[model])]
         if lost:
             axis.text(
-                1.01,
-                place,
-                "undefined: " + ", ".join(lost),
-                va="center",
-                fontsize=6,
-                color=MUTED,
-                transform=axis.get_yaxis_transform(),
+                1.01, place, "undefined: " + ", ".join(lost), va="center", fontsize=6, color=MUTED, transform=axis.get_yaxis_transform()
             )
         # Each model has a height of its own, the bar reaches over all of them: equal values stay visible.
         for layer, model in enumerate((*MODELS[1:], MODELS[0])):

@@ -106,15 +106,9 @@ def identity(site: Site) -> dict[str, str]:
 
 def update_records(update: Update) -> RecordDict:
     """Everything that leaves a centre after a round."""
-    about: dict = {"center": update.center, "samples": update.samples}
-    return RecordDict(
-        {
-            MODEL: pack(update.state),
-            AGGREGATES: pack(update.aggregates),
-            METRICS: MetricRecord({**update.metrics}),
-            ABOUT: ConfigRecord(about),
-        }
-    )
+    content = RecordDict({MODEL: pack(update.state), AGGREGATES: pack(update.aggregates), METRICS: MetricRecord({**update.metrics})})
+    content[ABOUT] = ConfigRecord({"center": update.center, "samples": update.samples})
+    return content
 
 
 def read_update(content: RecordDict, center: str) -> Update:
