@@ -118,6 +118,16 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
     broken["safetensors"].data = broken["safetensors"].data[:200]
     with pytest.raises(UpdateError, match="update of centre A: not a safetensors file"):
         unpack(broken, "centre A")
+    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected safetensors"):
+        unpack(ConfigRecord({"safetensors": b"no array"}), "centre A")
+
+
+@pytest.mark.parametrize("metrics", [MetricRecord({"task_loss": [0.5, 0.4]}), ConfigRecord({"task_loss": "low"})])
+def test_an_update_whose_metrics_are_no_numbers_is_refused(metrics):
+    content = update_records(Update("A", {"w": torch.zeros(1)}, 7, {}, {}))
+    content["metrics"] = metrics
+    with pytest.raises(UpdateError, match="update of centre A: the metric task_loss must be a number, got"):
+        read_update(content, "A")
 
 
 def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp_path):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.projections.polar import PolarAxes
 
 from vfmgl_lib.evaluation.comparison import CLASSIFICATION, SEGMENTATION, at_home, home_tests, in_order, over_fewer
 from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, mean_curves
@@ -65,7 +67,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     drawn, absent = in_order(set(dca["method"]) - {TREAT_ALL, TREAT_NONE}, methods)
     centers = sorted(dca["center"].unique())
     printed = names(centers)
-    styles = {TREAT_ALL: {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
+    styles: dict[str, dict[str, Any]] = {TREAT_ALL: {"color": MUTED, "linewidth": 0.8, "linestyle": "solid", "zorder": 1.5}}
     styles |= {TREAT_NONE: {"color": "black", "linewidth": 0.8, "linestyle": "solid", "zorder": 1.4}}
     styles |= {method: style | {"marker": ""} for method, style in method_style(drawn).items()}
     curves = mean_curves(dca)
@@ -134,7 +136,7 @@ def radar(
     figure = new_figure(width, rows * (0.74 * width / columns + 10 * MM) + 16 * MM)
     angles = np.linspace(0, 2 * np.pi, len(metrics), endpoint=False)
     for place, center in enumerate(centers):
-        axis = figure.add_subplot(rows, columns, place + 1, projection="polar")
+        axis = cast(PolarAxes, figure.add_subplot(rows, columns, place + 1, projection="polar"))
         here = table[table["center"] == center].pivot(index="method", columns="metric", values="value").reindex(columns=metrics)
         _spokes(axis, angles, [SHORT[metric] for metric in metrics], low, rings)
         axis.set_title(f"centre {printed[center]}", pad=13)
@@ -162,7 +164,7 @@ def _rings(smallest: float, low: float | None) -> tuple[float, np.ndarray]:
     return low, np.linspace(low, 1, 5)[1:]
 
 
-def _spokes(axis: Axes, angles: np.ndarray, titles: Sequence[str], low: float, rings: np.ndarray) -> None:
+def _spokes(axis: PolarAxes, angles: np.ndarray, titles: Sequence[str], low: float, rings: np.ndarray) -> None:
     """Rings, spokes and their names; the first metric is at the top, the others follow clockwise."""
     axis.set_theta_zero_location("N")
     axis.set_theta_direction(-1)

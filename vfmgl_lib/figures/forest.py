@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ ROW, HEAD = 5.2 * MM, 19 * MM
 
 
 @journal
-def forest(effects: pd.DataFrame, asks: str, margins: Mapping[str, float]) -> Figure:
+def forest(effects: pd.DataFrame, asks: str, margins: Mapping[Any, float]) -> Figure:
     """A row a contrast and set: the lead, its 95 % limits, the range of small differences, and the numbers in words.
 
     Args:

@@ -6,12 +6,13 @@ Drawn are the tables of `evaluation.generalization`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
@@ -44,7 +45,7 @@ from vfmgl_lib.figures.style import (
 from vfmgl_lib.figures.words import LENGTHS, SHORT, TITLES, axis_label, seeds_there, set_sizes, undefined
 from vfmgl_lib.methods.registry import METHODS
 
-PAPER = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
+PAPER: dict[str, Any] = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
 GROUP_STYLE = {
     "younger": {"color": COLORS[0], "marker": "o"},
     "older": {"color": COLORS[1], "marker": "s"},
@@ -115,7 +116,7 @@ def _arrows(axis: Axes, table: pd.DataFrame, models: list[str], printed: Mapping
     places = {name: np.array([np.cos(angle), np.sin(angle)]) for name, angle in zip(models, angles, strict=True)}
     away = table[(table["model_center"] != table["test_center"]) & table["test_center"].isin(models)]
     for row in away.itertuples():
-        about = {"posA": places[row.model_center], "posB": places[row.test_center], "connectionstyle": "arc3,rad=0.13"}
+        about: dict[str, Any] = {"posA": places[row.model_center], "posB": places[row.test_center], "connectionstyle": "arc3,rad=0.13"}
         about |= {"shrinkA": 10, "shrinkB": 10, "mutation_scale": 7}
         if pd.isna(row.generalizes):
             axis.add_patch(FancyArrowPatch(**about, arrowstyle="-", color=FAINT, linestyle=(0, (1, 1.5)), linewidth=0.8))
@@ -126,10 +127,10 @@ def _arrows(axis: Axes, table: pd.DataFrame, models: list[str], printed: Mapping
         own = table[(table["model_center"] == name) & (table["test_center"] == name)]["value"]
         value = f"{own.iloc[0]:.2f}" if len(own) and own.notna().all() else "n/a"
         shade = matplotlib.colors.LinearSegmentedColormap.from_list("one", [styles[name]["color"]] * 2)
-        axis.text(*place, value, ha="center", va="center", fontsize=5, color=text_on(shade, 0), weight="bold", zorder=4)
+        axis.text(place[0], place[1], value, ha="center", va="center", fontsize=5, color=text_on(shade, 0), weight="bold", zorder=4)
         side = "center" if abs(place[0]) < 0.3 else "left" if place[0] > 0 else "right"
         height = "center" if abs(place[1]) < 0.9 else "bottom" if place[1] > 0 else "top"
-        axis.text(*(place * (1.22, 1.22)), printed[name], ha=side, va=height, fontsize=6.5, weight="bold")
+        axis.text(1.22 * place[0], 1.22 * place[1], printed[name], ha=side, va=height, fontsize=6.5, weight="bold")
     reached = away["generalizes"].fillna(False).astype(bool)
     if not reached.any():
         said = "none is shown\nto generalise" if away["generalizes"].notna().any() else "no verdict\non any pair"
@@ -211,8 +212,8 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
     figure = new_figure(DOUBLE, 2 * (22 + 6.2 * max(len(models), 4)) * MM)
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     colors = f"{DIVERGING}_r" if distance else DIVERGING
-    options = {"size": small, "room": 48 / len(tested)}
-    pictures: list[QuadMesh | None] = [None, None]
+    options: dict[str, Any] = {"size": small, "room": 48 / len(tested)}
+    pictures: list[Collection | None] = [None, None]
     for letter, axis, method in zip("abc", axes[0], ABLATION, strict=True):
         axis.set_title(f"{letter}  {METHODS[method].title}")
         if method in matrices:
@@ -255,7 +256,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
 
 def _ablation_matrices(table: pd.DataFrame, models: Sequence[str], tested: Sequence[str]) -> dict[str, pd.DataFrame]:
     """method -> model centre × test centre, from whichever step has it."""
-    matrices = {}
+    matrices: dict[str, pd.DataFrame] = {}
     for role in ("before", "after"):
         for method, rows in table.groupby(role):
             first = rows.drop_duplicates(["model_center", "test_center"])
@@ -334,7 +335,7 @@ def robustness(table: pd.DataFrame, metric: str, paper: pd.DataFrame | None = No
     return figure
 
 
-def _mean_and_sd(axis: Axes, place: float, mean: float, sd: float, **style: object) -> None:
+def _mean_and_sd(axis: Axes, place: float, mean: float, sd: float, **style: Any) -> None:
     """A mean with a bar of one SD to each side; without a bar where there is no SD."""
     if pd.notna(sd):
         axis.plot([place, place], [mean - sd, mean + sd], color=style["color"], linewidth=1.1)

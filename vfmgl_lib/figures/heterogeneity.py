@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,9 +42,9 @@ TABLE_ROWS = (
     ("Patients", "n"),
     ("Age in years, mean", "age_mean"),
     ("Age in years, SD", "age_std"),
-    ("FIGO stage", None),
+    ("FIGO stage", ""),
     *((f"  {stage}", f"figo_{stage}") for stage in ("I", "II", "III", "IV")),
-    ("Histologic type", None),
+    ("Histologic type", ""),
     *((f"  {kind}", f"histology_{kind}") for kind in ("I", "II")),
 )
 
@@ -295,7 +296,7 @@ def _draw_block(axis: Axes, block: pd.DataFrame, top: float, column: float) -> N
     """Three lines of headings, then the values, ruled as tables are in print; lengths in mm."""
     right = STUB + column * len(block)
     line = iter(top + LINE_HEIGHT * np.arange(len(TABLE_ROWS) + 4))
-    heavy, thin = {"color": "black", "linewidth": 0.9}, {"color": "black", "linewidth": 0.4}
+    heavy, thin = dict[str, Any](color="black", linewidth=0.9), dict[str, Any](color="black", linewidth=0.4)
     axis.plot((0, right), (top - 0.1 * LINE_HEIGHT,) * 2, clip_on=False, **heavy)
     for keys, weight in ((["center"], "bold"), (["center", "set"], "normal")):
         y = next(line) + LINE_HEIGHT / 2

@@ -134,10 +134,7 @@ def localisation(summary: pd.DataFrame) -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models))
     shares = summary[summary["model"] == models[0]].set_index("center")["area"].reindex(rows)
     areas = ", ".join(f"{printed[row]} {100 * share:.1f} %" for row, share in shares.items() if np.isfinite(share))
-    footnote(
-        figure,
-        f"Bars: 95 % intervals, over patients (at least five). Mean share of the image that the lesion takes: {areas}.",
-    )
+    footnote(figure, f"Bars: 95 % intervals, over patients (at least five). Mean share of the image that the lesion takes: {areas}.")
     undefined = summary[(summary["center"] == rows[-1]) & (summary["undefined"] > 0)]
     told = ", ".join(f"{row.model} {row.undefined}" for row in undefined.itertuples())
     footnote(figure, f"Maps without any positive evidence, left out: {told}." if told else "")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vfmgl_lib.figures.style import DOUBLE, FAINT, MM, MUTED, SINGLE, footnote, grid, journal, new_figure, share_legend
 
-PAPER = {"marker": "D", "color": "#D55E00", "markersize": 4, "linestyle": "none"}
-OURS = {"marker": "o", "color": "#0072B2", "markersize": 4, "linestyle": "none"}
+PAPER: dict[str, Any] = {"marker": "D", "color": "#D55E00", "markersize": 4, "linestyle": "none"}
+OURS: dict[str, Any] = {"marker": "o", "color": "#0072B2", "markersize": 4, "linestyle": "none"}
 LEFT_OUT = ("t_test_p", "parameters", "flops", "memory_bytes_upper", "assd")  # not on a scale from -1 to 1
 STATES = {"compared": "#009E73", "not comparable": "#E69F00", "not measurable here": "#8C8C8C"}
 
@@ -44,7 +46,7 @@ def beside_paper(table: pd.DataFrame) -> Figure:
         for low, high, beside, style in spreads:
             if np.isfinite(low):
                 axis.plot([low, high], [place + beside] * 2, color=style["color"], linewidth=0.8, zorder=2)
-        fill = {} if row["status"] == "compared" else {"markerfacecolor": "white"}
+        fill: dict[str, Any] = {} if row["status"] == "compared" else {"markerfacecolor": "white"}
         axis.plot(row["paper"], place, zorder=3, label="paper (line above: SD)" if place == 0 else None, **PAPER)
         axis.plot(row["measured"], place, zorder=4, **OURS, **fill)
         if np.isnan(row["measured"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from vfmgl_lib.figures.style import (
 )
 from vfmgl_lib.figures.words import axis_label, set_sizes, undefined
 
-MODEL_STYLE = {
+MODEL_STYLE: dict[str, dict[str, Any]] = {
     "trivial": {"marker": "|", "color": "#333333", "markersize": 17, "markeredgewidth": 1.5},
     "untrained": {"marker": "o", "color": "#7A7A7A", "markerfacecolor": "white", "markersize": 5.5},
     "first round": {"marker": "o", "color": "#56B4E9", "markersize": 5},
@@ -102,13 +103,7 @@ def final_comparison(table: pd.DataFrame, metric: str) -> Figure:
         lost = [model for model in MODELS if np.isnan(rows[model])]
         if lost:
             axis.text(
-                1.01,
-                place,
-                "undefined: " + ", ".join(lost),
-                va="center",
-                fontsize=6,
-                color=MUTED,
-                transform=axis.get_yaxis_transform(),
+                1.01, place, "undefined: " + ", ".join(lost), va="center", fontsize=6, color=MUTED, transform=axis.get_yaxis_transform()
             )
         # Each model has a height of its own, the bar reaches over all of them: equal values stay visible.
         for layer, model in enumerate((*MODELS[1:], MODELS[0])):

@@ -56,7 +56,8 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
         note: see `table_note`.
         escape: "html" or "latex": names of centres are the user's and may hold anything.
     """
-    cells, marks = {}, {}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    marks: dict[tuple[tuple[str, str], str], bool] = {}
     sizes = table.groupby(["center", "title"])["n"].max()  # of a sensitivity n is the positives only
     most = table.groupby(["center", "metric"])["n"].max()
     for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -23,7 +23,7 @@ import seaborn
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -60,7 +60,7 @@ LINES = {
 FONTS = ("Arial", "Liberation Sans", "DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei")
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's types list every key
     "font.family": [name for name in FONTS if name in _INSTALLED],
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -118,14 +118,12 @@ class _Figure(Figure):
             super().draw(renderer)
 
 
-def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     """An empty figure, sizes in inches; unknown to pyplot, so a notebook shows it once and memory is freed with it."""
     return _Figure(figsize=(width, height), layout=layout, dpi=SCREEN_DPI)
 
 
-def panel_grid(
-    count: int, *, per_row: int = 4, panel: float = 42 * MM, extra: float = 10 * MM, **share: object
-) -> tuple[Figure, list[Axes]]:
+def panel_grid(count: int, *, per_row: int = 4, panel: float = 42 * MM, extra: float = 10 * MM, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure with `count` equal panels, at most `per_row` in a row; `panel` high each, inches."""
     columns = min(count, per_row)
     rows = math.ceil(count / per_row)
@@ -152,7 +150,7 @@ def names(centers: Iterable[str]) -> dict[str, str]:
     return {center: text.replace("$", r"\$") for center, text in printed.items()}
 
 
-def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Center -> colour and marker as keywords of `Axes.plot`.
 
     Args:
@@ -168,7 +166,7 @@ def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = Non
     return {c: {"color": COLORS[order[c] % len(COLORS)], "marker": MARKERS[order[c] % len(MARKERS)]} for c in sorted(set(centers))}
 
 
-def method_style(methods: Iterable[str]) -> dict[str, dict[str, object]]:
+def method_style(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Method -> colour, line style, marker, width and drawing order as keywords of `Axes.plot`, in the order of `METHODS`.
 
     Raises: ValueError: an unknown method; the message lists those that there are.
@@ -176,7 +174,7 @@ def method_style(methods: Iterable[str]) -> dict[str, dict[str, object]]:
     methods = set(methods)
     if unknown := sorted(methods - set(METHODS)):
         raise ValueError(f"methods {unknown} have no style, known are {', '.join(METHODS)}")
-    styles = {}
+    styles: dict[str, dict[str, Any]] = {}
     for place, (name, method) in enumerate(METHODS.items()):
         if name in methods:
             width, layer = (1.9, 4) if name == REFERENCE else (1.0, 2 + place / 100)
@@ -190,7 +188,7 @@ def whole_numbers(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
 
 
-def grid(axis: Axes, which: str = "y") -> None:
+def grid(axis: Axes, which: Literal["both", "x", "y"] = "y") -> None:
     """Faint lines across one axis."""
     axis.grid(True, axis=which)
 
@@ -241,7 +239,7 @@ def heatmap(
     tilt: float = 35,
     missing: str = "n/a",
     bare: str = NO_VALUE,
-) -> QuadMesh:
+) -> Collection:
     """Fields coloured by their values, with texts in them that are black or white, and names at both sides.
 
     Args:
@@ -262,7 +260,7 @@ def heatmap(
         known = np.isfinite(value)
         if text := texts.iat[row, column] if known else missing:
             color = text_on(colors, (value - scale[0]) / (scale[1] - scale[0])) if known else MUTED
-            style = {"ha": "center", "va": "center", "color": color, "fontsize": size, "linespacing": 1.25}
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": color, "fontsize": size, "linespacing": 1.25}
             axis.text(column + 0.5, row + 0.5, text, **style)
     turned = {"rotation": tilt, "ha": "right", "va": "center" if tilt == 90 else "top", "rotation_mode": "anchor"}
     is_long = LETTER * max(map(len, values.columns), default=0) > room

@@ -181,7 +181,7 @@ def _mark_critical(axis: Axes, critical: Sequence[bool], blocks: int) -> None:
     labels = [label.get_text() for label in axis.get_xticklabels()]
     axis.set_xticklabels([f"★ {name}" if marked else name for name, marked in zip(labels, critical, strict=True)])
     for label, marked in zip(axis.get_xticklabels(), critical, strict=True):
-        label.set_weight("bold" if marked else "normal")
+        label.set_fontweight("bold" if marked else "normal")
 
 
 @journal

@@ -36,7 +36,7 @@ def axis_label(metric: str, table: pd.DataFrame) -> str:
     return f"{TITLES.get(metric, metric)} ({unit})" if unit in LENGTHS else f"{TITLES.get(metric, metric)} per {unit}"
 
 
-def set_sizes(table: pd.DataFrame, printed: dict[str, str]) -> str:
+def set_sizes(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
     """How many images or patients each centre's test set has; `table`: center, unit, n of test sets only."""
     sizes = table.groupby("center")["n"].max()
     unit = table["unit"].iloc[0]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import product
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,7 @@ def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
     outputs: list[Tensor] = []
     with torch.enable_grad(), module.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
         logits = student(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
-        (gradient,) = torch.autograd.grad(sum(map(_evidence, logits)), outputs)
+        (gradient,) = torch.autograd.grad(cast(Tensor, sum(map(_evidence, logits))), outputs)
     weights = gradient.cpu().numpy().mean((2, 3), keepdims=True)
     return (weights * outputs[0].detach().cpu().numpy()).sum(1)
 
@@ -145,8 +146,8 @@ def activation_maps(
 
 def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
     """(h, w) or (B, h, w) to (..., size, size), bilinear."""
-    maps = torch.from_numpy(np.array(maps, dtype=np.float32))
-    wide = F.interpolate(maps.reshape(-1, 1, *maps.shape[-2:]), size=(size, size), mode="bilinear", align_corners=False)
+    coarse = torch.from_numpy(np.array(maps, dtype=np.float32))
+    wide = F.interpolate(coarse.reshape(-1, 1, *maps.shape[-2:]), size=(size, size), mode="bilinear", align_corners=False)
     return wide.reshape(*maps.shape[:-2], size, size).numpy()
 
 
@@ -266,8 +267,8 @@ def randomised(student: Student, seed: int, parts: Sequence[str] | None = None) 
     staged = {id(child): stage for stage, modules in model.stages.items() for module in modules for child in module.modules()}
     with torch_seed(seed_sequence(seed, "randomised weights")):
         for module in model.modules():
-            if hasattr(module, "reset_parameters") and (parts is None or staged.get(id(module), HEAD) in parts):
-                module.reset_parameters()
+            if callable(reset := getattr(module, "reset_parameters", None)) and (parts is None or staged.get(id(module), HEAD) in parts):
+                reset()
     return model.eval()
 
 

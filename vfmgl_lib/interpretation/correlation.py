@@ -115,10 +115,7 @@ def choose(tables: Tables, selected: pd.DataFrame, label: int, top: int) -> pd.D
         within = np.abs(correlation(own, own))
         np.fill_diagonal(within, np.nan)
         names = selected.loc[selected["model_center"] == center, "feature"].to_numpy()
-        strengths = {
-            "adaptive": _ignoring_nan(np.nanmean, within),
-            "common": _ignoring_nan(np.nanmax, np.abs(correlation(own, others))),
-        }
+        strengths = {"adaptive": _ignoring_nan(np.nanmean, within), "common": _ignoring_nan(np.nanmax, np.abs(correlation(own, others)))}
         for kind, strength in strengths.items():
             known = np.flatnonzero(np.isfinite(strength))
             if len(known) < top:

@@ -73,7 +73,7 @@ def mrmr(features: np.ndarray, labels: np.ndarray, k: int, scheme: str = "MIQ", 
     return _select(features, classes, int(k), scheme)
 
 
-def shortfall(features: np.ndarray, labels: np.ndarray, order: Sequence[int], scheme: str = "MIQ") -> np.ndarray:
+def shortfall(features: np.ndarray, labels: np.ndarray, order: Sequence[int] | np.ndarray, scheme: str = "MIQ") -> np.ndarray:
     """How far each choice of an order falls short of the best one that was left, given those before it: 0 in every mRMR order.
 
     Two engines may order ties differently and are both right; this tells them from a wrong one. Computed with scikit-learn's mutual
@@ -109,7 +109,8 @@ def pymrmr_orders(tables: Sequence[tuple[np.ndarray, np.ndarray, int, str]]) -> 
     """
     with tempfile.TemporaryDirectory(prefix="mrmr") as folder:
         question, answer = Path(folder) / "tables.npz", Path(folder) / "selected.json"
-        np.savez(question, **{f"{part}{i}": table[part == "labels"] for i, table in enumerate(tables) for part in ("features", "labels")})
+        arrays = {f"{part}{i}": table[part == "labels"] for i, table in enumerate(tables) for part in ("features", "labels")}
+        np.savez(question, allow_pickle=False, **arrays)
         calls = json.dumps([(k, scheme) for *_, k, scheme in tables])
         # pymrmr starts four threads that all do the same work: one is enough.
         environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}

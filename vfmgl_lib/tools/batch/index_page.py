@@ -16,17 +16,7 @@ from vfmgl_lib.base.files import write_text
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 RUN = ("task", "data", "teacher", "device", "seed")  # what a run was given
-PACKAGES = (
-    "vfmgl-workbook",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "scikit-image",
-    "papermill",
-)
+PACKAGES = ("vfmgl-workbook", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "scikit-image", "papermill")
 
 
 def write_index(results: Path, log: Sequence[Mapping[str, str]]) -> Path:
@@ -53,7 +43,7 @@ def _section(results: Path, folder: Path, newest: Mapping[tuple[str, str], Mappi
     for path in _shown(folder, "notebooks/*.ipynb"):
         row, page = newest.get((folder.name, path.stem)), _relative(results, path.with_suffix(".html"))
         went = {"row": row, "duration": duration(float(row["seconds"])) if row else ""}
-        notebooks.append({"name": path.stem, "source": _relative(results, path), "page": page} | went)
+        notebooks.append({"name": path.stem, "source": _relative(results, path), "page": page, **went})
     figures = []
     for path in _shown(folder, "figures/**/*.png"):
         beside = [(kind, _relative(results, path.with_suffix(f".{kind.lower()}"))) for kind in ("CSV", "PDF")]

@@ -62,7 +62,7 @@ class BatchSettings:
 
     def parameters(self, task: str, notebook: str = "") -> dict[str, str | int]:
         """What a notebook, named by its stem, is given for one task."""
-        own = {"engine": self.engine} if notebook.startswith(ENGINE_NOTEBOOK) else {}
+        own: dict[str, str | int] = {"engine": self.engine} if notebook.startswith(ENGINE_NOTEBOOK) else {}
         asked, chosen = self._asked_teacher(task), self.teacher_of(task)
         return own | {
             "task": task,

@@ -59,7 +59,7 @@ def _pixels(study: Study, table: pd.DataFrame) -> np.ndarray:
 @torch.inference_mode()
 def _by_torch(student: Student, study: Study, table: pd.DataFrame) -> list[np.ndarray]:
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
-    images = torch.stack([data[row]["image"] for row in range(len(data))])
+    images = torch.stack([torch.as_tensor(data[row]["image"]) for row in range(len(data))])
     return [part.numpy() for part in _joined([Outputs(student).eval()(batch) for batch in images.split(BATCH)], torch.cat)]
 
 
@@ -180,7 +180,7 @@ def int8_cost(full: Predictor, small: Predictor, study: Study, center: str) -> p
     Returns: split, metric, n, float32, int8, cost (float32 − int8), reason; `metric` "largest change of a probability" and, for a
         segmentation, "share of pixels changed" have no n and no float32.
     """
-    unit, about, rows = full.description.unit, full.description, []
+    unit, about, rows = full.description.unit, full.description, list[dict]()
     for split in ("val", "test"):
         table = study.manifest.select(None if center == "shared" else center, split)
         if table.empty:
@@ -208,7 +208,7 @@ def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd
     if chance.ndim == 1:
         return about.assign(probability=chance, label=table["label"])
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
-    counts = pd.DataFrame([pixel_counts(chance[row] > 0.5, data[row]["target"].numpy() == 1) for row in range(len(table))])
+    counts = pd.DataFrame([pixel_counts(chance[row] > 0.5, np.asarray(data[row]["target"]) == 1) for row in range(len(table))])
     undefined = np.isnan(chance).any(axis=(1, 2))
     if undefined.any():
         counts = counts.where(np.repeat(~undefined[:, None], counts.shape[1], axis=1))

@@ -42,6 +42,7 @@ def onnx_model(student: Student, about: Description | None = None, image_size: i
     """
     model = Outputs(student).eval()
     side = about.image_size if about else image_size
+    assert side is not None  # one of the two says it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about itself
         program = torch.onnx.export(
@@ -55,15 +56,10 @@ def onnx_model(student: Student, about: Description | None = None, image_size: i
             external_data=False,
             verbose=False,
         )
+    assert program is not None  # with `dynamo`
     proto = program.model_proto
-    for part in (
-        *proto.graph.node,
-        *proto.graph.value_info,
-        *proto.graph.input,
-        *proto.graph.output,
-        *proto.graph.initializer,
-        proto.graph,
-    ):
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]  # traces of the stack, with places on this machine
     return _with_description(proto, about)
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -263,7 +263,7 @@ def _finding(text: str, look: Callable[[], object]) -> Finding:
 
 def plain(error: Exception) -> str:
     """An error in plain words: the system's are translated, the library's own are so already."""
-    number = getattr(error, "errno", None)
+    number: Any = getattr(error, "errno", None)
     if number is None and type(error) is not TimeoutError:
         return str(error)
     for kind, text in SYSTEM_ERRORS.items():
@@ -373,7 +373,8 @@ def _readable(given: SiteFolder) -> list[Path]:
     """Software, the system's own files, this centre's data and weights; no home, no other centre's folder."""
     library, source = Path(__file__).resolve().parents[2], given.study.teacher.source
     weights = Path(TeacherSource.parse(source).weights)
-    places = [sys.prefix, sys.base_prefix, sys.exec_prefix, library, library.parent / "notebooks" / "profiles", given.data, given.folder]
+    places: list[str | Path] = [sys.prefix, sys.base_prefix, sys.exec_prefix, given.data, given.folder]
+    places += [library, library.parent / "notebooks" / "profiles"]
     places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
     places += [os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), *([weights] if weights.is_file() else [])]
     if given.study.student.weights not in ("none", "hub"):
@@ -385,7 +386,7 @@ def _writable(given: SiteFolder) -> list[Path]:
     cache = [given.folder / given.settings.teacher_cache] if given.settings.teacher_cache else []
     for place in (given.folder / "state", *cache):
         place.mkdir(parents=True, exist_ok=True)
-    return [Path(place).resolve() for place in (given.folder / "state", given.folder / "tmp", *cache, "/dev/shm", "/dev/null")]
+    return [place.resolve() for place in (given.folder / "state", given.folder / "tmp", *cache, Path("/dev/shm"), Path("/dev/null"))]
 
 
 def _has_flower() -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -54,13 +54,13 @@ def pack(state: State) -> ArrayRecord:
     return ArrayRecord({FILE: Array(np.frombuffer(to_safetensors(plain), np.uint8))})
 
 
-def unpack(record: ArrayRecord, where: str) -> State:
+def unpack(record: ArrayRecord | MetricRecord | ConfigRecord, where: str) -> State:
     """What `pack` wrote.
 
     Raises: UpdateError: anything else; names `where` it came from.
     """
     try:
-        if set(record) != {FILE}:
+        if not isinstance(record, ArrayRecord) or set(record) != {FILE}:
             raise ValueError(f"arrays {sorted(record)}, expected {FILE}")
         return from_safetensors(record[FILE].numpy().tobytes())
     except (SafetensorError, TypeError, ValueError, OSError, EOFError) as error:
@@ -73,7 +73,7 @@ def client_app(site: Site) -> ClientApp:
 
     @app.query()
     def about(message: Message, context: Context) -> Message:
-        return Message(RecordDict({ABOUT: ConfigRecord(identity(site))}), reply_to=message)
+        return Message(RecordDict({ABOUT: ConfigRecord({**identity(site)})}), reply_to=message)
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:
@@ -83,7 +83,8 @@ def client_app(site: Site) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        number, study = (message.content[ABOUT][name] for name in ("round", "study"))
+        asked: Any = message.content[ABOUT]
+        number, study = asked["round"], asked["study"]
         try:
             if study != site.client.settings.key():
                 raise ValueError(f"the server asks for study {study}, this centre's is {site.client.settings.key()}")
@@ -105,15 +106,9 @@ def identity(site: Site) -> dict[str, str]:
 
 def update_records(update: Update) -> RecordDict:
     """Everything that leaves a centre after a round."""
-    about: dict = {"center": update.center, "samples": update.samples}
-    return RecordDict(
-        {
-            MODEL: pack(update.state),
-            AGGREGATES: pack(update.aggregates),
-            METRICS: MetricRecord(update.metrics),
-            ABOUT: ConfigRecord(about),
-        }
-    )
+    content = RecordDict({MODEL: pack(update.state), AGGREGATES: pack(update.aggregates), METRICS: MetricRecord({**update.metrics})})
+    content[ABOUT] = ConfigRecord({"center": update.center, "samples": update.samples})
+    return content
 
 
 def read_update(content: RecordDict, center: str) -> Update:
@@ -129,7 +124,12 @@ def read_update(content: RecordDict, center: str) -> Update:
     if not isinstance(about["samples"], int):
         raise UpdateError(f"update of centre {center}: the number of samples must be a whole number, got {about['samples']!r}")
     state, aggregates = (unpack(content[part], f"centre {center}") for part in (MODEL, AGGREGATES))
-    return Update(center, state, about["samples"], {name: float(v) for name, v in content[METRICS].items()}, aggregates)
+    metrics = {}
+    for name, value in content[METRICS].items():
+        if not isinstance(value, int | float):
+            raise UpdateError(f"update of centre {center}: the metric {name} must be a number, got {value!r}")
+        metrics[name] = float(value)
+    return Update(center, state, about["samples"], metrics, aggregates)
 
 
 def network_rounds(
@@ -202,7 +202,7 @@ def meet(grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, wait
                 raise FederationError(
                     f"centre {center}: its {name} must be {value}, it says {found.get(name)!r}; give it this study's settings and version"
                 )
-        teachers[center] = found.get("teacher", "")
+        teachers[center] = str(found.get("teacher", ""))
     if len(set(teachers.values())) > 1:
         raise FederationError(f"the centres' teachers differ, all need the same weights: {teachers}")
     return missing
@@ -299,7 +299,7 @@ def _take(
     """Hands an answer to the server; returns the fault if there is none or it is not taken."""
     if answer is None:
         return [Fault(done.number, center, "silent", "no answer before the deadline")]
-    about = answer.content.get(ABOUT, {})
+    about: Mapping[str, Any] = answer.content.get(ABOUT, {})
     if "failed" in about:
         return [Fault(done.number, center, "failed", f"{about['failed']}; the centre's log says more")]
     try:

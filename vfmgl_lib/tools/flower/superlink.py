@@ -94,15 +94,18 @@ def _run(state: LinkState, folder: Path, port: int) -> Iterator[Grid]:
     """A run of Flower's for as long as the block lasts, and the grid that speaks for it."""
     run_id = state.create_run("vfmgl/study", "1", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP)
     (run,) = state.get_run_info(run_ids=[run_id])
+    task = run.primary_task_id
+    assert task is not None  # Flower makes it with the run
     # Flower keeps in a global who writes a message.
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, run.primary_task_id, SUPERLINK_NODE_ID
-    token = state.claim_task(run.primary_task_id)
-    state.activate_task(run.primary_task_id)
-    beat = HeartbeatSender(lambda: state.acknowledge_task_heartbeat(run.primary_task_id))
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, task, SUPERLINK_NODE_ID
+    token = state.claim_task(task)
+    assert token is not None  # nobody else claims it
+    state.activate_task(task)
+    beat = HeartbeatSender(lambda: state.acknowledge_task_heartbeat(task))
     beat.start()
     grid = HttpGrid(f"127.0.0.1:{port}", root_certificates=(folder / credentials.CA).read_bytes(), token=token)
     # Its own way of retrying sends this process an interrupt when a request comes after the run's end, as a late one of ours may.
-    grid._retry_invoker = None
+    grid._retry_invoker = None  # type: ignore[assignment]  # its client takes None, too
     with direct_to_loopback("127.0.0.1"):
         grid._connect()  # else at its first message
     grid.set_run(run)
@@ -110,7 +113,7 @@ def _run(state: LinkState, folder: Path, port: int) -> Iterator[Grid]:
         yield grid
     finally:
         beat.stop()
-        state.finish_task(run.primary_task_id, SubStatus.COMPLETED, "")
+        state.finish_task(task, SubStatus.COMPLETED, "")
         grid.close()
 
 
@@ -155,14 +158,14 @@ def check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
 
 
 def _lifespan(folder: Path, host: str, port: int) -> SuperLinkLifespanConfig:
-    names = (credentials.CA, credentials.CERTIFICATE, credentials.KEY)
+    ca, certificate, key = ((folder / name).read_bytes() for name in (credentials.CA, credentials.CERTIFICATE, credentials.KEY))
     return SuperLinkLifespanConfig(
         control_address="",
         health_server_address=None,
         host=host,
         port=port,
         insecure=False,
-        certificates=tuple((folder / name).read_bytes() for name in names),
+        certificates=(ca, certificate, key),
         superexec_auth_secret=secrets.token_bytes(32),  # for those who would fetch tasks: nobody
         authn_plugin=NoOpControlAuthnPlugin(),
         event_log_plugin=None,

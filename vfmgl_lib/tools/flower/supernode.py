@@ -101,7 +101,7 @@ def admitted(address: str, certificate: Path, key: Path) -> bool:
 
 def _client(address: str, certificate: Path, key: Path) -> FleetHttpClient:
     private, host = read_private_key(key), address.rpartition(":")[0]
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
+    interceptors = (RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key()))
     with direct_to_loopback(host):
         try:
             return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)

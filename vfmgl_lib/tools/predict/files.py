@@ -50,7 +50,7 @@ def predict_files(
     """
     kind = predictor.description.kind
     predict, size = (_classified, batch_size) if kind == "classification" else (_segmented, 1)
-    out, rows = _Outputs(folder, overlay, inputs), []
+    out, rows = _Outputs(folder, overlay, inputs), list[dict]()
     for number, start in enumerate(range(0, len(inputs), size)):
         made = partial(predict, predictor, inputs[start : start + size], out, batch_size)
         rows += steps.step(number, made) if steps else made()
@@ -65,8 +65,11 @@ class _Outputs:
 
     def __init__(self, folder: Path, overlay: bool, inputs: Sequence[tuple[Path, str]]):
         self.folder, self.overlay = folder, overlay
-        seen: set[str] = set()
-        self._alike = {name for _, name in inputs if same_name(name) in seen or seen.add(same_name(name))}
+        self._alike, seen = set[str](), set[str]()
+        for _, name in inputs:
+            if same_name(name) in seen:
+                self._alike.add(name)
+            seen.add(same_name(name))
         self._folders = {same_name(str(above)) for _, name in inputs for above in Path(name).parents}
 
     def write(self, row: dict, column: str, kind: str, name: str, suffix: str, content: bytes) -> None:
@@ -94,6 +97,7 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
     if not usable:
         return list(rows)
     logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
+    assert maps is not None  # a classification's model gives it
     results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
         if image is None:
@@ -160,7 +164,7 @@ def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs
     chances = foreground(predictor, [found.image for found in slices], batch_size)
     if undefined := [found.index for found, chance in zip(slices, chances, strict=True) if not np.isfinite(chance).all()]:
         return row | {"error": f"{row['file']}: {len(undefined)} of {len(slices)} slices, the first is {undefined[0]}: {UNDEFINED}"}
-    mask = np.zeros(volume.voxels.shape, np.uint8)
+    mask: np.ndarray = np.zeros(volume.voxels.shape, np.uint8)
     for found, chance in zip(slices, chances, strict=True):
         mask[found.index] = chance > 0.5
     row |= {"width": mask.shape[2], "height": mask.shape[1], "slices": len(mask), "foreground": int(mask.sum())}

@@ -105,6 +105,7 @@ def _volume(name: str, side: int, start: int, count: int) -> Iterator[tuple[np.n
         files = generator.render(Sample(0, "train", 0, 0, 0, ("", "")), side, 1.0, seed, profile)
         signal, gland = (np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(file)).dataobj).T for file in files)
         for piece in volume_slices(signal, gland)[: count - given]:
+            assert piece.mask is not None  # as the gland was given
             yield piece.image, piece.mask > 0, NO_LABEL
             given += 1
         volume += 1

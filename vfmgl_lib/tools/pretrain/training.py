@@ -13,11 +13,13 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from vfmgl_lib.tools.pretrain.parsing import MEAN, SIDES, STD, Batch, Parsing
 from vfmgl_lib.tools.pretrain.phantom_bank import PretrainError, phantom_bank
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-MODEL_ARGS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}
+MODEL_ARGS: dict[str, Any] = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}
 WEIGHTS, LOG, SETTINGS, CHECKPOINT, BANK = "pocket_vit.safetensors", "log.csv", "settings.json", "checkpoint", "phantoms.safetensors"
 CLIP = 1.0
 LOOK = {"cpu": 1, "cuda": 100}  # steps between two looks at the loss, and at the clock: a GPU should not wait for it at every step
@@ -121,9 +123,9 @@ def pretrain(folder: Path, schedule: Schedule, device: torch.device, processes: 
     return export(model.trunk, weights)
 
 
-def new_trunk() -> nn.Module:
+def new_trunk() -> VisionTransformer:
     """The pocket teacher's architecture with random weights."""
-    return timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, dynamic_img_size=True, **MODEL_ARGS)
+    return cast(VisionTransformer, timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, dynamic_img_size=True, **MODEL_ARGS))
 
 
 def next_batch(painter: Painter, bank: dict[str, Tensor], schedule: Schedule, seed: int, random: torch.Generator) -> Batch:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -165,7 +166,7 @@ def _planned(given: argparse.Namespace, here: Path) -> int:
         check_log(log, part.jobs)
         jobs = left_to_run(part, logged(log, part.jobs))
         if jobs:
-            failed |= _run(given, jobs, lambda jobs=jobs, log=log: write_log(log, jobs, brief=True))
+            failed |= _run(given, jobs, partial(write_log, log, jobs, brief=True))
             report(results, plan_)
     return failed
 
@@ -250,8 +251,8 @@ def _divisions(word: str) -> list[Split]:
             return [FoldSettings(folds=folds, fold=number, seed=seed)]
         if found := re.fullmatch(r"(\d+)fold-(\d+)", word):
             return cross_validation(*map(int, found.groups()))
-        share, _, seed = word.partition("-")
-        return [SplitSettings(train=float(share), seed=int(seed))]
+        share, _, split_seed = word.partition("-")
+        return [SplitSettings(train=float(share), seed=int(split_seed))]
     except ValueError as error:
         raise ConfigError(
             f"--splits {word}: must be own, comparison, training share and seed such as 0.6-3 (above 0 and below 1, from 0), a "

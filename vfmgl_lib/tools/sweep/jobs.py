@@ -121,7 +121,7 @@ def plan(
     Raises: ConfigError: an unknown method, nothing to do, a seed or share out of range, the tuning's seed. ManifestError: patients that
         cannot be divided so.
     """
-    methods, seeds, splits = (list(dict.fromkeys(values)) for values in (checked_methods(methods), seeds, splits))
+    methods, seeds, splits = list(dict.fromkeys(checked_methods(methods))), list(dict.fromkeys(seeds)), list(dict.fromkeys(splits))
     for name, values in {"methods": methods, "seeds": seeds, "splits": splits}.items():
         if not values:
             raise ConfigError(f"a sweep without {name}: give at least one")

@@ -145,12 +145,12 @@ def _run_all(jobs: Sequence[Job], places: int, submit: Submit, settle: Callable[
                 if handle:
                     _close(job, handle)
                 settle(job)
-            while len(running) < places and (job := _take(waiting)):
-                if job.study.complete:
-                    settle(job)
+            while len(running) < places and (taken := _take(waiting)):
+                if taken.study.complete:
+                    settle(taken)
                 else:
-                    job.tried_again()
-                    running[job] = submit(job, list(running))
+                    taken.tried_again()
+                    running[taken] = submit(taken, list(running))
             if any(running.values()) or (waiting and not running):
                 time.sleep(POLL)
     except BaseException:
@@ -192,7 +192,7 @@ def _beside(workspace: Workspace, processes: int, executor: Executor, threads: i
     on_gpu = workspace.settings.device == "cuda"
     if executor == "local":
         threads = threads or max(1, torch.get_num_threads() // processes)
-        gpus, parameters = _gpus() if on_gpu else [], {"timeout_min": YEAR}
+        gpus, parameters = _gpus() if on_gpu else [], dict[str, Any](timeout_min=YEAR)
     else:
         gpus, parameters = [], {"name": "vfmgl"} | ({"gpus_per_node": 1} if on_gpu else {}) | dict(cluster)
     # What has to be in a process' environment before torch starts: its threads, and this very library.
