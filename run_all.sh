@@ -9,7 +9,7 @@ usage() {
 VFMGL Workbook
 
   ./run_all.sh [options]     run the notebooks; tables, figures and an index page go to runs/<profile>/
-  ./run_all.sh test [...]    ruff and the tests, with the notebooks at their smallest setting (further words go to pytest)
+  ./run_all.sh test [...]    ruff, mypy and the tests, with the notebooks at their smallest setting (further words go to pytest)
   ./run_all.sh lab [...]     open the notebooks in JupyterLab (further words go to jupyter lab)
   ./run_all.sh --help        this text
 
@@ -148,7 +148,8 @@ run_tests() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     "$python" -m ruff check . || status=1
     "$python" -m ruff format --check . || status=1
-    # Last, so that its closing line is the last one; a complaint of ruff's still decides the exit status.
+    "$python" -m mypy || status=1
+    # Last, so that its closing line is the last one; a complaint of ruff's or mypy's still decides the exit status.
     "$python" -m pytest -q -n 3 "$@" || status=$?
     exit "$status"
 }
