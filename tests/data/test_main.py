@@ -188,6 +188,6 @@ def test_a_folder_of_downloads_is_verified(call, tmp_path, monkeypatch):
 
 def test_as_a_program(source, tmp_path):
     command = [sys.executable, "-m", "vfmgl_lib.cli", "data", "prepare", "nuclei", "--source", str(source), "--out", str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path / 'out'}: prepared, format folders\n"), done.stderr

@@ -358,7 +358,7 @@ prepare("prostate", sys.argv[1], sys.argv[2], progress=False)
 
 def test_killed_it_goes_on_and_ends_the_same(source, tmp_path, reads):
     run("prostate", source, tmp_path / "undisturbed")
-    environment = os.environ | {"PYTHONPATH": str(Path(sources.__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(sources.__file__).parents[2])}
     command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "out")]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
