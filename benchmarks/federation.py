@@ -144,7 +144,7 @@ def _sites(folder: Path, names: list[str], port: int, width: int) -> None:
     from flwr.app import Message, RecordDict
     from flwr.clientapp import ClientApp
 
-    from vfmgl_lib.tools.flower.supernode import serve
+    from vfmgl_lib.tools.flower.supernode import run_supernode
 
     def app(name: str) -> ClientApp:
         made, student = ClientApp(), STUDENTS["resnet18"](2, width, "none")
@@ -162,7 +162,7 @@ def _sites(folder: Path, names: list[str], port: int, width: int) -> None:
         return made
 
     arguments = [(app(name), f"127.0.0.1:{port}", folder / credentials.CA, folder / name, 60.0) for name in names]
-    threads = [threading.Thread(target=serve, args=given) for given in arguments]
+    threads = [threading.Thread(target=run_supernode, args=given) for given in arguments]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -40,7 +40,7 @@ def test_what_cannot_be_encoded_is_replaced(encoding):
 
 @pytest.mark.parametrize("where", ["closed", "full", "pipe"])
 def test_a_finished_command_that_nobody_reads_is_finished(where):
-    command = [sys.executable, "-c", "from vfmgl_lib.base.surroundings import say; say('done\\n'); say('note\\n')"]
+    command = [sys.executable, "-c", "from vfmgl_lib.base.surroundings import write_out; write_out('done\\n'); write_out('note\\n')"]
     script = {"closed": '"$@" >&-', "full": '"$@" >/dev/full', "pipe": 'set -o pipefail; (sleep 0.2; exec "$@") | true'}[where]
     done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

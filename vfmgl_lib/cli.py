@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.surroundings import print_anything, say
+from vfmgl_lib.base.surroundings import print_anything, write_out
 
 # sub-command -> where its `main` is, what it does
 COMMANDS = {
@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     print_anything()
     if words[:1] == ["--version"]:
-        say(f"vfmgl {__version__}\n")
+        write_out(f"vfmgl {__version__}\n")
         return 0
     if not words or words[0] in ("-h", "--help"):
-        say(_help())
+        write_out(_help())
         return 0 if words else 2
     if words[0] not in COMMANDS:
         sys.stderr.write(f"vfmgl: unknown command {words[0]!r}, expected one of {', '.join(COMMANDS)}\n")

@@ -9,7 +9,7 @@ from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import serve
+from vfmgl_lib.tools.flower.supernode import run_supernode
 
 
 def _free_port():
@@ -35,7 +35,7 @@ class Wire:
             site = Site(client, self.folder / f"site-{client.center}", client.settings.key())
             key = self.folder / client.center
             arguments = (client_app(site), self.address, self.folder / credentials.CA, key, 20.0)
-            self.threads.append(threading.Thread(target=serve, args=arguments, daemon=True))
+            self.threads.append(threading.Thread(target=run_supernode, args=arguments, daemon=True))
             self.threads[-1].start()
 
     def run(self, server, rounds):

@@ -25,7 +25,7 @@ from vfmgl_lib.tools.flower.network import client_app, pack, read_update, unpack
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import serve
+from vfmgl_lib.tools.flower.supernode import run_supernode
 
 SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
 
@@ -182,7 +182,7 @@ def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
         # A stranger with a key of his own, and the right key on another's behalf.
         credentials.write_key_pair(tmp_path / "stranger")
         with pytest.raises(ConnectionError, match="does not know this centre's key"):
-            serve(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
+            run_supernode(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
 
 
 def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federation, wire, tmp_path):
@@ -245,7 +245,7 @@ def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federati
         with superlink(folder, "127.0.0.1", made.port, made.keys) as (grid, nodes):
             made.connect()
             with pytest.raises(flower.FederationError, match=f"centre SiteA: {message}"):
-                flower.meet(grid, {"SiteA": nodes["SiteA"]}, study, 30)
+                flower.wait_for_centers(grid, {"SiteA": nodes["SiteA"]}, study, 30)
 
 
 @pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")

@@ -14,12 +14,12 @@ from vfmgl_lib.figures.style import (
     NAME_LENGTH,
     center_style,
     columns_for,
+    empty_figure,
     footnote,
     heatmap,
     journal,
     names,
     new_figure,
-    nothing,
     save_figure,
     save_table,
 )
@@ -114,7 +114,7 @@ def test_panels_fill_their_rows():
 
 
 def test_a_figure_with_nothing_to_show_says_why():
-    figure = nothing("No external centre costs 5 dollars.")
+    figure = empty_figure("No external centre costs 5 dollars.")
     assert [text.get_text() for text in figure.axes[0].texts] == ["No external centre costs 5 dollars."] and not figure.axes[0].axison
 
 

@@ -22,7 +22,7 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
+def write_out(text: str) -> None:
     """Writes to stdout; where nobody can read it (closed, a pipe that has ended, a full disk) a finished command is still finished."""
     try:
         if sys.stdout is not None:

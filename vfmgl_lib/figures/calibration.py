@@ -21,8 +21,8 @@ from vfmgl_lib.figures.style import (
     method_style,
     names,
     panel_grid,
-    say,
     share_legend,
+    write_in_panel,
 )
 from vfmgl_lib.figures.words import undefined
 from vfmgl_lib.methods.registry import METHODS
@@ -56,7 +56,7 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
         of_any = here[here["method"] == here["method"].iloc[0]]
         n, positives = int(of_any["n"].sum()), int(of_any["positives"].sum())
         if positives in (0, n):
-            say(axis, f"nothing to come true: only one class, {positives} of {n} positive")
+            write_in_panel(axis, f"nothing to come true: only one class, {positives} of {n} positive")
             continue
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
         axis.text(0.02, 0.98, f"{positives} of {n}\npositive", ha="left", va="top", fontsize=6, color=MUTED, transform=axis.transAxes)

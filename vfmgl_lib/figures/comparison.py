@@ -37,8 +37,8 @@ from vfmgl_lib.figures.style import (
     names,
     new_figure,
     panel_grid,
-    say,
     share_legend,
+    write_in_panel,
 )
 from vfmgl_lib.figures.words import LENGTHS, SHORT, axis_label, class_counts, seeds_there, set_sizes, undefined
 from vfmgl_lib.methods.registry import METHODS
@@ -84,7 +84,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
         )
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         if positives in (0, n):
-            say(axis, f"no decision to weigh: only one class, {positives} of {n} positive")
+            write_in_panel(axis, f"no decision to weigh: only one class, {positives} of {n} positive")
             axis.set_yticks([])
             continue
         axis.text(0.98, 0.97, class_counts(here), ha="right", va="top", fontsize=6, color=MUTED, transform=axis.transAxes)
@@ -217,7 +217,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
             axis.tick_params(labelbottom=True)
         here = every[every["center"] == center]
         if here["value"].isna().all():
-            say(axis, f"not defined: {here['reason'].iloc[0]}")
+            write_in_panel(axis, f"not defined: {here['reason'].iloc[0]}")
             continue
         _draw_budgets(axis, here, runs[runs["center"] == center], styles)
     several = every["seeds"].max() > 1

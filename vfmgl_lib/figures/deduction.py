@@ -10,7 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vfmgl_lib.evaluation.ddbl_tables import taught
-from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, center_style, grid, journal, names, new_figure, nothing, panel_grid, whole_numbers
+from vfmgl_lib.figures.style import (
+    DOUBLE,
+    MM,
+    MUTED,
+    center_style,
+    empty_figure,
+    grid,
+    journal,
+    names,
+    new_figure,
+    panel_grid,
+    whole_numbers,
+)
 
 LIMIT = "#333333"  # the threshold: no centre has this colour
 TINY = 1e-12  # a divergence of 0 or, by rounding, just under it has no place on a logarithmic axis
@@ -26,7 +38,7 @@ def divergence_over_threshold(batches: pd.DataFrame, rule: str, all_centers: Seq
         rule: of `evaluation.ddbl_tables.rule_in_words`.
     """
     if batches.empty:
-        return nothing(FROM_ROUND_TWO)
+        return empty_figure(FROM_ROUND_TWO)
     centers = sorted(batches["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure, axes = panel_grid(len(centers), panel=50 * MM, extra=14 * MM, sharex=True, sharey=True)
@@ -63,7 +75,7 @@ def kept_share(rounds: pd.DataFrame, all_centers: Sequence[str] | None = None) -
     """
     table = rounds[rounds["stage"] == "II"]
     if table.empty:
-        return nothing(FROM_ROUND_TWO)
+        return empty_figure(FROM_ROUND_TWO)
     centers = sorted(table["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure = new_figure(120 * MM, 56 * MM)
@@ -86,10 +98,10 @@ def gradient_ratios(batches: pd.DataFrame, all_centers: Sequence[str] | None = N
         batches: from `evaluation.ddbl_tables.stage_two_batches`.
     """
     if batches.empty:
-        return nothing(FROM_ROUND_TWO)
+        return empty_figure(FROM_ROUND_TWO)
     measured = batches.assign(place=_side_by_side(batches)).query("gradient_ratio > 0")
     if measured.empty:
-        return nothing("The gradients were not measured: deduction.gradient_every is 0.")
+        return empty_figure("The gradients were not measured: deduction.gradient_every is 0.")
     centers = sorted(batches["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure, axes = panel_grid(len(centers), panel=50 * MM, extra=14 * MM, sharex=True, sharey=True)
@@ -117,7 +129,7 @@ def teacher_worth(rounds: pd.DataFrame, score: str, all_centers: Sequence[str] |
     """
     table = taught(rounds)
     if table.empty:
-        return nothing("No round in which the teacher of stage II was measured.")
+        return empty_figure("No round in which the teacher of stage II was measured.")
     centers = sorted(table["center"].unique())
     styles, printed = center_style(centers, all_centers), names(centers)
     figure = new_figure(DOUBLE, 58 * MM)

@@ -30,17 +30,17 @@ from vfmgl_lib.figures.style import (
     MUTED,
     center_style,
     columns_for,
+    empty_figure,
     footnote,
     grid,
     heatmap,
     journal,
     names,
     new_figure,
-    nothing,
     panel_grid,
-    say,
     share_legend,
     text_on,
+    write_in_panel,
 )
 from vfmgl_lib.figures.words import LENGTHS, SHORT, TITLES, axis_label, seeds_there, set_sizes, undefined
 from vfmgl_lib.methods.registry import METHODS
@@ -153,7 +153,7 @@ def external_similarity(table: pd.DataFrame, metric: str, all_centers: Sequence[
         all_centers: training centres, which the colours go by.
     """
     if table.empty:
-        return nothing("There is no external centre: every centre of these data trains a model.")
+        return empty_figure("There is no external centre: every centre of these data trains a model.")
     centers = sorted(table["center"].unique())
     local = table[table["model_center"] != "shared"]
     models = sorted(local["model_center"].unique())
@@ -165,7 +165,7 @@ def external_similarity(table: pd.DataFrame, metric: str, all_centers: Sequence[
         axis.set(xlabel="similarity to the training centre (r)")
         grid(axis)
         if here["value"].isna().all():
-            say(axis, f"not defined: {here['reason'].iloc[0]}")
+            write_in_panel(axis, f"not defined: {here['reason'].iloc[0]}")
             continue
         for row in here.itertuples():
             style = styles[row.model_center]
@@ -272,7 +272,7 @@ def _change(value: float) -> str:
 
 def _absent(axis: Axes, methods: Sequence[str]) -> None:
     """An empty panel of a matrix whose method is not there."""
-    say(axis, f"{' and '.join(METHODS[method].title for method in methods)}: not in the results")
+    write_in_panel(axis, f"{' and '.join(METHODS[method].title for method in methods)}: not in the results")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 

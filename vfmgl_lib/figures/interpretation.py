@@ -25,7 +25,7 @@ from vfmgl_lib.figures.style import (
     journal,
     names,
     new_figure,
-    say,
+    write_in_panel,
 )
 
 CLASS_COLORS = ("#0072B2", "#D55E00")  # negative, positive
@@ -79,7 +79,7 @@ def overlays(cases: pd.DataFrame, classes: Sequence[str], score: str = "score") 
             left, right = line[2 * place : 2 * place + 2]
             if label not in own.index:
                 bare(left)
-                say(left, "no such case")
+                write_in_panel(left, "no such case")
                 right.set_axis_off()
                 continue
             case = own.loc[label]

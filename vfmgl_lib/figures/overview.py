@@ -170,4 +170,4 @@ def save_rows(table: pd.DataFrame, folder: Path, name: str, note: str = "") -> p
 
 
 def _none(why: str) -> Drawn:
-    return style.nothing(why.replace("$", r"\$")), pd.DataFrame()
+    return style.empty_figure(why.replace("$", r"\$")), pd.DataFrame()

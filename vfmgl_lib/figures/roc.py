@@ -20,13 +20,13 @@ from vfmgl_lib.figures.style import (
     REFERENCE,
     center_style,
     columns_for,
+    empty_figure,
     footnote,
     journal,
     method_style,
     names,
     new_figure,
-    nothing,
-    say,
+    write_in_panel,
 )
 from vfmgl_lib.figures.words import class_counts, seeds_there, undefined, with_interval
 from vfmgl_lib.methods.registry import METHODS
@@ -74,7 +74,7 @@ def external_roc_curves(
     """
     points = points[points["method"] == method]
     if points.empty:
-        return nothing(f"There is no external centre with predictions of {METHODS[method].title}.")
+        return empty_figure(f"There is no external centre with predictions of {METHODS[method].title}.")
     rows = results[(results["budget"] == budget) & (results["split_id"] == OWN_SPLIT) & (results["split"] == "test")]
     rows = rows[(rows["metric"] == "auc") & (rows["method"] == method) & rows["test_center"].isin(points["center"])]
     auc = over_seeds(rows).rename(columns={"test_center": "center"})
@@ -139,7 +139,7 @@ def _roc_figure(
         _unit_square(axis, f"{kind} {printed[center]}", "sensitivity" if column == 0 else "")
         below.set_axis_off()
         if here["false_positive_rate"].isna().all():
-            say(axis, f"no curve: {here['reason'].iloc[0]}")
+            write_in_panel(axis, f"no curve: {here['reason'].iloc[0]}")
             continue
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, zorder=1)
         axis.text(0.98, 0.03, class_counts(here), ha="right", va="bottom", fontsize=6, color=MUTED, transform=axis.transAxes)

@@ -206,18 +206,18 @@ def bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-def say(axis: Axes, text: str, width: int = 26) -> None:
+def write_in_panel(axis: Axes, text: str, width: int = 26) -> None:
     """Words in the middle of a panel that has nothing else to show, at most `width` characters a line."""
     lines = textwrap.fill(text, width)
     axis.text(0.5, 0.5, lines, ha="center", va="center", color=MUTED, transform=axis.transAxes, linespacing=1.4)
 
 
-def nothing(text: str) -> Figure:
+def empty_figure(text: str) -> Figure:
     """An empty figure that says why it is empty."""
     figure = new_figure(DOUBLE, 24 * MM)
     axis = figure.subplots()
     axis.set_axis_off()
-    say(axis, text, 110)
+    write_in_panel(axis, text, 110)
     return figure
 
 

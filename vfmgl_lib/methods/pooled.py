@@ -35,14 +35,14 @@ class PooledClient(Client):
 
     def run_round(self, round_number: int, received: State | None, progress: Callable[[int], object] = lambda batches: None) -> Update:
         if self.pool is None:
-            return self._nothing(round_number)
+            return self._idle_round(round_number)
         own, self.data = self.data, self.pool
         try:
             return super().run_round(round_number, received, progress)
         finally:
             self.data = own
 
-    def _nothing(self, round_number: int) -> Update:
+    def _idle_round(self, round_number: int) -> Update:
         self.log, self.last_stage = RoundLog(), "I"
         self.stage_one_state = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
         nothing = {"samples": 0, "batches": 0, "task_loss": float("nan"), "seconds": 0.0}

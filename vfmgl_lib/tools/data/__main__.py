@@ -19,7 +19,7 @@ from typing import get_args
 import requests
 
 from vfmgl_lib.base.files import reason
-from vfmgl_lib.base.surroundings import print_anything, say
+from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.tasks.datasheets import DatasheetError
 from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
@@ -129,7 +129,7 @@ def _summary(manifest: Manifest, warnings: Sequence[str]) -> list[str]:
 
 
 def _say(*lines: str) -> None:
-    say("".join(f"{line}\n" for line in lines))
+    write_out("".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

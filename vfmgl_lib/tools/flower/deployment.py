@@ -52,10 +52,10 @@ from vfmgl_lib.study.assembly import (
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
-from vfmgl_lib.tools.flower.network import client_app, finish, meet, network_rounds
+from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import check_keys, superlink
-from vfmgl_lib.tools.flower.supernode import admitted, serve
+from vfmgl_lib.tools.flower.supernode import admitted
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
@@ -179,7 +179,7 @@ def run_server(given: ServerFolder) -> None:
         log.info("going on after round %d", start)
     with superlink(folder, given.settings.host, given.settings.port, keys) as (grid, nodes):
         log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
-        for fault in meet(grid, nodes, settings.key(), given.settings.wait):
+        for fault in wait_for_centers(grid, nodes, settings.key(), given.settings.wait):
             log.warning("centre %s: %s", fault.center, fault.detail)
         shared = server.state_dict() if server.checkpoint == "shared" else None
         for done in network_rounds(grid, nodes, server, last_round, settings=settings, start=start):
@@ -213,7 +213,7 @@ def run_site(given: SiteFolder) -> None:
     cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None, manifest.reading)
     client = new_client(study, settings.center, sets, teacher, cache)
     site = Site(client, given.folder / "state", Site.study_key(study, manifest))
-    serve(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
+    run_supernode(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
     log.info("finished: the models are in %s", site.folder)
 
 

@@ -166,7 +166,7 @@ def network_rounds(
                 asked.send(center, partial(train_records, number, messages[center], settings.key()), "train", str(number))
             for center in group:
                 answer = asked.answer(center)
-                done.faults += _take(server, answer, center, messages[center], settings.exchange, done)
+                done.faults += _hand_over(server, answer, center, messages[center], settings.exchange, done)
                 arrived(center, number)
                 del answer
         close_round(done, server, len(nodes), settings.faults.quorum)
@@ -181,7 +181,9 @@ def train_records(number: int, message: State | None, study: str) -> RecordDict:
     return content
 
 
-def meet(grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, waiting: Callable[[], object] = lambda: None) -> list[Fault]:
+def wait_for_centers(
+    grid: Grid, nodes: Mapping[str, int], study: str, deadline: float, waiting: Callable[[], object] = lambda: None
+) -> list[Fault]:
     """Asks every centre who it is, before the first round; returns those that are not there yet.
 
     Raises: FederationError: a centre under another's name, with another study, version of the library or teacher than the others.
@@ -293,7 +295,7 @@ class _Asked:
         return {center: by_node[node] for center, node in self.nodes.items() if node in by_node}
 
 
-def _take(
+def _hand_over(
     server: Server, answer: Message | None, center: str, message: State | None, exchange: ExchangeSettings, done: Round
 ) -> list[Fault]:
     """Hands an answer to the server; returns the fault if there is none or it is not taken."""

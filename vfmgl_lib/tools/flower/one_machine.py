@@ -32,7 +32,7 @@ from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.tools.flower import credentials
-from vfmgl_lib.tools.flower.network import FederationError, finish, meet, network_rounds
+from vfmgl_lib.tools.flower.network import FederationError, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.site import Site, load_client, save_client
 from vfmgl_lib.tools.flower.superlink import superlink
 
@@ -73,7 +73,7 @@ def run_rounds_apart(
     try:
         with superlink(folder, ADDRESS, port, keys) as (grid, nodes):
             processes.start()
-            missing = meet(grid, nodes, settings.key(), START, processes.check)
+            missing = wait_for_centers(grid, nodes, settings.key(), START, processes.check)
             if missing:
                 raise FederationError(
                     f"centres {[fault.center for fault in missing]} did not connect in {START:.0f} s; see {folder / 'logs'}"

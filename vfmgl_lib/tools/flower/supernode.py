@@ -45,7 +45,7 @@ AWAY = 10.0  # promised to the server, which counts this centre as away after tw
 RECONNECT = 2.0  # seconds from one attempt to connect to the next
 
 
-def serve(app: ClientApp, address: str, certificate: Path, key: Path, patience: float) -> None:
+def run_supernode(app: ClientApp, address: str, certificate: Path, key: Path, patience: float) -> None:
     """Answers the server's messages until it says that the study is finished. A connection that is lost is taken up again.
 
     Args:

@@ -42,7 +42,7 @@ import pandas as pd
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
-from vfmgl_lib.base.surroundings import print_anything, say
+from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.names import FORMULA
 from vfmgl_lib.tools.predict import ModelError, Predictor
 from vfmgl_lib.tools.predict.files import patients, predict_files
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
     about = predictor.description
-    say(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
-    say(f"batch normalisation: {about.batch_norm}\n")
-    say("".join(f"note: {note}\n" for note in notes))
+    write_out(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
+    write_out(f"batch normalisation: {about.batch_norm}\n")
+    write_out("".join(f"note: {note}\n" for note in notes))
     return int(len(failed) > 0)
 
 

@@ -145,7 +145,7 @@ def _run_all(jobs: Sequence[Job], places: int, submit: Submit, settle: Callable[
                 if handle:
                     _close(job, handle)
                 settle(job)
-            while len(running) < places and (taken := _take(waiting)):
+            while len(running) < places and (taken := _next_job(waiting)):
                 if taken.study.complete:
                     settle(taken)
                 else:
@@ -158,7 +158,7 @@ def _run_all(jobs: Sequence[Job], places: int, submit: Submit, settle: Callable[
         raise
 
 
-def _take(waiting: list[Job]) -> Job | None:
+def _next_job(waiting: list[Job]) -> Job | None:
     """Removes and returns the first job that no other process is running; None: all are being run elsewhere, or none is left."""
     for position, job in enumerate(waiting):
         if job.state != "running":
