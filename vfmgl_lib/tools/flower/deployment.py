@@ -55,7 +55,7 @@ from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import check_keys, superlink
-from vfmgl_lib.tools.flower.supernode import admitted
+from vfmgl_lib.tools.flower.supernode import admitted, run_supernode
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
