@@ -6,7 +6,7 @@ import pytest
 
 from vfmgl_lib.evaluation.beside_paper import centers_beside_paper, lightweight_beside_paper
 from vfmgl_lib.evaluation.complexity import counted
-from vfmgl_lib.evaluation.paper import PAPER_RESULTS
+from vfmgl_lib.evaluation.saved_runs import PAPER_RESULTS
 from vfmgl_lib.methods.settings import load_settings
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from vfmgl_lib.data.manifest import COLUMNS as MANIFEST_COLUMNS
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.evaluation import paper
-from vfmgl_lib.evaluation.paper import about, headline, paper_centers, paper_rows, read_paper, read_run, read_runs
+from vfmgl_lib.evaluation import saved_runs
+from vfmgl_lib.evaluation.counterparts import paper_centers
+from vfmgl_lib.evaluation.paper import headline, paper_rows
+from vfmgl_lib.evaluation.saved_runs import about, read_paper, read_run, read_runs
 from vfmgl_lib.figures.style import save_table
 
 NAN = float("nan")
@@ -338,7 +340,7 @@ def test_tables_survive_the_disk(printed, tmp_path: Path):
     run = whole_run("endometrial")
     run["results"]["model_center"] = run["results"]["model_center"].replace("A", "01")
     for name, table in run.items():
-        notebook = paper.TABLES[name][0]
+        notebook = saved_runs.TABLES[name][0]
         save_table(table, tmp_path / "smoke" / "endometrial" / "figures" / notebook, name, "a note")
     (again,) = read_runs(tmp_path / "smoke")
     assert set(again) == set(run) and "01" in set(again["results"]["model_center"])
@@ -350,7 +352,7 @@ def test_tables_survive_the_disk(printed, tmp_path: Path):
 def test_what_another_version_saved_is_left_out_and_named(tmp_path: Path, caplog):
     run, figures = whole_run("nuclei"), tmp_path / "nuclei" / "figures"
     for name in ("about", "results", "robustness"):
-        save_table(run[name], figures / paper.TABLES[name][0], name, "a note")
+        save_table(run[name], figures / saved_runs.TABLES[name][0], name, "a note")
     old = figures / "05_comparison" / "results.csv"
     pd.read_csv(old).assign(source="a note").to_csv(old, index=False)  # 0.1.0 did not name itself
     assert set(read_run(tmp_path / "nuclei")) == {"about", "robustness"}

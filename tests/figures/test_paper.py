@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vfmgl_lib.evaluation.paper import COLUMNS, headline, paper_rows, read_paper
+from vfmgl_lib.evaluation.paper import COLUMNS, headline, paper_rows
+from vfmgl_lib.evaluation.saved_runs import read_paper
 from vfmgl_lib.figures.paper import beside_paper, names_of_rows, states
 from vfmgl_lib.figures.style import save_figure
 
