@@ -20,7 +20,6 @@ from vfmgl_lib.tasks.records import TASKS, TaskError, add_tasks_from, earlier_re
 ROOT = Path(__file__).resolve().parent.parent
 TASK = """
 order: 50
-title: Bright or dark squares
 use: tells bright squares from dark ones
 kind: classification
 student: resnet18
@@ -155,14 +154,14 @@ def test_the_built_in_tasks_are_complete():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: x", "order: Field required.*use: Field required.*kind: Field required"),
+        ("loss: x", "order: Field required.*use: Field required.*kind: Field required"),
         (
             TASK.replace("kind: classification", "kind: regression"),
             "kind: Input should be 'classification' or 'segmentation', got 'regression'",
         ),
         (TASK.replace("kind: classification", "kind: segmentation"), "classes: a segmentation names them, the background first"),
         (TASK + "colour: red\n", "colour: Extra inputs are not permitted, got 'red'"),
-        (TASK + "title: again\n", "'title' is in this table twice"),
+        (TASK + "loss: again\n", "'loss' is in this table twice"),
         ("- a\n", "expected keys of a task, got list"),
     ],
 )

@@ -1,4 +1,4 @@
-"""YAML that says what it means: a key twice in a table is an error, and every error is one line."""
+"""YAML that says what it means: a key twice in a table is an error, and every error is one line; what is wrong with what it holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -31,6 +32,17 @@ def read_yaml(path: Path) -> Any:
         raise YamlError(f"not text in UTF-8, byte {error.position}: {error.reason}; save it as UTF-8") from error
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # of numbers and dates, too
         raise YamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def problems(error: ValidationError, whole: str) -> list[str]:
+    """What pydantic found wrong with values read from a file: "place: what is wrong, got the value" each.
+
+    Args:
+        whole: what stands for the place where a finding is about all of the values.
+    """
+    # A part that begins with "_" is the name of a choice, no part of a setting's name.
+    places = (".".join(part for part in map(str, found["loc"]) if not part.startswith("_")) for found in error.errors())
+    return [f"{place or whole}: {found['msg']}, got {found['input']!r:.80}" for place, found in zip(places, error.errors(), strict=True)]
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,7 +1,7 @@
 """Settings of a study, section by section, and what a profile says of them; `methods.settings` makes a study's settings of it.
 
 `notebooks/profiles/paper.yaml` holds the paper's settings (method.md §5 of the design; paper "Methods", released demos); every other
-profile names only what it changes, so that its deviations from the paper are exactly its lines (`methods.settings.deviations`).
+profile names only what it changes, so that its deviations from the paper are exactly its lines (`StudySettings.deviations`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the paper prints in one place beside ours: a metric at the centres, the lightweight claims, Table 1. `paper` has them all, row by row."""
+"""What the paper prints in one place beside ours: a metric at the centres, the lightweight claims, Table 1. `paper` has all."""
 
 from __future__ import annotations
 

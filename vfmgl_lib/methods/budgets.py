@@ -26,7 +26,7 @@ def report_rounds(settings: StudySettings) -> dict[str, int]:
                     whose last round differs from those before (MetaFed)
     epochs          in place of these two where `federation.match_by` says so: R rounds with as many updates as VFMGL, which methods with
                     one a batch make by three times the local epochs; they then have no budget "rounds"
-    compute         where `federation.match_compute` asks for it: as many passes of the student (`compute.student_passes`), to the
+    compute         where `federation.match_compute` asks for it: as many passes of the student (`passes.student_passes`), to the
                     nearest round; of pooled training as many as VFMGL makes at all centres together
 
     Without `federation.match_updates` nothing is matched but the rounds. A frozen model with a fitted classifier has one round, which

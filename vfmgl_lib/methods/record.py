@@ -44,7 +44,7 @@ class Method:
         parent: of a control and of nothing else (`is_control`), the method that it is held against and differs from in one thing alone: its
             `overrides` or one switch. What a part of the method is worth is its parent's lead.
         overrides: settings that are this method's own, whatever the profile says: "section.name" -> value, or a function of the
-            profile's value (`registry.with_overrides`).
+            profile's value (`methods.settings.with_overrides`).
     """
 
     name: str

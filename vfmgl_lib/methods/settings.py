@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, create_model
 
+from vfmgl_lib.base.strict_yaml import problems
 from vfmgl_lib.config import ConfigError, StudySettings, merge, nested, profile_values
 from vfmgl_lib.config.sections import ComparatorSettings
 from vfmgl_lib.methods.budgets import epoch_factor
@@ -42,8 +43,7 @@ def checked_settings(values: dict[str, Any]) -> StudySettings:
         return _settings_class(tuple(METHODS))(**values)
     except ValidationError as error:
         task = values["task"]
-        problems = [f"{_named(e['loc']) or task}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems)) from error
+        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems(error, task))) from error
 
 
 def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:
@@ -98,7 +98,3 @@ def _settings_class(methods: tuple[str, ...]) -> type[StudySettings]:
     sections: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in own if section}
     comparators = create_model("ComparatorSettings", __base__=_Comparators, **sections)
     return create_model("StudySettings", __base__=_Settings, comparators=(comparators, Field(default_factory=comparators)))
-
-
-def _named(place: tuple[int | str, ...]) -> str:
-    return ".".join(part for part in map(str, place) if not part.startswith("_"))

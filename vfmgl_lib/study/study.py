@@ -125,7 +125,7 @@ class Study:
 
     @property
     def report_rounds(self) -> dict[str, int]:
-        """budget ("rounds", "updates") -> the round at which the method is reported (`methods.registry.report_rounds`)."""
+        """budget ("rounds", "updates") -> the round at which the method is reported (`methods.budgets.report_rounds`)."""
         return report_rounds(self.settings)
 
     @property

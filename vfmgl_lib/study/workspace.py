@@ -117,7 +117,7 @@ def open_workspace(
     """Settings and data of a task. From then on, tables shown by `DataFrame.style` escape what they hold (`figures.escaping`).
 
     Args:
-        task, profile: see `config.load_settings`; `overrides` too.
+        task, profile: see `methods.settings.load_settings`; `overrides` too.
         data: a prepared set, or images in one of the forms that `tasks.prepare` reads, which are then prepared below `runs` once; "": the
             embedded phantoms, written below `runs` once.
         teacher: as `models.teachers` names it, instead of the profile's; "": the profile's. Of a first and a second choice ("A else B")

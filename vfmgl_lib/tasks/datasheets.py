@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
+from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.data.manifest import Manifest
 
 FOLDER = Path(__file__).parents[2] / "data_manifests"
@@ -141,8 +141,7 @@ def read_datasheet(task: str, folder: Path | str = FOLDER) -> Datasheet:
     try:
         sheet = Datasheet(**{str(key): value for key, value in content.items()})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'datasheet'}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise DatasheetError(f"{path}: " + "; ".join(problems)) from error
+        raise DatasheetError(f"{path}: " + "; ".join(problems(error, "datasheet"))) from error
     if sheet.name != task:
         raise DatasheetError(f"{path}: name is {sheet.name!r}, expected {task!r} as the file is called")
     return sheet

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
+from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.manifest import ManifestError
 
@@ -36,7 +36,6 @@ class TaskRecord(BaseModel):
     Attributes:
         name: of its folder; as settings, datasheets and tables have it.
         order: its place in lists; the paper's use cases are 1 to 4.
-        title: in words, for figures and reports.
         use: what a trained model does, after "it ", for the model card.
         kind: what a sample's label is: a class, or a mask.
         classes: in the order of their numbers; the last is the positive one. None: the sorted names of the class folders.
@@ -57,7 +56,6 @@ class TaskRecord(BaseModel):
 
     name: str = Field(min_length=1)
     order: int = Field(ge=1)
-    title: str = Field(min_length=1)
     use: str = Field(min_length=1)
     kind: Literal["classification", "segmentation"]
     classes: tuple[str, ...] | None = None
@@ -82,6 +80,10 @@ class TaskRecord(BaseModel):
         return self
 
     @property
+    def is_built_in(self) -> bool:
+        return self._folder.parent == BUILT_IN
+
+    @property
     def is_segmentation(self) -> bool:
         return self.kind == "segmentation"
 
@@ -98,7 +100,7 @@ class TaskRecord(BaseModel):
         file = self._folder / f"{part}.py"
         if not file.is_file():
             return None
-        if self._folder.parent == BUILT_IN:
+        if self.is_built_in:
             return importlib.import_module(f"{__package__}.{self.name}.{part}")
         name = f"vfmgl_tasks_{self.name}_{part}"
         specification = importlib.util.spec_from_file_location(name, file)
@@ -152,8 +154,7 @@ def _read(file: Path) -> TaskRecord:
     except YamlError as error:
         raise TaskError(f"{file}: {error}") from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise TaskError(f"{file}: " + "; ".join(problems)) from error
+        raise TaskError(f"{file}: " + "; ".join(problems(error, "record"))) from error
     record._folder = file.parent
     return record
 

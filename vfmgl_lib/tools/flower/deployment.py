@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vfmgl_lib import __version__
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
-from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
+from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.base.surroundings import keep_freed_memory, proxy_for
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
@@ -306,8 +306,7 @@ def _checked(kind: type[Settings], values: dict, where: str) -> Settings:
     try:
         return kind(**values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        raise ConfigError(f"{where}: " + "; ".join(problems(error, "the whole"))) from error
     except TypeError as error:
         raise ConfigError(f"{where}: names must be words, got {list(values)!r:.80}") from error
 

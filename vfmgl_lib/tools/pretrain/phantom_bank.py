@@ -27,7 +27,7 @@ from vfmgl_lib.tasks.phantoms import generator_of
 from vfmgl_lib.tasks.records import TASKS
 
 # A phantom's structure: endometrial tumour, metastasis, gland, nucleus.
-LAYOUTS = tuple(name for name, record in TASKS.items() if record.phantom and record.order <= 4)
+LAYOUTS = tuple(name for name, record in TASKS.items() if record.is_built_in)
 FIRST_SEED = 2**31
 CHUNK = 16  # images drawn by a process at a time; a volume gives as many slices as it has, up to this
 NO_LABEL = -1

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
-from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
+from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.methods.registry import METHODS
@@ -111,8 +111,7 @@ def read_plan(file: Path) -> Plan:
     except (YamlError, TypeError) as error:
         raise ConfigError(f"{file}: is not YAML with a plan ({error})") from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc'])) or 'plan'}: {one['msg']}" for one in error.errors()]
-        raise ConfigError(f"{file}: " + "; ".join(problems)) from error
+        raise ConfigError(f"{file}: " + "; ".join(problems(error, "plan"))) from error
 
 
 def split_arm(arm: str) -> tuple[str, str]:
