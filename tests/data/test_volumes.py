@@ -1,4 +1,4 @@
-"""Volumes: what every form says of voxels and millilitres, the same to `prepare` and to `tools.predict`; and what is refused."""
+"""Volumes: what every form says of voxels and millilitres, the same to `prepare` and to `vfmgl predict`; and what is refused."""
 
 import gzip
 import struct
@@ -111,7 +111,7 @@ def prepared(folder):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_voxels_and_milliliters(form, model, tmp_path):
-    """Values x forms x orientations, with units and further axes in turn; by `prepare`'s reader and by `tools.predict`."""
+    """Values x forms x orientations, with units and further axes in turn; by `prepare`'s reader and by `vfmgl predict`."""
     wanted = volume_slices(PIXELS.T, GLAND.T)
     expected = None
     for number, dtype in enumerate(DTYPES * 2):

@@ -158,7 +158,7 @@ class Manifest:
 
 
 def check_manifest(manifest: Manifest, files: bool = True, progress: bool = False) -> list[str]:
-    """Check the table and, with `base.files`, every file it names (presence, sha256, decoding, masks).
+    """Check the table and, with `files`, every file it names (presence, sha256, decoding, masks).
 
     Args:
         files: False skips the files; right after `read_layout`, which has just looked into each of them.

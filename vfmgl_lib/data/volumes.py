@@ -1,4 +1,4 @@
-"""Volumes, read one way by every task, by `prepare` and by `tools.predict`: NIfTI and MetaImage here, DICOM series in `data.dicom`.
+"""Volumes, read one way by every task, by `prepare` and by `vfmgl predict`: NIfTI and MetaImage here, DICOM series in `data.dicom`.
 
 What a header means is decided here alone; `data_manifests/README.md` has the rules in a table. In short:
 

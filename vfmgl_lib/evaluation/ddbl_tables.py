@@ -60,7 +60,7 @@ def what_happened(batches: pd.DataFrame, rule: str = "kappa") -> str:
 
     Args:
         batches: from `stage_two_batches`.
-        rule: `method.ddbl.rule`.
+        rule: `deduction.rule`.
     """
     if batches.empty:
         return "Stage II starts in round 2: this run has no batch to keep or drop."

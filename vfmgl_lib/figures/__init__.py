@@ -1,6 +1,6 @@
-"""One function per figure: tidy tables in, a matplotlib Figure out; no file is read, nothing is trained.
+"""One function per figure: tidy tables in, a matplotlib Figure out; no file is read, nothing is trained or computed.
 
-`style` holds what all figures share (widths, colours of the centres and methods, saving), `samples` the tables that are made from images,
-`heterogeneity`, `method.hgkt`, `method.ddbl` and `rounds` the figures themselves and the reductions of a study's tables they draw;
-`comparison`, `generalization` and `overlays` draw several studies side by side; `escaping` keeps names in tables from being HTML.
+A module has the figures of one subject. `style` holds what all share: widths, colours of centres and methods, the heat map, saving.
+`overview` draws what applies to a task or says why nothing does; `words` has the sentences that several figures need; `escaping` keeps
+names in tables from being HTML.
 """

@@ -1,6 +1,6 @@
 """vfmgl export STUDY --center C --out DIR: a centre's trained model as ONNX, ready for `vfmgl predict`.
 
-    DIR/NAME.onnx         float32; what `tools.predict` needs to know is in its metadata
+    DIR/NAME.onnx         float32; what `vfmgl predict` needs to know is in its metadata
     DIR/NAME.int8.onnx    with --int8: static quantisation by onnxruntime, calibrated on training images
     DIR/NAME.pt           with --torchscript: the traced model, for programs that have torch
     DIR/NAME.md           the model card: data, centres, metrics, intended use, limits

@@ -51,7 +51,7 @@ def _test_images(study: Study, center: str) -> pd.DataFrame:
 
 
 def _pixels(study: Study, table: pd.DataFrame) -> np.ndarray:
-    """(n, S, S, 3) uint8 as `tools.predict` makes them."""
+    """(n, S, S, 3) uint8 as `vfmgl predict` makes them."""
     root, reading, side = study.manifest.root, study.manifest.reading, study.settings.data.image_size
     return np.stack([squashed(decode_image(root / path, reading=reading), side) for path in table["path"]])
 
@@ -84,7 +84,7 @@ def calibration_images(study: Study, center: str) -> np.ndarray:
 
 
 def compare_with_torch(student: Student, predictor: Predictor, study: Study, center: str) -> pd.DataFrame:
-    """An ONNX file, read and fed as `tools.predict` does it, against the student fed as in training.
+    """An ONNX file, read and fed as `vfmgl predict` does it, against the student fed as in training.
 
     Returns: one row each for logits and, where there is one, the map: model, against, quantity, images, difference (greatest absolute),
         tolerance.

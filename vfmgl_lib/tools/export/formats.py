@@ -1,4 +1,4 @@
-"""A student as ONNX, TorchScript and int8: bytes, each with the description that `tools.predict` reads."""
+"""A student as ONNX, TorchScript and int8: bytes, each with the description that `vfmgl predict` reads."""
 
 from __future__ import annotations
 

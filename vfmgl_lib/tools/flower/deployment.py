@@ -334,7 +334,7 @@ def _check_method(method: str, where: str) -> None:
 
 
 def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
-    """This centre's samples, in the splits that the study's settings ask for; with `base.files`, every file is checked.
+    """This centre's samples, in the splits that the study's settings ask for; with `files`, every file is checked.
 
     What a centre's settings choose depends on its own rows alone: the centre has here the samples it would have in a study on one machine.
     """

@@ -1,6 +1,6 @@
 """An exported model: what it says of itself, and its numbers, without torch. `vfmgl predict` puts it to work on files.
 
-A package and not a file because the model (here), what becomes of each file (`base.files`) and the command (`__main__`) are read apart.
+A package and not a file because the model (here), what becomes of each file (`files`) and the command (`__main__`) are read apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
 from vfmgl_lib.tasks.records import earlier_reading
 
-FORMAT = 1  # of the metadata; raised when an older `tools.predict` would misread them
+FORMAT = 1  # of the metadata; raised when an older `vfmgl predict` would misread them
 KEY = "vfmgl"
 RUNNING = "running averages of training"  # statistics of batch normalisation; all that 0.1.0 had
 # As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
