@@ -18,7 +18,8 @@ def pins(lines: list[str]) -> dict[str, str]:
 
 
 CONSTRAINTS = pins((ROOT / "constraints.txt").read_text().splitlines())
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 DIRECT = {re.split(r"[=<>]", text)[0] for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 NOT_IN_CONDA = {"pymrmr"}  # needs --no-build-isolation, so run_all.sh installs it
@@ -44,6 +45,14 @@ def test_hooks_use_the_same_versions():
     used = pins([line for hook in hooks for line in hook.get("additional_dependencies", ())])
     used.pop("pre-commit-hooks")
     assert used == {name: CONSTRAINTS[name] for name in ("ruff", "nbstripout")}
+
+
+def test_an_installed_package_has_every_file_that_the_library_reads():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["vfmgl_lib"]
+    library = ROOT / "vfmgl_lib"
+    others = {file for file in library.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    packed = {file for pattern in patterns for file in library.glob(pattern)}
+    assert len(others) >= 9 and packed == others
 
 
 def test_versions_agree():
