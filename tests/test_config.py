@@ -78,3 +78,12 @@ def test_a_wrong_profile_is_named(tmp_path, content, message):
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         load_settings("nuclei", tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [({"folds": 5, "fold": 0, "seed": 1}, "data.split.fold: "), ({"train": 1.5, "seed": 1}, "data.split.train: ")],
+)
+def test_a_wrong_division_is_named_as_the_setting_is_called(split, named):
+    with pytest.raises(ConfigError, match=f"task nuclei, profile smoke: {named}"):
+        load_settings("nuclei", data__split=split)
