@@ -313,7 +313,7 @@ def _peak() -> int:
 
 def models(folder: Path) -> None:
     """A classifier and a segmenter as `vfmgl_lib.tools.export` writes them, with random weights."""
-    from tests.test_predict import _about, _student
+    from tests.tools.test_predict import _about, _student
     from vfmgl_lib.models.students import ResNet18, UNet
     from vfmgl_lib.tools.export.formats import onnx_model
 

@@ -11,7 +11,7 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.tools.sweep.log import METRICS, SUMMARY
 from vfmgl_lib.tools.sweep.summary import COLUMNS, MAIN, MEANS, each_budget, summary
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[3] / "results"
 OLD = RESULTS / "v0.1.0"
 SETS = ("nuclei", "prostate", "idc_patches")
 

@@ -29,7 +29,7 @@ from vfmgl_lib.tools.predict import KEY, Predictor
 from vfmgl_lib.tools.predict.files import predict_files
 from vfmgl_lib.tools.predict.inputs import find_inputs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
 SAMPLES = {"endometrial": {"train": 8, "test": 8}, "nuclei": {"train": 12, "val": 2, "test": 3}}
 # Trained until it tells pixels apart: masks of one value would agree wherever their pixels lie.

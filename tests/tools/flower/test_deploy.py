@@ -20,7 +20,7 @@ from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tools.data.__main__ import main as data_main
 from vfmgl_lib.tools.flower.__main__ import command_line
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text()
 CODE = re.findall(r"^    (.+)$", GUIDE, re.MULTILINE)
 PORT = command_line().parse_args("init x --task t --host h".split()).port

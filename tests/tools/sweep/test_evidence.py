@@ -15,7 +15,7 @@ from vfmgl_lib.tools.sweep.__main__ import main
 from vfmgl_lib.tools.sweep.effects import effects
 from vfmgl_lib.tools.sweep.evidence import Plan, left_to_run, parts, plan_status, read_plan, split_arm
 
-SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 PLAN = {
     "profile": str(SMALLEST),
     "margins": {"dice": 0.02, "auc": 0.01},

@@ -27,7 +27,7 @@ from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
 from vfmgl_lib.tools.flower.supernode import run_supernode
 
-SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 
 
 def _equal(one, other):

@@ -842,7 +842,7 @@ def test_verify_of_a_set_whose_source_is_gone(tmp_path):
 
 
 def smallest(task, data, runs, **overrides):
-    profile = Path(__file__).parents[2] / "smallest.yaml"
+    profile = Path(__file__).parents[1] / "smallest.yaml"
     return open_workspace(task, profile, data=data, runs=runs, **overrides)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from vfmgl_lib.models.teachers import load_teacher
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "pocket_teacher.py"
+FILE = Path(__file__).resolve().parents[3] / "benchmarks" / "pocket_teacher.py"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from vfmgl_lib.study.workspace import open_workspace
 
-SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 
 
 @pytest.fixture

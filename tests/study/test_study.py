@@ -226,7 +226,7 @@ KILLED = """
 def test_killed_in_a_round_and_started_again_ends_bit_identical(task, method, number, runs, tmp_path):
     undisturbed = _workspace(runs, task).run(method)
     (tmp_path / "tests_study.py").write_text(Path(__file__).read_text())
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "runs"), task, method, str(number)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]

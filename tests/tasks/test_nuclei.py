@@ -469,7 +469,7 @@ def test_an_empty_or_missing_source(tmp_path):
 
 
 def datasheet():
-    return yaml.safe_load((Path(__file__).parents[3] / "data_manifests" / "nuclei.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((Path(__file__).parents[2] / "data_manifests" / "nuclei.yaml").read_text(encoding="utf-8"))
 
 
 def test_the_datasheet_says_what_the_reader_does():

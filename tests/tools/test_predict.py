@@ -28,7 +28,7 @@ from vfmgl_lib.tools.predict.__main__ import main
 from vfmgl_lib.tools.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
 from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
 
 

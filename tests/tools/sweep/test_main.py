@@ -14,7 +14,7 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.study import training as training_module
 from vfmgl_lib.tools.sweep.__main__ import main
 
-SMALLEST = Path(__file__).parents[1] / "smallest.yaml"
+SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from vfmgl_lib.tools.flower import one_machine as local
 from vfmgl_lib.tools.flower.deployment import init
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart, write_site_data
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
 needs_landlock = pytest.mark.skipif(
     not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its files"
