@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from vfmgl_lib.evaluation.saved_runs import TABLES
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
@@ -127,6 +128,23 @@ def test_only_the_parameters_hold_a_relative_path(notebook):
     for cell in code_cells(notebook):
         if "parameters" not in cell.metadata.get("tags", []):
             assert relative_paths(cell) == [], f"{cell['id']}: where the notebook is started is not known; the library knows its files"
+
+
+def saved_names(path: Path) -> set[str]:
+    """What a notebook's calls of save_figure, save_table and their like give as a name."""
+    calls = [
+        node
+        for cell in code_cells(nbformat.read(path, nbformat.NO_CONVERT))
+        for node in ast.walk(parsed(cell))
+        if isinstance(node, ast.Call)
+    ]
+    saving = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("save_")]
+    return {argument.value for call in saving for argument in call.args if isinstance(argument, ast.Constant)}
+
+
+@pytest.mark.parametrize(("table", "notebook"), [(table, name) for table, names in TABLES.items() for name in names])
+def test_what_the_comparison_with_the_paper_reads_is_saved(table: str, notebook: str):
+    assert table in saved_names(ROOT / "notebooks" / f"{notebook}.ipynb")
 
 
 def test_checks_assert_something(notebook):

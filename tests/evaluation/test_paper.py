@@ -9,10 +9,13 @@ import pytest
 from vfmgl_lib.data.manifest import COLUMNS as MANIFEST_COLUMNS
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import saved_runs
+from vfmgl_lib.evaluation.beside_paper import lightweight_beside_paper
+from vfmgl_lib.evaluation.complexity import counted
 from vfmgl_lib.evaluation.counterparts import paper_centers
 from vfmgl_lib.evaluation.paper import headline, paper_rows
 from vfmgl_lib.evaluation.saved_runs import about, read_paper, read_run, read_runs
 from vfmgl_lib.figures.style import save_table
+from vfmgl_lib.methods.settings import load_settings
 
 NAN = float("nan")
 METHODS = ("vfmgl", "fedavg", "fedprox", "harmofl", "metafed", "frozen_probe")
@@ -323,17 +326,18 @@ def test_two_runs_of_a_task_stand_below_each_other(printed):
     assert counted.loc["mine", "compared"] == counted.loc["embedded phantoms", "not comparable"] == len(table) // 2
 
 
-def test_lightweight_rows_are_read(printed):
-    run = whole_run("endometrial")
-    run["lightweight"] = pd.DataFrame(
-        [["student, parameters", 11.18e6, "two classes"], ["student, peak memory in bytes", NAN, ""]],
-        columns=["quantity", "measured", "remark"],
-    )
+@pytest.mark.parametrize(("task", "student"), [("endometrial", "compared"), ("nuclei", "not measurable here")])
+def test_lightweight_rows_are_those_of_notebook_08_and_of_the_network_that_the_paper_means(task, student, printed):
+    memory = pd.DataFrame({"model": ["student, exported"], "batch": [1], "device": ["cpu"], "peak_bytes": [3e8]})
+    run = whole_run(task)
+    run["lightweight"] = lightweight_beside_paper(counted(load_settings(task, "paper"), "paper"), memory, printed)
     table = paper_rows(printed, [run], tasks=["lightweight"])
-    found = one(table, method="VFMGL (ResNet18)", metric="parameters")
-    assert (found["status"], found["difference"]) == ("compared", pytest.approx(0.18e6))
-    assert found["protocol"] == "student, parameters; two classes"
-    assert one(table, method="VFMGL", metric="memory_bytes_upper")["status"] == "not measurable here"
+    of_student = table["method"] == "VFMGL (ResNet18)"
+    assert set(table[of_student]["status"]) == {student} and set(table[~of_student]["status"]) == {"compared"} and len(table) == 5
+    found = one(table, method="VFM (DINOv2 ViT-B/14)", metric="flops")
+    assert abs(found["difference"]) < 0.001 * found["paper"] and found["protocol"].endswith("what the paper's number matches")
+    run["lightweight"]["measured"] = NAN
+    assert set(paper_rows(printed, [run], tasks=["lightweight"])["status"]) == {"not measurable here"}
 
 
 def test_tables_survive_the_disk(printed, tmp_path: Path):

@@ -8,6 +8,15 @@ import pandas as pd
 from vfmgl_lib.tasks.datasheets import FOLDER
 from vfmgl_lib.tasks.patients import FIGO, HISTOLOGY, KEYS, QUANTITIES, SETS
 
+# The paper's method and metric -> quantity in notebook 08's table; its "flops" are multiply-accumulates.
+VFM, SMALL, ANY = "VFM (DINOv2 ViT-B/14)", "VFMGL (ResNet18)", "VFMGL"
+LIGHTWEIGHT = {
+    (VFM, "parameters"): "teacher: parameters",
+    (VFM, "flops"): "teacher: MACs without the products inside attention",
+    (SMALL, "parameters"): "student: parameters",
+    (SMALL, "flops"): "student: MACs",
+    (ANY, "memory_bytes_upper"): "student: peak memory, bytes",
+}
 PAPER_TABLE = FOLDER / "table1_endometrial_patients.csv"
 
 
@@ -49,21 +58,20 @@ def lightweight_beside_paper(counts: pd.DataFrame, footprints: pd.DataFrame, pap
         ResNet18's numbers only).
     """
     printed = paper[paper["task"] == "lightweight"].set_index(["method", "metric"])["value"].astype(float)
-    vfm, small = "VFM (DINOv2 ViT-B/14)", "VFMGL (ResNet18)"
     pair = counts.set_index("model")
     teacher, student = pair.loc["teacher"], pair.loc["student"]
     inside = teacher["attention_macs"]
     peak = footprints.query("model == 'student, exported' and batch == 1 and device == 'cpu'")["peak_bytes"].iloc[0]
     known = 1.0 if student["network"].startswith("resnet18") else float("nan")
     rows = [
-        ("teacher: parameters", printed[vfm, "parameters"], teacher["parameters"], ""),
-        ("teacher: MACs", printed[vfm, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
-        ("teacher: MACs without those", printed[vfm, "flops"], teacher["macs"] - inside, "what the paper's number matches"),
-        ("student: parameters", known * printed[small, "parameters"], student["parameters"], ""),
-        ("student: MACs", known * printed[small, "flops"], student["macs"], "the paper calls them FLOPs"),
+        (LIGHTWEIGHT[VFM, "parameters"], printed[VFM, "parameters"], teacher["parameters"], ""),
+        ("teacher: MACs", printed[VFM, "flops"], teacher["macs"], f"{inside / 1e9:.2f} G of them inside attention"),
+        (LIGHTWEIGHT[VFM, "flops"], printed[VFM, "flops"], teacher["macs"] - inside, "what the paper's number matches"),
+        (LIGHTWEIGHT[SMALL, "parameters"], known * printed[SMALL, "parameters"], student["parameters"], ""),
+        (LIGHTWEIGHT[SMALL, "flops"], known * printed[SMALL, "flops"], student["macs"], "the paper calls them FLOPs"),
         ("teacher : student, parameters", known * 8, teacher["parameters"] / student["parameters"], 'paper: "approximately 1:8"'),
         ("teacher : student, MACs", known * 12, teacher["macs"] / student["macs"], 'paper: "a factor of 1:12"'),
-        ("student: peak memory, bytes", printed["VFMGL", "memory_bytes_upper"], peak, 'paper: "less than 500 MiB"; whole process'),
+        (LIGHTWEIGHT[ANY, "memory_bytes_upper"], printed[ANY, "memory_bytes_upper"], peak, 'paper: "less than 500 MiB"; whole process'),
     ]
     table = _with_difference(pd.DataFrame(rows, columns=["quantity", "paper", "measured", "remark"]))
     table["relative"] = table["difference"] / table["paper"]

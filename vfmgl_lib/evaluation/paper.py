@@ -12,17 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from vfmgl_lib.evaluation.beside_paper import LIGHTWEIGHT
 from vfmgl_lib.evaluation.counterparts import NotMeasuredError, counterpart, paper_centers, pooled_letters
 from vfmgl_lib.evaluation.saved_runs import facts_of
 
-# The paper's method and metric -> quantity in lightweight.csv; its "flops" are multiply-accumulates.
-LIGHTWEIGHT = {
-    ("VFM (DINOv2 ViT-B/14)", "parameters"): "teacher, parameters",
-    ("VFM (DINOv2 ViT-B/14)", "flops"): "teacher, MACs without the products inside attention",
-    ("VFMGL (ResNet18)", "parameters"): "student, parameters",
-    ("VFMGL (ResNet18)", "flops"): "student, MACs",
-    ("VFMGL", "memory_bytes_upper"): "student, peak memory in bytes",
-}
 COMPARED, SHOWN, MISSING = "compared", "not comparable", "not measurable here"
 COLUMNS = tuple(
     "task data center split method metric paper paper_std paper_counts measured std difference low high n counts seeds status because "
@@ -135,7 +128,8 @@ def _lightweight(row: dict, runs: Sequence[Mapping[str, pd.DataFrame]]) -> tuple
         return None, {}, MISSING, "there is no table lightweight.csv of notebook 08_lightweight"
     for run in having:
         table = run["lightweight"]
-        rows = table[(table["quantity"] == LIGHTWEIGHT[row["method"], row["metric"]]) & table["measured"].notna()]
+        # The paper's number is there beside the network that it is of.
+        rows = table[(table["quantity"] == LIGHTWEIGHT[row["method"], row["metric"]]) & table["paper"].notna() & table["measured"].notna()]
         if len(rows):
             remark = "; ".join(filter(None, [rows["quantity"].iloc[0], rows["remark"].iloc[0]]))
             return run, {"measured": rows["measured"].iloc[0], "protocol": remark}, COMPARED, ""
