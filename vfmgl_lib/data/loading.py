@@ -26,7 +26,7 @@ class ImageDataset(Dataset):
 
     An item is a dict:
         image          (3, S, S) float32 in [0, 1]; grayscale files have three equal channels
-        target         classification: () int64, the class index; segmentation: (S, S) int64, 0 or 1
+        target         () int64 of a classification, (S, S) int64 of a segmentation: class indices
         teacher_image  (3, G, G) float32 in [0, 1], its own resize of the original; absent without a teacher size
         row            int, position in `table`
         orientation    int, see `load_batches`
@@ -63,6 +63,7 @@ class ImageDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self.image_size = image_size
         self.teacher_size = teacher_size
+        self.classes, self.mask_values = manifest.classes, manifest.mask_values
         self._root, self._reading = manifest.root, manifest.reading
         self._paths = self.table["path"].tolist()
         self._labels = self.table["label"].tolist()
@@ -96,7 +97,7 @@ class ImageDataset(Dataset):
             stored["teacher_image"] = _resized(original, self.teacher_size)
         if self._has_masks:
             name = self._labels[row]
-            pixels = self._decoded(decode_mask, name)
+            pixels = self._decoded(partial(decode_mask, mask_values=self.mask_values), name)
             if problem := size_problem(path, original.size, name, pixels):
                 raise ImageError(problem)
             side = (self.image_size, self.image_size)

@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.evaluation.segmentation import DISTANCES, OVERLAPS, UNDEFINED, overlaps
+from vfmgl_lib.evaluation.segmentation import UNDEFINED, distance_names, is_distance, metric_and_class, of_class, overlap_names, overlaps
 
 ONE_CLASS = "neither validation nor training set has both classes and a prediction of each sample"
 # Shares of patients or images at the cutoff, and why one is undefined.
@@ -49,7 +49,7 @@ def metrics_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> li
         cutoff: not from these samples; NaN: no set to choose it on has both classes; None: the model has no training set of its own.
     Raises: ValueError: a probability outside [0, 1].
     """
-    names = OVERLAPS if "tp" in predictions else ("auc", *AT_CUTOFF)
+    names = overlap_names(predictions) if "tp" in predictions else ("auc", *AT_CUTOFF)
     return measured(predictions, units_of(predictions, unit, cutoff), names, no_cutoff(cutoff))
 
 
@@ -84,7 +84,10 @@ def _measured(units: pd.DataFrame, name: str, cutoff_lacks: str) -> Metric:
 def _lacking(units: pd.DataFrame, name: str) -> str:
     if units.empty:
         return "no images"
-    return units["distance_reason"].iloc[0] if name in DISTANCES else UNDEFINED[name]
+    base, title = metric_and_class(name)
+    if is_distance(name):
+        return units["distance_reason" if title is None else of_class("distance_reason", title)].iloc[0]
+    return UNDEFINED[base] + ("" if title is None else f" of class {title!r}")
 
 
 def is_share(units: pd.DataFrame, name: str) -> bool:
@@ -109,7 +112,7 @@ def parts(units: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
 def metric_names(predictions: pd.DataFrame) -> tuple[str, ...]:
     """All metrics that these predictions have: with Brier's score, the mean squared difference of probability and label, and distances."""
     if "tp" in predictions:
-        return (*OVERLAPS, *(name for name in DISTANCES if name in predictions))
+        return (*overlap_names(predictions), *distance_names(predictions))
     return ("auc", *AT_CUTOFF, "brier")
 
 
@@ -121,7 +124,8 @@ def units_of(predictions: pd.DataFrame, unit: str, cutoff: float | None) -> pd.D
     Raises: ValueError: a probability outside [0, 1].
     """
     if "probability" not in predictions:
-        return pd.concat([predictions.drop(columns=["dice"], errors="ignore"), overlaps(predictions)], axis=1)
+        found = overlaps(predictions)
+        return pd.concat([predictions.drop(columns=list(found), errors="ignore"), found], axis=1)
     scores = by_patient(predictions) if unit == "patient" else predictions[["patient", "probability", "label"]]
     wrong = scores["probability"].notna() & ~scores["probability"].between(0, 1)
     if wrong.any():

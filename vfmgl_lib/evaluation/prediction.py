@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from vfmgl_lib.data.label_masks import encoded
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.classification import by_patient, youden_cutoff
-from vfmgl_lib.evaluation.segmentation import COUNTS, dice, pixel_counts
+from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
@@ -25,10 +26,12 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
 
     Args:
         student: put into eval mode here.
-        masks: folder for a segmentation's predicted masks (PNG, 0/255, at the student's size, named by the sample's id); none: not written.
+        masks: folder for a segmentation's predicted masks (PNG at the student's size, values as in the data's own masks, of two classes
+            0/255; named by the sample's id); none: not written.
     Returns: columns id, patient, test_center, split and, for classification, probability (of class 1) and label; for segmentation
-        tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`). Where the student gives NaN or infinity
-        the probability, or the counts and the Dice, are NaN and there is no mask: undefined is no class.
+        tp, fp, fn, tn (pixels at the student's size), dice, of more than two classes also those of each (`segmentation.image_counts`), and
+        mask_file (relative to `masks`). Where the student gives NaN or infinity the probability, or the counts and the Dice, are NaN
+        and there is no mask: undefined is no class.
     """
     student.eval()
     rows, hashes = [], data.table["sha256"].tolist()
@@ -42,14 +45,14 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
         named = zip(batch["row"].tolist(), defined.tolist(), logits.argmax(1).numpy(), batch["target"].numpy(), strict=True)
         for row, whole, predicted, mask in named:
             if not whole:
-                rows.append(dict.fromkeys([*COUNTS, "dice"], math.nan) | {"mask_file": ""})
+                rows.append(undefined_counts(data.classes) | {"mask_file": ""})
                 continue
-            counts = pixel_counts(predicted == 1, mask == 1)
+            counts = image_counts(predicted, mask, data.classes)
             name = f"{data.table['id'][row]}.png" if masks else ""
             if masks:
                 (masks / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((predicted == 1).astype(np.uint8) * 255).save(masks / name)
-            rows.append({**counts, "dice": float(dice(counts["tp"], counts["fp"], counts["fn"])), "mask_file": name})
+                Image.fromarray(encoded(predicted, data.mask_values)).save(masks / name)
+            rows.append({**counts, **image_dice(counts), "mask_file": name})
     about = data.table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
     return pd.concat([about, pd.DataFrame(rows)], axis=1)
 

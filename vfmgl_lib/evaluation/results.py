@@ -25,7 +25,17 @@ from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.metric import AT_CUTOFF, ONE_CLASS, Metric, is_share, measured, metric_names, no_cutoff, parts, units_of
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
-from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, overlaps, surface_distances
+from vfmgl_lib.evaluation.segmentation import (
+    COUNTS,
+    DISTANCES,
+    class_distances,
+    class_titles,
+    count_columns,
+    is_distance,
+    of_class,
+    overlap_names,
+    overlaps,
+)
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
 from vfmgl_lib.methods.budgets import reference_at
 from vfmgl_lib.methods.registry import METHODS
@@ -71,8 +81,8 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
 
     Args:
         final: final predictions; of a segmentation with `mask_path` (absolute, "" where no mask was kept).
-    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason; that of a
-        classification as it came.
+    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason, of more than two
+        classes also of each (`segmentation.class_distances`); that of a classification as it came.
     Raises: ValueError: a prediction without a mask in the manifest, or a file that is not there; names it.
     """
     if "probability" in final:
@@ -85,7 +95,7 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
     for identity, path in tqdm(wanted.itertuples(index=False, name=None), total=len(wanted), desc="distances", disable=not progress):
         if identity not in truth.index:
             raise ValueError(f"prediction {path}: the manifest of {manifest.root} has no image {identity!r}")
-        predicted = _predicted_mask(path)
+        predicted = _predicted_mask(path, manifest.mask_values)
         key = identity, predicted.shape
         if key not in masks:
             masks[key] = true_mask(manifest, truth.at[identity, "label"], predicted.shape)
@@ -94,29 +104,34 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
         if unit == "mm":
             given = (float(part) for part in truth.at[identity, "spacing"].split(","))
             spacing = tuple(mm * size / side for mm, size, side in zip(given, original, predicted.shape, strict=True))
-        measured[path] = surface_distances(predicted, mask, spacing)
-    columns = {name: [measured[path][name] if path in measured else math.nan for path in final["mask_path"]] for name in DISTANCES}
-    reasons = [measured[path]["reason"] if path in measured else "no mask was kept" for path in final["mask_path"]]
-    return final.assign(**columns, distance_unit=unit, distance_reason=reasons)
+        measured[path] = class_distances(predicted, mask, manifest.classes, spacing)
+    columns: dict[str, list] = {}
+    for title in [None, *class_titles(final)[1:]]:
+        assd, hd95, reason, why = (n if title is None else of_class(n, title) for n in (*DISTANCES, "reason", "distance_reason"))
+        for name in (assd, hd95):
+            columns[name] = [measured[path][name] if path in measured else math.nan for path in final["mask_path"]]
+        columns["distance_unit"] = [unit] * len(final)
+        columns[why] = [measured[path][reason] if path in measured else "no mask was kept" for path in final["mask_path"]]
+    return final.assign(**columns)
 
 
-def _predicted_mask(path: str) -> np.ndarray:
+def _predicted_mask(path: str, mask_values: Sequence[int]) -> np.ndarray:
     if not Path(path).is_file():
         raise ValueError(f"predicted mask {path}: no such file; was the study's folder moved or emptied?")
-    return decode_mask(Path(path), path) > 0
+    return decode_mask(Path(path), path, mask_values)
 
 
 def true_mask(manifest: Manifest, label: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """A mask of the manifest, squashed as the student sees it: (H, W) boolean, and the (rows, columns) it has on disk."""
-    pixels = decode_mask(manifest.root / label, str(manifest.root / label))
+    """A mask of the manifest, squashed as the student sees it: (H, W) uint8 class indices, and the (rows, columns) it has on disk."""
+    pixels = decode_mask(manifest.root / label, str(manifest.root / label), manifest.mask_values)
     squashed = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.NEAREST)
-    return np.asarray(squashed) > 0, pixels.shape
+    return np.asarray(squashed), pixels.shape
 
 
 def per_case(final: pd.DataFrame) -> pd.DataFrame:
     """Metrics of overlap of each patient's images together (of a volume's slices): counts summed, then one value a patient and model."""
     key = [*MODEL, "test_center", "split", "patient"]
-    grouped = final.groupby(key, sort=False)[COUNTS]
+    grouped = final.groupby(key, sort=False)[count_columns(final)]
     counts = grouped.sum().where(grouped.count().eq(grouped.size(), axis=0)).reset_index()  # of an undefined image nothing is known
     images = final.groupby(key, sort=False).size().reset_index(name="images")
     return pd.concat([counts.merge(images, on=key), overlaps(counts)], axis=1)
@@ -171,7 +186,8 @@ def check_predictions(final: pd.DataFrame) -> None:
     if "probability" in final:
         wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
     else:
-        wrong, columns, right = ~final[COUNTS].ge(0).all(axis=1), COUNTS, "numbers of pixels must be at least 0"
+        columns, right = count_columns(final), "numbers of pixels must be at least 0"
+        wrong = ~final[columns].ge(0).all(axis=1)
     wrong &= ~final[columns].isna().all(axis=1)
     if wrong.any():
         row = final[wrong].iloc[0]
@@ -189,7 +205,7 @@ def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> Cutoff | None:
 
 def _with_interval(metric: Metric, units: pd.DataFrame, unit: str) -> tuple[Metric, str, Interval, str]:
     """The metric, its unit, its interval and how that is made."""
-    unit = units["distance_unit"].iloc[0] if metric.name in DISTANCES else unit
+    unit = units["distance_unit"].iloc[0] if is_distance(metric.name) else unit
     if math.isnan(metric.value):
         return metric, unit, NO_INTERVAL, ""
     patient, clustered = units["patient"].to_numpy(), units["patient"].duplicated().any()
@@ -222,7 +238,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
         final: final predictions; with a column `no_comparison` (`study.study.mark_controls`) what it says is the reason of rows that
             have no difference and no p, and are in no family.
         unit: as for `results_table`.
-        metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
+        metrics: "auc" (default of a classification); any of `segmentation.overlap_names` (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
         patients of their mean differences), low, high, p, p_holm, test, n (samples), patients, reason.
     Raises: ValueError: the reference is not there; two methods with different test sets (names samples); `check_predictions`.
@@ -240,7 +256,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
             pair = paired(sides[first], sides[method], first, method, center)
             nothing = next(filter(None, sides[method].get("no_comparison", ())), "")
             for metric in wanted:
-                if metric not in (possible := OVERLAPS if "tp" in pair else ("auc",)):
+                if metric not in (possible := overlap_names(pair) if "tp" in pair else ("auc",)):
                     raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
                 about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
                 tested = _tested([pair], metric, unit)
@@ -284,8 +300,11 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
     if "probability" in pair:
         differing = pair["label"] != pair["label_other"]
     else:
-        sums = [pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS))]
-        differing = (sums[0] | sums[1]) & pair[["tp", "tp_other"]].notna().all(axis=1)
+        apart = [[of_class(name, title) for name in ("tp", "fn")] for title in class_titles(first)]
+        sums = [
+            pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS), *apart)
+        ]
+        differing = np.logical_or.reduce(sums) & pair[["tp", "tp_other"]].notna().all(axis=1)
     if differing.any():
         raise ValueError(
             f"centre {center}: {one} and {other} were tested with different labels, e.g. of {pair.loc[differing, 'id'].iloc[0]}"
@@ -309,7 +328,7 @@ def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tu
 
     Args:
         pairs: from `paired`, one a run, all of the same samples.
-        metric: "auc", any of `segmentation.OVERLAPS`, or of `segmentation.DISTANCES` where they were measured.
+        metric: "auc", any of `segmentation.overlap_names`, or of `segmentation.distance_names` where they were measured.
         unit: as for `results_table`.
     """
     column = "tp" if "tp" in pairs[0] else "probability"
@@ -341,9 +360,10 @@ def _differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
 
 def side_values(pair: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
     """The metric of each image (an overlap or a distance) of both models of a pair."""
-    if metric in DISTANCES:
+    if is_distance(metric):
         return pair[metric].astype(float), pair[f"{metric}_other"].astype(float)
-    sides = (pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other"))
+    names = count_columns(pair)
+    sides = (pair[[f"{name}{side}" for name in names]].set_axis(names, axis=1) for side in ("", "_other"))
     return tuple(overlaps(side)[metric].set_axis(pair.index).astype(float) for side in sides)
 
 

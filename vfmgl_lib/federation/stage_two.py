@@ -65,7 +65,7 @@ def worth(model: Student, client: Client) -> Worth:
     for images, target, _ in client.unaugmented():
         logits = model(images)
         losses.append(client.task_loss(logits, target) * len(target))
-        scores.append(foreground_dice(logits.argmax(1), target) if logits.dim() == 4 else logits.softmax(1)[:, 1])
+        scores.append(foreground_dice(logits.argmax(1), target, logits.shape[1]) if logits.dim() == 4 else logits.softmax(1)[:, 1])
         targets.append(target)
     score, truth = torch.cat(scores).double().cpu().numpy(), torch.cat(targets).cpu().numpy()
     if truth.ndim == 1:

@@ -20,7 +20,7 @@ from matplotlib.projections.polar import PolarAxes
 from vfmgl_lib.evaluation.comparison import CLASSIFICATION, SEGMENTATION, at_home, home_tests, in_order, over_fewer
 from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, mean_curves
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, lower_is_better
 from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.style import (
     DOUBLE,
@@ -232,7 +232,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     footnote(figure, f"{_test_sets(every[every['center'] != ALL], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
     footnote(figure, undefined(once, printed))
-    if metric in LOWER_IS_BETTER:
+    if lower_is_better(metric):
         footnote(figure, _over_fewer_images(every, printed))
     bare = once[once["value"].notna() & (once["low"].notna() | (once["reason"] != ""))]
     bare = bare.assign(value=bare["low"], reason=bare["reason"].str.removeprefix("no interval: "))

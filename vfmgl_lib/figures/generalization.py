@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
-from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
+from vfmgl_lib.evaluation.margin import FAILURE, SURE_PATIENTS, lower_is_better
 from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.rounds import frame_home, metric_colors
 from vfmgl_lib.figures.style import (
@@ -67,7 +67,7 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     models = sorted(table["model_center"].unique())
     external = sorted(set(table["test_center"]) - set(models))
     printed = names([*models, *external])
-    margin, distance = table["margin"].iloc[0], metric in LOWER_IS_BETTER
+    margin, distance = table["margin"].iloc[0], lower_is_better(metric)
     figure = new_figure(DOUBLE, (44 + 6.5 * max(len(models), 4)) * MM)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     top = max(1.0, float(table["value"].max())) if distance else 1.0
@@ -200,7 +200,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         table: from `evaluation.generalization.ablation`; a step or a matrix whose method is not in it is an empty panel that says so.
     """
     models, tested = sorted(table["model_center"].unique()), sorted(table["test_center"].unique())
-    printed, distance = names(dict.fromkeys([*tested, *models])), metric in LOWER_IS_BETTER
+    printed, distance = names(dict.fromkeys([*tested, *models])), lower_is_better(metric)
     matrices = _ablation_matrices(table, models, tested)
     differences = {
         (before, after): rows.pivot(index="model_center", columns="test_center", values="difference").reindex(index=models, columns=tested)

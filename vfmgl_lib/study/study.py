@@ -30,6 +30,7 @@ from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows
+from vfmgl_lib.evaluation.segmentation import metric_and_class
 from vfmgl_lib.evaluation.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.methods.budgets import report_rounds
@@ -181,8 +182,11 @@ class Study:
 
     def _table(self, name: str) -> pd.DataFrame:
         text = dict.fromkeys(TEXTS, str)
-        table = pd.read_csv(self.folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
-        return table
+        file = self.folder / f"{name}.csv"
+        numbers = [
+            column for column in pd.read_csv(file, nrows=0).columns if metric_and_class(column)[0] in NUMBERS
+        ]  # "tp[kidney]" as "tp"
+        return pd.read_csv(file, dtype=text, keep_default_na=False, na_values={column: [""] for column in numbers})
 
 
 def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:

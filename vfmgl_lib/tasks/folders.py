@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +22,7 @@ from vfmgl_lib.data.manifest import (
     ManifestError,
     foreground_warnings,
     inspect_files,
+    missing_classes,
     table_findings,
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
@@ -58,7 +59,8 @@ def read_folders(
         Classification; classes are the sorted class folder names, the union over the centres. With three or more names
         one that only a single centre has is taken for a stray folder. A patient may have images of several classes.
     mask_folders  root/<center>/{train,val,test}/{images,labels}, `val` optional
-        Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too).
+        Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too), or the
+        values that the task's record names for more than two classes.
         Patient: the first three fields of a TCGA barcode (TCGA-18-5592-01Z-00-DX1_0_500 → TCGA-18-5592), otherwise the
         text before the first "_" (02_1_0_0 → 02).
 
@@ -92,7 +94,8 @@ def read_folders(
 
     paths = [scan.name(sample.path) for sample in samples]
     masks = [sample.label if record.is_segmentation else None for sample in samples]
-    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading)
+    labels = record.stored_mask_values
+    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading, mask_values=labels)
     rows = [
         (
             f"{sample.center}/{sample.split}/{sample.name}",
@@ -106,10 +109,10 @@ def read_folders(
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)
     ]
-    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading)
+    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading, mask_values=labels)
 
-    unreadable = [problem for found in inspections for problem in found.problems]
-    readable = Manifest(home, record.kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
+    unreadable = [problem for found in inspections for problem in found.problems] + missing_classes(manifest, inspections)
+    readable = replace(manifest, table=manifest.table[[bool(found.sha256) for found in inspections]])
     in_table, warnings = table_findings(readable, False, record.patient_rule) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.data.images import PLAIN, Reading
+from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.manifest import ManifestError
 
 FILE = "task.yaml"
@@ -39,6 +40,8 @@ class TaskRecord(BaseModel):
         use: what a trained model does, after "it ", for the model card.
         kind: what a sample's label is: a class, or a mask.
         classes: in the order of their numbers; the last is the positive one. None: the sorted names of the class folders.
+        mask_values: of a segmentation, the value of each class in mask files, in the order of classes. None: 0 and 255 (or 0 and 1) of
+            two classes, 0, 1, …, K - 1 of more.
         student, loss: as settings name them.
         folders: the layout of folders of images that it reads (`tasks.folders.LAYOUTS`); "": none.
         stored: the folder of a segmentation's converted images below a prepared set; {center} and {split} stand for the sample's own.
@@ -59,6 +62,7 @@ class TaskRecord(BaseModel):
     use: str = Field(min_length=1)
     kind: Literal["classification", "segmentation"]
     classes: tuple[str, ...] | None = None
+    mask_values: tuple[int, ...] | None = None
     student: str
     loss: str
     folders: Literal["", "class_folders", "mask_folders"] = ""
@@ -77,7 +81,19 @@ class TaskRecord(BaseModel):
     def _fits_together(self) -> TaskRecord:
         if self.kind == "segmentation" and self.classes is None:
             raise ValueError("classes: a segmentation names them, the background first")
+        if self.mask_values is not None and not self.is_segmentation:
+            raise ValueError("mask_values: a classification has no masks")
+        if self.is_segmentation and self.classes is not None:
+            if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+                found = ", ".join(self.classes)
+                raise ValueError(f"classes: expected at least two different names, the background first, got {found or 'none'}")
+            values_of(len(self.classes), self.mask_values)
         return self
+
+    @property
+    def stored_mask_values(self) -> tuple[int, ...]:
+        """As `data.label_masks` has them; () of a classification."""
+        return values_of(len(self.classes or ()), self.mask_values) if self.is_segmentation else ()
 
     @property
     def is_built_in(self) -> bool:
