@@ -21,7 +21,6 @@ from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
-from vfmgl_lib.tasks.records import find_task
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
 TEST_SEED = 0  # of the choice of test images: seeds that are compared are tested on the same ones
@@ -94,17 +93,11 @@ def new_student(settings: StudySettings) -> Student:
     with torch_seed(seed_sequence(settings.seed, "student")):
         return build_student(
             settings.student.name,
-            class_count(settings),
+            2,
             settings.student.width,
             settings.student.weights,
             batch_statistics=settings.batch_norm == "batch",
         )
-
-
-def class_count(settings: StudySettings) -> int:
-    """K of a segmentation, as its task's record says: who makes a student may have no data at hand. A classification has two."""
-    record = find_task(settings.data.layout)
-    return len(record.classes) if record.is_segmentation and record.classes else 2
 
 
 def with_available_teacher(settings: StudySettings) -> StudySettings:

@@ -41,7 +41,6 @@ from vfmgl_lib.methods.settings import checked_settings, load_settings, with_ove
 from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import (
     center_datasets,
-    class_count,
     feature_cache,
     new_client,
     new_student,
@@ -350,8 +349,8 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
         raise ManifestError(f"{given.data}: has no centre {settings.center!r}, it has {', '.join(manifest.centers)}")
     if (manifest.task_kind == "segmentation") != study.is_segmentation:
         raise ManifestError(f"{given.data}: is prepared for {manifest.task_kind}; the study is of task {study.task}")
-    if len(manifest.classes) != class_count(study):
-        raise ManifestError(f"{given.data}: has the classes {', '.join(manifest.classes)}; the study is of {class_count(study)}")
+    if len(manifest.classes) != 2:
+        raise ManifestError(f"{given.data}: has the classes {', '.join(manifest.classes)}; a study is of two")
     own = replace(manifest, table=manifest.table[manifest.table["center"] == settings.center])
     if not len(own.select(settings.center, "train")):
         raise ManifestError(f"{given.data}: centre {settings.center!r} has no images to train with")
