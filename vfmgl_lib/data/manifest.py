@@ -368,12 +368,26 @@ def _shared_content(manifest: Manifest) -> tuple[list[str], list[str]]:
 def _one_class_warnings(manifest: Manifest) -> list[str]:
     if manifest.task_kind != "classification":
         return []
-    warnings = []
+    warnings = _absent_classes(manifest) if len(manifest.classes) > 2 else []
     labels = manifest.table.groupby(["center", "split"])["label"].agg(["min", "max", "size"])
     for (center, split), low, high, count in labels.itertuples():
         if low == high and 0 <= low < len(manifest.classes):
             name = manifest.classes[low]
             warnings.append(f"center {center!r}: all {count} {split} samples are of class {name!r}, AUC is NaN there")
+    return warnings
+
+
+def _absent_classes(manifest: Manifest) -> list[str]:
+    """Of more than two classes: which ones a centre's split lacks; two or more of the others are there."""
+    warnings = []
+    for (center, split), labels in manifest.table.groupby(["center", "split"])["label"]:
+        absent = [name for number, name in enumerate(manifest.classes) if not (labels == number).any()]
+        if absent and labels.nunique() > 1:
+            named = ", ".join(map(repr, absent))
+            warnings.append(
+                f"center {center!r}: none of the {len(labels)} {split} samples is of class {named}: there its one-vs-rest AUC and all means "
+                "over the classes are NaN"
+            )
     return warnings
 
 

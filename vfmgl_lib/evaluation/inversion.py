@@ -234,7 +234,8 @@ def inversion(settings: StudySettings, manifest: Manifest, center: str, views: S
 
 def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tensor, targets: Tensor, view: View, attack: Attack) -> Tensor:
     with torch_seed(seed_sequence(task.seed, "student")):
-        student = build_student(task.student.name, 2, task.student.width, batch_statistics=task.batch_norm == "batch")
+        chosen, batch_statistics = task.student, task.batch_norm == "batch"
+        student = build_student(chosen.name, task.data.class_count, chosen.width, batch_statistics=batch_statistics)
     before: State = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     if view.images:
         task = task.model_copy(

@@ -56,8 +56,9 @@ def read_folders(
     """Makes a manifest of folders of images in the layout that the task's record names.
 
     class_folders root/<center>/{traindata,testdata}/<class>/<patient>/<images>
-        Classification; classes are the sorted class folder names, the union over the centres. With three or more names
-        one that only a single centre has is taken for a stray folder. A patient may have images of several classes.
+        Classification; classes are those that the task's record names, and a centre may lack some; otherwise the sorted class
+        folder names, the union over the centres: then, with three or more, one that only a single centre has is taken for a
+        stray folder. A patient may have images of several classes.
     mask_folders  root/<center>/{train,val,test}/{images,labels}, `val` optional
         Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too), or the
         values that the task's record names for more than two classes.
@@ -87,7 +88,7 @@ def read_folders(
     if not centers and not scan.problems:
         raise ManifestError(f"{root}: data folder is empty, {expected}")
 
-    samples = LAYOUTS[record.folders].scan(scan, centers)
+    samples = LAYOUTS[record.folders].scan(scan, centers, record.classes)
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
     if not samples:
         raise ManifestError.listing(root, scan.problems)
@@ -124,13 +125,16 @@ def read_folders(
     return manifest
 
 
-def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
     samples = []
     homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
     for center in centers:
         for split_folder in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
             split = CLASS_FOLDERS[split_folder.name]
             for class_folder in scan.folders(split_folder, "one folder per class"):
+                if named and class_folder.name not in named:
+                    scan.problems.append(f"{scan.name(class_folder)}: is no class of the task, expected one of {', '.join(named)}")
+                    continue
                 homes.setdefault(class_folder.name, set()).add(center.name)
                 for patient in scan.folders(class_folder, "one folder per patient"):
                     images = scan.images(patient)
@@ -148,7 +152,7 @@ def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
             f"{scan.root}: {len(classes)} class folder(s) ({', '.join(classes)}) in all centers together, expected at"
             " least two in <center>/traindata/<class>/<patient>/<image>"
         )
-    if len(centers) > 1 and len(classes) > 2:
+    if len(centers) > 1 and len(classes) > 2 and not named:  # of named classes a centre may lack some
         shared = [name for name in classes if len(homes[name]) > 1]
         for name in classes:
             if len(homes[name]) == 1:
@@ -162,7 +166,7 @@ def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
     return samples
 
 
-def _scan_masks(scan: Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_masks(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
     samples = []
     for center in centers:
         for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
@@ -214,7 +218,7 @@ class Layout:
     """A layout of folders of images, as a format that a task reads, and how its samples are found."""
 
     format: Format
-    scan: Callable[[Scan, list[Path]], list[_Sample]]
+    scan: Callable[[Scan, list[Path], tuple[str, ...] | None], list[_Sample]]  # the last: the record's classes
 
 
 FOLDERS = "folders"

@@ -39,7 +39,7 @@ class TaskRecord(BaseModel):
         order: its place in lists; the paper's use cases are 1 to 4.
         use: what a trained model does, after "it ", for the model card.
         kind: what a sample's label is: a class, or a mask.
-        classes: in the order of their numbers; the last is the positive one. None: the sorted names of the class folders.
+        classes: in the order of their numbers; of two the last is the positive one. None: the sorted names of the class folders.
         mask_values: of a segmentation, the value of each class in mask files, in the order of classes. None: 0 and 255 (or 0 and 1) of
             two classes, 0, 1, …, K - 1 of more.
         student, loss: as settings name them.
@@ -51,6 +51,7 @@ class TaskRecord(BaseModel):
         channels: rgb, or a slice between its two neighbours.
         background: behind transparent pixels of sets, studies and models of 0.1.0, which do not say it.
         default: `vfmgl run` takes it where no task is named.
+        ordinal: the classes of a classification have an order, that of their numbers: Cohen's kappa has quadratic weights.
         settings: by section; laid over the paper's for this task, or over those of the task in `settings_like`.
         settings_like: a task of the paper whose settings this one starts from; "": its own.
     """
@@ -73,6 +74,7 @@ class TaskRecord(BaseModel):
     channels: Literal["rgb", "neighbours"] = "rgb"
     background: Literal["white", "black"] = "white"
     default: bool = False
+    ordinal: bool = False
     settings_like: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     _folder: Path = PrivateAttr()
@@ -81,13 +83,16 @@ class TaskRecord(BaseModel):
     def _fits_together(self) -> TaskRecord:
         if self.kind == "segmentation" and self.classes is None:
             raise ValueError("classes: a segmentation names them, the background first")
+        if self.classes is not None and len(self.classes) < 2:
+            raise ValueError(f"classes: one alone leaves nothing to tell apart, name at least two, got {list(self.classes)}")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: one is named twice, got {list(self.classes)}")
+        if self.ordinal and self.is_segmentation:
+            raise ValueError("ordinal: a segmentation's classes have no order")
         if self.mask_values is not None and not self.is_segmentation:
             raise ValueError("mask_values: a classification has no masks")
-        if self.is_segmentation and self.classes is not None:
-            if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
-                found = ", ".join(self.classes)
-                raise ValueError(f"classes: expected at least two different names, the background first, got {found or 'none'}")
-            values_of(len(self.classes), self.mask_values)
+        if self.is_segmentation:
+            values_of(len(self.classes or ()), self.mask_values)
         return self
 
     @property
