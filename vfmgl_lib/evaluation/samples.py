@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
         ids: of the manifest, in the order wanted.
         data: says S, the side in pixels, and the layout.
     Returns: columns id, center, split, label (class name; "" for a segmentation), image (S, S, 3) float32 in [0, 1],
-        mask (S, S) bool (None for a classification).
+        mask (S, S): of two classes bool, of more uint8 class indices (None for a classification).
     Raises: KeyError: an id the manifest does not have.
     """
     table = manifest.table.set_index("id", drop=False).loc[list(ids)].reset_index(drop=True)
@@ -49,7 +50,8 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
         if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
             image = np.repeat(image[..., 1:2], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
-        rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))
+        mask = None if not segmentation else target == 1 if len(manifest.classes) == 2 else target.astype(np.uint8)
+        rows.append((row.id, row.center, row.split, label, image, mask))
     return pd.DataFrame(rows, columns=["id", "center", "split", "label", "image", "mask"])
 
 
@@ -87,11 +89,34 @@ def sample_counts(manifest: Manifest) -> pd.DataFrame:
         positive = (table["label"] == 1).astype(float)
     else:
         masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
-        positive = pd.Series([decode_mask(manifest.root / mask, mask).mean() for mask in masks], index=table.index)
+        positive = pd.Series([(_mask_of(manifest, mask) > 0).mean() for mask in masks], index=table.index)
     in_order = table.assign(positive=positive, split=pd.Categorical(table["split"], SPLITS))
     groups = in_order.groupby(["center", "split"], observed=True)
     counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
     return counts.reset_index().astype({"split": str})
+
+
+def _mask_of(manifest: Manifest, name: str) -> np.ndarray:
+    return decode_mask(manifest.root / name, name, manifest.mask_values)
+
+
+def class_shares(manifest: Manifest) -> pd.DataFrame:
+    """How much of the images each class of a segmentation covers, per centre and split.
+
+    Returns: center, split, class, pixels (mean share of an image's pixels, 0 to 1), images (with the class), of (images). Without rows for
+        a classification.
+    """
+    columns = ["center", "split", "class", "pixels", "images", "of"]
+    if manifest.task_kind != "segmentation":
+        return pd.DataFrame(columns=columns)
+    count, rows = len(manifest.classes), []
+    table = manifest.table.assign(split=pd.Categorical(manifest.table["split"], SPLITS))
+    for (center, split), group in table.groupby(["center", "split"], observed=True):
+        masks = tqdm(group["label"], desc=f"reading masks of {center}", unit="mask", leave=False, delay=2)
+        pixels = np.stack([np.bincount((mask := _mask_of(manifest, name)).ravel(), minlength=count) / mask.size for name in masks])
+        found = zip(manifest.classes, pixels.mean(0), (pixels > 0).sum(0), strict=True)
+        rows += [(center, split, title, float(share), int(images), len(group)) for title, share, images in found]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def spacing(manifest: Manifest) -> pd.DataFrame:
@@ -134,21 +159,24 @@ def telling_images(final: pd.DataFrame, by: str = MEAN, budget: str = "rounds") 
     return chosen.assign(by=by).reset_index(drop=True)
 
 
-def overlay_table(chosen: pd.DataFrame, samples: pd.DataFrame, final: pd.DataFrame, budget: str = "rounds") -> pd.DataFrame:
+def overlay_table(
+    chosen: pd.DataFrame, samples: pd.DataFrame, final: pd.DataFrame, budget: str = "rounds", mask_values: Sequence[int] = ()
+) -> pd.DataFrame:
     """The chosen images with the truth and every method's mask.
 
     Args:
         chosen: from `telling_images`.
         samples: id, image, mask of these images, from `read_samples` at the student's size.
         final: as in `telling_images`, with mask_path ("": not kept).
-    Returns: shown, id, center, score, by, image, truth, method, mask ((S, S) bool, None where not kept), dice.
+        mask_values: of the manifest.
+    Returns: shown, id, center, score, by, image, truth, method, mask ((S, S) as the truth, bool or uint8; None where not kept), dice.
     Raises: ValueError: a mask of another size than its image; the message names the file.
     """
     rows = _at_home(final, budget)[["id", "method", "dice", "mask_path"]]
     table = chosen.merge(samples[["id", "image", "mask"]].rename(columns={"mask": "truth"}), on="id").merge(rows, on="id")
     masks = []
     for row in table.itertuples():
-        mask = decode_mask(Path(row.mask_path)).astype(bool) if row.mask_path else None
+        mask = decode_mask(Path(row.mask_path), mask_values=mask_values).astype(row.truth.dtype) if row.mask_path else None
         if mask is not None and mask.shape != row.image.shape[:2]:
             raise ValueError(f"{row.mask_path} is {mask.shape}, its image {row.image.shape[:2]}: read the images at the student's size")
         masks.append(mask)

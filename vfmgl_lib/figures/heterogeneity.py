@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vfmgl_lib.evaluation.heterogeneity import STAINS
+from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
     DOUBLE,
     FAINT,
@@ -50,25 +51,29 @@ TABLE_ROWS = (
 
 
 @journal
-def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> Figure:
+def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6, classes: Sequence[str] = ()) -> Figure:
     """Images in rows, one row for each value of the column `row`, in the order of the table.
 
     Args:
-        samples: id, label, image (S, S, 3) in [0, 1], mask (S, S) bool or None, and `row`. A mask is drawn as an outline,
-            a label as text on the image.
+        samples: id, label, image (S, S, 3) in [0, 1], mask (S, S) bool, class indices or None, and `row`. A mask is drawn as an outline,
+            of class indices in one colour a class; a label is text on the image.
         columns: at most so many images a row.
+        classes: names, the background first: for the legend where masks hold class indices.
     """
     groups = [(name, group.head(columns)) for name, group in samples.groupby(row, sort=False)]
     columns = max(len(group) for _, group in groups)
     cell = min(28 * MM, (DOUBLE - LABEL) / columns)
-    figure = new_figure(columns * cell + LABEL, len(groups) * cell + 2 * MM, layout="compressed")
+    several = has_classes(samples["mask"])
+    figure = new_figure(columns * cell + LABEL, len(groups) * cell + (8 if several else 2) * MM, layout="compressed")
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, (name, group) in zip(axes, groups, strict=True):
         for axis in line:
             bare(axis)
         for axis, sample in zip(line, group.itertuples(), strict=False):
             axis.imshow(sample.image, vmin=0, vmax=1, interpolation="nearest")
-            if sample.mask is not None and sample.mask.any() and not sample.mask.all():
+            if sample.mask is not None and sample.mask.dtype != bool:
+                outline_classes(axis, sample.mask)
+            elif sample.mask is not None and sample.mask.any() and not sample.mask.all():
                 axis.contour(sample.mask, levels=[0.5], colors=OUTLINE, linewidths=0.55)
             if sample.label:
                 printed = f"class {sample.label}" if sample.label.isdigit() else sample.label.replace("$", r"\$")
@@ -77,6 +82,9 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> 
         # A long name is broken, not shortened: here it has the height of an image.
         printed = textwrap.fill(str(name), 18).replace("$", r"\$")
         line[0].set_ylabel(printed, rotation=0, ha="right", va="center", weight="bold", labelpad=4)
+    if several and len(classes) > 1:
+        entries = class_entries(classes)
+        figure.legend(handles=entries, loc="outside upper center", ncols=min(len(entries), 6))
     return figure
 
 

@@ -78,8 +78,9 @@ def outline_chart(final: pd.DataFrame, manifest: Manifest, data: DataSettings, b
     if "probability" in final:
         return _none("A classification has no outlines.")
     telling = telling_images(final, budget=budget)
-    table = overlay_table(telling, read_samples(manifest, telling["id"], data), final, budget=budget)
-    return overlays.overlays(table), table.drop(columns=["image", "truth", "mask"])
+    pictures = read_samples(manifest, telling["id"], data)
+    table = overlay_table(telling, pictures, final, budget=budget, mask_values=manifest.mask_values)
+    return overlays.overlays(table, classes=manifest.classes), table.drop(columns=["image", "truth", "mask"])
 
 
 def write_budgets(results: pd.DataFrame, tests: pd.DataFrame, folder: Path, note: str) -> dict[str, Styler]:

@@ -1,8 +1,9 @@
 """What a prediction rests on: class activation maps, where their energy lies, and whether they depend on what was learnt.
 
 A map holds, per place of a layer's feature map, the evidence for the positive class *against* the negative one: of two softmax classes
-only the difference of the logits counts, so the maps are those of the difference. Positive values speak for the class, negative ones
-against it; "energy" is the positive part.
+only the difference of the logits counts, so the maps are those of the difference. Of a segmentation into more than two classes the evidence
+is the log-odds of what is asked for: of one class against all others, or of all foreground classes against the background. Positive values
+speak for the class, negative ones against it; "energy" is the positive part.
 
 References: Zhou et al. 2016, "Learning deep features for discriminative localization" (CAM); Selvaraju et al. 2017
 (Grad-CAM) and, for its use on segmentations, Vinogradova et al. 2020; Adebayo et al. 2018, "Sanity checks for saliency maps".
@@ -75,17 +76,18 @@ def class_activation(student: Student, images: Tensor) -> np.ndarray:
     return torch.einsum("c,bchw->bhw", weight[1] - weight[0], maps).float().cpu().numpy()
 
 
-def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
+def grad_cam(student: Student, images: Tensor, layer: str, label: int | None = None) -> np.ndarray:
     """Grad-CAM of any student, before its rectification: the channels of a layer's map weighted by their mean gradient.
 
-    The gradient is that of the difference of the two logits; of a segmentation, of its sum over the pixels predicted as foreground, or
-    over all pixels where none is. At a ResNet18's layer4 the map equals the CAM divided by the number of places (Selvaraju et al. 2017,
-    section 3.1).
+    The gradient is that of the difference of the two logits, of more classes of the log-odds; of a segmentation, of its sum over the pixels
+    predicted as foreground (as the class asked for), or over all pixels where none is. At a ResNet18's layer4 the map equals the CAM
+    divided by the number of places (Selvaraju et al. 2017, section 3.1).
 
     Args:
         student: in eval mode.
         images: (B, 3, H, W) in [0, 1].
         layer: one of `layers`.
+        label: the class asked for; None: the foreground, of two classes class 1.
     Returns: (B, h, w) float32.
     Raises: ValueError: an unknown layer, images of another shape.
     """
@@ -94,18 +96,24 @@ def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
     outputs: list[Tensor] = []
     with torch.enable_grad(), module.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
         logits = student(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
-        (gradient,) = torch.autograd.grad(cast(Tensor, sum(map(_evidence, logits))), outputs)
+        (gradient,) = torch.autograd.grad(cast(Tensor, sum(_evidence(own, label) for own in logits)), outputs)
     weights = gradient.cpu().numpy().mean((2, 3), keepdims=True)
     return (weights * outputs[0].detach().cpu().numpy()).sum(1)
 
 
-def _evidence(logits: Tensor) -> Tensor:
-    """The scalar whose gradient is taken; logits (2,) or (2, H, W) of one image."""
-    difference = logits[1] - logits[0]
-    if difference.dim() == 0:
-        return difference
-    foreground = difference.detach() > 0
-    return difference[foreground].sum() if foreground.any() else difference.sum()
+def _evidence(logits: Tensor, label: int | None = None) -> Tensor:
+    """The scalar whose gradient is taken; logits (K,) or (K, H, W) of one image."""
+    if label is not None and not 0 <= label < len(logits):
+        raise ValueError(f"label must be a class from 0 to {len(logits) - 1}, or None, got {label}")
+    asked = [place for place in range(len(logits)) if (place == label if label is not None else place > 0)]
+    others = [place for place in range(len(logits)) if place not in asked]
+    # Of one logit the sum under the logarithm is itself; so two classes keep their bits.
+    sides = [logits[side[0]] if len(side) == 1 else logits[side].logsumexp(0) for side in (asked, others)]
+    evidence = sides[0] - sides[1]
+    if evidence.dim() == 0:
+        return evidence
+    chosen = evidence.detach() > 0 if len(logits) == 2 else torch.isin(logits.detach().argmax(0), torch.tensor(asked, device=logits.device))
+    return evidence[chosen].sum() if chosen.any() else evidence.sum()
 
 
 def _layer(student: Student, name: str) -> nn.Module:
@@ -121,12 +129,19 @@ def _check_images(images: Tensor) -> None:
 
 
 def activation_maps(
-    student: Student, data: ImageDataset, layer: str = "", *, batch_size: int = 32, device: torch.device | str = "cpu"
+    student: Student,
+    data: ImageDataset,
+    layer: str = "",
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    label: int | None = None,
 ) -> pd.DataFrame:
     """The map of every sample of a data set: the CAM at a ResNet18's layer4, Grad-CAM anywhere else.
 
     Args:
         layer: one of `layers`; "": `default_layer`.
+        label: of a segmentation the class asked for; None: its foreground.
     Returns: id, patient, center, split, map (h, w) float32, in the data set's order.
     Raises: ValueError: an unknown layer; a map that is not finite.
     """
@@ -137,7 +152,7 @@ def activation_maps(
     for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False)):
         images = batch["image"].to(device)
         is_cam = isinstance(student, ResNet18) and layer == "layer4"
-        maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer))
+        maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer, label))
     for name, found in zip(data.table["id"], maps, strict=True):
         if not np.isfinite(found).all():
             raise ValueError(f"image {name!r}: its map at {layer} is not finite; the model's weights are not, or its input is not")
@@ -151,18 +166,20 @@ def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
     return wide.reshape(*maps.shape[:-2], size, size).numpy()
 
 
-def lesions(manifest: Manifest, ids: Sequence[str], size: int) -> dict[str, np.ndarray]:
+def lesions(manifest: Manifest, ids: Sequence[str], size: int, label: int | None = None) -> dict[str, np.ndarray]:
     """Where the lesion of each sample is: the mask of a segmentation, the drawn lesion of a classification's phantom.
 
     Args:
         ids: of the manifest.
         size: side in pixels, as the student sees it.
+        label: of a segmentation the class asked for; None: all that is not background.
     Returns: id -> (size, size) bool.
     Raises: ValueError: real images of a classification, whose lesions nobody has outlined.
     """
     table = manifest.table.set_index("id").loc[list(ids)]
     if manifest.task_kind == "segmentation":
-        masks = [decode_mask(manifest.root / name, name) > 0 for name in table["label"]]
+        indices = (decode_mask(manifest.root / name, name, manifest.mask_values) for name in table["label"])
+        masks = [mask > 0 if label is None else mask == label for mask in indices]
     else:
         masks = lesion_masks(manifest.root, table["path"].tolist())
     return {name: _resized(mask, size) for name, mask in zip(ids, masks, strict=True)}

@@ -28,14 +28,16 @@ NO_CLASSES = "mRMR selects by the image's class, which a segmentation does not h
 LOCALISED = "model center images patients undefined inside area gain low high gain_over_place place_low place_high verdict reason".split()
 
 
-def maps_of(students: Mapping[str, Student], tests: Mapping[str, ImageDataset], layer: str, device: Device = "cpu") -> pd.DataFrame:
+def maps_of(
+    students: Mapping[str, Student], tests: Mapping[str, ImageDataset], layer: str, device: Device = "cpu", label: int | None = None
+) -> pd.DataFrame:
     """The maps of each centre's images (`cam.activation_maps`) by its own student; both arguments by centre."""
-    return pd.concat([cam.activation_maps(students[c], tests[c], layer, device=device) for c in tests], ignore_index=True)
+    return pd.concat([cam.activation_maps(students[c], tests[c], layer, device=device, label=label) for c in tests], ignore_index=True)
 
 
-def known_lesions(manifest: Manifest, ids: pd.Series, size: int, on_phantoms: bool) -> dict[str, np.ndarray]:
+def known_lesions(manifest: Manifest, ids: pd.Series, size: int, on_phantoms: bool, label: int | None = None) -> dict[str, np.ndarray]:
     """`cam.lesions`, {} for real images of a classification: nobody has outlined theirs."""
-    return cam.lesions(manifest, ids, size) if manifest.task_kind == "segmentation" or on_phantoms else {}
+    return cam.lesions(manifest, ids, size, label) if manifest.task_kind == "segmentation" or on_phantoms else {}
 
 
 def localise(
@@ -46,6 +48,7 @@ def localise(
     layer: str,
     seed: int,
     device: Device = "cpu",
+    label: int | None = None,
 ) -> pd.DataFrame:
     """Where the evidence of the trained students lies, beside that of `RANDOM_SETS` sets of random weights, whose mean counts.
 
@@ -54,6 +57,7 @@ def localise(
         maps: from `maps_of` the same students and their centres' test images.
         lesions: from `known_lesions`. Test images whose lesion is empty are left out, and those of a classification's negative class.
         seed: of the random weights and of the bootstrap.
+        label: the class that maps and lesions are of; None: a segmentation's foreground.
     Returns: as `cam.localisation_summary`; no rows where no lesion is known.
     """
     if not lesions:
@@ -65,7 +69,7 @@ def localise(
     found = [cam.localisation(maps[maps["id"].isin(positive["id"])], lesions, "trained")]
     for draw in range(RANDOM_SETS):
         random = {center: cam.randomised(students[center], seed + draw) for center in images}
-        found.append(cam.localisation(maps_of(random, images, layer, device), lesions, "random weights"))
+        found.append(cam.localisation(maps_of(random, images, layer, device, label), lesions, "random weights"))
     return cam.localisation_summary(pd.concat(found), seed)
 
 

@@ -153,6 +153,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         evidence=tuple(evidence),
         batch_norm=_statistics(study, center),
         reading=manifest.reading,
+        mask_values=manifest.mask_values,
     )
 
 
@@ -182,7 +183,8 @@ def is_phantom(study: Study) -> bool:
 
 def _cutoff(study: Study, center: str, stage: str, round_number: int, unit: str) -> tuple[float | None, str]:
     if study.settings.is_segmentation:
-        return None, "none: a pixel is foreground where its probability is above 0.5"
+        several = len(study.manifest.classes) > 2
+        return None, f"none: a pixel is {'of the most probable class' if several else 'foreground where its probability is above 0.5'}"
     own = {split: own_rows(study, center, stage, round_number, split) for split in ("val", "train")}
     if own["train"].empty:
         return None, f"none: the study has no predictions of this model ({center}, stage {stage}, round {round_number}) on its training set"

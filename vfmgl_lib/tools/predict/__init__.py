@@ -53,6 +53,7 @@ class Description:
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
         reading: what was white and what lay behind transparent pixels.
+        mask_values: of a segmentation the value of each class in masks (`data.label_masks`); (): 255 (in volumes 1) for class 1, else 0.
     """
 
     format: int
@@ -73,6 +74,7 @@ class Description:
     evidence: tuple[float, ...]
     batch_norm: str = RUNNING
     reading: Reading = PLAIN
+    mask_values: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -93,6 +95,7 @@ class Description:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         try:
             values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+            values["mask_values"] = tuple(values.get("mask_values", ()))
             values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
@@ -166,6 +169,13 @@ class Predictor:
         with np.errstate(invalid="ignore"):
             chance = 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
         return np.where(np.isfinite(logits).all(axis=1), chance, np.nan)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (B, K, ...) -> (B, K, ...) float64, their softmax over the classes. NaN where a logit of the place is NaN or infinite."""
+        with np.errstate(invalid="ignore"):
+            raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+            chances = raised / raised.sum(axis=1, keepdims=True)
+        return np.where(np.isfinite(logits).all(axis=1, keepdims=True), chances, np.nan)
 
     def activation(self, maps: np.ndarray) -> np.ndarray:
         """Class activation maps in logits: (B, C, h, w) -> (B, h, w); positive where a place speaks for class 1."""

@@ -8,8 +8,10 @@ What the model needs to know of itself (classes, input size, how images become i
                            model gives NaN or infinity, has no class and no mask, and its reason there
     DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
                            with a reason where one of its images has no prediction
-    DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid
-    DIR/overlays/          with --overlay: where the evidence for class 1 lies
+    DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid;
+                           of more than two classes each has the value that the model names for it (its card lists them)
+    DIR/overlays/          with --overlay: where the evidence for class 1 lies; of more than two classes of pixels each in its colour, which
+                           colours.csv lists
 
 An overlay shows the class activation map (Zhou et al. 2016) of a classification: the last stage's map, which the model gives as second
 output, weighted by the classifier. A segmentation has no such weights, and Grad-CAM would need gradients that an exported model
