@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
     COLORS,
     DIVERGING,
@@ -327,15 +328,21 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
 
 
 @journal
-def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
+def case_sheet(
+    cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score", mask_classes: Sequence[str] = ()
+) -> Figure:
     """A row a case: image, map and the training images nearest to it in the local model's feature space.
+
+    Of masks of more than two classes each is outlined on the image, in its colour.
 
     Args:
         cases: from `interpretation.cam.case_table`.
         neighbors: case (id), id, label, distance, image.
         classes: names, negative first.
         score: what the scores are called.
+        mask_classes: names of the masks' classes, the background first, for the legend of more than two.
     """
+    several = has_classes(cases["truth"])
     most = int(neighbors.groupby("case").size().max()) if len(neighbors) else 0
     cell = min(32 * MM, (DOUBLE - 34 * MM) / (2 + most))
     figure = new_figure((2 + most) * cell + 34 * MM, len(cases) * (cell + 8 * MM) + 16 * MM)
@@ -344,6 +351,8 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
     for line, case in zip(axes, cases.itertuples(), strict=True):
         strongest = max(np.abs(case.map).max(), 1e-12)
         line[0].imshow(case.image, vmin=0, vmax=1)
+        if several:
+            outline_classes(line[0], case.truth)
         draw_map(line[1], case.image, case.map, strongest, case.lesion)
         named = f", {_printed(classes, case.label)}" if case.label >= 0 else ""
         line[0].set_title(f"{printed[case.center]}{named}", fontsize=6.5)
@@ -360,5 +369,8 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
             axis.set_axis_off()
         line[0].set_xlabel(str(case.id).replace("$", r"\$"), fontsize=4.5, color=MUTED, loc="left")
     _evidence_bar(figure, axes, "evidence")
+    if several:
+        entries = class_entries(mask_classes)
+        figure.legend(handles=entries, loc="outside upper center", ncols=min(len(entries), 6))
     footnote(figure, "Right: nearest training images of other patients in feature space, with their distance (SDs per feature).")
     return figure

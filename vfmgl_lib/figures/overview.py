@@ -122,7 +122,9 @@ def correlation_chart(maps: pd.DataFrame, label: int, classes: Sequence[str]) ->
 
 def case_words(predictions: pd.DataFrame, classes: Sequence[str]) -> tuple[Sequence[str], str]:
     """How the two kinds of cases are called, negative first, and how their score is called."""
-    return (classes, "score") if "probability" in predictions else (("no foreground", "foreground"), "Dice")
+    if "probability" in predictions:
+        return classes, "score"
+    return ("no foreground", "foreground"), "Dice" if len(classes) == 2 else "mean Dice"
 
 
 def case_drawer(
@@ -154,7 +156,7 @@ def case_drawer(
         rows = by_id.loc[list(ids)]
         sheet = case_table(rows, read_samples(manifest, list(ids), data), maps, data.image_size, lesions)
         near = pd.concat([nearest(row.center, row.id) for row in rows.itertuples()])
-        return interpretation.case_sheet(sheet, near, names, score)
+        return interpretation.case_sheet(sheet, near, names, score, manifest.classes)
 
     return draw
 

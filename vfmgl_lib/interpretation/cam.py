@@ -340,11 +340,11 @@ def case_table(
 
     Args:
         chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
-        samples: id, image, from `evaluation.samples.read_samples`.
+        samples: id, image and, where it is known, mask, from `evaluation.samples.read_samples`.
         maps: id, map, from `activation_maps`.
         size: side of the images in pixels.
         lesions: id -> (S, S) bool, from `lesions`; None where no lesion's place is known.
-    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
+    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known), truth: the sample's mask or None.
     Raises: KeyError: a chosen image without a map or an image.
     """
     image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
@@ -354,5 +354,7 @@ def case_table(
     table = chosen.reset_index(drop=True)
     table["image"] = pd.Series([image[name] for name in ids], dtype=object)
     table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
+    masks = samples.set_index("id")["mask"] if "mask" in samples else {}
+    table["truth"] = pd.Series([masks.get(name) for name in ids], dtype=object)
     table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
     return table
