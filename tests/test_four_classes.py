@@ -29,6 +29,7 @@ from vfmgl_lib.tools.predict import Predictor
 from vfmgl_lib.tools.predict.files import predict_files
 
 METHODS = ("fedavg", "vfmgl")
+TRAINED = {"federation__rounds": 6, "optimizer__name": "adam", "optimizer__lr": 0.02, "optimizer__batch_size": 2}
 TASK = "organs"
 CLASSES = ("background", "disc", "bar", "corner")
 VALUES = (0, 50, 100, 200)
@@ -49,7 +50,7 @@ RECORD = {
         "student": {"width": 4, "weights": "none"},
         "optimizer": {"lr": 0.05, "batch_size": 3},
         "federation": {"rounds": 2, "match_updates": False},
-        "teacher": {"source": "random:vit_tiny_patch16_224", "grid": 2},
+        "teacher": {"source": "random:test_vit", "grid": 2},
     },
 }
 
@@ -113,7 +114,7 @@ def _workspace(organs, runs="runs", **changes):
 @pytest.fixture(scope="module")
 def studies(organs):
     """Two methods, trained until they tell the classes apart."""
-    workspace = _workspace(organs, federation__rounds=3, optimizer__name="adam", optimizer__lr=0.01, optimizer__batch_size=2)
+    workspace = _workspace(organs, **TRAINED)
     return workspace, {method: workspace.run(method, progress=False) for method in METHODS}
 
 
@@ -174,7 +175,7 @@ def test_a_resumed_study_ends_with_the_same_bits(organs, studies):
     for file in copied.glob("*.csv"):
         if file.name != "manifest.csv":
             file.unlink()
-    again = _workspace(organs, "resumed", federation__rounds=3, optimizer__name="adam", optimizer__lr=0.01, optimizer__batch_size=2).run(
+    again = _workspace(organs, "resumed", **TRAINED).run(
         "vfmgl", progress=False
     )
     assert again.folder == copied and len(json.loads((copied / "environment.json").read_text())) == 2
