@@ -63,6 +63,7 @@ class ImageDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self.image_size = image_size
         self.teacher_size = teacher_size
+        self.classes = manifest.classes
         self._root, self._reading = manifest.root, manifest.reading
         self._paths = self.table["path"].tolist()
         self._labels = self.table["label"].tolist()

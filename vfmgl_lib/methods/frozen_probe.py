@@ -1,6 +1,7 @@
 """The frozen foundation model with a linear classifier (the paper's Virchow row; Vorontsov et al. 2024 for Virchow's own probes).
 
-Classification: logistic regression on the mean of the last block's patch tokens, standardised on the centre's own training set.
+Classification: logistic regression (of more than two classes multinomial) on the mean of the last block's patch tokens, standardised on the
+centre's own training set.
 Segmentation: logistic regression on each patch token, labelled by the share of its patch that the mask covers; its logits are upsampled
 bilinearly to the student's size, and their bias is moved so that 0.5 becomes the cutoff with the highest mean Dice on the training set: a
 probe that is fitted to shares reaches 0.5 nowhere where the structures are small. Both become one linear layer, so that the model is an
@@ -54,14 +55,15 @@ class Probe(Student):
         teacher: frozen; not part of the state.
         cache: of its features.
         output_size: side of the logits of a segmentation; None: classification.
+        classes: K.
     """
 
-    def __init__(self, teacher: Teacher, cache: FeatureCache | None, output_size: int | None):
+    def __init__(self, teacher: Teacher, cache: FeatureCache | None, output_size: int | None, classes: int = 2):
         super().__init__()
         self.extract = _Frozen(teacher, cache)
         self.output_size, self.stage_channels = output_size, {}
         stack = STRIDE_16 if not teacher.is_vit and output_size else -1
-        self.stack, self.classifier = stack, nn.Linear(teacher.stack_shapes[stack][1], 2)
+        self.stack, self.classifier = stack, nn.Linear(teacher.stack_shapes[stack][1], classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
@@ -70,7 +72,7 @@ class Probe(Student):
         return {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [0, 1], of any size -> logits (B, 2) or (B, 2, S, S)."""
+        """images (B, 3, H, W) in [0, 1], of any size -> logits (B, K) or (B, K, S, S)."""
         return self.head(self.embedding(self.extract.teacher(images)))
 
     def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
@@ -87,7 +89,7 @@ class Probe(Student):
         return tokens if self.output_size else tokens.flatten(2).mean(2)
 
     def head(self, embedding: Tensor) -> Tensor:
-        """Logits (B, 2) from (B, C), or (B, 2, S, S) from (B, C, g, g)."""
+        """Logits (B, K) from (B, C), or (B, K, S, S) from (B, C, g, g)."""
         if not self.output_size:
             return self.classifier(embedding)
         logits = F.conv2d(embedding, self.classifier.weight[:, :, None, None], self.classifier.bias)
@@ -97,8 +99,15 @@ class Probe(Student):
         """Fits the layer to a training set.
 
         Args:
-            embeddings: (n, C) or (n, C, g, g).  targets: (n,) or (n, H, W), 0 or 1.
+            embeddings: (n, C) or (n, C, g, g).  targets: (n,) or (n, H, W), from 0 to K - 1.
         """
+        if not self.output_size and self.classifier.out_features > 2:
+            rows, labels = embeddings.double().cpu().numpy(), targets.cpu().numpy()
+            weights, biases = linear_classifiers(rows, labels, self.classifier.out_features, inverse_regularization)
+            with torch.no_grad():
+                self.classifier.weight.copy_(torch.from_numpy(weights))
+                self.classifier.bias.copy_(torch.from_numpy(biases))
+            return
         if self.output_size:
             share = F.adaptive_avg_pool2d(targets.double()[:, None], (embeddings.shape[-2], embeddings.shape[-1])).flatten()
             rows = embeddings.permute(0, 2, 3, 1).flatten(0, 2)
@@ -156,6 +165,29 @@ def linear_classifier(rows: np.ndarray, share: np.ndarray, inverse_regularizatio
     return weight, float(model.intercept_[0] - weight @ scaler.mean_)
 
 
+def linear_classifiers(rows: np.ndarray, labels: np.ndarray, classes: int, inverse_regularization: float) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression on standardised rows, as weights (K, C) and biases (K,) of the rows as they are.
+
+    Args:
+        rows: (n, C).  labels: (n,) from 0 to K - 1.  classes: K > 2.
+    Returns: logits = rows @ weights.T + biases. Of a class without a row the weights are 0 and the bias is so low that it is never called.
+    """
+    weights, biases = np.zeros((classes, rows.shape[1])), np.full(classes, -CERTAIN)
+    present = np.unique(labels)
+    biases[present] = 0
+    if len(present) == 1:
+        return weights, biases
+    scaler = StandardScaler().fit(rows)
+    model = LogisticRegression(C=inverse_regularization, max_iter=ITERATIONS).fit(scaler.transform(rows), labels)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(present) == 2:  # scikit-learn gives the second's alone; the first has the logit 0
+        coefficients, intercepts = np.concatenate([0 * coefficients, coefficients]), np.concatenate([0 * intercepts, intercepts])
+    weights[present] = coefficients / scaler.scale_
+    biases[present] = intercepts - weights[present] @ scaler.mean_
+    biases[np.setdiff1d(np.arange(classes), present)] += (rows @ weights[present].T + biases[present]).max(1).min()
+    return weights, biases
+
+
 def fit_probe(client: Client, probe: Probe, progress: Callable[[int], object] = lambda batches: None) -> tuple[Tensor, Tensor]:
     """Fits a probe to the client's own training set, its images as they are; returns embeddings and targets."""
     embeddings, targets = [], []
@@ -194,7 +226,8 @@ def new_probe(client: Client) -> Probe:
     """An unfitted probe on the client's teacher."""
     settings = client.settings
     assert client.teacher is not None
-    return Probe(client.teacher, client.cache, settings.data.image_size if settings.is_segmentation else None).to(client.device)
+    output_size = settings.data.image_size if settings.is_segmentation else None
+    return Probe(client.teacher, client.cache, output_size, settings.data.class_count).to(client.device)
 
 
 METHODS = (
