@@ -1,4 +1,4 @@
-"""More than two classes: metrics are scikit-learn's, the bootstrap counts samples as often as they are drawn, tests of AUCs are DeLong's."""
+"""More than two classes: metrics are scikit-learn's, the bootstrap counts samples as often as drawn, tests of AUCs are DeLong's."""
 
 import math
 

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.methods.frozen_probe import Probe, linear_classifier
+from vfmgl_lib.methods.frozen_probe import Probe, linear_classifier, linear_classifiers
 from vfmgl_lib.models.teachers import load_teacher
 
 
@@ -38,6 +38,21 @@ def test_a_share_counts_for_both_classes(problem):
     residual = 1 / (1 + np.exp(-logits)) - share
     np.testing.assert_allclose(((rows - mean) / deviation).T @ residual + w, 0, atol=2e-3)
     assert residual.sum() == pytest.approx(0, abs=2e-3)
+
+
+@pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1,)])
+def test_more_classes_are_the_multinomial_regression_on_standardised_rows(problem, there):
+    rows, _ = problem
+    labels = np.asarray(there)[np.random.default_rng(2).integers(len(there), size=60)]
+    weights, biases = linear_classifiers(rows, labels, 3, 0.3)
+    chances = torch.from_numpy(rows @ weights.T + biases).softmax(1).numpy()
+    expected = np.zeros((60, 3))
+    if len(there) > 1:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=1000)).fit(rows, labels)
+        expected[:, there] = model.predict_proba(rows)
+    else:
+        expected[:, there] = 1
+    np.testing.assert_allclose(chances, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("only", [0.0, 1.0])

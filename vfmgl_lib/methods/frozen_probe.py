@@ -170,7 +170,8 @@ def linear_classifiers(rows: np.ndarray, labels: np.ndarray, classes: int, inver
 
     Args:
         rows: (n, C).  labels: (n,) from 0 to K - 1.  classes: K > 2.
-    Returns: logits = rows @ weights.T + biases. Of a class without a row the weights are 0 and the bias is so low that it is never called.
+    Returns: logits = rows @ weights.T + biases. Of a class without a row the weights are 0 and the bias is so low that it is never called:
+        the highest logit of the others is never below 0.
     """
     weights, biases = np.zeros((classes, rows.shape[1])), np.full(classes, -CERTAIN)
     present = np.unique(labels)
@@ -184,7 +185,6 @@ def linear_classifiers(rows: np.ndarray, labels: np.ndarray, classes: int, inver
         coefficients, intercepts = np.concatenate([0 * coefficients, coefficients]), np.concatenate([0 * intercepts, intercepts])
     weights[present] = coefficients / scaler.scale_
     biases[present] = intercepts - weights[present] @ scaler.mean_
-    biases[np.setdiff1d(np.arange(classes), present)] += (rows @ weights[present].T + biases[present]).max(1).min()
     return weights, biases
 
 
