@@ -37,6 +37,12 @@ def is_classification(table: pd.DataFrame) -> bool:
     return bool(probability_columns(table))
 
 
+def own_class(predictions: pd.DataFrame) -> np.ndarray:
+    """(n,) the probability of each sample's own class, of more than two classes."""
+    chances, labels = predictions[probability_columns(predictions)].to_numpy(dtype=float), predictions["label"].to_numpy(dtype=int)
+    return chances[np.arange(len(labels)), labels]
+
+
 def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
     """The probability at which sensitivity + specificity - 1 is highest on a set; NaN if only one class is there.
 

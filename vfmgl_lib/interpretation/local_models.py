@@ -15,6 +15,7 @@ import torch
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation.classification import class_names, probability_columns
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, predictability_obstacle
 from vfmgl_lib.interpretation import cam, correlation
 from vfmgl_lib.interpretation.features import SEGMENTATION, feature_names, principal_components
@@ -144,10 +145,10 @@ def compare_engines(features: pd.DataFrame, among: int = 40, wanted: int = 10) -
 
 
 def feature_maps(features: Stages, selection: Selection) -> pd.DataFrame:
-    """`correlation.correlation_maps` of both classes and all stages, with a column `stage`; the positive class comes first."""
+    """`correlation.correlation_maps` of all classes and stages, with a column `stage`; the last class, of two the positive, comes first."""
     parts = [pd.DataFrame(columns=["label", "kind", "split", "r", "stage"])] if not selection.chosen else []
     for stage, chosen in selection.chosen.items():
-        for label in (1, 0):
+        for label in sorted(_first(features)["label"].unique(), reverse=True):
             best = correlation.choose(features[stage], chosen, label, selection.top)
             parts.append(correlation.correlation_maps(features[stage], best).assign(stage=stage))
     return pd.concat(parts, ignore_index=True)
@@ -156,17 +157,24 @@ def feature_maps(features: Stages, selection: Selection) -> pd.DataFrame:
 def logit_gaps(student: Student, data: ImageDataset, predictions: pd.DataFrame, device: Device = "cpu") -> np.ndarray:
     """How far the mean of each image's CAM, with the biases, is from the difference of the logits that was predicted for it.
 
+    Of more than two classes that of the image's own class and the mean of the others (`cam.against_others`).
+
     Args:
-        predictions: id, probability: of this student.
+        predictions: id, probability (of more than two classes those of each, and label): of this student.
     Returns: (n,) |difference| / (1 + largest |logit|); none for a UNet, whose maps are no sums of its output.
     """
     if not isinstance(student, ResNet18):
         return np.zeros(0)
     exact = cam.activation_maps(student, data, "layer4", device=device)
-    probability = predictions.set_index("id")["probability"]
-    logit = np.log(probability / (1 - probability))[exact["id"]].to_numpy()
-    bias = student.net.fc.bias.detach().cpu().numpy()
-    evidence = np.array([found.mean() for found in exact["map"]]) + bias[1] - bias[0]
+    by_id, bias = predictions.set_index("id").loc[exact["id"]], student.net.fc.bias.detach().cpu()
+    if class_names(predictions):
+        own, logits = by_id["label"].to_numpy(dtype=int), torch.from_numpy(np.log(by_id[probability_columns(by_id)].to_numpy(dtype=float)))
+        logit = np.array([float(cam.against_others(one, label)) for one, label in zip(logits, own, strict=True)])
+        evidence = np.array([found.mean() for found in exact["map"]]) + np.array([float(cam.against_others(bias, label)) for label in own])
+        return np.abs(evidence - logit) / (1 + np.abs(logit).max())
+    probability = by_id["probability"]
+    logit = np.log(probability / (1 - probability)).to_numpy()
+    evidence = np.array([found.mean() for found in exact["map"]]) + bias.numpy()[1] - bias.numpy()[0]
     return np.abs(evidence - logit) / (1 + np.abs(logit).max())
 
 

@@ -102,8 +102,8 @@ class Probe(Student):
             embeddings: (n, C) or (n, C, g, g).  targets: (n,) or (n, H, W), from 0 to K - 1.
         """
         if not self.output_size and self.classifier.out_features > 2:
-            rows, labels = embeddings.double().cpu().numpy(), targets.cpu().numpy()
-            weights, biases = linear_classifiers(rows, labels, self.classifier.out_features, inverse_regularization)
+            given, labels = embeddings.double().cpu().numpy(), targets.cpu().numpy()
+            weights, biases = linear_classifiers(given, labels, self.classifier.out_features, inverse_regularization)
             with torch.no_grad():
                 self.classifier.weight.copy_(torch.from_numpy(weights))
                 self.classifier.bias.copy_(torch.from_numpy(biases))
