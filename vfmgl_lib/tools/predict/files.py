@@ -79,6 +79,17 @@ def predict_files(
     return table.astype(whole | dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
+def captions(predictions: pd.DataFrame) -> list[str]:
+    """What was predicted for each file, for under its picture: "p = 0.31", "foreground 12%", or of more than two classes the likeliest."""
+    if "probability" in predictions:
+        return [f"p = {value:.2f}" for value in predictions["probability"]]
+    if "share" in predictions:
+        return [f"foreground {value:.0%}" for value in predictions["share"]]
+    chances = predictions.filter(regex=r"^probability\[")
+    best = chances.fillna(-1).to_numpy().argmax(axis=1)
+    return [f"{chances.columns[k][len('probability[') : -1]} {chances.iloc[row, k]:.2f}" for row, k in enumerate(best)]
+
+
 class _Outputs:
     """Where the files that belong to inputs go."""
 
