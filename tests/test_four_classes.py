@@ -175,9 +175,7 @@ def test_a_resumed_study_ends_with_the_same_bits(organs, studies):
     for file in copied.glob("*.csv"):
         if file.name != "manifest.csv":
             file.unlink()
-    again = _workspace(organs, "resumed", **TRAINED).run(
-        "vfmgl", progress=False
-    )
+    again = _workspace(organs, "resumed", **TRAINED).run("vfmgl", progress=False)
     assert again.folder == copied and len(json.loads((copied / "environment.json").read_text())) == 2
     for name in ("predictions.csv", "metrics.csv", f"rounds/{again.last_round:03d}/A.student.safetensors"):
         assert (copied / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
@@ -224,13 +222,13 @@ def test_maps_are_of_the_foreground_or_of_the_class_asked_for(studies):
     manifest, size = workspace.manifest, SIDE
     tests = {center: ImageDataset(manifest, manifest.select(center, "test"), size) for center in "AB"}
     students = {center: done["vfmgl"].student(center) for center in "AB"}
-    found = {label: local_models.maps_of(students, tests, "bottleneck", label=label) for label in (None, 1, 3)}
+    found = {label: local_models.maps_of(students, tests, "bottleneck", target=label) for label in (None, 1, 3)}
     first = [np.stack(list(table["map"])) for table in found.values()]
     assert not np.allclose(first[0], first[1]) and not np.allclose(first[1], first[2])
     places = {label: local_models.known_lesions(manifest, found[label]["id"], size, False, label) for label in found}
     for name, whole in places[None].items():
         assert whole.dtype == bool and (places[1][name] <= whole).all() and not (places[1][name] & places[3][name]).any()
-    summary = local_models.localise(students, manifest, found[1], places[1], "bottleneck", 0, label=1)
+    summary = local_models.localise(students, manifest, found[1], places[1], "bottleneck", 0, target=1)
     assert set(summary["model"]) == {"trained", "random weights"} and summary["area"].between(0, 1).all()
 
 

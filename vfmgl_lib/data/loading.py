@@ -67,7 +67,7 @@ class ImageDataset(Dataset):
         self._root, self._reading = manifest.root, manifest.reading
         self._paths = self.table["path"].tolist()
         self._labels = self.table["label"].tolist()
-        self._has_masks = manifest.task_kind == "segmentation"
+        self.is_segmentation = manifest.task_kind == "segmentation"
         self._cache: dict[int, dict[str, torch.Tensor]] = {}
         self._cache_limit = cache_bytes
         self._cache_used = 0
@@ -82,7 +82,9 @@ class ImageDataset(Dataset):
             stored = self._read(row)
             self._keep(row, stored)
         images = {name: oriented(pixels, orientation).float() / 255 for name, pixels in stored.items() if name != "mask"}
-        target = oriented(stored["mask"], orientation).long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
+        target = (
+            oriented(stored["mask"], orientation).long() if self.is_segmentation else torch.tensor(self._labels[row], dtype=torch.int64)
+        )
         return {**images, "target": target, "row": row, "orientation": orientation}
 
     def __getstate__(self) -> dict:
@@ -95,7 +97,7 @@ class ImageDataset(Dataset):
         stored = {"image": _resized(original, self.image_size)}
         if self.teacher_size is not None:
             stored["teacher_image"] = _resized(original, self.teacher_size)
-        if self._has_masks:
+        if self.is_segmentation:
             name = self._labels[row]
             pixels = self._decoded(partial(decode_mask, mask_values=self.mask_values), name)
             if problem := size_problem(path, original.size, name, pixels):

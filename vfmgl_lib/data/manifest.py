@@ -385,8 +385,8 @@ def _absent_classes(manifest: Manifest) -> list[str]:
         if absent and labels.nunique() > 1:
             named = ", ".join(map(repr, absent))
             warnings.append(
-                f"center {center!r}: none of the {len(labels)} {split} samples is of class {named}: there its one-vs-rest AUC and all means "
-                "over the classes are NaN"
+                f"center {center!r}: none of the {len(labels)} {split} samples is of class {named}; its one-vs-rest AUC there, and the "
+                "means over the classes, are NaN"
             )
     return warnings
 

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from vfmgl_lib.data.names import same_name
+from vfmgl_lib.evaluation.classification import is_classification
 from vfmgl_lib.evaluation.margin import lower_is_better, within
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
@@ -247,8 +248,8 @@ def subgroups(
         raise ValueError(f"one model can be chosen by one run only: predictions must be of one seed, got {sorted(rows['seed'].unique())}")
     homes = {center: center for center in mine["test_center"]} | dict(chosen or {})
     tested = rows[rows["split"] == "test"]
-    if patients is None or "probability" not in final:
-        why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
+    if patients is None or not is_classification(final):
+        why = NO_TABLE if is_classification(final) else "a segmentation has no subgroups: the paper's are of the endometrial task"
         absent = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
         return pd.DataFrame(absent).assign(seed=rows["seed"].iloc[0])
     age = float(patients["age"].mean()) if age is None else age

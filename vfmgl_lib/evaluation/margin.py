@@ -18,14 +18,16 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from vfmgl_lib.evaluation.classification import class_names, is_classification
+from vfmgl_lib.evaluation.one_vs_rest import auc_of
 from vfmgl_lib.evaluation.results import NOT_LOCAL, check_predictions, paired, paired_estimate, patient_differences, side_values
 from vfmgl_lib.evaluation.segmentation import (
     DISTANCES,
+    class_column,
     class_titles,
     distance_names,
     is_distance,
     metric_and_class,
-    of_class,
     overlap_names,
 )
 
@@ -66,14 +68,16 @@ def margin_limits(
 
     Args:
         final: final predictions; of several seeds the mean differences count, so that limits are of these runs, for other patients.
-        metric: "auc", or of a segmentation any of its overlaps, and distances if they were measured.
+        metric: "auc" (of more than two classes also "auc[<class>]"), or of a segmentation any of its overlaps, and distances if they were
+            measured.
         unit: "patient" or "image" (`prediction.scoring_unit`).
     Returns: model_center, test_center, ahead (the model's metric less the own model's, of distances the other way round: more is better),
         limit (one-sided 95 %, from below), worst (the patient who loses most, in the same sense; NaN of an AUC), patients, reason (why
         limit is NaN: too few patients; the own model is at 0 in most images; images that only a pixel of both models would define).
     Raises: ValueError: a metric that is not compared by patient; models with different test sets of a centre.
     """
-    known = ("auc",) if "probability" in final else overlap_names(final) + distance_names(final)
+    of_classes = is_classification(final)
+    known = ("auc", *map(auc_of, class_names(final))) if of_classes else overlap_names(final) + distance_names(final)
     if metric not in known:
         raise ValueError(f"metric {metric!r} has no limit by patient, these predictions have it for {', '.join(known)}")
     check_predictions(final)
@@ -92,8 +96,8 @@ def margin_limits(
             continue
         estimate, _ = paired_estimate(pairs, metric, unit)
         sign = -1 if lower_is_better(metric) else 1
-        worst = math.nan if metric == "auc" or math.isnan(estimate.value) else float((sign * patient_differences(pairs, metric)).min())
-        reason = estimate.reason or ("" if metric == "auc" else _incomparable(pairs, metric, test))
+        worst = math.nan if of_classes or math.isnan(estimate.value) else float((sign * patient_differences(pairs, metric)).min())
+        reason = estimate.reason or ("" if of_classes else _incomparable(pairs, metric, test))
         limit = estimate._replace(value=sign * estimate.value, reason=reason).lower()
         reason = f"no limit: {reason}" if reason else ""
         found.append((model, test, sign * estimate.value, limit, worst, estimate.patients, reason))
@@ -104,7 +108,7 @@ def _incomparable(pairs: Sequence[pd.DataFrame], metric: str, test: str) -> str:
     """Why a limit would be of something else: images left out because a model finds nothing, or an own model that finds nothing."""
     images, (_, title) = sum(map(len, pairs)), metric_and_class(metric)
     values = [side_values(pair, metric) for pair in pairs]
-    inside = [name if title is None else of_class(name, title) for name in ("tp", "fn")]
+    inside = [name if title is None else class_column(name, title) for name in ("tp", "fn")]
     dropped = sum(
         int(((mine.isna() | own.isna()) & ((pair[inside].sum(axis=1) > 0) | (mine.isna() != own.isna()))).sum())
         for pair, (mine, own) in zip(pairs, values, strict=True)

@@ -22,17 +22,19 @@ from tqdm import tqdm
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
-from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.evaluation.metric import AT_CUTOFF, ONE_CLASS, Metric, is_share, measured, metric_names, no_cutoff, parts, units_of
+from vfmgl_lib.evaluation.classification import by_patient, class_names, is_classification, probability_columns
+from vfmgl_lib.evaluation.metric import ONE_CLASS, Metric, calls, is_share, measured, metric_names, no_cutoff, parts, units_of
+from vfmgl_lib.evaluation.multiclass import BOOTSTRAP, BOOTSTRAPPED, bootstrapped, no_sample_of
+from vfmgl_lib.evaluation.one_vs_rest import AUC_OF, auc_of, of_class
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
 from vfmgl_lib.evaluation.segmentation import (
     COUNTS,
     DISTANCES,
+    class_column,
     class_distances,
     class_titles,
     count_columns,
     is_distance,
-    of_class,
     overlap_names,
     overlaps,
 )
@@ -50,6 +52,7 @@ NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre'
 OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
 COMPARED = "seed split_id budget center metric method reference difference low high p p_holm test n patients reason".split()
 NO_COMPARISON = "no comparison"  # the last words of why a control is none
+TOGETHER = 1e-3  # by so much the probabilities of K classes may miss 1, as rounded ones do
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
@@ -85,7 +88,7 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
         classes also of each (`segmentation.class_distances`); that of a classification as it came.
     Raises: ValueError: a prediction without a mask in the manifest, or a file that is not there; names it.
     """
-    if "probability" in final:
+    if is_classification(final):
         return final
     truth = manifest.table.set_index("id")
     unit = "mm" if (manifest.table["spacing"] != "").all() else "px"
@@ -107,7 +110,7 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
         measured[path] = class_distances(predicted, mask, manifest.classes, spacing)
     columns: dict[str, list] = {}
     for title in [None, *class_titles(final)[1:]]:
-        assd, hd95, reason, why = (n if title is None else of_class(n, title) for n in (*DISTANCES, "reason", "distance_reason"))
+        assd, hd95, reason, why = (n if title is None else class_column(n, title) for n in (*DISTANCES, "reason", "distance_reason"))
         for name in (assd, hd95):
             columns[name] = [measured[path][name] if path in measured else math.nan for path in final["mask_path"]]
         columns["distance_unit"] = [unit] * len(final)
@@ -146,7 +149,8 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
     Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
         interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on: its split is "val" or
-        "train", n its patients. "brier" is the mean squared difference of probability and label. model_center and test_center "all":
+        "train", n its patients. "brier" is the mean squared difference of probability and label; what more than two
+        classes have says `metric.metric_names`. model_center and test_center "all":
         every centre's own model on its own test set, counted together (no AUC: scores of different models are not on one scale).
     Raises: ValueError: `check_predictions`.
     """
@@ -169,26 +173,31 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
                 rows += [_row(*_with_interval(metric, units, unit), about, model, test, split) for metric in metrics]
                 if model == test and split == "test":
                     homes[model] = units
-                    without += [model] if cutoff is None or math.isnan(cutoff) else []
+                    without += [model] if not class_names(part) and (cutoff is None or math.isnan(cutoff)) else []
         if homes:  # counted together, undefined where one model has no cutoff and so calls nobody
             pooled = pd.concat(homes.values(), ignore_index=True)
-            names = AT_CUTOFF if "probability" in pooled else metric_names(pooled)
+            names = calls(of_run) if is_classification(pooled) else metric_names(pooled)
             metrics = measured(pooled, pooled, names, f"no cutoff at {', '.join(without)}" if without else "")
             rows += [_row(*_with_interval(metric, pooled, unit), about, ALL, ALL, "test") for metric in metrics]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def check_predictions(final: pd.DataFrame) -> None:
-    """Raises: ValueError: a probability outside [0, 1], a number of pixels that is negative or missing; names the sample.
+    """Raises: ValueError: a probability outside [0, 1], those of K classes that are not 1 together, a label that is no class, a number of
+    pixels that is negative or missing; names the sample.
 
-    NaN for the probability, or for all numbers of pixels, is an undefined prediction and is right.
+    NaN for the probability, for all of them or for all numbers of pixels, is an undefined prediction and is right.
     """
-    if "probability" in final:
-        wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
+    if columns := probability_columns(final):
+        wrong, right = ~(final[columns].ge(0) & final[columns].le(1)).all(axis=1), "the probability must lie in [0, 1]"
+        if len(columns) > 1:
+            wrong |= ((final[columns].sum(axis=1) - 1).abs() > TOGETHER) | ~final["label"].astype(int).between(0, len(columns) - 1)
+            right = f"the probabilities must lie in [0, 1] and be 1 together, the label a class from 0 to {len(columns) - 1}"
+            columns = [*columns, "label"]
     else:
         columns, right = count_columns(final), "numbers of pixels must be at least 0"
         wrong = ~final[columns].ge(0).all(axis=1)
-    wrong &= ~final[columns].isna().all(axis=1)
+    wrong &= ~final[[name for name in columns if name != "label"]].isna().all(axis=1)
     if wrong.any():
         row = final[wrong].iloc[0]
         raise ValueError(
@@ -209,7 +218,12 @@ def _with_interval(metric: Metric, units: pd.DataFrame, unit: str) -> tuple[Metr
     if math.isnan(metric.value):
         return metric, unit, NO_INTERVAL, ""
     patient, clustered = units["patient"].to_numpy(), units["patient"].duplicated().any()
-    if metric.name == "auc":
+    if metric.name in BOOTSTRAPPED and class_names(units):
+        interval = bootstrapped(units, metric.name)
+        return metric, unit, interval, BOOTSTRAP if math.isfinite(interval.low) else ""
+    if one := AUC_OF.fullmatch(metric.name):
+        units = of_class(units, one[1])
+    if metric.name == "auc" or one:
         interval = statistics.auc_interval(units["probability"].to_numpy(), units["label"].to_numpy(), patient)
         how = DISJOINT if metric.value in (0, 1) else CLUSTERED if clustered else "DeLong"
     elif is_share(units, metric.name) and not clustered:
@@ -238,7 +252,8 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
         final: final predictions; with a column `no_comparison` (`study.study.mark_controls`) what it says is the reason of rows that
             have no difference and no p, and are in no family.
         unit: as for `results_table`.
-        metrics: "auc" (default of a classification); any of `segmentation.overlap_names` (default "dice").
+        metrics: "auc" (default of a classification), of more than two classes also "auc[<class>]"; any of `segmentation.overlap_names`
+            (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
         patients of their mean differences), low, high, p, p_holm, test, n (samples), patients, reason.
     Raises: ValueError: the reference is not there; two methods with different test sets (names samples); `check_predictions`.
@@ -246,7 +261,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
     check_predictions(final)
     if reference not in set(final["method"]):
         raise ValueError(f"the reference {reference!r} is not among the methods {', '.join(dict.fromkeys(final['method']))}")
-    wanted = metrics or (["auc"] if "probability" in final else ["dice"])
+    wanted = metrics or (["auc"] if is_classification(final) else ["dice"])
     own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
     found = []
     for (run_seed, split_id, budget, center), rows in own.groupby(["seed", "split_id", "budget", "test_center"], sort=False):
@@ -256,7 +271,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
             pair = paired(sides[first], sides[method], first, method, center)
             nothing = next(filter(None, sides[method].get("no_comparison", ())), "")
             for metric in wanted:
-                if metric not in (possible := overlap_names(pair) if "tp" in pair else ("auc",)):
+                if metric not in (possible := overlap_names(pair) if "tp" in pair else ("auc", *map(auc_of, class_names(pair)))):
                     raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
                 about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
                 tested = _tested([pair], metric, unit)
@@ -297,10 +312,10 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
             f"only one of them has {', '.join(alone[:3])} ({len(alone)} in all)"
         )
     pair = first.merge(second, on="id", suffixes=("", "_other"), validate="one_to_one")
-    if "probability" in pair:
+    if is_classification(pair):
         differing = pair["label"] != pair["label_other"]
     else:
-        apart = [[of_class(name, title) for name in ("tp", "fn")] for title in class_titles(first)]
+        apart = [[class_column(name, title) for name in ("tp", "fn")] for title in class_titles(first)]
         sums = [
             pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS), *apart)
         ]
@@ -314,8 +329,9 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
 
 def _tested(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> dict:
     estimate, n = paired_estimate(pairs, metric, unit)
-    clustered = "by patient" if metric == "auc" and n > estimate.patients else ""
-    name = " ".join(filter(None, ["paired DeLong" if metric == "auc" else "paired t over patients", clustered]))
+    is_auc = metric.startswith("auc")
+    clustered = "by patient" if is_auc and n > estimate.patients else ""
+    name = " ".join(filter(None, ["paired DeLong" if is_auc else "paired t over patients", clustered]))
     found = estimate.test()
     return {**found._asdict(), "test": name if math.isfinite(found.p) else "", "n": n, "patients": estimate.patients}
 
@@ -323,19 +339,22 @@ def _tested(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> dict:
 def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tuple[statistics.Estimate, int]:
     """The difference of two models on the same samples, judged by patient, and over how many samples it is.
 
-    AUC: DeLong's covariance, patients with several samples as clusters. Overlaps and distances: the mean over patients of each patient's
-    mean difference. Of several runs the mean difference counts: it is that of these very runs, for other patients.
+    AUC: DeLong's covariance, patients with several samples as clusters (of the mean over classes `statistics.macro_auc_contrast`).
+    Overlaps and distances: the mean over patients of each patient's mean difference. Of several runs the mean difference counts: it is that
+    of these very runs, for other patients.
 
     Args:
         pairs: from `paired`, one a run, all of the same samples.
-        metric: "auc", any of `segmentation.overlap_names`, or of `segmentation.distance_names` where they were measured.
+        metric: "auc", "auc[<class>]", any of `segmentation.overlap_names`, or of `segmentation.distance_names` where they were measured.
         unit: as for `results_table`.
     """
-    column = "tp" if "tp" in pairs[0] else "probability"
-    if count := sum(int(pair[[column, f"{column}_other"]].isna().any(axis=1).sum()) for pair in pairs):
+    columns = [f"{name}{side}" for name in probability_columns(pairs[0]) or ["tp"] for side in ("", "_other")]
+    if count := sum(int(pair[columns].isna().any(axis=1).sum()) for pair in pairs):
         patients = pairs[0]["patient"].nunique()
         reason = f"{count} of {sum(map(len, pairs))} pairs have an undefined prediction: a model gives NaN or infinity"
         return statistics.Estimate(math.nan, math.nan, math.nan, patients, reason), patients if unit == "patient" else len(pairs[0])
+    if one := AUC_OF.fullmatch(metric):
+        return _auc_difference([of_class(pair, one[1]) for pair in pairs], unit)
     if metric == "auc":
         return _auc_difference(pairs, unit)
     difference = _differences(pairs, metric)
@@ -368,16 +387,22 @@ def side_values(pair: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
 
 
 def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistics.Estimate, int]:
-    sides = ["probability", "probability_other"]
+    names, columns = class_names(pairs[0]), probability_columns(pairs[0])
+    sides = [[f"{name}{side}" for name in columns] for side in ("", "_other")]
     if unit == "patient":
         for pair in pairs:
             by_patient(pair)  # refuses a patient with images of both classes
     by = [pair.groupby("patient" if unit == "patient" else "id", sort=True) for pair in pairs]
-    tables = [samples[[*sides, "label"]].mean() for samples in by]
+    tables = [samples[[*sides[0], *sides[1], "label"]].mean() for samples in by]
     label, patient = tables[0]["label"].to_numpy(dtype=int), by[0]["patient"].first().to_numpy()
-    if len(np.unique(label)) < 2:
+    reason = no_sample_of(label, names) if names else ""
+    if not names and len(np.unique(label)) < 2:
         reason = f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"
+    if reason:
         return statistics.Estimate(math.nan, math.nan, math.nan, len(np.unique(patient)), reason), len(label)
-    scores = np.stack([table[side].to_numpy() for table in tables for side in sides])
     weights = (np.tile([1.0, -1.0], len(pairs)) / len(pairs)).tolist()
+    if names:
+        chances = np.stack([table[side].to_numpy() for table in tables for side in sides])
+        return statistics.macro_auc_contrast(chances, label, weights, patient), len(label)
+    scores = np.stack([table[side[0]].to_numpy() for table in tables for side in sides])
     return statistics.auc_contrast(scores, label, weights, patient), len(label)

@@ -82,9 +82,15 @@ def image_statistics(samples: pd.DataFrame) -> pd.DataFrame:
 def sample_counts(manifest: Manifest) -> pd.DataFrame:
     """Per centre and split: center, split, images, patients and positive_share.
 
-    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation).
+    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation). Of a
+    classification with more than two classes there is the share of each, `share[<class>]`, in its place.
     """
     table = manifest.table
+    if manifest.task_kind == "classification" and len(manifest.classes) > 2:
+        shares = {share_of(name): (table["label"] == number).astype(float) for number, name in enumerate(manifest.classes)}
+        groups = table.assign(**shares, split=pd.Categorical(table["split"], SPLITS)).groupby(["center", "split"], observed=True)
+        counts = groups.agg(images=("id", "size"), patients=("patient", "nunique")).join(groups[list(shares)].mean())
+        return counts.reset_index().astype({"split": str})
     if manifest.task_kind == "classification":
         positive = (table["label"] == 1).astype(float)
     else:
@@ -94,6 +100,17 @@ def sample_counts(manifest: Manifest) -> pd.DataFrame:
     groups = in_order.groupby(["center", "split"], observed=True)
     counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
     return counts.reset_index().astype({"split": str})
+
+
+def share_of(name: str) -> str:
+    """The column of `sample_counts` of one of more than two classes."""
+    return f"share[{name}]"
+
+
+def prevalence(counts: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """A table of `sample_counts` for print: centre, split, images, patients, then "positive" or the name of each class."""
+    names = {share_of(name): name for name in classes}
+    return counts.rename(columns={"center": "centre", "positive_share": "positive"} | names)
 
 
 def _mask_of(manifest: Manifest, name: str) -> np.ndarray:

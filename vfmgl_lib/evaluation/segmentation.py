@@ -35,7 +35,7 @@ NEITHER = "empty prediction and mask"  # why a distance is undefined
 _OF_CLASS = re.compile(r"(\w+)\[(.*)\]", re.DOTALL)
 
 
-def of_class(name: str, title: str) -> str:
+def class_column(name: str, title: str) -> str:
     """A metric or a number of pixels of one class, as columns and tables of metrics have it: "dice[kidney]"."""
     return f"{name}[{title}]"
 
@@ -59,7 +59,7 @@ def count_columns(columns: Iterable[str]) -> list[str]:
 
 def overlap_names(columns: Iterable[str]) -> tuple[str, ...]:
     """The metrics of overlap that a table with these counts has."""
-    return (*OVERLAPS, *(of_class(name, title) for title in class_titles(columns)[1:] for name in OF_CLASSES))
+    return (*OVERLAPS, *(class_column(name, title) for title in class_titles(columns)[1:] for name in OF_CLASSES))
 
 
 def distance_names(columns: Iterable[str]) -> tuple[str, ...]:
@@ -83,14 +83,14 @@ def image_counts(predicted: np.ndarray, mask: np.ndarray, classes: Sequence[str]
         return pixel_counts(predicted == 1, mask == 1)
     apart = [pixel_counts(predicted == place, mask == place) for place in range(len(classes))]
     sums = {name: sum(counts[name] for counts in apart[1:]) for name in COUNTS}
-    return sums | {of_class(name, title): counts[name] for title, counts in zip(classes, apart, strict=True) for name in COUNTS}
+    return sums | {class_column(name, title): counts[name] for title, counts in zip(classes, apart, strict=True) for name in COUNTS}
 
 
 def image_dice(counts: dict[str, int]) -> dict[str, float]:
     """Dice of one image, from `image_counts`: dice, and of more than two classes that of each foreground class, of which it is the mean."""
     if not (titles := class_titles(counts)[1:]):
         return {"dice": float(dice(counts["tp"], counts["fp"], counts["fn"]))}
-    apart = {of_class("dice", title): float(dice(*(counts[of_class(name, title)] for name in COUNTS[:3]))) for title in titles}
+    apart = {class_column("dice", title): float(dice(*(counts[class_column(name, title)] for name in COUNTS[:3]))) for title in titles}
     return {"dice": float(np.mean(list(apart.values()))), **apart}
 
 
@@ -147,10 +147,10 @@ def overlaps(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _overlaps_of_classes(counts: pd.DataFrame, titles: Sequence[str]) -> pd.DataFrame:
-    apart = {title: overlaps(counts[[of_class(name, title) for name in COUNTS]].set_axis(COUNTS, axis=1)) for title in titles}
+    apart = {title: overlaps(counts[[class_column(name, title) for name in COUNTS]].set_axis(COUNTS, axis=1)) for title in titles}
     values = {name: _mean_where_defined([apart[title][name].to_numpy() for title in titles[1:]]) for name in OF_CLASSES}
     values["dice_mean_of_classes"] = np.mean([part["dice"].to_numpy() for part in apart.values()], axis=0)
-    values |= {of_class(name, title): apart[title][name].to_numpy() for title in titles[1:] for name in OF_CLASSES}
+    values |= {class_column(name, title): apart[title][name].to_numpy() for title in titles[1:] for name in OF_CLASSES}
     return pd.DataFrame(values, index=counts.index)[list(overlap_names(counts.columns))]
 
 
@@ -206,7 +206,7 @@ def class_distances(
     there = {title: found for title, found in apart.items() if found["reason"] != NEITHER}
     reasons = [f"{title}: {found['reason']}" for title, found in there.items() if found["reason"]]
     means = {name: float(np.mean([found[name] for found in there.values()])) if there else math.nan for name in DISTANCES}
-    each = {of_class(name, title): value for title, found in apart.items() for name, value in found.items()}
+    each = {class_column(name, title): value for title, found in apart.items() for name, value in found.items()}
     return {**means, "reason": "; ".join(reasons) if there else NEITHER, **each}
 
 

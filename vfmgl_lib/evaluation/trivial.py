@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.evaluation.classification import probability_column
 from vfmgl_lib.evaluation.segmentation import image_counts, image_dice
 
 Rule = Callable[[np.ndarray], np.ndarray]  # a grey image (S, S) in [0, 1] -> class indices (S, S)
@@ -41,7 +42,8 @@ def color_statistics(data: ImageDataset) -> np.ndarray:
 def trivial_classification(train: ImageDataset, others: list[ImageDataset]) -> list[pd.DataFrame]:
     """Logistic regression on colour statistics of one centre's training set, applied to each data set of `others`.
 
-    Returns: tables as `evaluation.prediction.predict` gives them. A training set of one class yields that class's frequency (0 or 1).
+    Returns: tables as `evaluation.prediction.predict` gives them. A training set of one class yields that class's frequency (0 or 1); of
+        more than two classes one that the training set lacks has the probability 0.
     """
     labels = train.table["label"].to_numpy(dtype=int)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -50,6 +52,12 @@ def trivial_classification(train: ImageDataset, others: list[ImageDataset]) -> l
         model.fit(color_statistics(train), labels)
     tables = []
     for data in others:
+        if len(names := train.classes) > 2:
+            chances = np.zeros((len(data), len(names)))
+            chances[:, np.unique(labels)] = 1 if one_class else model.predict_proba(color_statistics(data))
+            table = _about(data).assign(**{probability_column(name): chances[:, number] for number, name in enumerate(names)})
+            tables.append(table.assign(label=data.table["label"].to_numpy(dtype=int)))
+            continue
         probability = np.full(len(data), float(labels[0])) if one_class else model.predict_proba(color_statistics(data))[:, 1]
         tables.append(_about(data).assign(probability=probability, label=data.table["label"].to_numpy(dtype=int)))
     return tables

@@ -42,7 +42,7 @@ from vfmgl_lib.figures.style import (
     text_on,
     write_in_panel,
 )
-from vfmgl_lib.figures.words import LENGTHS, SHORT, TITLES, axis_label, seeds_there, set_sizes, undefined
+from vfmgl_lib.figures.words import LENGTHS, axis_label, seeds_there, set_sizes, short, title, undefined
 from vfmgl_lib.methods.registry import METHODS
 
 PAPER: dict[str, Any] = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
@@ -240,7 +240,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         axis.set_xlabel("test set of centre")
     for axis in axes[:, 0]:
         axis.set_ylabel("model of centre")
-    title = axis_label(metric, table) if distance else SHORT[metric]
+    title = axis_label(metric, table) if distance else short(metric)
     for line, picture, label in zip(axes, pictures, (title, f"change of {title}"), strict=True):
         if picture is not None:
             figure.colorbar(picture, ax=list(line), shrink=0.9, pad=0.01, label=label)
@@ -376,7 +376,7 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
                     style = GROUP_STYLE[group]
                     axis.plot([row.low, row.high], [place + shift] * 2, color=style["color"], linewidth=1)
                     axis.plot(row.value, place + shift, linestyle="none", markersize=4, **style)
-        axis.set(xlim=(-0.02, 1.02), xlabel=TITLES.get(metric, metric), ylim=(len(centers) - 0.5, -0.5))
+        axis.set(xlim=(-0.02, 1.02), xlabel=title(metric), ylim=(len(centers) - 0.5, -0.5))
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.tick_params(axis="y", length=0)
         grid(axis, "x")

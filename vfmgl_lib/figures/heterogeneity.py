@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from vfmgl_lib.evaluation.heterogeneity import STAINS
 from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
+    COLORS,
     DOUBLE,
     FAINT,
     MM,
@@ -160,10 +161,10 @@ def brightness_contrast(statistics: pd.DataFrame, all_centers: Sequence[str] | N
 
 @journal
 def counts(table: pd.DataFrame, positive: str) -> Figure:
-    """Images per centre and split, and how much of them is positive.
+    """Images per centre and split, and how much of them is positive, or of each of more than two classes.
 
     Args:
-        table: center, split, images, patients, positive_share (0 to 1).
+        table: from `evaluation.samples.sample_counts`: center, split, images, patients, positive_share or share[<class>] (0 to 1).
         positive: what positive_share is a share of, e.g. "images of class MI".
     """
     centers = sorted(table["center"].unique())
@@ -178,6 +179,8 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
         images = rows["images"].fillna(0).to_numpy()
         left.barh(places, images, left=start, height=0.62, color=color, label=split)
         start = start + images
+        if "positive_share" not in rows:
+            continue
         jitter = {"train": -0.2, "val": 0.0, "test": 0.2}[split]
         right.plot(100 * rows["positive_share"], places + jitter, "o", color=color, markeredgecolor="#3B4F63", markeredgewidth=0.6)
     for place, center, total in zip(places, centers, start, strict=True):
@@ -187,12 +190,29 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
         )
     left.set(yticks=places, yticklabels=[printed[c] for c in centers], xlabel="images", xlim=(0, 1.45 * start.max()))
     left.invert_yaxis()
-    right.set(xlabel=f"{positive} (%)", xlim=(0, max(100 * table["positive_share"].max() * 1.15, 1)))
+    if "positive_share" in table:
+        right.set(xlabel=f"{positive} (%)", xlim=(0, max(100 * table["positive_share"].max() * 1.15, 1)))
+    else:
+        _class_shares(right, table, centers)
     for place in places[:-1]:
         right.axhline(place + 0.5, color=FAINT, linewidth=0.5)
     grid(right, "x")
     share_legend(figure, left)
     return figure
+
+
+def _class_shares(axis: Axes, table: pd.DataFrame, centers: Sequence[str]) -> None:
+    """A bar a centre: the shares of the classes in all its images."""
+    columns = [name for name in table if str(name).startswith("share[")]
+    weighted = table[columns].mul(table["images"], axis=0).groupby(table["center"]).sum()
+    shares = weighted.div(table.groupby("center")["images"].sum(), axis=0).reindex(centers)
+    printed, start = names([name[len("share[") : -1] for name in columns]), np.zeros(len(centers))
+    for place, (column, name) in enumerate(zip(columns, printed.values(), strict=True)):
+        share = 100 * shares[column].to_numpy()
+        axis.barh(np.arange(len(centers)), share, left=start, height=0.62, color=COLORS[place % len(COLORS)], label=name)
+        start = start + share
+    axis.set(xlabel="images of each class (%)", xlim=(0, 100))
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(columns)), fontsize=6)
 
 
 @journal

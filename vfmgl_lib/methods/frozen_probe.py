@@ -1,6 +1,7 @@
 """The frozen foundation model with a linear classifier (the paper's Virchow row; Vorontsov et al. 2024 for Virchow's own probes).
 
-Classification: logistic regression on the mean of the last block's patch tokens, standardised on the centre's own training set.
+Classification: logistic regression (of more than two classes multinomial) on the mean of the last block's patch tokens, standardised on the
+centre's own training set.
 Segmentation: logistic regression on each patch token, labelled by the share of its patch that the mask covers; its logits are upsampled
 bilinearly to the student's size, and their bias is moved so that 0.5 becomes the cutoff with the highest mean Dice on the training set: a
 probe that is fitted to shares reaches 0.5 nowhere where the structures are small. More than two classes have a multinomial logistic
@@ -111,7 +112,7 @@ class Probe(Student):
             rows = embeddings.permute(0, 2, 3, 1).flatten(0, 2)
         else:
             share, rows = targets.double() if classes == 2 else F.one_hot(targets, classes).double(), embeddings
-        fitted = linear_classifier if classes == 2 else multinomial_classifier
+        fitted = linear_classifier if classes == 2 else linear_classifiers
         weight, bias = fitted(rows.double().cpu().numpy(), share.cpu().numpy(), inverse_regularization)
         with torch.no_grad():
             if classes == 2:  # class 0 has the logit 0
@@ -183,30 +184,32 @@ def linear_classifier(rows: np.ndarray, share: np.ndarray, inverse_regularizatio
     return weight, float(model.intercept_[0] - weight @ scaler.mean_)
 
 
-def multinomial_classifier(rows: np.ndarray, shares: np.ndarray, inverse_regularization: float) -> tuple[np.ndarray, np.ndarray]:
-    """Multinomial logistic regression on standardised rows, as weight (K, C) and bias (K,) of the rows as they are.
+def linear_classifiers(rows: np.ndarray, shares: np.ndarray, inverse_regularization: float) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression on standardised rows, as weights (K, C) and biases (K,) of the rows as they are.
 
     Args:
-        rows: (n, C).  shares: (n, K) in [0, 1], each row's sum is 1: a row between classes counts for all of them, by their shares.
-    Returns: logits = rows @ weight.T + bias. A class that no row has gets weight 0 and a bias that rules it out.
+        rows: (n, C).  shares: (n, K), K > 2, in [0, 1], each row's sum is 1: a row between classes counts for all of them, by their shares.
+    Returns: logits = rows @ weights.T + biases. Of a class without a row the weights are 0 and the bias is so low that it is never called:
+        the highest logit of the others is never below 0.
     """
-    classes = shares.shape[1]
-    weight, bias = np.zeros((classes, rows.shape[1])), np.full(classes, -CERTAIN)
-    there = np.flatnonzero(shares.any(axis=0))
-    bias[there] = 0.0
-    if len(there) == 1:
-        return weight, bias
+    weights, biases = np.zeros((shares.shape[1], rows.shape[1])), np.full(shares.shape[1], -CERTAIN)
+    present = np.flatnonzero(shares.any(axis=0))
+    biases[present] = 0
+    if len(present) == 1:
+        return weights, biases
     scaler = StandardScaler().fit(rows)
-    standard, owned = scaler.transform(rows), [shares[:, place] > 0 for place in there]
+    standard, owned = scaler.transform(rows), [shares[:, place] > 0 for place in present]
     model = LogisticRegression(C=inverse_regularization, max_iter=ITERATIONS).fit(
         np.concatenate([standard[own] for own in owned]),
-        np.repeat(there, [own.sum() for own in owned]),
-        sample_weight=np.concatenate([shares[own, place] for own, place in zip(owned, there, strict=True)]),
+        np.repeat(present, [own.sum() for own in owned]),
+        sample_weight=np.concatenate([shares[own, place] for own, place in zip(owned, present, strict=True)]),
     )
-    last = there[1:] if len(there) == 2 else there  # of two classes scikit-learn has the second's logit alone
-    weight[last] = model.coef_ / scaler.scale_
-    bias[last] = model.intercept_ - weight[last] @ scaler.mean_
-    return weight, bias
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(present) == 2:  # scikit-learn gives the second's alone; the first has the logit 0
+        coefficients, intercepts = np.concatenate([0 * coefficients, coefficients]), np.concatenate([0 * intercepts, intercepts])
+    weights[present] = coefficients / scaler.scale_
+    biases[present] = intercepts - weights[present] @ scaler.mean_
+    return weights, biases
 
 
 def fit_probe(client: Client, probe: Probe, progress: Callable[[int], object] = lambda batches: None) -> tuple[Tensor, Tensor]:
@@ -247,8 +250,8 @@ def new_probe(client: Client) -> Probe:
     """An unfitted probe on the client's teacher."""
     settings = client.settings
     assert client.teacher is not None
-    size = settings.data.image_size if settings.is_segmentation else None
-    return Probe(client.teacher, client.cache, size, len(client.data.classes)).to(client.device)
+    output_size = settings.data.image_size if settings.is_segmentation else None
+    return Probe(client.teacher, client.cache, output_size, settings.data.class_count).to(client.device)
 
 
 METHODS = (

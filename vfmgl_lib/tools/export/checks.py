@@ -13,7 +13,9 @@ import torch
 from vfmgl_lib.data.images import decode_image, decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.preprocessing import squashed
+from vfmgl_lib.evaluation.classification import class_names, own_class, probability_column, probability_columns
 from vfmgl_lib.evaluation.metric import metrics_of
+from vfmgl_lib.evaluation.rounds import with_order
 from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
@@ -130,7 +132,9 @@ def compare_with_study(predictor: Predictor, study: Study) -> pd.DataFrame:
     logits = _by_onnx(predictor, _pixels(study, table))[0]
     tolerance = TOLERANCE if settings.device == "cpu" else float("nan")
     if not settings.is_segmentation:
-        difference = np.abs(predictor.probability(logits) - rows["probability"].to_numpy(dtype=float)).max()
+        found = _as_predictions(study, table, _chances(predictor, logits))
+        columns = probability_columns(found)
+        difference = np.abs(found[columns].to_numpy() - rows[columns].to_numpy(dtype=float)).max()
         return pd.DataFrame([_row("onnx", "study", "probability", len(rows), difference, tolerance)])
     masks = np.stack([decode_mask(study.folder / name, mask_values=study.manifest.mask_values) for name in rows["mask_file"]])
     differing = (_labels(_chances(predictor, logits)) != masks).sum(axis=(1, 2)).max()
@@ -145,7 +149,8 @@ def compare_with_study(predictor: Predictor, study: Study) -> pd.DataFrame:
 def agreement(predictor: Predictor, study: Study) -> pd.DataFrame:
     """The study's own numbers for each test image of the model's centre beside those of the exported model.
 
-    Returns: id, study, predicted: probability of class 1, or the foreground's Dice of a segmentation. No row where the study kept no
+    Returns: id, study, predicted: probability of class 1 (of more than two classes that of the image's own), or the foreground's Dice of a
+        segmentation (`agreement_of`). No row where the study kept no
         predictions of this model.
     """
     about = predictor.description.study
@@ -153,9 +158,18 @@ def agreement(predictor: Predictor, study: Study) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=["id", "study", "predicted"])
     table = study.manifest.table.set_index("id", drop=False).loc[rows["id"]].reset_index(drop=True)
+    found = _as_predictions(study, table, _chances(predictor, _by_onnx(predictor, _pixels(study, table))[0]))
+    if class_names(rows):
+        return pd.DataFrame({"id": table["id"], "study": own_class(rows), "predicted": own_class(found)})
     column = "dice" if study.settings.is_segmentation else "probability"
-    predicted = _as_predictions(study, table, _chances(predictor, _by_onnx(predictor, _pixels(study, table))[0]))[column]
-    return pd.DataFrame({"id": table["id"], "study": rows[column].to_numpy(dtype=float), "predicted": predicted.to_numpy(dtype=float)})
+    return pd.DataFrame({"id": table["id"], "study": rows[column].to_numpy(dtype=float), "predicted": found[column].to_numpy(dtype=float)})
+
+
+def agreement_of(study: Study) -> str:
+    """What `agreement` holds beside one another, in words."""
+    if study.settings.is_segmentation:
+        return "Dice of an image"
+    return "probability of class 1" if len(study.manifest.classes) == 2 else "probability of the image's own class"
 
 
 def refuse(check: pd.DataFrame, files: dict[str, Path]) -> None:
@@ -204,8 +218,8 @@ def int8_cost(full: Predictor, small: Predictor, study: Study, center: str) -> p
 
 
 def _chances(predictor: Predictor, logits: np.ndarray) -> np.ndarray:
-    """(n, ...) the probability of class 1; of more than two classes of pixels (n, K, S, S) those of all."""
-    return predictor.probabilities(logits) if logits.ndim == 4 and logits.shape[1] > 2 else predictor.probability(logits)
+    """Probabilities (n,) or (n, S, S) of class 1; of more than two classes (n, K) or (n, K, S, S) those of all."""
+    return predictor.probabilities(logits) if logits.shape[1] > 2 else predictor.probability(logits)
 
 
 def _labels(chance: np.ndarray) -> np.ndarray:
@@ -214,10 +228,13 @@ def _labels(chance: np.ndarray) -> np.ndarray:
 
 
 def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd.DataFrame:
-    """Rows as `evaluation.prediction.predict` returns them, from probabilities (n,), (n, S, S) or (n, K, S, S)."""
+    """Rows as `evaluation.prediction.predict` returns them, from `_chances`."""
     about = table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
     if chance.ndim == 1:
         return about.assign(probability=chance, label=table["label"])
+    if chance.ndim == 2:
+        columns = {probability_column(name): chance[:, number] for number, name in enumerate(study.manifest.classes)}
+        return with_order(about.assign(**columns, label=table["label"]), study.settings)
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
     predicted, classes, rows = _labels(chance), study.manifest.classes, list[dict]()
     undefined = np.isnan(chance).reshape(len(chance), -1).any(axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,13 +32,22 @@ PIXELS, MILLILITERS = "pixels[{}]", "milliliters[{}]"  # of one of several foreg
 
 
 def columns_of(description: Description) -> list[str]:
-    """The columns of predictions.csv; of more than two classes of pixels each has its own, of a model of volumes with its volume."""
+    """Of predictions.csv, with those of each class where there are more than two.
+
+    A classification has `probability[<class>]` of each instead of one probability, and the class of evidence. A segmentation has the pixels
+    of each foreground class and, where it reads volumes, the millilitres.
+    """
     names = list(COLUMNS[description.kind])
-    if description.kind == "segmentation" and len(description.classes) > 2:
-        kinds = (PIXELS, MILLILITERS) if "volume" in description.reads else (PIXELS,)
-        place = names.index("mask_file")
-        names[place:place] = [kind.format(title) for kind in kinds for title in description.classes[1:]]
-    return names
+    if len(description.classes) == 2:
+        return names
+    if description.kind == "classification":
+        return [*names[:4], *map(probability_of, description.classes), *names[5:7], "evidence_for", *names[7:]]
+    kinds, place = (PIXELS, MILLILITERS) if "volume" in description.reads else (PIXELS,), names.index("mask_file")
+    return [*names[:place], *(kind.format(title) for kind in kinds for title in description.classes[1:]), *names[place:]]
+
+
+def probability_of(name: str) -> str:
+    return f"probability[{name}]"
 
 
 def predict_files(
@@ -47,6 +56,7 @@ def predict_files(
     folder: Path,
     *,
     overlay: bool = False,
+    evidence_for: str = "",
     batch_size: int = 8,
     steps: Steps | None = None,
 ) -> pd.DataFrame:
@@ -55,25 +65,42 @@ def predict_files(
     Args:
         inputs: from `find_inputs`.
         folder: where masks and overlays go, by the input's name.
+        evidence_for: of more than two classes the one whose evidence an overlay shows; "": that of the highest probability.
         batch_size: images or slices at once.
         steps: what an interrupted call of the same arguments has done, of `base.files.resumed_folder`.
     Returns: predictions.csv: a row a file, columns `columns_of`. evidence: what an overlay's colours reach to, in logits; predicted: the
-        class at the cutoff, empty where there is none or where it belongs to patients; foreground: pixels or voxels; error: why a file
+        class at the cutoff (of more than two classes that of the highest probability), empty where there is none or where it belongs to
+        patients; foreground: pixels or voxels; error: why a file
         could not be used or its prediction is undefined, else empty.
     Raises: OSError: an output that cannot be written.
     """
-    kind, names = predictor.description.kind, columns_of(predictor.description)
-    predict, size = (_classified, batch_size) if kind == "classification" else (_segmented, 1)
+    about = predictor.description
+    kind, columns = about.kind, columns_of(about)
+    predict: Callable[..., list[dict]] = _segmented
+    size = batch_size if kind == "classification" else 1
+    if kind == "classification":
+        predict = _classified if len(about.classes) == 2 else partial(_told_apart, evidence_for)
     out, rows = _Outputs(folder, overlay, inputs), list[dict]()
     for number, start in enumerate(range(0, len(inputs), size)):
         made = partial(predict, predictor, inputs[start : start + size], out, batch_size)
         rows += steps.step(number, made) if steps else made()
-    if overlay and any(name.startswith(PIXELS[:7]) for name in names):
-        write_bytes(folder / "overlays" / COLORS_FILE, _color_table(predictor.description))
-    table = pd.DataFrame(rows, columns=names)
-    whole = {name: "Int64" for name in names if name in COUNTS or name.startswith(PIXELS[:7])}
-    texts = [name for name in names if name in ("predicted", "error") or name.endswith("_file")]
+    if overlay and kind == "segmentation" and len(about.classes) > 2:
+        write_bytes(folder / "overlays" / COLORS_FILE, _color_table(about))
+    table = pd.DataFrame(rows, columns=columns)
+    whole = {name: "Int64" for name in columns if name in COUNTS or name.startswith(PIXELS[:7])}
+    texts = [name for name in columns if name in ("predicted", "error", "evidence_for") or name.endswith("_file")]
     return table.astype(whole | dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
+
+
+def captions(predictions: pd.DataFrame) -> list[str]:
+    """What was predicted for each file, for under its picture: "p = 0.31", "foreground 12%", or of more than two classes the likeliest."""
+    if "probability" in predictions:
+        return [f"p = {value:.2f}" for value in predictions["probability"]]
+    if "share" in predictions:
+        return [f"foreground {value:.0%}" for value in predictions["share"]]
+    chances = predictions.filter(regex=r"^probability\[")
+    best = chances.fillna(-1).to_numpy().argmax(axis=1)
+    return [f"{chances.columns[k][len('probability[') : -1]} {chances.iloc[row, k]:.2f}" for row, k in enumerate(best)]
 
 
 class _Outputs:
@@ -125,6 +152,35 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
         row |= {"probability": float(probability), "evidence": float(np.abs(activation).max())}
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
+        if out.overlay:
+            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
+    return list(rows)
+
+
+def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
+    """As `_classified`, of more than two classes."""
+    about = predictor.description
+    rows, images = zip(*(_opened(predictor, file, name) for file, name in inputs), strict=True)
+    usable = [image for image in images if image is not None]
+    if not usable:
+        return list(rows)
+    logits, maps = predictor.run(np.stack([squashed(image, about.image_size) for image in usable]))
+    assert maps is not None  # a classification's model gives it
+    chances = predictor.probabilities(logits)
+    called = np.where(np.isfinite(chances), chances, 0).argmax(1)
+    targets = np.full(len(called), about.classes.index(evidence_for)) if evidence_for else called
+    results = iter(zip(chances, called, targets, predictor.activation(maps, targets), strict=True))
+    for (_, name), row, image in zip(inputs, rows, images, strict=True):
+        if image is None:
+            continue
+        chance, number, target, activation = next(results)
+        if not (np.isfinite(chance).all() and np.isfinite(activation).all()):
+            row["error"] = f"{row['file']}: {UNDEFINED}"
+            continue
+        row |= dict(zip(map(probability_of, about.classes), chance.tolist(), strict=True))
+        row |= {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
+        if about.unit == "image":
+            row["predicted"] = about.classes[number]
         if out.overlay:
             out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
     return list(rows)
@@ -250,7 +306,7 @@ def _enlarged(values: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def evidence_overlay(image: Image.Image, activation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for class 1, orange where against it; strongest at its extreme."""
+    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for its class, orange where against it; strongest at its extreme."""
     wide = _enlarged(activation, *image.size) / max(float(np.abs(activation).max()), 1e-12)
     return _blended(image, wide / 2 + 0.5, "PuOr", np.abs(wide))
 
@@ -291,15 +347,21 @@ def _blended(image: Image.Image, values: np.ndarray, cmap: str, strength: np.nda
 def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted, error.
 
+    Of more than two classes there is a probability of each, and the class with the highest is predicted.
+
     Undefined, with the reason in `error`, where an image of the folder has no prediction.
     """
-    rows = []
+    rows, about = [], predictor.description
+    columns = ["probability"] if len(about.classes) == 2 else [probability_of(name) for name in about.classes]
     for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
-        lacking = own[own["probability"].isna()]
-        probability = float(own["probability"].mean()) if lacking.empty else float("nan")
+        lacking = own[own[columns].isna().any(axis=1)]
+        chances = {name: float(own[name].mean()) if lacking.empty else float("nan") for name in columns}
         error = ""
         if len(lacking):
             error = f"{len(lacking)} of {len(own)} images have no prediction, the first: {lacking['error'].iloc[0]}"
-        predicted = named_class(predictor.description, probability)
-        rows.append({"folder": folder, "images": len(own), "probability": probability, "predicted": predicted, "error": error})
+        if len(columns) == 1:
+            predicted = named_class(about, chances["probability"])
+        else:
+            predicted = "" if error else about.classes[int(np.argmax(list(chances.values())))]
+        rows.append({"folder": folder, "images": len(own), **chances, "predicted": predicted, "error": error})
     return pd.DataFrame(rows)
