@@ -16,7 +16,7 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.margin import margin_limits
 from vfmgl_lib.evaluation.results import compare_methods, per_case, results_table, with_distances
-from vfmgl_lib.evaluation.samples import class_shares, of_each_center, read_samples, sample_counts
+from vfmgl_lib.evaluation.samples import of_each_center, read_samples, sample_counts
 from vfmgl_lib.figures import heterogeneity, overview
 from vfmgl_lib.interpretation import local_models
 from vfmgl_lib.interpretation.features import median_cases, own_cases
@@ -183,12 +183,14 @@ def test_a_resumed_study_ends_with_the_same_bits(organs, studies):
 
 def test_tables_of_the_images(studies):
     manifest = studies[0].manifest
-    shares = class_shares(manifest)
-    sums = shares.groupby(["center", "split"])["pixels"].sum()
-    assert sums.to_numpy() == pytest.approx(1) and set(shares["class"]) == set(CLASSES)
-    counts = sample_counts(manifest).set_index(["center", "split"])["positive_share"]
-    background = shares[shares["class"] == "background"].set_index(["center", "split"])["pixels"]
-    assert (counts + background).to_numpy() == pytest.approx(1)
+    counts = sample_counts(manifest)
+    home = manifest.select("A", "train")["label"]
+    masks = [decode_mask(manifest.root / name, mask_values=VALUES) for name in home]
+    own = counts[(counts["center"] == "A") & (counts["split"] == "train")].iloc[0]
+    for place, name in enumerate(CLASSES[1:], 1):
+        assert own[f"share[{name}]"] == pytest.approx(np.mean([(mask == place).mean() for mask in masks]))
+    assert f"share[{CLASSES[0]}]" not in counts and len(counts) == 9
+    assert overview.counts_chart(counts, CLASSES, True).axes[1].get_xlabel() == "foreground pixels (%)"
     trivial = trivial_baseline(studies[0].settings, manifest)
     assert (trivial.loc[trivial["metric"] == "dice", "value"] > 0.9).all(), "brightness alone tells these classes apart"
 

@@ -21,6 +21,7 @@ from vfmgl_lib.tasks.records import find_task
 CHANNELS = ("red", "green", "blue")
 BINS = 64
 MEAN = "mean"
+POSITIVE = "positive_share"
 
 
 def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
@@ -82,24 +83,28 @@ def image_statistics(samples: pd.DataFrame) -> pd.DataFrame:
 def sample_counts(manifest: Manifest) -> pd.DataFrame:
     """Per centre and split: center, split, images, patients and positive_share.
 
-    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation). Of a
-    classification with more than two classes there is the share of each, `share[<class>]`, in its place.
+    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation). Of more than
+    two classes there is the share of each, `share[<class>]`, in its place: of a segmentation the foreground classes' mean shares of pixels.
     """
-    table = manifest.table
-    if manifest.task_kind == "classification" and len(manifest.classes) > 2:
-        shares = {share_of(name): (table["label"] == number).astype(float) for number, name in enumerate(manifest.classes)}
-        groups = table.assign(**shares, split=pd.Categorical(table["split"], SPLITS)).groupby(["center", "split"], observed=True)
-        counts = groups.agg(images=("id", "size"), patients=("patient", "nunique")).join(groups[list(shares)].mean())
-        return counts.reset_index().astype({"split": str})
+    table, classes = manifest.table, manifest.classes
     if manifest.task_kind == "classification":
-        positive = (table["label"] == 1).astype(float)
+        labels, several = table["label"].to_numpy(), len(classes) > 2
+        shares = {share_of(name): labels == number for number, name in enumerate(classes)} if several else {POSITIVE: labels == 1}
     else:
         masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
-        positive = pd.Series([(_mask_of(manifest, mask) > 0).mean() for mask in masks], index=table.index)
-    in_order = table.assign(positive=positive, split=pd.Categorical(table["split"], SPLITS))
-    groups = in_order.groupby(["center", "split"], observed=True)
-    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
+        pixels = np.array([_pixel_shares(manifest, mask) for mask in masks])
+        named = {POSITIVE: 1} if len(classes) == 2 else {share_of(name): number for number, name in enumerate(classes) if number}
+        shares = {name: pixels[:, number] for name, number in named.items()}
+    in_order = table.assign(**{name: np.asarray(share, float) for name, share in shares.items()})
+    groups = in_order.assign(split=pd.Categorical(table["split"], SPLITS)).groupby(["center", "split"], observed=True)
+    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique")).join(groups[list(shares)].mean())
     return counts.reset_index().astype({"split": str})
+
+
+def _pixel_shares(manifest: Manifest, name: str) -> np.ndarray:
+    """(K,) the share of a mask's pixels that each class has."""
+    mask = decode_mask(manifest.root / name, name, manifest.mask_values)
+    return np.bincount(mask.ravel(), minlength=len(manifest.classes)) / mask.size
 
 
 def share_of(name: str) -> str:
@@ -111,29 +116,6 @@ def prevalence(counts: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """A table of `sample_counts` for print: centre, split, images, patients, then "positive" or the name of each class."""
     names = {share_of(name): name for name in classes}
     return counts.rename(columns={"center": "centre", "positive_share": "positive"} | names)
-
-
-def _mask_of(manifest: Manifest, name: str) -> np.ndarray:
-    return decode_mask(manifest.root / name, name, manifest.mask_values)
-
-
-def class_shares(manifest: Manifest) -> pd.DataFrame:
-    """How much of the images each class of a segmentation covers, per centre and split.
-
-    Returns: center, split, class, pixels (mean share of an image's pixels, 0 to 1), images (with the class), of (images). Without rows for
-        a classification.
-    """
-    columns = ["center", "split", "class", "pixels", "images", "of"]
-    if manifest.task_kind != "segmentation":
-        return pd.DataFrame(columns=columns)
-    count, rows = len(manifest.classes), []
-    table = manifest.table.assign(split=pd.Categorical(manifest.table["split"], SPLITS))
-    for (center, split), group in table.groupby(["center", "split"], observed=True):
-        masks = tqdm(group["label"], desc=f"reading masks of {center}", unit="mask", leave=False, delay=2)
-        pixels = np.stack([np.bincount((mask := _mask_of(manifest, name)).ravel(), minlength=count) / mask.size for name in masks])
-        found = zip(manifest.classes, pixels.mean(0), (pixels > 0).sum(0), strict=True)
-        rows += [(center, split, title, float(share), int(images), len(group)) for title, share, images in found]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def spacing(manifest: Manifest) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.evaluation.heterogeneity import STAINS
 from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
@@ -160,12 +161,13 @@ def brightness_contrast(statistics: pd.DataFrame, all_centers: Sequence[str] | N
 
 
 @journal
-def counts(table: pd.DataFrame, positive: str) -> Figure:
+def counts(table: pd.DataFrame, positive: str, of_pixels: bool = False) -> Figure:
     """Images per centre and split, and how much of them is positive, or of each of more than two classes.
 
     Args:
         table: from `evaluation.samples.sample_counts`: center, split, images, patients, positive_share or share[<class>] (0 to 1).
-        positive: what positive_share is a share of, e.g. "images of class MI".
+        positive: what the shares are of, e.g. "images of class MI".
+        of_pixels: shares of foreground classes, which have the colours of their outlines, and need not come to the whole.
     """
     centers = sorted(table["center"].unique())
     printed, places = names(centers), np.arange(len(centers))
@@ -193,7 +195,7 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
     if "positive_share" in table:
         right.set(xlabel=f"{positive} (%)", xlim=(0, max(100 * table["positive_share"].max() * 1.15, 1)))
     else:
-        _class_shares(right, table, centers)
+        _class_shares(right, table, centers, positive, of_pixels)
     for place in places[:-1]:
         right.axhline(place + 0.5, color=FAINT, linewidth=0.5)
     grid(right, "x")
@@ -201,17 +203,18 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
     return figure
 
 
-def _class_shares(axis: Axes, table: pd.DataFrame, centers: Sequence[str]) -> None:
+def _class_shares(axis: Axes, table: pd.DataFrame, centers: Sequence[str], label: str, of_pixels: bool) -> None:
     """A bar a centre: the shares of the classes in all its images."""
     columns = [name for name in table if str(name).startswith("share[")]
     weighted = table[columns].mul(table["images"], axis=0).groupby(table["center"]).sum()
     shares = weighted.div(table.groupby("center")["images"].sum(), axis=0).reindex(centers)
     printed, start = names([name[len("share[") : -1] for name in columns]), np.zeros(len(centers))
     for place, (column, name) in enumerate(zip(columns, printed.values(), strict=True)):
-        share = 100 * shares[column].to_numpy()
-        axis.barh(np.arange(len(centers)), share, left=start, height=0.62, color=COLORS[place % len(COLORS)], label=name)
+        share, color = 100 * shares[column].to_numpy(), class_color(place + 1) if of_pixels else COLORS[place % len(COLORS)]
+        edge = "#3B4F63" if of_pixels else "none"  # one of the outlines' colours is white
+        axis.barh(np.arange(len(centers)), share, left=start, height=0.62, color=color, edgecolor=edge, linewidth=0.4, label=name)
         start = start + share
-    axis.set(xlabel="images of each class (%)", xlim=(0, 100))
+    axis.set(xlabel=f"{label} (%)", xlim=(0, 1.1 * max(start.max(), 1) if of_pixels else 100))
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(columns)), fontsize=6)
 
 

@@ -118,6 +118,8 @@ def outline_chart(final: pd.DataFrame, manifest: Manifest, data: DataSettings, b
 
 def counts_chart(counts: pd.DataFrame, classes: Sequence[str], is_segmentation: bool) -> Figure:
     """Images per centre and how much of them is positive, or of each class; `counts` is from `samples.sample_counts`."""
+    if len(classes) > 2:
+        return heterogeneity.counts(counts, "foreground pixels" if is_segmentation else "images of each class", of_pixels=is_segmentation)
     return heterogeneity.counts(counts, f"{'foreground pixels:' if is_segmentation else 'images of class'} {classes[1]}")
 
 
