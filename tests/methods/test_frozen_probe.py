@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.evaluation.prediction import predict
-from vfmgl_lib.methods.frozen_probe import Probe, linear_classifier
+from vfmgl_lib.methods.frozen_probe import Probe, linear_classifier, linear_classifiers
 from vfmgl_lib.models.teachers import load_teacher
 
 
@@ -40,11 +40,52 @@ def test_a_share_counts_for_both_classes(problem):
     assert residual.sum() == pytest.approx(0, abs=2e-3)
 
 
+@pytest.mark.parametrize("there", [(0, 1, 2), (0, 2), (1,)])
+def test_more_classes_are_the_multinomial_regression_on_standardised_rows(problem, there):
+    rows, _ = problem
+    labels = np.asarray(there)[np.random.default_rng(2).integers(len(there), size=60)]
+    weights, biases = linear_classifiers(rows, np.eye(3)[labels], 0.3)
+    chances = torch.from_numpy(rows @ weights.T + biases).softmax(1).numpy()
+    expected = np.zeros((60, 3))
+    if len(there) > 1:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=1000)).fit(rows, labels)
+        expected[:, there] = model.predict_proba(rows)
+    else:
+        expected[:, there] = 1
+    np.testing.assert_allclose(chances, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("only", [0.0, 1.0])
 def test_one_class_is_predicted_for_certain(only):
     weight, bias = linear_classifier(np.random.default_rng(1).normal(size=(7, 3)), np.full(7, only), 1.0)
     probability = torch.tensor([0.0, bias]).softmax(0)[1].item()
     assert not weight.any() and probability == pytest.approx(only, abs=1e-12)
+
+
+def test_a_share_counts_for_all_of_several_classes(problem):
+    rows, label = problem
+    shares = np.stack([0.5 * label, 0.25 + 0 * label, 0.75 - 0.5 * label], 1)
+    weights, biases = linear_classifiers(rows, shares, 1.0)
+    mean, deviation = rows.mean(0), rows.std(0)
+    logits = rows @ weights.T + biases
+    residual = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - shares
+    # At the optimum the gradient of C sum(cross-entropy against the shares) + |w|^2 / 2 vanishes.
+    np.testing.assert_allclose(residual.T @ ((rows - mean) / deviation) + weights * deviation, 0, atol=5e-3)
+    np.testing.assert_allclose(residual.sum(0), 0, atol=5e-3)
+
+
+def test_a_probe_of_three_classes_marks_small_structures_of_each():
+    """Each class on a tenth of its patches: the biases are moved until both are found there and nowhere else."""
+    probe = Probe(load_teacher("random:resnet18", grid=2), None, 32, 3)
+    kind = torch.randint(0, 3, (40, 2, 2), generator=torch.Generator().manual_seed(0))
+    embeddings = torch.stack([(kind == place).float() for place in (1, 2)], 1).repeat(1, 128, 1, 1)
+    masks = torch.zeros(40, 2, 16, 2, 16, dtype=torch.long)
+    masks[:, :, 4:10, :, 4:8] = kind[:, :, None, :, None]
+    probe.fit(embeddings, masks.reshape(40, 32, 32), 1.0)
+    called = probe.head(embeddings).argmax(1).reshape(40, 2, 16, 2, 16)[:, :, 4:10, :, 4:8]
+    for place in (1, 2):
+        share = (called == place).float().mean((2, 4))
+        assert share[kind == place].mean() > 0.8 and share[kind != place].mean() < 0.35
 
 
 def test_every_token_of_one_share_between_the_classes_is_predicted_with_that_share():

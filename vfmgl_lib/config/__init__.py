@@ -129,11 +129,14 @@ class StudySettings(Settings):
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
         processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings, a plain exchange, the penalty
-        of projections that are not fitted, the quantile under another rule, how often a ratio is logged).
+        of projections that are not fitted, the quantile under another rule, how often a ratio is logged). A default that came after 0.1.0
+        is left out as well, so that studies keep their names.
         """
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without: dict[str, Any] = {**dict.fromkeys(aside, True), "data": {"workers"}}
         values = self.model_dump(mode="json", exclude=without)
+        if not self.data.classes:
+            del values["data"]["classes"]
         if self.evaluate_every == 1:
             del values["evaluate_every"]
         if self.exchange == PLAIN_EXCHANGE:
@@ -192,6 +195,8 @@ def profile_values(profile: str | Path) -> dict[str, dict]:
         if like != name:
             layers += [record.settings, (content.get("tasks") or {}).get(name)]
         values: dict = {"loss": record.loss, "student": {"name": record.student}, "data": {"layout": name}}
+        if len(record.classes or ()) > 2:
+            values["data"]["classes"] = list(record.classes or ())
         for part in layers:
             merge(values, part or {})
         tasks[name] = values

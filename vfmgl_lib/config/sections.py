@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -53,6 +63,9 @@ _OneDivision = Annotated[
 
 class DataSettings(Settings):
     layout: str = Field(description="the task, as `tasks.records.TASKS` names it")
+    classes: tuple[str, ...] = Field(
+        default=(), description="names of more than two classes, in the order of their numbers; empty: two, whatever they are called"
+    )
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
@@ -63,6 +76,20 @@ class DataSettings(Settings):
     augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
     split: _OneDivision | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")
+
+    @field_validator("classes")
+    @classmethod
+    def _told_apart(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(names) == 1:
+            raise ValueError("one class alone leaves nothing to tell apart: name at least two")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a class is named twice: {', '.join(names)}")
+        return names
+
+    @property
+    def class_count(self) -> int:
+        """K."""
+        return len(self.classes) or 2
 
     @property
     def split_id(self) -> str:

@@ -8,8 +8,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
+from vfmgl_lib.data.label_masks import class_indices, in_words, palette_values
 from vfmgl_lib.data.preprocessing import near_integers
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
@@ -112,13 +114,18 @@ def read_image(
     return _turned(color, orientation), tuple(remarks)
 
 
-def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
-    """A mask as (H, W) uint8 of 0 and 1, from values 0/255, 0/1, or 0/65535 in 16 bits; reals are rounded (`near_integers`).
+def decode_mask(path: Path, name: str | None = None, mask_values: Sequence[int] = ()) -> np.ndarray:
+    """A mask as (H, W) uint8 of class indices.
 
-    Of a palette the colours count where they are black and white; other colours only where the black one has index 0. Transparent
-    pixels are background; what is drawn on them must not be black.
+    Of two classes that are told by themselves: from values 0/255, 0/1, or 0/65535 in 16 bits; reals are rounded (`near_integers`). Of a
+    palette the colours count where they are black and white; other colours only where the black one has index 0. Transparent pixels are
+    background; what is drawn on them must not be black.
 
-    Raises: ImageError: as `decode_image`, or a coloured or non-binary mask; the message names the values found.
+    Of named values (`label_masks`): one channel, no transparent pixels, of a palette the indices; never a JPEG, which does not keep values.
+
+    Args:
+        mask_values: the value of each class, in the order of the classes; (): two classes, told by themselves.
+    Raises: ImageError: as `decode_image`, or a coloured mask, or one with other values; the message names the values found.
     """
     name = name or str(path)
     with open(path, "rb") as file:
@@ -132,7 +139,7 @@ def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
             # A bilevel TIFF is mostly so, a scan of black on white. Of more bits it is ImageJ's inverting table: its 255 is the object.
             inverted, bits = isinstance(image, TiffImageFile) and image.mode == "L" and image.tag_v2.get(_PHOTOMETRIC) == 0, 8
             orientation = _orientation(image)
-            values = _by_palette(image, name) if image.mode in ("P", "PA") else np.asarray(image)
+            values = _by_palette(image, name, mask_values) if image.mode in ("P", "PA") else np.asarray(image)
             values = values[..., 0] if image.mode == "LA" else values[..., :3] if values.ndim == 3 else values
             channel = _alpha(image)
             alpha = None if channel is None else np.asarray(channel)
@@ -144,13 +151,19 @@ def decode_mask(path: Path, name: str | None = None) -> np.ndarray:
     if values.ndim == 3:
         if (values != values[..., :1]).any():
             mode = f" (mode {image.mode})" if image is not None else ""
-            raise ImageError(f"{name}: mask is coloured{mode}, expected one channel of 0/255 or 0/1")
+            allowed = in_words(mask_values) if mask_values else "0/255 or 0/1"
+            raise ImageError(f"{name}: mask is coloured{mode}, expected one channel of {allowed}")
         values = values[..., 0]
     if values.dtype.kind == "f":
         try:
             values = near_integers(values)
         except ValueError as error:
-            raise ImageError(f"{name}: mask is not binary, {error}, 0 and 255 (or 0 and 1)") from error
+            kind = "of classes" if mask_values else "binary"
+            raise ImageError(f"{name}: mask is not {kind}, {error}, {in_words(mask_values)}") from error
+    if mask_values:
+        with _naming(name):
+            indices = class_indices(values, mask_values, alpha, lossy=image is not None and image.format == "JPEG")
+        return np.array(_turned(Image.fromarray(indices), orientation))
     if alpha is not None:
         values = _where_shown(values, alpha, name)
     found = np.unique(values)
@@ -326,10 +339,13 @@ def _is_srgb(profile: bytes | None) -> bool:
     return not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
 
 
-def _by_palette(image: Image.Image, name: str) -> np.ndarray:
+def _by_palette(image: Image.Image, name: str, mask_values: Sequence[int] = ()) -> np.ndarray:
     """(H, W): a mask's values, by colour where all are black or white, by index where index 0 and only that is black."""
     index, color = np.asarray(image), np.asarray(image.convert("RGB"))
     index = index if index.ndim == 2 else index[..., 0]
+    if mask_values:
+        with _naming(name):
+            return palette_values(index, color, mask_values)
     black, white = (color == 0).all(axis=2), (color == 255).all(axis=2)
     if (black.all() or white.all()) and not image.has_transparency_data:  # else the shape may lie there
         if len(found := np.unique(index)) > 1:
@@ -362,6 +378,14 @@ def _where_shown(values: np.ndarray, alpha: np.ndarray, name: str) -> np.ndarray
     return np.where(alpha > 0, values, 0)
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}") from error
+
+
 def _reason(error: Exception) -> str:
     # Pillow puts the address of the file object into some messages: useless, and different in every run.
     return re.sub(r"<_io\.\w+.*>", "file", str(error)) or type(error).__name__
@@ -375,6 +399,7 @@ class Inspection:
     problems: tuple[str, ...]
     has_foreground: bool | None  # of the mask, None without one
     remarks: tuple[str, ...] = ()  # of the image, `remark_warnings`
+    classes: tuple[int, ...] = ()  # of the mask's pixels, by index
 
 
 def inspect_files(
@@ -384,6 +409,7 @@ def inspect_files(
     decode: bool = True,
     progress: bool = False,
     reading: Reading = PLAIN,
+    mask_values: Sequence[int] = (),
 ) -> list[Inspection]:
     """Hash every image and, with `decode`, decode every image and mask once, two files at a time.
 
@@ -392,7 +418,7 @@ def inspect_files(
         masks: as long as `paths`, relative to root, None where a sample has no mask.
         decode: False only hashes the images and looks whether the masks are there.
         progress: draw a progress bar with the time left.
-        reading: of the set.
+        reading, mask_values: of the set.
     Returns: one Inspection a sample, in order.
     """
     home = root.resolve()
@@ -402,17 +428,20 @@ def inspect_files(
         found = (
             inspection
             for part in parts
-            for inspection in pool.map(lambda path, mask: _inspect(home, path, mask, decode, reading), paths[part], masks[part])
+            for inspection in pool.map(
+                lambda path, mask: _inspect(home, path, mask, decode, reading, mask_values), paths[part], masks[part]
+            )
         )
         return list(tqdm(found, total=len(paths), desc="checking images", unit="image", disable=not progress))
 
 
-def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Reading) -> Inspection:
+def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Reading, mask_values: Sequence[int]) -> Inspection:
     problems = [text for text in (_location_problem(root, path), mask and _location_problem(root, mask)) if text]
     if problems:
         return Inspection("", tuple(problems), None)
     sha256, size, foreground = "", None, None
     remarks: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
     try:
         with open(root / path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -423,13 +452,13 @@ def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Rea
         problems.append(_with_name(path, error))
     if mask and decode:
         try:
-            pixels = decode_mask(root / mask, mask)
-            foreground = bool(pixels.any())
+            pixels = decode_mask(root / mask, mask, mask_values)
+            foreground, classes = bool(pixels.any()), tuple(np.flatnonzero(np.bincount(pixels.ravel())).tolist())
             problem = size_problem(path, size, mask, pixels) if size else None
             problems += [problem] if problem else []
         except (OSError, ImageError) as error:
             problems.append(_with_name(mask, error))
-    return Inspection(sha256, tuple(problems), foreground, remarks)
+    return Inspection(sha256, tuple(problems), foreground, remarks, classes)
 
 
 def size_problem(path: str, size: tuple[int, int], mask: str, pixels: np.ndarray) -> str | None:

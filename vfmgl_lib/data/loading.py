@@ -26,7 +26,7 @@ class ImageDataset(Dataset):
 
     An item is a dict:
         image          (3, S, S) float32 in [0, 1]; grayscale files have three equal channels
-        target         classification: () int64, the class index; segmentation: (S, S) int64, 0 or 1
+        target         () int64 of a classification, (S, S) int64 of a segmentation: class indices
         teacher_image  (3, G, G) float32 in [0, 1], its own resize of the original; absent without a teacher size
         row            int, position in `table`
         orientation    int, see `load_batches`
@@ -63,10 +63,11 @@ class ImageDataset(Dataset):
         self.table = table.reset_index(drop=True)
         self.image_size = image_size
         self.teacher_size = teacher_size
+        self.classes, self.mask_values = manifest.classes, manifest.mask_values
         self._root, self._reading = manifest.root, manifest.reading
         self._paths = self.table["path"].tolist()
         self._labels = self.table["label"].tolist()
-        self._has_masks = manifest.task_kind == "segmentation"
+        self.is_segmentation = manifest.task_kind == "segmentation"
         self._cache: dict[int, dict[str, torch.Tensor]] = {}
         self._cache_limit = cache_bytes
         self._cache_used = 0
@@ -81,7 +82,9 @@ class ImageDataset(Dataset):
             stored = self._read(row)
             self._keep(row, stored)
         images = {name: oriented(pixels, orientation).float() / 255 for name, pixels in stored.items() if name != "mask"}
-        target = oriented(stored["mask"], orientation).long() if self._has_masks else torch.tensor(self._labels[row], dtype=torch.int64)
+        target = (
+            oriented(stored["mask"], orientation).long() if self.is_segmentation else torch.tensor(self._labels[row], dtype=torch.int64)
+        )
         return {**images, "target": target, "row": row, "orientation": orientation}
 
     def __getstate__(self) -> dict:
@@ -94,9 +97,9 @@ class ImageDataset(Dataset):
         stored = {"image": _resized(original, self.image_size)}
         if self.teacher_size is not None:
             stored["teacher_image"] = _resized(original, self.teacher_size)
-        if self._has_masks:
+        if self.is_segmentation:
             name = self._labels[row]
-            pixels = self._decoded(decode_mask, name)
+            pixels = self._decoded(partial(decode_mask, mask_values=self.mask_values), name)
             if problem := size_problem(path, original.size, name, pixels):
                 raise ImageError(problem)
             side = (self.image_size, self.image_size)

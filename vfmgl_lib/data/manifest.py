@@ -23,6 +23,7 @@ import pandas as pd
 
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.data.images import PLAIN, Inspection, Reading, inspect_files, remark_warnings
+from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.names import name_problems
 
 TaskKind = Literal["classification", "segmentation"]
@@ -74,6 +75,7 @@ class Manifest:
             spacing  "" or mm per pixel, (row, column), as "0.625,0.625"
         reading: what is white and what lies behind transparent pixels, where the files do not say it (`images.Reading`).
         split_unit: "patient", or "image" where images of one patient may lie on both sides: leakage, asked for and said aloud.
+        mask_values: the value of each class in mask files (`label_masks.values_of`); (): the default of so many classes.
     Raises: ManifestError: wrong columns, an unknown task kind, a class label that is not a whole number.
     """
 
@@ -83,6 +85,7 @@ class Manifest:
     table: pd.DataFrame
     split_unit: SplitUnit = "patient"
     reading: Reading = PLAIN
+    mask_values: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.task_kind not in get_args(TaskKind):
@@ -102,6 +105,11 @@ class Manifest:
             table["label"] = table["label"].astype("int64")
         object.__setattr__(self, "root", Path(self.root))
         object.__setattr__(self, "classes", tuple(self.classes))
+        if self.task_kind == "segmentation":
+            try:
+                object.__setattr__(self, "mask_values", values_of(len(self.classes), self.mask_values))
+            except (TypeError, ValueError) as error:
+                raise ManifestError(f"{self.root}: {error}") from error
         object.__setattr__(self, "table", table)
 
     @property
@@ -116,10 +124,14 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Hash of the task, the classes, a largest value if there is one, and the table's rows in their order; not of where root lies."""
+        """Hash of the task, the classes, what differs from the default, and the table's rows in their order; not of where root lies.
+
+        What differs: a largest value if there is one, the values of masks if they are not those of `label_masks.values_of`.
+        """
         # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
         white = [] if self.reading.max_value is None else [self.reading.max_value]
-        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *white], ensure_ascii=False)
+        labels = [list(self.mask_values)] if self.mask_values != values_of(len(self.classes)) and self.mask_values else []
+        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *white, *labels], ensure_ascii=False)
         digest = hashlib.sha256(f"{head[:-1]}, [".encode())
         separator = ""
         for rows in self._rows():
@@ -172,7 +184,10 @@ def check_manifest(manifest: Manifest, files: bool = True, progress: bool = Fals
             raise ManifestError(f"{manifest.root}: data folder not found, expected the folder of the manifest's files")
         table = manifest.table
         masks = table["label"] if manifest.task_kind == "segmentation" else [None] * len(table)
-        inspections = inspect_files(manifest.root, list(table["path"]), list(masks), progress=progress, reading=manifest.reading)
+        reading, labels = manifest.reading, manifest.mask_values
+        paths, masks = list(table["path"]), list(masks)
+        inspections = inspect_files(manifest.root, paths, masks, progress=progress, reading=reading, mask_values=labels)
+        problems += missing_classes(manifest, inspections)
         for row, found in zip(table.itertuples(index=False), inspections, strict=True):
             problems += found.problems
             if found.sha256 and found.sha256 != row.sha256:
@@ -213,13 +228,38 @@ def table_findings(manifest: Manifest, need_splits: bool = True, patient_rule: s
     return problems + leaks, external + warnings + _one_class_warnings(manifest)
 
 
+def missing_classes(manifest: Manifest, inspections: Sequence[Inspection]) -> list[str]:
+    """A problem for each class of more than two that no mask has; none where a mask could not be read."""
+    if len(manifest.classes) < 3 or not all(found.classes for found in inspections):
+        return []
+    there = {place for found in inspections for place in found.classes}
+    return [
+        f"no mask has class {name!r} (value {manifest.mask_values[place]}), expected each class at one centre at least"
+        for place, name in enumerate(manifest.classes)
+        if place not in there
+    ]
+
+
 def foreground_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -> list[str]:
-    """A warning for each centre and split whose masks are all empty: one class only."""
+    """A warning for each centre and split whose masks are all empty, or of more than two classes lack some: one line."""
+    if len(manifest.classes) > 2:
+        return _lacking_warnings(manifest, inspections)
     foreground = pd.Series([found.has_foreground for found in inspections], dtype=object)
     warnings = []
     for (center, split), group in foreground.groupby([manifest.table["center"], manifest.table["split"]]):
         if len(group) and all(value is False for value in group):
             warnings.append(f"center {center!r}: all {len(group)} {split} masks are empty, there is no {manifest.classes[-1]}")
+    return warnings
+
+
+def _lacking_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -> list[str]:
+    classes = pd.Series([found.classes for found in inspections], dtype=object)
+    warnings = []
+    for (center, split), group in classes.groupby([manifest.table["center"], manifest.table["split"]]):
+        lacking = set(range(len(manifest.classes))) - {place for found in group for place in found}
+        if all(group) and lacking:
+            names = ", ".join(manifest.classes[place] for place in sorted(lacking))
+            warnings.append(f"center {center!r}: none of {len(group)} {split} masks has {names}")
     return warnings
 
 
@@ -328,12 +368,26 @@ def _shared_content(manifest: Manifest) -> tuple[list[str], list[str]]:
 def _one_class_warnings(manifest: Manifest) -> list[str]:
     if manifest.task_kind != "classification":
         return []
-    warnings = []
+    warnings = _absent_classes(manifest) if len(manifest.classes) > 2 else []
     labels = manifest.table.groupby(["center", "split"])["label"].agg(["min", "max", "size"])
     for (center, split), low, high, count in labels.itertuples():
         if low == high and 0 <= low < len(manifest.classes):
             name = manifest.classes[low]
             warnings.append(f"center {center!r}: all {count} {split} samples are of class {name!r}, AUC is NaN there")
+    return warnings
+
+
+def _absent_classes(manifest: Manifest) -> list[str]:
+    """Of more than two classes: which ones a centre's split lacks; two or more of the others are there."""
+    warnings = []
+    for (center, split), labels in manifest.table.groupby(["center", "split"])["label"]:
+        absent = [name for number, name in enumerate(manifest.classes) if not (labels == number).any()]
+        if absent and labels.nunique() > 1:
+            named = ", ".join(map(repr, absent))
+            warnings.append(
+                f"center {center!r}: none of the {len(labels)} {split} samples is of class {named}; its one-vs-rest AUC there, and the "
+                "means over the classes, are NaN"
+            )
     return warnings
 
 
@@ -347,6 +401,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
         writer.writerows(rows)
     notes: dict[str, Any] = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
+    notes |= {"mask_values": list(manifest.mask_values)} if manifest.mask_values else {}
     notes["reading"] = asdict(manifest.reading)  # always: a missing one is that of 0.1.0's set of the task, which may be another
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
@@ -371,9 +426,8 @@ def read_manifest(path: Path | str, root: Path | str, reading: Reading = PLAIN) 
         if len(wrong):
             lines = [f"line {row + 2}: label {label!r}, expected a class index (0, 1, …)" for row, label in wrong.items()]
             raise ManifestError.listing(path, lines)
-    manifest = Manifest(
-        Path(root), notes["task_kind"], tuple(notes["classes"]), table, notes.get("split_unit", "patient"), notes["reading"] or reading
-    )
+    unit, labels = notes.get("split_unit", "patient"), tuple(notes.get("mask_values", ()))
+    manifest = Manifest(Path(root), notes["task_kind"], tuple(notes["classes"]), table, unit, notes["reading"] or reading, labels)
     if "sha256" in notes and (found := manifest.sha256) != notes["sha256"]:
         raise ManifestError(
             f"{path}: sha256 of the content is {found[:12]}…, {path.with_suffix('.json').name} says"
@@ -401,6 +455,9 @@ def _read_notes(path: Path) -> dict:
         notes["reading"] = Reading(**notes["reading"]) if "reading" in notes else None
     except (TypeError, ValueError) as error:
         raise ManifestError(f"{path}: reading is {notes['reading']!r} ({error}), {expected}") from error
+    labels = notes.get("mask_values", [])
+    if not isinstance(labels, list) or not all(type(value) is int for value in labels):
+        raise ManifestError(f"{path}: mask_values are {labels!r}, expected a list of whole numbers, one a class")
     if not isinstance(notes.get("sha256", ""), str):
         raise ManifestError(f"{path}: sha256 is {notes['sha256']!r}, expected text")
     return notes

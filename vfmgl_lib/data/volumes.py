@@ -406,7 +406,7 @@ class Volume:
     header: nib.Nifti1Header | None
 
     def mask_file(self, mask: np.ndarray) -> bytes:
-        """A mask (D, H, W) of 0 and 1 as the content of a .nii.gz in this volume's own axes.
+        """A mask (D, H, W) uint8 or uint16, as 0 and 1 or the values of classes, as the content of a .nii.gz in this volume's own axes.
 
         The geometry is the NIfTI header's as it stands, units and axes of length 1 included; a MetaImage's is written as sform and qform.
         """
@@ -414,7 +414,8 @@ class Volume:
             raise ValueError(f"mask must have the volume's shape {self.voxels.shape}, got {mask.shape}")
         back = np.empty_like(self.grid.turn)
         back[self.grid.turn[:, 0]] = np.column_stack([range(3), self.grid.turn[:, 1]])
-        stored = orientations.apply_orientation(mask.T, back).astype(np.uint8)
+        kind = np.uint16 if mask.dtype == np.uint16 else np.uint8
+        stored = orientations.apply_orientation(mask.T, back).astype(kind)
         with LoggingOutputSuppressor():  # about signs in pixdim
             if self.header is None:
                 image = nib.Nifti1Image(stored, self.grid.affine)
@@ -423,9 +424,9 @@ class Volume:
                 image.header.set_xyzt_units("mm")
             else:
                 header = self.header.copy()
-                header.set_data_dtype(np.uint8)
+                header.set_data_dtype(kind)
                 header.set_slope_inter(1, 0)
-                header["cal_min"], header["cal_max"] = 0, 1
+                header["cal_min"], header["cal_max"] = 0, max(1, int(stored.max()))
                 header.set_intent("none")  # the volume may be a map of some statistic
                 # Without an affine the header's own stays; with one nibabel would write it anew, with other codes.
                 image = _nifti_image(header)(stored.reshape(header.get_data_shape()), None, header)

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from vfmgl_lib.evaluation.classification import class_names, is_classification, own_class, probability_columns
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT, over_seeds
 from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
 from vfmgl_lib.evaluation.metric import AT_CUTOFF
+from vfmgl_lib.evaluation.multiclass import KAPPAS
+from vfmgl_lib.evaluation.one_vs_rest import AUC_OF
 from vfmgl_lib.evaluation.results import ALL, per_case
 from vfmgl_lib.methods.registry import METHODS
 
@@ -59,6 +62,15 @@ def home_tests(results: pd.DataFrame) -> pd.Series:
     return (results["split"] == "test") & (results["split_id"] == OWN_SPLIT) & (results["model_center"] == results["test_center"])
 
 
+def classification_metrics(results: pd.DataFrame) -> tuple[str, ...]:
+    """The metrics of a classification that are shown, more of which is better: of two classes `CLASSIFICATION`."""
+    per_class = [metric for metric in dict.fromkeys(results["metric"]) if AUC_OF.fullmatch(metric)]
+    if not per_class:
+        return CLASSIFICATION
+    kappas = [metric for metric in KAPPAS if (results["metric"] == metric).any()]
+    return ("auc", *per_class, "accuracy", "balanced_accuracy", "macro_f1", *kappas)
+
+
 def over_fewer(table: pd.DataFrame) -> pd.Series:
     """Where a mean over a segmentation's images leaves out more of them than another method's: those without a predicted pixel.
 
@@ -89,7 +101,8 @@ def statistics_table(
     Raises: ValueError: tests of several seeds.
     """
     there = set(results["metric"])
-    known = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER) if "dice" in there else (*CLASSIFICATION, "brier")
+    segmentation = ("dice", "dice_mean_of_classes", *SEGMENTATION[1:], *LOWER_IS_BETTER)
+    known = segmentation if "dice" in there else (*classification_metrics(results), "brier")
     metrics = list(metrics or (metric for metric in known if metric in there))
     drawn, _ = in_order(results["method"], methods)
     table = at_home(results, metrics, drawn, budget)
@@ -142,7 +155,7 @@ def _cutoff_sets(table: pd.DataFrame, cutoffs: pd.DataFrame) -> list[str]:
 
 def main_metrics(final: pd.DataFrame) -> tuple[str, str]:
     """The main metric and the second one: AUC and accuracy of a classification, Dice and ASSD of a segmentation."""
-    return ("auc", "accuracy") if "probability" in final else ("dice", "assd")
+    return ("auc", "accuracy") if is_classification(final) else ("dice", "assd")
 
 
 def verdicts(tests: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
@@ -167,9 +180,13 @@ def cases_of(final: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     Args:
         final: final predictions of one seed.
     Returns: of a segmentation a row a patient with its overlaps (`results.per_case`) and their medians; of a classification a row an image
-        with its probability, and the distribution of the probabilities in each class.
+        with its probability, and the distribution of the probabilities in each class (of more than two classes of that of the own class).
     """
     tested = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
+    if names := class_names(tested):
+        cases = tested[["method", "budget", "test_center", "patient", "id", *probability_columns(tested), "label"]]
+        own = tested.assign(probability=own_class(tested), label=[names[label] for label in tested["label"].astype(int)])
+        return cases, own.groupby(["method", "budget", "label"], sort=False)["probability"].describe()
     if "probability" in tested:
         cases = tested[["method", "budget", "test_center", "patient", "id", "probability", "label"]]
         return cases, cases.groupby(["method", "budget", "label"], sort=False)["probability"].describe()

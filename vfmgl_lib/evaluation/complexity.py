@@ -54,7 +54,7 @@ def count(model: nn.Module, image_size: int) -> dict[str, int]:
 def student_shape(settings: StudySettings) -> nn.Module:
     """A student of these settings without content."""
     with torch.device("meta"):
-        return STUDENTS[settings.student.name](2, settings.student.width, "none")
+        return STUDENTS[settings.student.name](settings.data.class_count, settings.student.width, "none")
 
 
 def teacher_shape(source: str) -> nn.Module:
@@ -115,7 +115,7 @@ def measured(
     size, student = settings.data.image_size, settings.student
     seen = settings.teacher.image_size or settings.teacher.grid * _patch(name)
     teachers = {"teacher": {"teacher": name, "arguments": arguments, "image_size": seen}}
-    students = {"student": {"student": student.name, "width": student.width, "image_size": size}}
+    students = {"student": {"student": student.name, "classes": settings.data.class_count, "width": student.width, "image_size": size}}
     tables = []
     for place in dict.fromkeys(("cpu", device)):
         tables.append(footprint(teachers, batches=how.teacher_batches, device=place, seconds=how.seconds))

@@ -72,15 +72,18 @@ def what_happened(batches: pd.DataFrame, rule: str = "kappa") -> str:
     return f"{dropped} of {len(batches)} batches were dropped{why}. {median}"
 
 
-def what_it_takes(batches: pd.DataFrame, settings: DeductionSettings, side: int | None) -> str:
+def what_it_takes(batches: pd.DataFrame, settings: DeductionSettings, side: int | None, classes: int = 2) -> str:
     """When KL > kappa * l_task could drop a batch in this run, and how near it came (`method.ddbl.margin_to_drop`).
 
     Args:
         batches: from `stage_two_batches`.
         side: of a segmentation's images, pixels; None: a classification.
+        classes: K.
     """
     if batches.empty:
         return "Stage II starts in round 2: this run has no batch to keep or drop."
+    two = "the logit margins of the two predictions differ by"
+    apart = two if classes == 2 else "the difference between the logits of the two predictions spans, over the classes,"
     lowest, highest = batches["local_task_loss"].min(), batches["local_task_loss"].max()
     margin = margin_to_drop(settings, lowest, side)
     logits = torch.empty((1, 2) if side is None else (1, 2, side, side), device="meta")
@@ -88,7 +91,7 @@ def what_it_takes(batches: pd.DataFrame, settings: DeductionSettings, side: int 
     nearest = (batches["divergence"] / (settings.keep_ratio * batches["local_task_loss"])).max()
     return (
         f"At these settings (κ = {settings.keep_ratio:g}, τ = {tau:g}{', KL times τ²' if settings.tau_squared else ''}, ℓ between "
-        f"{lowest:.2g} and {highest:.2g}) a batch can be dropped by KL > κℓ only if the logit margins of the two predictions differ by "
+        f"{lowest:.2g} and {highest:.2g}) a batch can be dropped by KL > κℓ only if {apart} "
         f"more than {margin:.2g} (root mean square over {unit}; at the lowest ℓ). The largest KL / (κℓ) of this run is {nearest:.2g}."
     )
 

@@ -13,7 +13,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, within
+from vfmgl_lib.evaluation.classification import is_classification
+from vfmgl_lib.evaluation.margin import lower_is_better, within
 from vfmgl_lib.evaluation.results import ADAPTED, NOT_LOCAL, SHARED, compare_methods, results_table
 from vfmgl_lib.evaluation.similarity import choose_model
 from vfmgl_lib.evaluation.statistics import holm_families
@@ -100,7 +101,7 @@ def cross_centers(
     rows["generalizes"] = pd.array([verdict for verdict, _ in verdicts], dtype="boolean")
     rows["generalizes"] = rows["generalizes"].mask(~away)
     withheld = pd.Series([why for _, why in verdicts], index=rows.index)
-    apart = (rows["value"] - rows["own"]) * (-1 if metric in LOWER_IS_BETTER else 1) * rows["ahead"] < 0
+    apart = (rows["value"] - rows["own"]) * (-1 if lower_is_better(metric) else 1) * rows["ahead"] < 0
     rows["margin"] = margin
     # A value that is there may have a reason already: why it has no interval.
     external, defined = ~rows["test_center"].isin(home.index), rows["value"].notna()
@@ -173,7 +174,7 @@ def external(results: pd.DataFrame, similarity: pd.DataFrame, metric: str, metho
         center, model = lacking.iloc[0][["center", "model_center"]]
         raise ValueError(f"there is no similarity of external centre {center} to {model}, whose model was tested there")
     rows["chosen"] = local & (rows["model_center"] == rows["center"].map(choice))
-    rank = rows["value"].where(local) * (-1 if metric in LOWER_IS_BETTER else 1)
+    rank = rows["value"].where(local) * (-1 if lower_is_better(metric) else 1)
     rows["best"] = rank.eq(rank.groupby(rows["center"]).transform("max"))
     rows = rows.assign(place=~local).sort_values(["center", "place", "model_center"])
     columns = "metric center model_center similarity chosen best value low high interval n unit reason".split()
@@ -247,8 +248,8 @@ def subgroups(
         raise ValueError(f"one model can be chosen by one run only: predictions must be of one seed, got {sorted(rows['seed'].unique())}")
     homes = {center: center for center in mine["test_center"]} | dict(chosen or {})
     tested = rows[rows["split"] == "test"]
-    if patients is None or "probability" not in final:
-        why = NO_TABLE if "probability" in final else "a segmentation has no subgroups: the paper's are of the endometrial task"
+    if patients is None or not is_classification(final):
+        why = NO_TABLE if is_classification(final) else "a segmentation has no subgroups: the paper's are of the endometrial task"
         absent = [_absent(group, center, homes, why) for group in GROUPS for center in sorted(set(tested["test_center"]))]
         return pd.DataFrame(absent).assign(seed=rows["seed"].iloc[0])
     age = float(patients["age"].mean()) if age is None else age
@@ -339,7 +340,7 @@ def ablation(results: pd.DataFrame, metric: str, budget: str = "rounds", tests: 
             found.append(both.assign(step=f"{METHODS[before].title} → {METHODS[after].title}", before=before, after=after))
     table = pd.concat(found, ignore_index=True)
     table["difference"] = table["value_after"] - table["value_before"]
-    gain = -table["difference"] if metric in LOWER_IS_BETTER else table["difference"]
+    gain = -table["difference"] if lower_is_better(metric) else table["difference"]
     table["improved"] = (gain > 0).astype("boolean").mask(gain.isna())
     columns = ["metric", "step", "before", "after", *key, "value_before", "value_after", "difference", "improved", "seeds", "n", "unit"]
     table = table.assign(metric=metric)[[*columns, "reason"]]

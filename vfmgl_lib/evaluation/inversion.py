@@ -221,7 +221,7 @@ def inversion(settings: StudySettings, manifest: Manifest, center: str, views: S
     add(TRUE, images[:shown, None])
     add(MEAN, [images.mean(0, keepdim=True)] * shown)
     if settings.is_segmentation:
-        add(MASK, _two_colors(images, targets)[:shown, None])
+        add(MASK, _in_mean_colors(images, targets)[:shown, None])
     for view in views:
         started = time.process_time()
         count = view.images or len(images)
@@ -234,7 +234,8 @@ def inversion(settings: StudySettings, manifest: Manifest, center: str, views: S
 
 def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tensor, targets: Tensor, view: View, attack: Attack) -> Tensor:
     with torch_seed(seed_sequence(task.seed, "student")):
-        student = build_student(task.student.name, 2, task.student.width, batch_statistics=task.batch_norm == "batch")
+        chosen, batch_statistics = task.student, task.batch_norm == "batch"
+        student = build_student(chosen.name, task.data.class_count, chosen.width, batch_statistics=batch_statistics)
     before: State = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     if view.images:
         task = task.model_copy(
@@ -259,11 +260,14 @@ def _attacked(task: StudySettings, center: str, data: ImageDataset, images: Tens
     return reconstruct(student, before, arrived, batches, images.shape[-1], task, attack, steps)
 
 
-def _two_colors(images: Tensor, masks: Tensor) -> Tensor:
-    """What the labels of a segmentation alone tell: each mask in the mean colours of the centre's foreground and background."""
-    inside = (masks == 1)[:, None]
-    front, back = ((images * part).sum((0, 2, 3)) / part.sum().clamp(min=1) for part in (inside, ~inside))
-    return torch.where(inside, front[:, None, None], back[:, None, None])
+def _in_mean_colors(images: Tensor, masks: Tensor) -> Tensor:
+    """What the labels of a segmentation alone tell: each mask in the mean colours that the centre's classes have."""
+    told = torch.zeros_like(images)
+    for place in masks.unique():
+        inside = (masks == place)[:, None]
+        color = (images * inside).sum((0, 2, 3)) / inside.sum().clamp(min=1)
+        told = torch.where(inside, color[:, None, None], told)
+    return told
 
 
 def _psnr(found: Tensor, true: Tensor) -> float:

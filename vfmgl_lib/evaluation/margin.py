@@ -18,8 +18,18 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from vfmgl_lib.evaluation.classification import class_names, is_classification
+from vfmgl_lib.evaluation.one_vs_rest import auc_of
 from vfmgl_lib.evaluation.results import NOT_LOCAL, check_predictions, paired, paired_estimate, patient_differences, side_values
-from vfmgl_lib.evaluation.segmentation import DISTANCES, OVERLAPS
+from vfmgl_lib.evaluation.segmentation import (
+    DISTANCES,
+    class_column,
+    class_titles,
+    distance_names,
+    is_distance,
+    metric_and_class,
+    overlap_names,
+)
 
 LOWER_IS_BETTER = (*DISTANCES, "brier")
 COLUMNS = ["model_center", "test_center", "ahead", "limit", "worst", "patients", "reason"]
@@ -27,6 +37,11 @@ SURE_PATIENTS = 29  # 0.9 ** 29 = 0.047
 FAILURE = 5  # margins
 AT_ZERO = 0.5  # share of the images at which a centre's own model may be at 0 and still be something to be compared with
 ROUNDING = 1e-9  # -0.05 of an equal model's 0 may be missed by rounding alone
+
+
+def lower_is_better(metric: str) -> bool:
+    """Also of a metric of one class, such as "hd95[kidney]"."""
+    return metric_and_class(metric)[0] in LOWER_IS_BETTER
 
 
 def within(limit: float, worst: float, patients: int, margin: float) -> tuple[bool | None, str]:
@@ -53,14 +68,16 @@ def margin_limits(
 
     Args:
         final: final predictions; of several seeds the mean differences count, so that limits are of these runs, for other patients.
-        metric: "auc", or of a segmentation any of its overlaps, and distances if they were measured.
+        metric: "auc" (of more than two classes also "auc[<class>]"), or of a segmentation any of its overlaps, and distances if they were
+            measured.
         unit: "patient" or "image" (`prediction.scoring_unit`).
     Returns: model_center, test_center, ahead (the model's metric less the own model's, of distances the other way round: more is better),
         limit (one-sided 95 %, from below), worst (the patient who loses most, in the same sense; NaN of an AUC), patients, reason (why
         limit is NaN: too few patients; the own model is at 0 in most images; images that only a pixel of both models would define).
     Raises: ValueError: a metric that is not compared by patient; models with different test sets of a centre.
     """
-    known = ("auc",) if "probability" in final else OVERLAPS + tuple(name for name in DISTANCES if name in final)
+    of_classes = is_classification(final)
+    known = ("auc", *map(auc_of, class_names(final))) if of_classes else overlap_names(final) + distance_names(final)
     if metric not in known:
         raise ValueError(f"metric {metric!r} has no limit by patient, these predictions have it for {', '.join(known)}")
     check_predictions(final)
@@ -78,9 +95,9 @@ def margin_limits(
             found.append((model, test, math.nan, math.nan, math.nan, 0, "no limit: no predictions of both models"))
             continue
         estimate, _ = paired_estimate(pairs, metric, unit)
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        worst = math.nan if metric == "auc" or math.isnan(estimate.value) else float((sign * patient_differences(pairs, metric)).min())
-        reason = estimate.reason or ("" if metric == "auc" else _incomparable(pairs, metric, test))
+        sign = -1 if lower_is_better(metric) else 1
+        worst = math.nan if of_classes or math.isnan(estimate.value) else float((sign * patient_differences(pairs, metric)).min())
+        reason = estimate.reason or ("" if of_classes else _incomparable(pairs, metric, test))
         limit = estimate._replace(value=sign * estimate.value, reason=reason).lower()
         reason = f"no limit: {reason}" if reason else ""
         found.append((model, test, sign * estimate.value, limit, worst, estimate.patients, reason))
@@ -89,15 +106,17 @@ def margin_limits(
 
 def _incomparable(pairs: Sequence[pd.DataFrame], metric: str, test: str) -> str:
     """Why a limit would be of something else: images left out because a model finds nothing, or an own model that finds nothing."""
-    images = sum(map(len, pairs))
+    images, (_, title) = sum(map(len, pairs)), metric_and_class(metric)
     values = [side_values(pair, metric) for pair in pairs]
+    inside = [name if title is None else class_column(name, title) for name in ("tp", "fn")]
     dropped = sum(
-        int(((mine.isna() | own.isna()) & ((pair["tp"] + pair["fn"] > 0) | (mine.isna() != own.isna()))).sum())
+        int(((mine.isna() | own.isna()) & ((pair[inside].sum(axis=1) > 0) | (mine.isna() != own.isna()))).sum())
         for pair, (mine, own) in zip(pairs, values, strict=True)
     )
     if dropped:
-        return f"{metric} is undefined on {dropped} of {images} images, where a model marks nothing"
-    zero = 0 if metric in DISTANCES else sum(int((own <= 0).sum()) for _, own in values)
+        nothing = "a class is there but not marked, or marked but not there" if class_titles(pairs[0]) else "a model marks nothing"
+        return f"{metric} is undefined on {dropped} of {images} images, where {nothing}"
+    zero = 0 if is_distance(metric) else sum(int((own <= 0).sum()) for _, own in values)
     if zero > AT_ZERO * images:
         return f"the own model of {test} has a {metric} of 0 on {zero} of {images} images"
     return ""

@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from vfmgl_lib.data.label_masks import encoded
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import by_patient, youden_cutoff
-from vfmgl_lib.evaluation.segmentation import COUNTS, dice, pixel_counts
+from vfmgl_lib.evaluation.classification import by_patient, probability_column, youden_cutoff
+from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student
 
@@ -25,16 +26,24 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
 
     Args:
         student: put into eval mode here.
-        masks: folder for a segmentation's predicted masks (PNG, 0/255, at the student's size, named by the sample's id); none: not written.
-    Returns: columns id, patient, test_center, split and, for classification, probability (of class 1) and label; for segmentation
-        tp, fp, fn, tn (pixels at the student's size), dice and mask_file (relative to `masks`). Where the student gives NaN or infinity
-        the probability, or the counts and the Dice, are NaN and there is no mask: undefined is no class.
+        masks: folder for a segmentation's predicted masks (PNG at the student's size, values as in the data's own masks, of two classes
+            0/255; named by the sample's id); none: not written.
+    Returns: columns id, patient, test_center, split and, for classification, probability (of class 1; of more than two classes one column
+        a class, `classification.probability_column`) and label; for segmentation tp, fp, fn, tn (pixels at the student's size), dice, of
+        more than two classes also those of each (`segmentation.image_counts`), and mask_file (relative to `masks`). Where the student gives
+        NaN or infinity the probability, or the counts and the Dice, are NaN and there is no mask: undefined is no class.
     """
     student.eval()
     rows, hashes = [], data.table["sha256"].tolist()
     for batch in load_batches(data, fixed_batches(len(data), batch_size, uses_batch_statistics(student))):
         logits = student.infer(batch, [hashes[row] for row in batch["row"].tolist()], device).float().cpu()
         defined = logits.isfinite().flatten(1).all(1)
+        if logits.dim() == 2 and logits.shape[1] > 2:
+            chances = logits.softmax(1).masked_fill(~defined[:, None], math.nan)
+            columns = [probability_column(name) for name in data.classes]
+            values = zip(chances.tolist(), batch["target"].tolist(), strict=True)
+            rows += [dict(zip(columns, own, strict=True)) | {"label": y} for own, y in values]
+            continue
         if logits.dim() == 2:
             chance = logits.softmax(1)[:, 1].masked_fill(~defined, math.nan)
             rows += [{"probability": p, "label": y} for p, y in zip(chance.tolist(), batch["target"].tolist(), strict=True)]
@@ -42,14 +51,14 @@ def predict(student: Student, data: ImageDataset, *, batch_size: int, device: to
         named = zip(batch["row"].tolist(), defined.tolist(), logits.argmax(1).numpy(), batch["target"].numpy(), strict=True)
         for row, whole, predicted, mask in named:
             if not whole:
-                rows.append(dict.fromkeys([*COUNTS, "dice"], math.nan) | {"mask_file": ""})
+                rows.append(undefined_counts(data.classes) | {"mask_file": ""})
                 continue
-            counts = pixel_counts(predicted == 1, mask == 1)
+            counts = image_counts(predicted, mask, data.classes)
             name = f"{data.table['id'][row]}.png" if masks else ""
             if masks:
                 (masks / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((predicted == 1).astype(np.uint8) * 255).save(masks / name)
-            rows.append({**counts, "dice": float(dice(counts["tp"], counts["fp"], counts["fn"])), "mask_file": name})
+                Image.fromarray(encoded(predicted, data.mask_values)).save(masks / name)
+            rows.append({**counts, **image_dice(counts), "mask_file": name})
     about = data.table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
     return pd.concat([about, pd.DataFrame(rows)], axis=1)
 
@@ -85,7 +94,7 @@ def chosen_cutoff(own: Mapping[str, pd.DataFrame], unit: str) -> Cutoff:
     Args:
         own: split -> the model's predictions on that set of its own centre, as `predict` gives them; "test" is not looked at.
         unit: "patient" or "image".
-    Returns: NaN for a segmentation, or where neither set has both classes.
+    Returns: NaN for a segmentation and for more than two classes, which have no cutoff, or where neither set has both classes.
     """
     for split in ("val", "train"):
         if split in own and "probability" in own[split] and own[split]["probability"].notna().all():

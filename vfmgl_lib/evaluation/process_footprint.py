@@ -3,7 +3,8 @@
 The order names one of
 
     {"onnx": FILE}                                    an exported model under onnxruntime; torch is not imported
-    {"student": NAME, "width": W, "image_size": S}    a student under torch, weights as at its start: they change neither time nor memory
+    {"student": NAME, "classes": K, "width": W, "image_size": S}    a student under torch, of two classes where none are said; weights as
+                                                      at its start: they change neither time nor memory
     {"teacher": NAME, "arguments": {...}, "image_size": S}    a timm model under torch, with its arguments
 
 with batch, device, threads and seconds. The first run warms up and is not counted, unless it alone takes longer than that time.
@@ -67,7 +68,7 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
         model = timm.create_model(order["teacher"], pretrained=False, **order["arguments"])
     else:
         before = _status("VmRSS")
-        model = STUDENTS[order["student"]](2, order["width"], "none")
+        model = STUDENTS[order["student"]](order.get("classes", 2), order["width"], "none")
     model = model.to(device).eval()
     images = torch.rand(order["batch"], 3, order["image_size"], order["image_size"], device=device)
 

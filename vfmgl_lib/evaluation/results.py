@@ -22,10 +22,22 @@ from tqdm import tqdm
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation import statistics
-from vfmgl_lib.evaluation.classification import by_patient
-from vfmgl_lib.evaluation.metric import AT_CUTOFF, ONE_CLASS, Metric, is_share, measured, metric_names, no_cutoff, parts, units_of
+from vfmgl_lib.evaluation.classification import by_patient, class_names, is_classification, probability_columns
+from vfmgl_lib.evaluation.metric import ONE_CLASS, Metric, calls, is_share, measured, metric_names, no_cutoff, parts, units_of
+from vfmgl_lib.evaluation.multiclass import BOOTSTRAP, BOOTSTRAPPED, bootstrapped, no_sample_of
+from vfmgl_lib.evaluation.one_vs_rest import AUC_OF, auc_of, of_class
 from vfmgl_lib.evaluation.prediction import Cutoff, chosen_cutoff
-from vfmgl_lib.evaluation.segmentation import COUNTS, DISTANCES, OVERLAPS, overlaps, surface_distances
+from vfmgl_lib.evaluation.segmentation import (
+    COUNTS,
+    DISTANCES,
+    class_column,
+    class_distances,
+    class_titles,
+    count_columns,
+    is_distance,
+    overlap_names,
+    overlaps,
+)
 from vfmgl_lib.evaluation.statistics import NO_INTERVAL, Interval
 from vfmgl_lib.methods.budgets import reference_at
 from vfmgl_lib.methods.registry import METHODS
@@ -40,6 +52,7 @@ NOT_LOCAL = (SHARED, ADAPTED, ALL)  # values of model_center that are no centre'
 OVER_PATIENTS, CLUSTERED = "t over patients", "DeLong by patient"
 COMPARED = "seed split_id budget center metric method reference difference low high p p_holm test n patients reason".split()
 NO_COMPARISON = "no comparison"  # the last words of why a control is none
+TOGETHER = 1e-3  # by so much the probabilities of K classes may miss 1, as rounded ones do
 DISJOINT = "disjoint pairs"  # how an AUC of 0 or 1 has its interval (`statistics.auc_interval`)
 
 
@@ -71,11 +84,11 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
 
     Args:
         final: final predictions; of a segmentation with `mask_path` (absolute, "" where no mask was kept).
-    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason; that of a
-        classification as it came.
+    Returns: the table with assd, hd95 (NaN where undefined or not kept), distance_unit ("mm" or "px") and distance_reason, of more than two
+        classes also of each (`segmentation.class_distances`); that of a classification as it came.
     Raises: ValueError: a prediction without a mask in the manifest, or a file that is not there; names it.
     """
-    if "probability" in final:
+    if is_classification(final):
         return final
     truth = manifest.table.set_index("id")
     unit = "mm" if (manifest.table["spacing"] != "").all() else "px"
@@ -85,7 +98,7 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
     for identity, path in tqdm(wanted.itertuples(index=False, name=None), total=len(wanted), desc="distances", disable=not progress):
         if identity not in truth.index:
             raise ValueError(f"prediction {path}: the manifest of {manifest.root} has no image {identity!r}")
-        predicted = _predicted_mask(path)
+        predicted = _predicted_mask(path, manifest.mask_values)
         key = identity, predicted.shape
         if key not in masks:
             masks[key] = true_mask(manifest, truth.at[identity, "label"], predicted.shape)
@@ -94,29 +107,34 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
         if unit == "mm":
             given = (float(part) for part in truth.at[identity, "spacing"].split(","))
             spacing = tuple(mm * size / side for mm, size, side in zip(given, original, predicted.shape, strict=True))
-        measured[path] = surface_distances(predicted, mask, spacing)
-    columns = {name: [measured[path][name] if path in measured else math.nan for path in final["mask_path"]] for name in DISTANCES}
-    reasons = [measured[path]["reason"] if path in measured else "no mask was kept" for path in final["mask_path"]]
-    return final.assign(**columns, distance_unit=unit, distance_reason=reasons)
+        measured[path] = class_distances(predicted, mask, manifest.classes, spacing)
+    columns: dict[str, list] = {}
+    for title in [None, *class_titles(final)[1:]]:
+        assd, hd95, reason, why = (n if title is None else class_column(n, title) for n in (*DISTANCES, "reason", "distance_reason"))
+        for name in (assd, hd95):
+            columns[name] = [measured[path][name] if path in measured else math.nan for path in final["mask_path"]]
+        columns["distance_unit"] = [unit] * len(final)
+        columns[why] = [measured[path][reason] if path in measured else "no mask was kept" for path in final["mask_path"]]
+    return final.assign(**columns)
 
 
-def _predicted_mask(path: str) -> np.ndarray:
+def _predicted_mask(path: str, mask_values: Sequence[int]) -> np.ndarray:
     if not Path(path).is_file():
         raise ValueError(f"predicted mask {path}: no such file; was the study's folder moved or emptied?")
-    return decode_mask(Path(path), path) > 0
+    return decode_mask(Path(path), path, mask_values)
 
 
 def true_mask(manifest: Manifest, label: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """A mask of the manifest, squashed as the student sees it: (H, W) boolean, and the (rows, columns) it has on disk."""
-    pixels = decode_mask(manifest.root / label, str(manifest.root / label))
+    """A mask of the manifest, squashed as the student sees it: (H, W) uint8 class indices, and the (rows, columns) it has on disk."""
+    pixels = decode_mask(manifest.root / label, str(manifest.root / label), manifest.mask_values)
     squashed = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.NEAREST)
-    return np.asarray(squashed) > 0, pixels.shape
+    return np.asarray(squashed), pixels.shape
 
 
 def per_case(final: pd.DataFrame) -> pd.DataFrame:
     """Metrics of overlap of each patient's images together (of a volume's slices): counts summed, then one value a patient and model."""
     key = [*MODEL, "test_center", "split", "patient"]
-    grouped = final.groupby(key, sort=False)[COUNTS]
+    grouped = final.groupby(key, sort=False)[count_columns(final)]
     counts = grouped.sum().where(grouped.count().eq(grouped.size(), axis=0)).reset_index()  # of an undefined image nothing is known
     images = final.groupby(key, sort=False).size().reset_index(name="images")
     return pd.concat([counts.merge(images, on=key), overlaps(counts)], axis=1)
@@ -131,7 +149,8 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
     Returns: one row a method, seed, split_id, budget, model_center, test_center, split and metric: unit ("patient", "image", "mm", "px"),
         value, low, high (95 %), interval (how), n (what the metric is over), numerator, denominator (of a share), reason (why value or
         interval is NaN). A metric "cutoff" is the model's cutoff, in the row of the set that it was chosen on: its split is "val" or
-        "train", n its patients. "brier" is the mean squared difference of probability and label. model_center and test_center "all":
+        "train", n its patients. "brier" is the mean squared difference of probability and label; what more than two
+        classes have says `metric.metric_names`. model_center and test_center "all":
         every centre's own model on its own test set, counted together (no AUC: scores of different models are not on one scale).
     Raises: ValueError: `check_predictions`.
     """
@@ -154,25 +173,31 @@ def results_table(final: pd.DataFrame, *, unit: str) -> pd.DataFrame:
                 rows += [_row(*_with_interval(metric, units, unit), about, model, test, split) for metric in metrics]
                 if model == test and split == "test":
                     homes[model] = units
-                    without += [model] if cutoff is None or math.isnan(cutoff) else []
+                    without += [model] if not class_names(part) and (cutoff is None or math.isnan(cutoff)) else []
         if homes:  # counted together, undefined where one model has no cutoff and so calls nobody
             pooled = pd.concat(homes.values(), ignore_index=True)
-            names = AT_CUTOFF if "probability" in pooled else metric_names(pooled)
+            names = calls(of_run) if is_classification(pooled) else metric_names(pooled)
             metrics = measured(pooled, pooled, names, f"no cutoff at {', '.join(without)}" if without else "")
             rows += [_row(*_with_interval(metric, pooled, unit), about, ALL, ALL, "test") for metric in metrics]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def check_predictions(final: pd.DataFrame) -> None:
-    """Raises: ValueError: a probability outside [0, 1], a number of pixels that is negative or missing; names the sample.
+    """Raises: ValueError: a probability outside [0, 1], those of K classes that are not 1 together, a label that is no class, a number of
+    pixels that is negative or missing; names the sample.
 
-    NaN for the probability, or for all numbers of pixels, is an undefined prediction and is right.
+    NaN for the probability, for all of them or for all numbers of pixels, is an undefined prediction and is right.
     """
-    if "probability" in final:
-        wrong, columns, right = ~final["probability"].between(0, 1), ["probability"], "the probability must lie in [0, 1]"
+    if columns := probability_columns(final):
+        wrong, right = ~(final[columns].ge(0) & final[columns].le(1)).all(axis=1), "the probability must lie in [0, 1]"
+        if len(columns) > 1:
+            wrong |= ((final[columns].sum(axis=1) - 1).abs() > TOGETHER) | ~final["label"].astype(int).between(0, len(columns) - 1)
+            right = f"the probabilities must lie in [0, 1] and be 1 together, the label a class from 0 to {len(columns) - 1}"
+            columns = [*columns, "label"]
     else:
-        wrong, columns, right = ~final[COUNTS].ge(0).all(axis=1), COUNTS, "numbers of pixels must be at least 0"
-    wrong &= ~final[columns].isna().all(axis=1)
+        columns, right = count_columns(final), "numbers of pixels must be at least 0"
+        wrong = ~final[columns].ge(0).all(axis=1)
+    wrong &= ~final[[name for name in columns if name != "label"]].isna().all(axis=1)
     if wrong.any():
         row = final[wrong].iloc[0]
         raise ValueError(
@@ -189,11 +214,16 @@ def _cutoff(of_model: pd.DataFrame, model: str, unit: str) -> Cutoff | None:
 
 def _with_interval(metric: Metric, units: pd.DataFrame, unit: str) -> tuple[Metric, str, Interval, str]:
     """The metric, its unit, its interval and how that is made."""
-    unit = units["distance_unit"].iloc[0] if metric.name in DISTANCES else unit
+    unit = units["distance_unit"].iloc[0] if is_distance(metric.name) else unit
     if math.isnan(metric.value):
         return metric, unit, NO_INTERVAL, ""
     patient, clustered = units["patient"].to_numpy(), units["patient"].duplicated().any()
-    if metric.name == "auc":
+    if metric.name in BOOTSTRAPPED and class_names(units):
+        interval = bootstrapped(units, metric.name)
+        return metric, unit, interval, BOOTSTRAP if math.isfinite(interval.low) else ""
+    if one := AUC_OF.fullmatch(metric.name):
+        units = of_class(units, one[1])
+    if metric.name == "auc" or one:
         interval = statistics.auc_interval(units["probability"].to_numpy(), units["label"].to_numpy(), patient)
         how = DISJOINT if metric.value in (0, 1) else CLUSTERED if clustered else "DeLong"
     elif is_share(units, metric.name) and not clustered:
@@ -222,7 +252,8 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
         final: final predictions; with a column `no_comparison` (`study.study.mark_controls`) what it says is the reason of rows that
             have no difference and no p, and are in no family.
         unit: as for `results_table`.
-        metrics: "auc" (default of a classification); any of `segmentation.OVERLAPS` (default "dice").
+        metrics: "auc" (default of a classification), of more than two classes also "auc[<class>]"; any of `segmentation.overlap_names`
+            (default "dice").
     Returns: seed, split_id, budget, center, metric, method, reference, difference (reference less method; of overlaps the mean over
         patients of their mean differences), low, high, p, p_holm, test, n (samples), patients, reason.
     Raises: ValueError: the reference is not there; two methods with different test sets (names samples); `check_predictions`.
@@ -230,7 +261,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
     check_predictions(final)
     if reference not in set(final["method"]):
         raise ValueError(f"the reference {reference!r} is not among the methods {', '.join(dict.fromkeys(final['method']))}")
-    wanted = metrics or (["auc"] if "probability" in final else ["dice"])
+    wanted = metrics or (["auc"] if is_classification(final) else ["dice"])
     own = final[(final["model_center"] == final["test_center"]) & (final["split"] == "test")]
     found = []
     for (run_seed, split_id, budget, center), rows in own.groupby(["seed", "split_id", "budget", "test_center"], sort=False):
@@ -240,7 +271,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
             pair = paired(sides[first], sides[method], first, method, center)
             nothing = next(filter(None, sides[method].get("no_comparison", ())), "")
             for metric in wanted:
-                if metric not in (possible := OVERLAPS if "tp" in pair else ("auc",)):
+                if metric not in (possible := overlap_names(pair) if "tp" in pair else ("auc", *map(auc_of, class_names(pair)))):
                     raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")
                 about = {"seed": run_seed, "split_id": split_id, "budget": budget, "center": center, "metric": metric, "method": method}
                 tested = _tested([pair], metric, unit)
@@ -281,11 +312,14 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
             f"only one of them has {', '.join(alone[:3])} ({len(alone)} in all)"
         )
     pair = first.merge(second, on="id", suffixes=("", "_other"), validate="one_to_one")
-    if "probability" in pair:
+    if is_classification(pair):
         differing = pair["label"] != pair["label_other"]
     else:
-        sums = [pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS))]
-        differing = (sums[0] | sums[1]) & pair[["tp", "tp_other"]].notna().all(axis=1)
+        apart = [[class_column(name, title) for name in ("tp", "fn")] for title in class_titles(first)]
+        sums = [
+            pair[names].sum(axis=1) != pair[[f"{n}_other" for n in names]].sum(axis=1) for names in (["tp", "fn"], list(COUNTS), *apart)
+        ]
+        differing = np.logical_or.reduce(sums) & pair[["tp", "tp_other"]].notna().all(axis=1)
     if differing.any():
         raise ValueError(
             f"centre {center}: {one} and {other} were tested with different labels, e.g. of {pair.loc[differing, 'id'].iloc[0]}"
@@ -295,8 +329,9 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, one: str, other: str, cent
 
 def _tested(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> dict:
     estimate, n = paired_estimate(pairs, metric, unit)
-    clustered = "by patient" if metric == "auc" and n > estimate.patients else ""
-    name = " ".join(filter(None, ["paired DeLong" if metric == "auc" else "paired t over patients", clustered]))
+    is_auc = metric.startswith("auc")
+    clustered = "by patient" if is_auc and n > estimate.patients else ""
+    name = " ".join(filter(None, ["paired DeLong" if is_auc else "paired t over patients", clustered]))
     found = estimate.test()
     return {**found._asdict(), "test": name if math.isfinite(found.p) else "", "n": n, "patients": estimate.patients}
 
@@ -304,19 +339,22 @@ def _tested(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> dict:
 def paired_estimate(pairs: Sequence[pd.DataFrame], metric: str, unit: str) -> tuple[statistics.Estimate, int]:
     """The difference of two models on the same samples, judged by patient, and over how many samples it is.
 
-    AUC: DeLong's covariance, patients with several samples as clusters. Overlaps and distances: the mean over patients of each patient's
-    mean difference. Of several runs the mean difference counts: it is that of these very runs, for other patients.
+    AUC: DeLong's covariance, patients with several samples as clusters (of the mean over classes `statistics.macro_auc_contrast`).
+    Overlaps and distances: the mean over patients of each patient's mean difference. Of several runs the mean difference counts: it is that
+    of these very runs, for other patients.
 
     Args:
         pairs: from `paired`, one a run, all of the same samples.
-        metric: "auc", any of `segmentation.OVERLAPS`, or of `segmentation.DISTANCES` where they were measured.
+        metric: "auc", "auc[<class>]", any of `segmentation.overlap_names`, or of `segmentation.distance_names` where they were measured.
         unit: as for `results_table`.
     """
-    column = "tp" if "tp" in pairs[0] else "probability"
-    if count := sum(int(pair[[column, f"{column}_other"]].isna().any(axis=1).sum()) for pair in pairs):
+    columns = [f"{name}{side}" for name in probability_columns(pairs[0]) or ["tp"] for side in ("", "_other")]
+    if count := sum(int(pair[columns].isna().any(axis=1).sum()) for pair in pairs):
         patients = pairs[0]["patient"].nunique()
         reason = f"{count} of {sum(map(len, pairs))} pairs have an undefined prediction: a model gives NaN or infinity"
         return statistics.Estimate(math.nan, math.nan, math.nan, patients, reason), patients if unit == "patient" else len(pairs[0])
+    if one := AUC_OF.fullmatch(metric):
+        return _auc_difference([of_class(pair, one[1]) for pair in pairs], unit)
     if metric == "auc":
         return _auc_difference(pairs, unit)
     difference = _differences(pairs, metric)
@@ -341,23 +379,30 @@ def _differences(pairs: Sequence[pd.DataFrame], metric: str) -> pd.Series:
 
 def side_values(pair: pd.DataFrame, metric: str) -> tuple[pd.Series, pd.Series]:
     """The metric of each image (an overlap or a distance) of both models of a pair."""
-    if metric in DISTANCES:
+    if is_distance(metric):
         return pair[metric].astype(float), pair[f"{metric}_other"].astype(float)
-    sides = (pair[[f"{name}{side}" for name in COUNTS]].set_axis(COUNTS, axis=1) for side in ("", "_other"))
+    names = count_columns(pair)
+    sides = (pair[[f"{name}{side}" for name in names]].set_axis(names, axis=1) for side in ("", "_other"))
     return tuple(overlaps(side)[metric].set_axis(pair.index).astype(float) for side in sides)
 
 
 def _auc_difference(pairs: Sequence[pd.DataFrame], unit: str) -> tuple[statistics.Estimate, int]:
-    sides = ["probability", "probability_other"]
+    names, columns = class_names(pairs[0]), probability_columns(pairs[0])
+    sides = [[f"{name}{side}" for name in columns] for side in ("", "_other")]
     if unit == "patient":
         for pair in pairs:
             by_patient(pair)  # refuses a patient with images of both classes
     by = [pair.groupby("patient" if unit == "patient" else "id", sort=True) for pair in pairs]
-    tables = [samples[[*sides, "label"]].mean() for samples in by]
+    tables = [samples[[*sides[0], *sides[1], "label"]].mean() for samples in by]
     label, patient = tables[0]["label"].to_numpy(dtype=int), by[0]["patient"].first().to_numpy()
-    if len(np.unique(label)) < 2:
+    reason = no_sample_of(label, names) if names else ""
+    if not names and len(np.unique(label)) < 2:
         reason = f"only one class: {label.sum()} positive, {(1 - label).sum()} negative"
+    if reason:
         return statistics.Estimate(math.nan, math.nan, math.nan, len(np.unique(patient)), reason), len(label)
-    scores = np.stack([table[side].to_numpy() for table in tables for side in sides])
     weights = (np.tile([1.0, -1.0], len(pairs)) / len(pairs)).tolist()
+    if names:
+        chances = np.stack([table[side].to_numpy() for table in tables for side in sides])
+        return statistics.macro_auc_contrast(chances, label, weights, patient), len(label)
+    scores = np.stack([table[side[0]].to_numpy() for table in tables for side in sides])
     return statistics.auc_contrast(scores, label, weights, patient), len(label)

@@ -12,6 +12,7 @@ import torch
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
+from vfmgl_lib.evaluation.classification import class_names
 from vfmgl_lib.evaluation.metric import metrics_of
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, mean_embedding, predict
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
@@ -19,6 +20,7 @@ from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student
+from vfmgl_lib.tasks.records import find_task
 
 
 @dataclass
@@ -130,7 +132,7 @@ class RoundEvaluation:
         return self.settings.evaluation_batch_size
 
     def _predict(self, student: Student, data: ImageDataset, masks: Path | None) -> pd.DataFrame:
-        return predict(student, data, batch_size=self._batch_size, device=self.device, masks=masks)
+        return with_order(predict(student, data, batch_size=self._batch_size, device=self.device, masks=masks), self.settings)
 
     def _add(
         self, tables: RoundTables, predictions: pd.DataFrame, cutoff: float | None, model_center: str, number: int, stage: str
@@ -140,6 +142,12 @@ class RoundEvaluation:
             about = {"method": self.settings.method, "seed": self.settings.seed, "split_id": self.split_id}
             about |= {"round": number, "stage": stage, "model_center": model_center}
             tables.predictions.append(pd.DataFrame([about] * len(predictions)).join(predictions))
+
+
+def with_order(predictions: pd.DataFrame, settings: StudySettings) -> pd.DataFrame:
+    """Predictions of more than two classes that have an order (`TaskRecord.ordinal`) with a column `ordinal` of 1; others as they came."""
+    ordinal = class_names(predictions) and find_task(settings.data.layout).ordinal
+    return predictions.assign(ordinal=1) if ordinal else predictions
 
 
 def metric_rows(predictions: pd.DataFrame, unit: str, cutoff: float | None, *, model_center: str, round: int, stage: str) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vfmgl_lib.tasks.records import find_task
 CHANNELS = ("red", "green", "blue")
 BINS = 64
 MEAN = "mean"
+POSITIVE = "positive_share"
 
 
 def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
         ids: of the manifest, in the order wanted.
         data: says S, the side in pixels, and the layout.
     Returns: columns id, center, split, label (class name; "" for a segmentation), image (S, S, 3) float32 in [0, 1],
-        mask (S, S) bool (None for a classification).
+        mask (S, S): of two classes bool, of more uint8 class indices (None for a classification).
     Raises: KeyError: an id the manifest does not have.
     """
     table = manifest.table.set_index("id", drop=False).loc[list(ids)].reset_index(drop=True)
@@ -49,7 +51,8 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
         if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
             image = np.repeat(image[..., 1:2], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
-        rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))
+        mask = None if not segmentation else target == 1 if len(manifest.classes) == 2 else target.astype(np.uint8)
+        rows.append((row.id, row.center, row.split, label, image, mask))
     return pd.DataFrame(rows, columns=["id", "center", "split", "label", "image", "mask"])
 
 
@@ -80,18 +83,39 @@ def image_statistics(samples: pd.DataFrame) -> pd.DataFrame:
 def sample_counts(manifest: Manifest) -> pd.DataFrame:
     """Per centre and split: center, split, images, patients and positive_share.
 
-    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation).
+    positive_share is the share of images of class 1 (classification) or the mean share of foreground pixels (segmentation). Of more than
+    two classes there is the share of each, `share[<class>]`, in its place: of a segmentation the foreground classes' mean shares of pixels.
     """
-    table = manifest.table
+    table, classes = manifest.table, manifest.classes
     if manifest.task_kind == "classification":
-        positive = (table["label"] == 1).astype(float)
+        labels, several = table["label"].to_numpy(), len(classes) > 2
+        shares = {share_of(name): labels == number for number, name in enumerate(classes)} if several else {POSITIVE: labels == 1}
     else:
         masks = tqdm(table["label"], desc="reading masks", unit="mask", leave=False, delay=2)
-        positive = pd.Series([decode_mask(manifest.root / mask, mask).mean() for mask in masks], index=table.index)
-    in_order = table.assign(positive=positive, split=pd.Categorical(table["split"], SPLITS))
-    groups = in_order.groupby(["center", "split"], observed=True)
-    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique"), positive_share=("positive", "mean"))
+        pixels = np.array([_pixel_shares(manifest, mask) for mask in masks])
+        named = {POSITIVE: 1} if len(classes) == 2 else {share_of(name): number for number, name in enumerate(classes) if number}
+        shares = {name: pixels[:, number] for name, number in named.items()}
+    in_order = table.assign(**{name: np.asarray(share, float) for name, share in shares.items()})
+    groups = in_order.assign(split=pd.Categorical(table["split"], SPLITS)).groupby(["center", "split"], observed=True)
+    counts = groups.agg(images=("id", "size"), patients=("patient", "nunique")).join(groups[list(shares)].mean())
     return counts.reset_index().astype({"split": str})
+
+
+def _pixel_shares(manifest: Manifest, name: str) -> np.ndarray:
+    """(K,) the share of a mask's pixels that each class has."""
+    mask = decode_mask(manifest.root / name, name, manifest.mask_values)
+    return np.bincount(mask.ravel(), minlength=len(manifest.classes)) / mask.size
+
+
+def share_of(name: str) -> str:
+    """The column of `sample_counts` of one of more than two classes."""
+    return f"share[{name}]"
+
+
+def prevalence(counts: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """A table of `sample_counts` for print: centre, split, images, patients, then "positive" or the name of each class."""
+    names = {share_of(name): name for name in classes}
+    return counts.rename(columns={"center": "centre", "positive_share": "positive"} | names)
 
 
 def spacing(manifest: Manifest) -> pd.DataFrame:
@@ -134,21 +158,24 @@ def telling_images(final: pd.DataFrame, by: str = MEAN, budget: str = "rounds") 
     return chosen.assign(by=by).reset_index(drop=True)
 
 
-def overlay_table(chosen: pd.DataFrame, samples: pd.DataFrame, final: pd.DataFrame, budget: str = "rounds") -> pd.DataFrame:
+def overlay_table(
+    chosen: pd.DataFrame, samples: pd.DataFrame, final: pd.DataFrame, budget: str = "rounds", mask_values: Sequence[int] = ()
+) -> pd.DataFrame:
     """The chosen images with the truth and every method's mask.
 
     Args:
         chosen: from `telling_images`.
         samples: id, image, mask of these images, from `read_samples` at the student's size.
         final: as in `telling_images`, with mask_path ("": not kept).
-    Returns: shown, id, center, score, by, image, truth, method, mask ((S, S) bool, None where not kept), dice.
+        mask_values: of the manifest.
+    Returns: shown, id, center, score, by, image, truth, method, mask ((S, S) as the truth, bool or uint8; None where not kept), dice.
     Raises: ValueError: a mask of another size than its image; the message names the file.
     """
     rows = _at_home(final, budget)[["id", "method", "dice", "mask_path"]]
     table = chosen.merge(samples[["id", "image", "mask"]].rename(columns={"mask": "truth"}), on="id").merge(rows, on="id")
     masks = []
     for row in table.itertuples():
-        mask = decode_mask(Path(row.mask_path)).astype(bool) if row.mask_path else None
+        mask = decode_mask(Path(row.mask_path), mask_values=mask_values).astype(row.truth.dtype) if row.mask_path else None
         if mask is not None and mask.shape != row.image.shape[:2]:
             raise ValueError(f"{row.mask_path} is {mask.shape}, its image {row.image.shape[:2]}: read the images at the student's size")
         masks.append(mask)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ Z = float(stats.norm.ppf(1 - ALPHA / 2))
 # With fewer of a class the test of two AUCs rejects too often: in 12 % of the cases with two, 7 % with three, beside 40 of the other class.
 MIN_PATIENTS = 5
 DRAWS = 2000  # of the bootstrap
+MOST_UNDEFINED = 0.05  # share of the draws, which are left out
 
 
 class Interval(NamedTuple):
@@ -191,21 +193,64 @@ def auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float]
     for placed, which, total in zip(_placements(scores, label), (1, 0), images, strict=True):
         single = np.asarray(weights) @ placed
         parts.append(np.bincount(owner[label == which], weights=single - single.mean(), minlength=patients) / total.sum())
-    value = float(single.mean())
+    return _of_strata(float(single.mean()), parts, images, scores, weights)
+
+
+def macro_auc_contrast(scores: np.ndarray, label: np.ndarray, weights: Sequence[float], patient: np.ndarray | None = None) -> Estimate:
+    """The same for the mean over K > 2 classes of the AUC of each against the others.
+
+    Each sample counts K times, once as one of its class and K - 1 times as one of the others; what it adds to the mean is the sum of its
+    K placements, and the variance is that of these sums within the classes, as DeLong's is for two. With K = 2 it is `auc_contrast`.
+
+    Args:
+        scores: (k, n, K) of k models.  label: (n,) from 0 to K - 1.  weights: (k,).
+        patient: (n,) names or numbers; None: each sample is a patient of its own.
+    Raises: ValueError: a class without a sample.
+    """
+    scores, label = np.asarray(scores, dtype=float), np.asarray(label, dtype=int)
+    classes, n = scores.shape[2], len(label)
+    owner = np.arange(n) if patient is None else np.unique(patient, return_inverse=True)[1]
+    patients = int(owner.max()) + 1
+    members = [label == number for number in range(classes)]
+    added = np.zeros(n)  # what each sample adds to the mean, times the size of its class
+    value = 0.0
+    for number, own in enumerate(members):
+        above, below = (np.asarray(weights) @ placed for placed in _placements(scores[:, :, number], own.astype(int)))
+        value += float(above.mean()) / classes
+        added[own] += above / classes
+        sizes = np.bincount(label, minlength=classes)[label[~own]]
+        added[~own] += below * sizes / (~own).sum() / classes
+    images = [np.bincount(owner[own], minlength=patients) for own in members]
+    parts = [np.bincount(owner[own], weights=added[own] - added[own].mean(), minlength=patients) / own.sum() for own in members]
+    return _of_strata(value, parts, images, scores, weights)
+
+
+def _of_strata(
+    value: float, parts: Sequence[np.ndarray], images: Sequence[np.ndarray], scores: np.ndarray, weights: Sequence[float]
+) -> Estimate:
+    """An estimate that is a sum over classes of means within them, judged by patient as `auc_contrast` says.
+
+    Args:
+        parts: of each class (patients,): what a patient's samples of the class add to the estimate, less their expectation.
+        images: of each class (patients,): how many samples of it a patient has.
+        scores, weights: where the weighted sum of the scores is 0 everywhere, so is the error.
+    """
+    patients = len(parts[0])
     counts = [effective_patients(total) for total in images]
     if round(min(counts)) < MIN_PATIENTS:
         scarcer = int(np.argmin(counts))
         reason = too_few(int((images[scarcer] > 0).sum()), " of one class", counts[scarcer])
         return Estimate(value, math.nan, math.nan, patients, reason)
     shares = [total / total.sum() for total in images]
+    pairs = sum(float(one @ other) for one, other in combinations(parts, 2))
     together, free = effective_patients(sum(shares)), [effective_patients(share**2) - 1 for share in (*shares, sum(shares))]
     own = [count / (count - 1) * float(part @ part) for count, part in zip(counts, parts, strict=True)]
-    variance = sum(own) + 2 * together / (together - 1) * float(parts[0] @ parts[1])
+    variance = sum(own) + 2 * together / (together - 1) * pairs
     if variance <= 1e-15:  # of two equal rankings it is 0 but for rounding
-        same = np.allclose(np.asarray(weights) @ scores, 0, rtol=0, atol=1e-12)
+        same = np.allclose(np.tensordot(np.asarray(weights), scores, 1), 0, rtol=0, atol=1e-12)
         return Estimate(value, 0.0 if same else math.nan, math.nan, patients, "" if same else "the variance of the difference is 0")
-    freedom = sum(own) ** 2 / sum(part**2 / one for one, part in zip(free[:2], own, strict=True))
-    return Estimate(value, math.sqrt(variance), min(freedom, free[2]), patients)
+    freedom = sum(own) ** 2 / sum(part**2 / one for one, part in zip(free[:-1], own, strict=True))
+    return Estimate(value, math.sqrt(variance), min(freedom, free[-1]), patients)
 
 
 def delong_test(first: np.ndarray, second: np.ndarray, label: np.ndarray, patient: np.ndarray | None = None) -> Test:
@@ -257,14 +302,18 @@ def bootstrap_interval(
     Args:
         strata: (n,), of each patient, e.g. its centre.
         statistic: from the patients drawn of each stratum, row numbers (`DRAWS`, patients of the stratum), to (`DRAWS`,) values.
-    Returns: NaN with the reason where a stratum has fewer than `MIN_PATIENTS`.
+    Returns: NaN with the reason where a stratum has fewer than `MIN_PATIENTS`, or the statistic is undefined in more than a twentieth of
+        the draws; fewer undefined ones are left out.
     """
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     fewest = min(map(len, members), default=0)
     if fewest < MIN_PATIENTS:
         return NO_INTERVAL._replace(reason=f"no interval: {too_few(fewest, ' of one centre' if len(members) > 1 else '')}")
     drawn = [own[generator.integers(len(own), size=(DRAWS, len(own)))] for own in members]
-    low, high = np.quantile(statistic(drawn), (ALPHA / 2, 1 - ALPHA / 2))
+    values = statistic(drawn)
+    if (undefined := np.isnan(values).mean()) > MOST_UNDEFINED:
+        return NO_INTERVAL._replace(reason=f"no interval: undefined in {undefined:.0%} of the draws")
+    low, high = np.quantile(values[~np.isnan(values)], (ALPHA / 2, 1 - ALPHA / 2))
     return Interval(float(low), float(high))
 
 

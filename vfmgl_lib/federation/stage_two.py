@@ -43,8 +43,8 @@ class Worth:
 
     Attributes:
         task_loss: mean over the samples, in the batches of `Client.unaugmented`.
-        score: mean foreground Dice of the images, or the AUC, in [0, 1]; NaN where the centre has one class or a
-            probability is not finite.
+        score: mean foreground Dice of the images, or the AUC (of more than two classes the mean of those of each against the others), in
+            [0, 1]; NaN where the centre lacks a class or a probability is not finite.
     """
 
     task_loss: float
@@ -65,14 +65,27 @@ def worth(model: Student, client: Client) -> Worth:
     for images, target, _ in client.unaugmented():
         logits = model(images)
         losses.append(client.task_loss(logits, target) * len(target))
-        scores.append(foreground_dice(logits.argmax(1), target) if logits.dim() == 4 else logits.softmax(1)[:, 1])
+        scores.append(foreground_dice(logits.argmax(1), target, logits.shape[1]) if logits.dim() == 4 else _chances(logits))
         targets.append(target)
     score, truth = torch.cat(scores).double().cpu().numpy(), torch.cat(targets).cpu().numpy()
     if truth.ndim == 1:
-        value = roc_auc_score(truth, score) if len(np.unique(truth)) == 2 and np.isfinite(score).all() else math.nan
+        value = _auc(truth, score)
     else:
         value = score.mean()
     return Worth(float(sum(losses)) / len(client.data), float(value))
+
+
+def _chances(logits: torch.Tensor) -> torch.Tensor:
+    """(B,) of class 1, or (B, K) of K > 2 classes."""
+    chances = logits.softmax(1)
+    return chances[:, 1] if chances.shape[1] == 2 else chances
+
+
+def _auc(truth: np.ndarray, score: np.ndarray) -> float:
+    classes = 2 if score.ndim == 1 else score.shape[1]
+    if len(np.unique(truth)) < classes or not np.isfinite(score).all():
+        return math.nan
+    return float(roc_auc_score(truth, score if classes == 2 else score / score.sum(1, keepdims=True), multi_class="ovr"))
 
 
 def run_stage_two(

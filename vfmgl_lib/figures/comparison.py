@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 
-from vfmgl_lib.evaluation.comparison import CLASSIFICATION, SEGMENTATION, at_home, home_tests, in_order, over_fewer
+from vfmgl_lib.evaluation.comparison import SEGMENTATION, at_home, classification_metrics, home_tests, in_order, over_fewer
 from vfmgl_lib.evaluation.curves import TREAT_ALL, TREAT_NONE, mean_curves
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER, lower_is_better
+from vfmgl_lib.evaluation.multiclass import KAPPAS
 from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.style import (
     DOUBLE,
@@ -40,7 +41,7 @@ from vfmgl_lib.figures.style import (
     share_legend,
     write_in_panel,
 )
-from vfmgl_lib.figures.words import LENGTHS, SHORT, axis_label, class_counts, seeds_there, set_sizes, undefined
+from vfmgl_lib.figures.words import LENGTHS, axis_label, class_counts, seeds_there, set_sizes, short, undefined
 from vfmgl_lib.methods.registry import METHODS
 
 BUDGETS = {
@@ -116,13 +117,14 @@ def radar(
 
     Args:
         results: a results table.
-        metrics: at least three; None: AUC, accuracy, sensitivity, specificity, PPV and NPV, or of a segmentation Dice, IoU, PPV,
-            sensitivity and specificity.
+        metrics: at least three; None: AUC, accuracy, sensitivity, specificity, PPV and NPV (of more than two classes all but
+            kappa), or of a segmentation Dice, IoU, PPV, sensitivity and specificity.
         methods: those drawn; more than six polygons are not told apart.
         low: value at the middle of the charts; None: a round one under the smallest value, the same in all panels.
     Raises: ValueError: fewer than three metrics, or a distance among them.
     """
-    metrics = list(metrics or (SEGMENTATION if (results["metric"] == "dice").any() else CLASSIFICATION))
+    shown = SEGMENTATION if (results["metric"] == "dice").any() else classification_metrics(results)
+    metrics = list(metrics or (metric for metric in shown if metric not in KAPPAS))  # they may be below 0
     if len(metrics) < 3 or set(metrics) & set(LOWER_IS_BETTER):
         raise ValueError(f"a radar chart takes at least three metrics of which more is better, got {', '.join(metrics)}")
     drawn, absent = in_order(results["method"], methods)
@@ -138,7 +140,7 @@ def radar(
     for place, center in enumerate(centers):
         axis = cast(PolarAxes, figure.add_subplot(rows, columns, place + 1, projection="polar"))
         here = table[table["center"] == center].pivot(index="method", columns="metric", values="value").reindex(columns=metrics)
-        _spokes(axis, angles, [SHORT[metric] for metric in metrics], low, rings)
+        _spokes(axis, angles, [short(metric) for metric in metrics], low, rings)
         axis.set_title(f"centre {printed[center]}", pad=13)
         for method in drawn:
             values = here.loc[method].to_numpy(dtype=float) if method in here.index else np.full(len(metrics), np.nan)
@@ -232,7 +234,7 @@ def both_budgets(results: pd.DataFrame, metric: str, methods: Sequence[str] | No
     footnote(figure, f"{_test_sets(every[every['center'] != ALL], printed)} {bars}{spread}{same}{line} {absent}")
     once = every.drop_duplicates(["center", "method"])
     footnote(figure, undefined(once, printed))
-    if metric in LOWER_IS_BETTER:
+    if lower_is_better(metric):
         footnote(figure, _over_fewer_images(every, printed))
     bare = once[once["value"].notna() & (once["low"].notna() | (once["reason"] != ""))]
     bare = bare.assign(value=bare["low"], reason=bare["reason"].str.removeprefix("no interval: "))

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from vfmgl_lib.evaluation.generalization import ABLATION, SIGNIFICANT, STEPS
-from vfmgl_lib.evaluation.margin import FAILURE, LOWER_IS_BETTER, SURE_PATIENTS
+from vfmgl_lib.evaluation.margin import FAILURE, SURE_PATIENTS, lower_is_better
 from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.figures.rounds import frame_home, metric_colors
 from vfmgl_lib.figures.style import (
@@ -42,7 +42,7 @@ from vfmgl_lib.figures.style import (
     text_on,
     write_in_panel,
 )
-from vfmgl_lib.figures.words import LENGTHS, SHORT, TITLES, axis_label, seeds_there, set_sizes, undefined
+from vfmgl_lib.figures.words import LENGTHS, axis_label, seeds_there, set_sizes, short, title, undefined
 from vfmgl_lib.methods.registry import METHODS
 
 PAPER: dict[str, Any] = {"color": "#333333", "marker": "D", "markerfacecolor": "white", "linestyle": "none", "markersize": 3.6}
@@ -67,7 +67,7 @@ def generalization_map(table: pd.DataFrame, metric: str, all_centers: Sequence[s
     models = sorted(table["model_center"].unique())
     external = sorted(set(table["test_center"]) - set(models))
     printed = names([*models, *external])
-    margin, distance = table["margin"].iloc[0], metric in LOWER_IS_BETTER
+    margin, distance = table["margin"].iloc[0], lower_is_better(metric)
     figure = new_figure(DOUBLE, (44 + 6.5 * max(len(models), 4)) * MM)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     top = max(1.0, float(table["value"].max())) if distance else 1.0
@@ -200,7 +200,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         table: from `evaluation.generalization.ablation`; a step or a matrix whose method is not in it is an empty panel that says so.
     """
     models, tested = sorted(table["model_center"].unique()), sorted(table["test_center"].unique())
-    printed, distance = names(dict.fromkeys([*tested, *models])), metric in LOWER_IS_BETTER
+    printed, distance = names(dict.fromkeys([*tested, *models])), lower_is_better(metric)
     matrices = _ablation_matrices(table, models, tested)
     differences = {
         (before, after): rows.pivot(index="model_center", columns="test_center", values="difference").reindex(index=models, columns=tested)
@@ -240,7 +240,7 @@ def ablation(table: pd.DataFrame, metric: str) -> Figure:
         axis.set_xlabel("test set of centre")
     for axis in axes[:, 0]:
         axis.set_ylabel("model of centre")
-    title = axis_label(metric, table) if distance else SHORT[metric]
+    title = axis_label(metric, table) if distance else short(metric)
     for line, picture, label in zip(axes, pictures, (title, f"change of {title}"), strict=True):
         if picture is not None:
             figure.colorbar(picture, ax=list(line), shrink=0.9, pad=0.01, label=label)
@@ -376,7 +376,7 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
                     style = GROUP_STYLE[group]
                     axis.plot([row.low, row.high], [place + shift] * 2, color=style["color"], linewidth=1)
                     axis.plot(row.value, place + shift, linestyle="none", markersize=4, **style)
-        axis.set(xlim=(-0.02, 1.02), xlabel=TITLES.get(metric, metric), ylim=(len(centers) - 0.5, -0.5))
+        axis.set(xlim=(-0.02, 1.02), xlabel=title(metric), ylim=(len(centers) - 0.5, -0.5))
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis.tick_params(axis="y", length=0)
         grid(axis, "x")

@@ -11,8 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.evaluation.heterogeneity import STAINS
+from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
+    COLORS,
     DOUBLE,
     FAINT,
     MM,
@@ -50,25 +53,29 @@ TABLE_ROWS = (
 
 
 @journal
-def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> Figure:
+def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6, classes: Sequence[str] = ()) -> Figure:
     """Images in rows, one row for each value of the column `row`, in the order of the table.
 
     Args:
-        samples: id, label, image (S, S, 3) in [0, 1], mask (S, S) bool or None, and `row`. A mask is drawn as an outline,
-            a label as text on the image.
+        samples: id, label, image (S, S, 3) in [0, 1], mask (S, S) bool, class indices or None, and `row`. A mask is drawn as an outline,
+            of class indices in one colour a class; a label is text on the image.
         columns: at most so many images a row.
+        classes: names, the background first: for the legend where masks hold class indices.
     """
     groups = [(name, group.head(columns)) for name, group in samples.groupby(row, sort=False)]
     columns = max(len(group) for _, group in groups)
     cell = min(28 * MM, (DOUBLE - LABEL) / columns)
-    figure = new_figure(columns * cell + LABEL, len(groups) * cell + 2 * MM, layout="compressed")
+    several = has_classes(samples["mask"])
+    figure = new_figure(columns * cell + LABEL, len(groups) * cell + (8 if several else 2) * MM, layout="compressed")
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, (name, group) in zip(axes, groups, strict=True):
         for axis in line:
             bare(axis)
         for axis, sample in zip(line, group.itertuples(), strict=False):
             axis.imshow(sample.image, vmin=0, vmax=1, interpolation="nearest")
-            if sample.mask is not None and sample.mask.any() and not sample.mask.all():
+            if sample.mask is not None and sample.mask.dtype != bool:
+                outline_classes(axis, sample.mask)
+            elif sample.mask is not None and sample.mask.any() and not sample.mask.all():
                 axis.contour(sample.mask, levels=[0.5], colors=OUTLINE, linewidths=0.55)
             if sample.label:
                 printed = f"class {sample.label}" if sample.label.isdigit() else sample.label.replace("$", r"\$")
@@ -77,6 +84,9 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6) -> 
         # A long name is broken, not shortened: here it has the height of an image.
         printed = textwrap.fill(str(name), 18).replace("$", r"\$")
         line[0].set_ylabel(printed, rotation=0, ha="right", va="center", weight="bold", labelpad=4)
+    if several and len(classes) > 1:
+        entries = class_entries(classes)
+        figure.legend(handles=entries, loc="outside upper center", ncols=min(len(entries), 6))
     return figure
 
 
@@ -151,12 +161,13 @@ def brightness_contrast(statistics: pd.DataFrame, all_centers: Sequence[str] | N
 
 
 @journal
-def counts(table: pd.DataFrame, positive: str) -> Figure:
-    """Images per centre and split, and how much of them is positive.
+def counts(table: pd.DataFrame, positive: str, of_pixels: bool = False) -> Figure:
+    """Images per centre and split, and how much of them is positive, or of each of more than two classes.
 
     Args:
-        table: center, split, images, patients, positive_share (0 to 1).
-        positive: what positive_share is a share of, e.g. "images of class MI".
+        table: from `evaluation.samples.sample_counts`: center, split, images, patients, positive_share or share[<class>] (0 to 1).
+        positive: what the shares are of, e.g. "images of class MI".
+        of_pixels: shares of foreground classes, which have the colours of their outlines, and need not come to the whole.
     """
     centers = sorted(table["center"].unique())
     printed, places = names(centers), np.arange(len(centers))
@@ -170,6 +181,8 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
         images = rows["images"].fillna(0).to_numpy()
         left.barh(places, images, left=start, height=0.62, color=color, label=split)
         start = start + images
+        if "positive_share" not in rows:
+            continue
         jitter = {"train": -0.2, "val": 0.0, "test": 0.2}[split]
         right.plot(100 * rows["positive_share"], places + jitter, "o", color=color, markeredgecolor="#3B4F63", markeredgewidth=0.6)
     for place, center, total in zip(places, centers, start, strict=True):
@@ -179,12 +192,30 @@ def counts(table: pd.DataFrame, positive: str) -> Figure:
         )
     left.set(yticks=places, yticklabels=[printed[c] for c in centers], xlabel="images", xlim=(0, 1.45 * start.max()))
     left.invert_yaxis()
-    right.set(xlabel=f"{positive} (%)", xlim=(0, max(100 * table["positive_share"].max() * 1.15, 1)))
+    if "positive_share" in table:
+        right.set(xlabel=f"{positive} (%)", xlim=(0, max(100 * table["positive_share"].max() * 1.15, 1)))
+    else:
+        _class_shares(right, table, centers, positive, of_pixels)
     for place in places[:-1]:
         right.axhline(place + 0.5, color=FAINT, linewidth=0.5)
     grid(right, "x")
     share_legend(figure, left)
     return figure
+
+
+def _class_shares(axis: Axes, table: pd.DataFrame, centers: Sequence[str], label: str, of_pixels: bool) -> None:
+    """A bar a centre: the shares of the classes in all its images."""
+    columns = [name for name in table if str(name).startswith("share[")]
+    weighted = table[columns].mul(table["images"], axis=0).groupby(table["center"]).sum()
+    shares = weighted.div(table.groupby("center")["images"].sum(), axis=0).reindex(centers)
+    printed, start = names([name[len("share[") : -1] for name in columns]), np.zeros(len(centers))
+    for place, (column, name) in enumerate(zip(columns, printed.values(), strict=True)):
+        share, color = 100 * shares[column].to_numpy(), class_color(place + 1) if of_pixels else COLORS[place % len(COLORS)]
+        edge = "#3B4F63" if of_pixels else "none"  # one of the outlines' colours is white
+        axis.barh(np.arange(len(centers)), share, left=start, height=0.62, color=color, edgecolor=edge, linewidth=0.4, label=name)
+        start = start + share
+    axis.set(xlabel=f"{label} (%)", xlim=(0, 1.1 * max(start.max(), 1) if of_pixels else 100))
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(columns)), fontsize=6)
 
 
 @journal

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vfmgl_lib.figures.mask_colors import class_entries, has_classes, outline_classes
 from vfmgl_lib.figures.style import (
     COLORS,
     DIVERGING,
@@ -28,11 +29,15 @@ from vfmgl_lib.figures.style import (
     write_in_panel,
 )
 
-CLASS_COLORS = ("#0072B2", "#D55E00")  # negative, positive
 OUTLINE = "#FFD400"
 OPACITY = 0.75  # of a map's strongest place
 SPLITS = {"train": "training", "test": "test"}
 SCALE = "evidence (share of the centre's strongest)"
+
+
+def class_color(label: int) -> str:
+    """Of two classes blue the negative and orange the positive one; of a segmentation's images (−1) green."""
+    return COLORS[label % len(COLORS)] if label >= 0 else COLORS[2]
 
 
 def _printed(classes: Sequence[str], label: int) -> str:
@@ -41,7 +46,7 @@ def _printed(classes: Sequence[str], label: int) -> str:
 
 
 def draw_map(axis: Axes, image: np.ndarray, found: np.ndarray, strongest: float, lesion: np.ndarray | None = None) -> None:
-    """An image with its map over it: purple speaks for the positive class, orange against it; the stronger, the more opaque.
+    """An image with its map over it: purple speaks for the class, of two the positive one, orange against it; strongest, most opaque.
 
     Args:
         image: (S, S, 3) in [0, 1].  found: (S, S), enlarged.  strongest: the value of full colour, > 0.
@@ -60,15 +65,15 @@ def draw_map(axis: Axes, image: np.ndarray, found: np.ndarray, strongest: float,
 
 @journal
 def overlays(cases: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
-    """Fig. 7a: per centre a positive and a negative case, the image beside its map.
+    """Fig. 7a: per centre a case of each class, of two the positive one first, the image beside its map.
 
     Args:
         cases: center, label, id, score, image (S, S, 3), map (S, S) enlarged, lesion (S, S) bool or None.
-        classes: names, negative first.
+        classes: names, in the order of their numbers.
         score: what the scores are called.
     """
     centers, printed = list(dict.fromkeys(cases["center"])), names(sorted(cases["center"].unique()))
-    shown = [label for label in (1, 0) if (cases["label"] == label).any()]
+    shown = sorted((int(label) for label in cases["label"].unique()), reverse=True)
     cell = min(28 * MM, (DOUBLE - 24 * MM) / (2 * len(shown)))
     figure = new_figure(2 * len(shown) * cell + 24 * MM, len(centers) * cell + 20 * MM, layout="compressed")
     axes = figure.subplots(len(centers), 2 * len(shown), squeeze=False)
@@ -91,7 +96,8 @@ def overlays(cases: pd.DataFrame, classes: Sequence[str], score: str = "score") 
     for place, label in enumerate(shown):
         axes[0][2 * place].set_title(_printed(classes, label))
     _evidence_bar(figure, axes, SCALE)
-    footnote(figure, "Purple speaks for the positive class, orange against it. Yellow outline: the lesion, where its place is known.")
+    spoken = "the positive class" if len(classes) == 2 else "the image's own class against the others"
+    footnote(figure, f"Purple speaks for {spoken}, orange against it. Yellow outline: the lesion, where its place is known.")
     return figure
 
 
@@ -185,7 +191,7 @@ def principal_components(points: pd.DataFrame, explained: pd.DataFrame, classes:
         for axis, center in zip(line, centers, strict=True):
             own = points[(points["stage"] == stage) & (points["center"] == center)]
             for (label, split), dots in own[own["split"].isin(SPLITS)].groupby(["label", "split"]):
-                color = CLASS_COLORS[label] if label >= 0 else COLORS[2]
+                color = class_color(label)
                 face = color if split == "train" else "none"
                 axis.scatter(dots["pc1"], dots["pc2"], s=9, marker="o^"[split == "test"], facecolor=face, edgecolor=color, linewidth=0.6)
             axis.set_title(f"{printed[center]}, stage {stage}" if len(stages) > 1 else printed[center])
@@ -201,7 +207,7 @@ def _class_handles(points: pd.DataFrame, classes: Sequence[str]) -> list[Line2D]
     labels = sorted(points["label"].unique())
     handles = []
     for label in labels:
-        color, name = (CLASS_COLORS[label], _printed(classes, label)) if label >= 0 else (COLORS[2], "image")
+        color, name = class_color(label), _printed(classes, label) if label >= 0 else "image"
         for split, title in SPLITS.items():
             face, marker = (color, "o") if split == "train" else ("none", "^")
             handles.append(
@@ -242,39 +248,49 @@ def center_predictability(table: pd.DataFrame) -> Figure:
 def score_charts(scores: pd.DataFrame, tests: pd.DataFrame, classes: Sequence[str], seed: int = 0) -> Figure:
     """Fig. 7c: scores of both classes per centre, training above test; mean ± SD beside the dots, p above them.
 
+    Of more than two classes so for each class against the others, one below another.
+
     Args:
-        scores: center, split, label, score, of one stage, from `interpretation.features.score_table`.
+        scores: center, split, label, score (and class), of one stage, from `interpretation.features.score_table`.
         tests: from `interpretation.features.score_tests` of the same rows.
         seed: of the sideways scatter, which means nothing.
     """
     centers = sorted(scores["center"].unique())
     splits = [split for split in SPLITS if (scores["split"] == split).any()]
     printed, rng = names(centers), np.random.default_rng(seed)
-    figure = new_figure(DOUBLE, (16 + 42 * len(splits)) * MM)
-    axes = figure.subplots(len(splits), len(centers), sharey=True, squeeze=False)
-    for line, split in zip(axes, splits, strict=True):
+    named = list(dict.fromkeys(scores["class"])) if "class" in scores else [""]
+    lines = [(name, split) for name in named for split in splits]
+    figure = new_figure(DOUBLE, (16 + 42 * len(lines)) * MM)
+    axes = figure.subplots(len(lines), len(centers), sharey=True, squeeze=False)
+    for line, (name, split) in zip(axes, lines, strict=True):
+        sides = ("others", name) if name else classes
         for axis, center in zip(line, centers, strict=True):
-            own = scores[(scores["split"] == split) & (scores["center"] == center)]
-            found = tests[(tests["split"] == split) & (tests["center"] == center)]
+            own, found = (
+                table[(table["split"] == split) & (table["center"] == center) & (not name or table.get("class") == name)]
+                for table in (scores, tests)
+            )
             for label in (0, 1):
                 values = own.loc[own["label"] == label, "score"].to_numpy()
                 x = label - 0.1 + rng.uniform(-0.18, 0.18, len(values))
-                axis.scatter(x, values, s=7, color=CLASS_COLORS[label], alpha=0.6, linewidth=0)
+                axis.scatter(x, values, s=7, color=class_color(label), alpha=0.6, linewidth=0)
                 if len(values):
                     spread = values.std(ddof=1) if len(values) > 1 else 0
                     axis.errorbar(label + 0.25, values.mean(), spread, fmt="_", color="black", capsize=2, linewidth=1)
             n = [int((own["label"] == label).sum()) for label in (0, 1)]
-            axis.set_xticks([0, 1], [f"{_printed(classes, label)}\nn = {n[label]}" for label in (0, 1)])
+            axis.set_xticks([0, 1], [f"{_printed(sides, label)}\nn = {n[label]}" for label in (0, 1)])
             axis.set(xlim=(-0.5, 1.5), ylim=(-0.02, 1.12), yticks=np.arange(0, 1.01, 0.25))
             axis.set_title(f"{printed[center]}, {SPLITS[split]}")
             axis.text(0.5, 1.06, _p_text(found.iloc[0]) if len(found) else "", ha="center", va="center", fontsize=6.5)
             grid(axis)
-        line[0].set_ylabel("score (probability)")
+        line[0].set_ylabel(f"probability of {_printed(sides, 1)}" if name else "score (probability)")
     paired = tests["test"].eq("paired t").any()
     kind = "two-tailed paired t-test of the patients' two means" if paired else "independent two-tailed t-test, pooled variance"
     footnote(figure, f"Bars: mean ± SD. p: {kind}.")
     for reason, rows in tests[(tests["reason"] != "") & tests["split"].isin(splits)].groupby("reason"):
-        places = ", ".join(f"{printed[row.center]} {SPLITS[row.split]}" for row in rows.itertuples())
+        of_class = [f" {name}" for name in rows["class"]] if "class" in rows else [""] * len(rows)
+        places = ", ".join(
+            f"{printed[row.center]} {SPLITS[row.split]}{which}" for row, which in zip(rows.itertuples(), of_class, strict=True)
+        )
         footnote(figure, f"No test ({reason}): {places}.")
     return figure
 
@@ -327,15 +343,21 @@ def correlation_heatmaps(maps: pd.DataFrame, title: str = "") -> Figure:
 
 
 @journal
-def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score") -> Figure:
+def case_sheet(
+    cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[str], score: str = "score", mask_classes: Sequence[str] = ()
+) -> Figure:
     """A row a case: image, map and the training images nearest to it in the local model's feature space.
+
+    Of masks of more than two classes each is outlined on the image, in its colour.
 
     Args:
         cases: from `interpretation.cam.case_table`.
         neighbors: case (id), id, label, distance, image.
         classes: names, negative first.
         score: what the scores are called.
+        mask_classes: names of the masks' classes, the background first, for the legend of more than two.
     """
+    several = has_classes(cases["truth"])
     most = int(neighbors.groupby("case").size().max()) if len(neighbors) else 0
     cell = min(32 * MM, (DOUBLE - 34 * MM) / (2 + most))
     figure = new_figure((2 + most) * cell + 34 * MM, len(cases) * (cell + 8 * MM) + 16 * MM)
@@ -344,6 +366,8 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
     for line, case in zip(axes, cases.itertuples(), strict=True):
         strongest = max(np.abs(case.map).max(), 1e-12)
         line[0].imshow(case.image, vmin=0, vmax=1)
+        if several:
+            outline_classes(line[0], case.truth)
         draw_map(line[1], case.image, case.map, strongest, case.lesion)
         named = f", {_printed(classes, case.label)}" if case.label >= 0 else ""
         line[0].set_title(f"{printed[case.center]}{named}", fontsize=6.5)
@@ -360,5 +384,8 @@ def case_sheet(cases: pd.DataFrame, neighbors: pd.DataFrame, classes: Sequence[s
             axis.set_axis_off()
         line[0].set_xlabel(str(case.id).replace("$", r"\$"), fontsize=4.5, color=MUTED, loc="left")
     _evidence_bar(figure, axes, "evidence")
+    if several:
+        entries = class_entries(mask_classes)
+        figure.legend(handles=entries, loc="outside upper center", ncols=min(len(entries), 6))
     footnote(figure, "Right: nearest training images of other patients in feature space, with their distance (SDs per feature).")
     return figure

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib.patheffects as effects
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,25 +14,28 @@ from matplotlib.lines import Line2D
 
 from vfmgl_lib.evaluation.comparison import in_order
 from vfmgl_lib.evaluation.samples import MEAN
-from vfmgl_lib.figures.style import DOUBLE, MM, REFERENCE, bare, footnote, journal, names, new_figure
+from vfmgl_lib.figures.mask_colors import CASING, DASHES, class_entries, has_classes, outline, outline_classes
+from vfmgl_lib.figures.style import DOUBLE, MM, MUTED, REFERENCE, bare, footnote, journal, names, new_figure
 from vfmgl_lib.methods.registry import METHODS
 
 PER_ROW = 6
 TRUTH, PREDICTED = "#FFD400", "#00D5FF"  # seen on grey slices and on stained tissue; in grey print the dashes tell them apart
-CASING = [effects.Stroke(linewidth=1.2, foreground="black"), effects.Normal()]
 LABEL = 16 * MM  # room for the words at a row, inches
 
 
 @journal
-def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None, classes: Sequence[str] = ()) -> Figure:
     """Contours of truth and prediction of every method on the same images, which are the rows; Dice in the corner.
 
-    More than six methods go on in further lines. Each row is cut to what is outlined in it by anyone, with a margin.
+    More than six methods go on in further lines. Each row is cut to what is outlined in it by anyone, with a margin. Of more than two
+    classes each has its colour, and dashes tell the truth from the prediction.
 
     Args:
         table: from `evaluation.samples.overlay_table`.
         methods: those drawn; None: all there are.
+        classes: names, the background first: for the legend of more than two.
     """
+    several = has_classes(table["truth"])
     drawn, absent = in_order(table["method"], methods)
     rows = [(shown, group.set_index("method")) for shown, group in table.groupby("shown", sort=False)]
     printed = names(sorted(table["center"].unique()))
@@ -59,7 +61,7 @@ def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figur
             weight = "bold" if method == REFERENCE else "normal"
             axis.set_title(textwrap.fill(METHODS[method].title, 13) if place == 0 else "", fontsize=6, weight=weight)
             axis.imshow(first["image"][window], vmin=0, vmax=1, interpolation="nearest")
-            _outline(axis, first["truth"][window], TRUTH, dashed=True)
+            _draw(axis, first["truth"][window], TRUTH, dashed=True)
             if method not in here.index:
                 _caption(axis, "no prediction")
                 continue
@@ -67,24 +69,26 @@ def overlays(table: pd.DataFrame, methods: Sequence[str] | None = None) -> Figur
             if row["mask"] is None:
                 _caption(axis, f"mask not kept\n{row['dice']:.2f}")
                 continue
-            _outline(axis, row["mask"][window], PREDICTED, dashed=False)
+            _draw(axis, row["mask"][window], PREDICTED, dashed=False)
             _caption(axis, ("" if row["mask"].any() else "nothing found\n") + f"{row['dice']:.2f}")
         for axis in panels:
             axis.set_axis_off()
+    colors = (MUTED, MUTED) if several else (TRUTH, PREDICTED)
     entries = [
-        Line2D([], [], color=TRUTH, linestyle=(0, (2.5, 1)), linewidth=0.9, path_effects=CASING, label="truth"),
-        Line2D([], [], color=PREDICTED, linewidth=0.9, path_effects=CASING, label="prediction"),
+        Line2D([], [], color=colors[0], linestyle=DASHES, linewidth=0.9, path_effects=CASING, label="truth"),
+        Line2D([], [], color=colors[1], linewidth=0.9, path_effects=CASING, label="prediction"),
     ]
-    figure.legend(handles=entries, loc="outside upper center", ncols=2)
+    entries += class_entries(classes) if several else []
+    figure.legend(handles=entries, loc="outside upper center", ncols=min(len(entries), 6))
     rule = "by the mean of the methods' Dice" if by == MEAN else f"by the Dice of {METHODS[by].title}"
-    cut = "Cut to what is outlined; Dice is of the whole image."
+    cut = f"Cut to what is outlined; Dice is of the whole image{', the mean over the foreground classes' * several}."
     footnote(figure, f"Best, median and worst test image with foreground, chosen {rule}. {cut} {absent}")
     return figure
 
 
 def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:
     """A square around all foreground with a margin, at least two fifths of the image."""
-    everything = np.logical_or.reduce(masks)
+    everything = np.logical_or.reduce([mask > 0 for mask in masks])
     side = everything.shape[0]
     if not everything.any():
         return slice(None), slice(None)
@@ -94,12 +98,11 @@ def _window(masks: Sequence[np.ndarray]) -> tuple[slice, slice]:
     return slice(starts[0], starts[0] + length), slice(starts[1], starts[1] + length)
 
 
-def _outline(axis: Axes, mask: np.ndarray, color: str, *, dashed: bool) -> None:
-    """The border of a mask, over a dark casing where it is solid; a mask that is empty or full has none."""
-    if mask.any() and not mask.all():
-        style = (0, (2.5, 1)) if dashed else "solid"
-        lines = axis.contour(mask, levels=[0.5], colors=color, linewidths=0.65, linestyles=[style], zorder=3 if dashed else 2)
-        lines.set_path_effects(CASING)
+def _draw(axis: Axes, mask: np.ndarray, color: str, *, dashed: bool) -> None:
+    if mask.dtype == bool:
+        outline(axis, mask, color, dashed=dashed)
+    else:
+        outline_classes(axis, mask, dashed=dashed)
 
 
 def _caption(axis: Axes, text: str) -> None:

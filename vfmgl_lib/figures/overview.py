@@ -1,7 +1,7 @@
 """Figures that not every task has: each function draws what applies to the given tables, or says why nothing does.
 
-Each returns the figure and its numbers. Where nothing applies, the figure holds one sentence and the table has no rows. Predictions with a
-column `probability` are those of a classification.
+Each returns the figure and its numbers. Where nothing applies, the figure holds one sentence and the table has no rows. Figures that are
+made for two classes have, of more, a panel for each centre and class (`evaluation.one_vs_rest`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from pandas.io.formats.style import Styler
 
 from vfmgl_lib.config.sections import DataSettings
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation.classification import class_names, is_classification
 from vfmgl_lib.evaluation.comparison import statistics_table
+from vfmgl_lib.evaluation.confusion import confusion_table
 from vfmgl_lib.evaluation.curves import decision_curve, reliability, roc_points
+from vfmgl_lib.evaluation.one_vs_rest import BETWEEN, for_each_class, results_for_each_class, with_class
 from vfmgl_lib.evaluation.samples import overlay_table, read_samples, telling_images
-from vfmgl_lib.figures import calibration, comparison, interpretation, overlays, roc, style
+from vfmgl_lib.figures import calibration, comparison, confusion, heterogeneity, interpretation, overlays, roc, style
 from vfmgl_lib.figures.statistics_tables import write_statistics
 from vfmgl_lib.interpretation.cam import case_table
 from vfmgl_lib.interpretation.features import neighbors
@@ -37,10 +40,11 @@ STATISTICS = {
 
 def roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, budget: str) -> Drawn:
     """ROC curves of all methods at home (Fig. 2A); arguments as for `evaluation.curves.roc_points` and `roc.roc_curves`."""
-    if "probability" not in final:
+    if not is_classification(final):
         return _none("A segmentation has no ROC curves.")
+    final, results, restored = _as_two(final, results)
     points = roc_points(final, unit=unit, budget=budget)
-    return roc.roc_curves(points, results, budget=budget), points
+    return roc.roc_curves(points, results, budget=budget), restored(points)
 
 
 def external_roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, chosen: Mapping[str, str], trained: Sequence[str]) -> Drawn:
@@ -51,35 +55,72 @@ def external_roc_chart(final: pd.DataFrame, results: pd.DataFrame, unit: str, ch
         chosen: external centre -> the centre whose model it is given.
         trained: the training centres.
     """
-    if "probability" not in final:
+    if not is_classification(final):
         return _none("A segmentation has no ROC curves.")
+    names = class_names(final)
+    final, results, restored = _as_two(final, results)
     points = roc_points(final, unit=unit, external=True)
-    return roc.external_roc_curves(points, results, chosen=chosen, all_centers=trained), points
+    chosen = {f"{center}{BETWEEN}{name}": model for center, model in chosen.items() for name in names} or chosen
+    return roc.external_roc_curves(points, results, chosen=chosen, all_centers=trained), restored(points)
 
 
 def decision_chart(final: pd.DataFrame, unit: str, budget: str) -> Drawn:
     """Decision curves (Fig. 2B)."""
-    if "probability" not in final:
+    if not is_classification(final):
         return _none("A segmentation has no decision curves.")
+    final, _, restored = _as_two(final)
     curves = decision_curve(final, unit=unit)
-    return comparison.decision_curves(curves, budget=budget), curves
+    return comparison.decision_curves(curves, budget=budget), restored(curves)
 
 
 def reliability_chart(final: pd.DataFrame, unit: str, budget: str) -> Drawn:
     """Reliability diagrams; `final` is of one seed."""
-    if "probability" not in final:
+    if not is_classification(final):
         return _none("A segmentation has no reliability diagrams.")
+    final, _, restored = _as_two(final)
     bins = reliability(final, unit=unit)
-    return calibration.reliability_diagrams(bins, budget=budget), bins
+    return calibration.reliability_diagrams(bins, budget=budget), restored(bins)
+
+
+def confusion_chart(final: pd.DataFrame, unit: str, budget: str) -> Drawn:
+    """Confusion matrices of VFMGL's models; the numbers are those of all methods. `final` is of one seed."""
+    names = class_names(final)
+    if not names:
+        return _none("Two classes have no matrix of confusions here: their sensitivity and specificity are in the tables.")
+    table = confusion_table(final, unit=unit)
+    return confusion.confusion_matrices(table, names, budget=budget), table
+
+
+def _as_two(
+    final: pd.DataFrame, results: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, Callable[[pd.DataFrame], pd.DataFrame]]:
+    """Predictions and results of more than two classes as those of each class against the others; of two as they are.
+
+    The third gives a table that is made of them its centres and classes back.
+    """
+    results = pd.DataFrame() if results is None else results
+    names, centers = class_names(final), list(dict.fromkeys(final["test_center"]))
+    if not names:
+        return final, results, lambda table: table
+    spread = results_for_each_class(results, names) if len(results) else results
+    return for_each_class(final), spread, lambda table: with_class(table, centers, names)
 
 
 def outline_chart(final: pd.DataFrame, manifest: Manifest, data: DataSettings, budget: str) -> Drawn:
     """Outlines of all methods on the best, the median and the worst test image (Supp. Figs. 14 and 15); `final` is of one seed."""
-    if "probability" in final:
+    if is_classification(final):
         return _none("A classification has no outlines.")
     telling = telling_images(final, budget=budget)
-    table = overlay_table(telling, read_samples(manifest, telling["id"], data), final, budget=budget)
-    return overlays.overlays(table), table.drop(columns=["image", "truth", "mask"])
+    pictures = read_samples(manifest, telling["id"], data)
+    table = overlay_table(telling, pictures, final, budget=budget, mask_values=manifest.mask_values)
+    return overlays.overlays(table, classes=manifest.classes), table.drop(columns=["image", "truth", "mask"])
+
+
+def counts_chart(counts: pd.DataFrame, classes: Sequence[str], is_segmentation: bool) -> Figure:
+    """Images per centre and how much of them is positive, or of each class; `counts` is from `samples.sample_counts`."""
+    if len(classes) > 2:
+        return heterogeneity.counts(counts, "foreground pixels" if is_segmentation else "images of each class", of_pixels=is_segmentation)
+    return heterogeneity.counts(counts, f"{'foreground pixels:' if is_segmentation else 'images of class'} {classes[1]}")
 
 
 def write_budgets(results: pd.DataFrame, tests: pd.DataFrame, folder: Path, note: str) -> dict[str, Styler]:
@@ -105,7 +146,7 @@ def predictability_chart(told: pd.DataFrame, obstacle: str) -> Drawn:
 
 
 def score_chart(scores: pd.DataFrame, tests: pd.DataFrame, classes: Sequence[str], seed: int) -> Drawn:
-    """Score charts of both classes (Fig. 7c); arguments as for `interpretation.score_charts`."""
+    """Score charts of both classes (Fig. 7c), or of each class and the others; arguments as for `interpretation.score_charts`."""
     if scores.empty:
         return _none("A segmentation scores pixels, not images: there is no score chart. Its Dice is in notebooks 04 and 05.")
     return interpretation.score_charts(scores, tests, classes, seed), scores
@@ -119,9 +160,20 @@ def correlation_chart(maps: pd.DataFrame, label: int, classes: Sequence[str]) ->
     return interpretation.correlation_heatmaps(own, f"Class {classes[label]}"), own
 
 
+def correlation_charts(maps: pd.DataFrame, classes: Sequence[str]) -> dict[str, Drawn]:
+    """Name of the figure -> `correlation_chart` of every class, of two the positive one first; one that says why there is none."""
+    if maps.empty:
+        return {"heatmaps": correlation_chart(maps, 0, classes)}
+    if len(classes) == 2:
+        return {"heatmaps_positive": correlation_chart(maps, 1, classes), "heatmaps_negative": correlation_chart(maps, 0, classes)}
+    return {f"heatmaps_class_{label}": correlation_chart(maps, label, classes) for label in range(len(classes))}
+
+
 def case_words(predictions: pd.DataFrame, classes: Sequence[str]) -> tuple[Sequence[str], str]:
-    """How the two kinds of cases are called, negative first, and how their score is called."""
-    return (classes, "score") if "probability" in predictions else (("no foreground", "foreground"), "Dice")
+    """How the kinds of cases are called, in the order of their numbers, and how their score is called."""
+    if is_classification(predictions):
+        return classes, "score"
+    return ("no foreground", "foreground"), "Dice" if len(classes) == 2 else "mean Dice"
 
 
 def case_drawer(
@@ -153,7 +205,7 @@ def case_drawer(
         rows = by_id.loc[list(ids)]
         sheet = case_table(rows, read_samples(manifest, list(ids), data), maps, data.image_size, lesions)
         near = pd.concat([nearest(row.center, row.id) for row in rows.itertuples()])
-        return interpretation.case_sheet(sheet, near, names, score)
+        return interpretation.case_sheet(sheet, near, names, score, manifest.classes)
 
     return draw
 

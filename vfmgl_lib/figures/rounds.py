@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vfmgl_lib.evaluation.margin import LOWER_IS_BETTER
+from vfmgl_lib.evaluation.margin import lower_is_better
 from vfmgl_lib.evaluation.progress import MODELS
 from vfmgl_lib.evaluation.results import ADAPTED, SHARED
 from vfmgl_lib.figures.style import (
@@ -150,7 +150,7 @@ def cross_center_matrix(table: pd.DataFrame, metric: str) -> Figure:
 
 def metric_colors(metric: str) -> str:
     """Bright is better; the colours of an AUC part at 0.5, which is chance."""
-    return DIVERGING if metric == "auc" else f"{SEQUENTIAL}_r" if metric in LOWER_IS_BETTER else SEQUENTIAL
+    return DIVERGING if metric == "auc" else f"{SEQUENTIAL}_r" if lower_is_better(metric) else SEQUENTIAL
 
 
 def frame_home(axis: Axes, models: Sequence[str], tested: Sequence[str], width: float = 1.4) -> None:

@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.evaluation.results import ALL, NO_COMPARISON
 from vfmgl_lib.figures.style import save_table
-from vfmgl_lib.figures.words import LENGTHS, SHORT, seeds_there, undefined, with_interval
+from vfmgl_lib.figures.words import LENGTHS, seeds_there, short, undefined, with_interval
 from vfmgl_lib.methods.registry import METHODS
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"})
@@ -63,7 +63,7 @@ def styled_table(table: pd.DataFrame, note: str = "", escape: str = "html") -> S
     for (center, title, metric), row in table.set_index(["center", "title", "metric"]).iterrows():
         place = ("all centres" if center == ALL else center, title)
         unit = f" ({row['unit']})" if row["unit"] in LENGTHS else ""
-        name = SHORT.get(metric, metric) + unit
+        name = short(metric).replace(r"\$", "$") + unit
         cells.setdefault(place, {}).setdefault("n", f"{int(sizes[center, title])}")
         few = f" [{int(row['n'])} of {int(most[center, metric])}]" if row["over_fewer"] and row["n"] else ""
         cells[place][name] = with_interval(row, 2 if unit else 3) + few

@@ -29,6 +29,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import temporary_name, write_text
+from vfmgl_lib.evaluation.one_vs_rest import BETWEEN
 from vfmgl_lib.methods.registry import METHODS
 
 MM = 1 / 25.4
@@ -141,10 +142,14 @@ def columns_for(count: int) -> int:
 
 
 def names(centers: Iterable[str]) -> dict[str, str]:
-    """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics."""
+    """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics.
+
+    A centre and a class ("centre · class", `evaluation.one_vs_rest`) have so many each.
+    """
     printed: dict[str, str] = {}
     for center in centers:
-        text = center if len(center) <= NAME_LENGTH else f"{center[: NAME_LENGTH - 6]}…{center[-5:]}"
+        parts = [part if len(part) <= NAME_LENGTH else f"{part[: NAME_LENGTH - 6]}…{part[-5:]}" for part in center.split(BETWEEN)]
+        text = BETWEEN.join(parts)
         same = sum(other.split("\u2009#")[0] == text for other in printed.values())
         printed[center] = f"{text}\u2009#{same + 1}" if same else text
     return {center: text.replace("$", r"\$") for center, text in printed.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from vfmgl_lib.evaluation.one_vs_rest import AUC_OF
 from vfmgl_lib.methods.registry import METHODS
 
 TITLES = {
@@ -16,6 +17,10 @@ TITLES = {
     "ppv": "PPV",
     "npv": "NPV",
     "brier": "Brier score",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "kappa": "Cohen's κ",
+    "kappa_quadratic": "Cohen's κ (quadratic)",
     "dice": "Dice (foreground)",
     "dice_mean_of_classes": "Dice (mean of background and foreground)",
     "iou": "IoU",
@@ -26,6 +31,17 @@ LENGTHS = ("mm", "px")  # units of distances, whose means are over images
 SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes"}
 
 
+def title(metric: str, names: Mapping[str, str] = TITLES) -> str:
+    """A metric's name; that of one class against the others says which."""
+    one = AUC_OF.fullmatch(metric)
+    return f"AUC of {one[1]}".replace("$", r"\$") if one else names.get(metric, metric)
+
+
+def short(metric: str) -> str:
+    """A metric's name where there is little room."""
+    return title(metric, SHORT)
+
+
 def axis_label(metric: str, table: pd.DataFrame) -> str:
     """The metric with what it is computed over, e.g. "AUC per patient", or with its unit, e.g. "HD95 (mm)".
 
@@ -33,7 +49,7 @@ def axis_label(metric: str, table: pd.DataFrame) -> str:
         table: unit ("patient" or "image"; of a distance "mm" or "px"), the same in all rows.
     """
     unit = "/".join(sorted(table["unit"].unique()))
-    return f"{TITLES.get(metric, metric)} ({unit})" if unit in LENGTHS else f"{TITLES.get(metric, metric)} per {unit}"
+    return f"{title(metric)} ({unit})" if unit in LENGTHS else f"{title(metric)} per {unit}"
 
 
 def set_sizes(table: pd.DataFrame, printed: Mapping[str, str]) -> str:
@@ -63,7 +79,7 @@ def undefined(
             whole = table[(table["center"] == center) & (table["metric"] == metric)][about]
             titles = [METHODS[key].title if key in METHODS else printed.get(key, key) for key in dict.fromkeys(group[about])]
             who = everyone if set(group[about]) == set(whole) else ", ".join(titles)
-            places.setdefault(f"{printed[center]} ({{}}{who})", []).append(SHORT.get(metric, metric))
+            places.setdefault(f"{printed[center]} ({{}}{who})", []).append(short(metric))
         shown = [place.format(f"{', '.join(metrics)}: " if several else "") for place, metrics in places.items()]
         sentences.append(f"{lead} ({reason}): {'; '.join(shown[:6])}{'; …' if len(shown) > 6 else ''}.")
     return " ".join(sentences)

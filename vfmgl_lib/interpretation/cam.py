@@ -1,8 +1,9 @@
 """What a prediction rests on: class activation maps, where their energy lies, and whether they depend on what was learnt.
 
 A map holds, per place of a layer's feature map, the evidence for the positive class *against* the negative one: of two softmax classes
-only the difference of the logits counts, so the maps are those of the difference. Positive values speak for the class, negative ones
-against it; "energy" is the positive part.
+only the difference of the logits counts, so the maps are those of the difference. Of more classes it is the evidence for the class asked
+for against the mean of the others (`against_others`), and of all foreground classes of a segmentation together their log-odds. Positive
+values speak for the class, negative ones against it; "energy" is the positive part.
 
 References: Zhou et al. 2016, "Learning deep features for discriminative localization" (CAM); Selvaraju et al. 2017
 (Grad-CAM) and, for its use on segmentations, Vinogradova et al. 2020; Adebayo et al. 2018, "Sanity checks for saliency maps".
@@ -55,15 +56,23 @@ def default_layer(student: Student, image_size: int) -> str:
     return wide[-1] if wide else next(iter(layers(student)))
 
 
+def against_others(values: Tensor, target: int) -> Tensor:
+    """One class against the mean of the others: values (K, ...) of the classes -> (...), of two classes their difference."""
+    others = [value for number, value in enumerate(values) if number != target]
+    return values[target] - (others[0] if len(others) == 1 else torch.stack(others).mean(0))
+
+
 @torch.inference_mode()
-def class_activation(student: Student, images: Tensor) -> np.ndarray:
+def class_activation(student: Student, images: Tensor, target: int = 1) -> np.ndarray:
     """CAM of Zhou et al. 2016: Σ_c (w_1c − w_0c) · layer4_c, from the weights of the classifier.
 
-    The mean over the places, plus the difference of the biases, is the difference of the logits.
+    The mean over the places, plus the difference of the biases, is the difference of the logits. Of more than two classes w_0 is the mean
+    of the weights of the classes that are not the target.
 
     Args:
-        student: a ResNet18 of two classes, in eval mode.
+        student: a ResNet18, in eval mode.
         images: (B, 3, H, W) in [0, 1].
+        target: the class that the evidence is for.
     Returns: (B, h, w) float32 in logits, the size of layer4's map.
     Raises: ValueError: another student or images of another shape.
     """
@@ -72,20 +81,21 @@ def class_activation(student: Student, images: Tensor) -> np.ndarray:
     _check_images(images)
     weight = student.net.fc.weight
     maps = student.encode(images)[-1]
-    return torch.einsum("c,bchw->bhw", weight[1] - weight[0], maps).float().cpu().numpy()
+    return torch.einsum("c,bchw->bhw", against_others(weight, target), maps).float().cpu().numpy()
 
 
-def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
+def grad_cam(student: Student, images: Tensor, layer: str, target: int | None = 1) -> np.ndarray:
     """Grad-CAM of any student, before its rectification: the channels of a layer's map weighted by their mean gradient.
 
-    The gradient is that of the difference of the two logits; of a segmentation, of its sum over the pixels predicted as foreground, or
-    over all pixels where none is. At a ResNet18's layer4 the map equals the CAM divided by the number of places (Selvaraju et al. 2017,
-    section 3.1).
+    The gradient is that of the difference of the two logits, of more classes of `against_others`; of a segmentation, of its sum over the
+    pixels predicted as the class (as foreground), or over all pixels where none is. At a ResNet18's layer4 the map equals the CAM divided
+    by the number of places (Selvaraju et al. 2017, section 3.1).
 
     Args:
         student: in eval mode.
         images: (B, 3, H, W) in [0, 1].
         layer: one of `layers`.
+        target: the class that the evidence is for; None: all foreground classes of a segmentation.
     Returns: (B, h, w) float32.
     Raises: ValueError: an unknown layer, images of another shape.
     """
@@ -94,18 +104,23 @@ def grad_cam(student: Student, images: Tensor, layer: str) -> np.ndarray:
     outputs: list[Tensor] = []
     with torch.enable_grad(), module.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
         logits = student(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
-        (gradient,) = torch.autograd.grad(cast(Tensor, sum(map(_evidence, logits))), outputs)
+        (gradient,) = torch.autograd.grad(cast(Tensor, sum(_evidence(own, target) for own in logits)), outputs)
     weights = gradient.cpu().numpy().mean((2, 3), keepdims=True)
     return (weights * outputs[0].detach().cpu().numpy()).sum(1)
 
 
-def _evidence(logits: Tensor) -> Tensor:
-    """The scalar whose gradient is taken; logits (2,) or (2, H, W) of one image."""
-    difference = logits[1] - logits[0]
-    if difference.dim() == 0:
-        return difference
-    foreground = difference.detach() > 0
-    return difference[foreground].sum() if foreground.any() else difference.sum()
+def _evidence(logits: Tensor, target: int | None) -> Tensor:
+    """The scalar whose gradient is taken; logits (K,) or (K, H, W) of one image."""
+    if logits.dim() == 1:
+        assert target is not None  # a classification has no foreground
+        return against_others(logits, target)
+    several = len(logits) > 2
+    evidence = (
+        logits[1:].logsumexp(0) - logits[0] if several and target is None else against_others(logits, 1 if target is None else target)
+    )
+    called = logits.detach().argmax(0)
+    chosen = evidence.detach() > 0 if not several else called > 0 if target is None else called == target
+    return evidence[chosen].sum() if chosen.any() else evidence.sum()
 
 
 def _layer(student: Student, name: str) -> nn.Module:
@@ -121,25 +136,46 @@ def _check_images(images: Tensor) -> None:
 
 
 def activation_maps(
-    student: Student, data: ImageDataset, layer: str = "", *, batch_size: int = 32, device: torch.device | str = "cpu"
+    student: Student,
+    data: ImageDataset,
+    layer: str = "",
+    *,
+    target: int | None = None,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
     """The map of every sample of a data set: the CAM at a ResNet18's layer4, Grad-CAM anywhere else.
 
     Args:
         layer: one of `layers`; "": `default_layer`.
+        target: the number of the class that the evidence is for; None: of two classes the positive one, of more each image's own, of
+            pixels the foreground.
     Returns: id, patient, center, split, map (h, w) float32, in the data set's order.
-    Raises: ValueError: an unknown layer; a map that is not finite.
+    Raises: ValueError: an unknown layer or class; a map that is not finite.
     """
+    if target is not None and not 0 <= target < len(data.classes):
+        raise ValueError(f"class {target} is none of the data's, expected 0 to {len(data.classes) - 1} ({', '.join(data.classes)})")
     student = student.to(device).eval()
     layer = layer or default_layer(student, data.image_size)
     _layer(student, layer)
+    own = target is None and len(data.classes) > 2 and pd.api.types.is_integer_dtype(data.table["label"])
     maps: list[np.ndarray] = []
     for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False)):
         images = batch["image"].to(device)
         is_cam = isinstance(student, ResNet18) and layer == "layer4"
-        maps += list(class_activation(student, images) if is_cam else grad_cam(student, images, layer))
-    for name, found in zip(data.table["id"], maps, strict=True):
-        if not np.isfinite(found).all():
+        if data.is_segmentation:
+            maps += list(grad_cam(student, images, layer, 1 if target is None and len(data.classes) == 2 else target))
+            continue
+        targets = batch["target"] if own else torch.full((len(images),), 1 if target is None else target)
+        found: dict[int, np.ndarray] = {}
+        for number in targets.unique().tolist():
+            rows = torch.nonzero(targets == number)[:, 0]
+            part = images[rows.to(images.device)]
+            made = class_activation(student, part, number) if is_cam else grad_cam(student, part, layer, number)
+            found |= dict(zip(rows.tolist(), made, strict=True))
+        maps += [found[row] for row in range(len(images))]
+    for name, own_map in zip(data.table["id"], maps, strict=True):
+        if not np.isfinite(own_map).all():
             raise ValueError(f"image {name!r}: its map at {layer} is not finite; the model's weights are not, or its input is not")
     return data.table[list(ABOUT)].assign(map=maps)
 
@@ -151,18 +187,20 @@ def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
     return wide.reshape(*maps.shape[:-2], size, size).numpy()
 
 
-def lesions(manifest: Manifest, ids: Sequence[str], size: int) -> dict[str, np.ndarray]:
+def lesions(manifest: Manifest, ids: Sequence[str], size: int, target: int | None = None) -> dict[str, np.ndarray]:
     """Where the lesion of each sample is: the mask of a segmentation, the drawn lesion of a classification's phantom.
 
     Args:
         ids: of the manifest.
         size: side in pixels, as the student sees it.
+        target: of a segmentation the class asked for; None: all that is not background.
     Returns: id -> (size, size) bool.
     Raises: ValueError: real images of a classification, whose lesions nobody has outlined.
     """
     table = manifest.table.set_index("id").loc[list(ids)]
     if manifest.task_kind == "segmentation":
-        masks = [decode_mask(manifest.root / name, name) > 0 for name in table["label"]]
+        indices = (decode_mask(manifest.root / name, name, manifest.mask_values) for name in table["label"])
+        masks = [mask > 0 if target is None else mask == target for mask in indices]
     else:
         masks = lesion_masks(manifest.root, table["path"].tolist())
     return {name: _resized(mask, size) for name, mask in zip(ids, masks, strict=True)}
@@ -323,11 +361,11 @@ def case_table(
 
     Args:
         chosen: center, label, id, score, from `interpretation.features.median_cases`, or rows like these.
-        samples: id, image, from `evaluation.samples.read_samples`.
+        samples: id, image and, where it is known, mask, from `evaluation.samples.read_samples`.
         maps: id, map, from `activation_maps`.
         size: side of the images in pixels.
         lesions: id -> (S, S) bool, from `lesions`; None where no lesion's place is known.
-    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known).
+    Returns: the columns of `chosen`, image, map (S, S), lesion (None where it is not known), truth: the sample's mask or None.
     Raises: KeyError: a chosen image without a map or an image.
     """
     image, found = samples.set_index("id")["image"], maps.set_index("id")["map"]
@@ -337,5 +375,7 @@ def case_table(
     table = chosen.reset_index(drop=True)
     table["image"] = pd.Series([image[name] for name in ids], dtype=object)
     table["map"] = pd.Series([enlarged(found[name], size) for name in ids], dtype=object)
+    masks = samples.set_index("id")["mask"] if "mask" in samples else {}
+    table["truth"] = pd.Series([masks.get(name) for name in ids], dtype=object)
     table["lesion"] = pd.Series([(lesions or {}).get(name) for name in ids], dtype=object)
     return table

@@ -11,7 +11,8 @@ from scipy.stats import ttest_ind, ttest_rel
 from sklearn.decomposition import PCA
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import by_patient
+from vfmgl_lib.evaluation.classification import by_patient, class_names, own_class
+from vfmgl_lib.evaluation.one_vs_rest import of_class
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, too_few
 from vfmgl_lib.models.students import Student
 
@@ -111,8 +112,12 @@ def score_table(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
         predictions: rows of a study's `predictions` of one round, with stage, model_center, test_center, split, id, patient, probability,
             label; those of other models or centres are left out.
         unit: "patient" (mean probability of its images) or "image".
-    Returns: stage, center, split, patient, label, score; no rows for a segmentation, which scores no images.
+    Returns: stage, center, split, patient, label, score; no rows for a segmentation, which scores no images. Of more than two classes each
+        against the others, with its name in a column `class`: label 1 is that class and the score its probability.
     """
+    if names := class_names(predictions):
+        parts = [score_table(of_class(predictions, name), unit).assign(**{"class": name}) for name in names]
+        return pd.concat(parts, ignore_index=True)
     if "probability" not in predictions:
         return pd.DataFrame(columns=SCORES)
     own = predictions[predictions["model_center"] == predictions["test_center"]]
@@ -135,12 +140,12 @@ def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         scores: from `score_table`.
-    Returns: stage, center, split, n_0, mean_0, std_0, n_1, mean_1, std_1 (of the scores), test ("independent t", "paired t" or ""),
-        patients (in the test), t, p, reason (why p is NaN). SDs divide by n − 1.
+    Returns: stage, center, split (of more than two classes also class), n_0, mean_0, std_0, n_1, mean_1, std_1 (of the scores), test
+        ("independent t", "paired t" or ""), patients (in the test), t, p, reason (why p is NaN). SDs divide by n − 1.
     """
-    rows = []
-    for key, part in scores.groupby(["stage", "center", "split"], sort=False):
-        row: dict[str, object] = dict(zip(("stage", "center", "split"), key, strict=True))
+    rows, keys = [], ["stage", "center", "split", *(["class"] if "class" in scores else [])]
+    for key, part in scores.groupby(keys, sort=False):
+        row: dict[str, object] = dict(zip(keys, key, strict=True))
         for label in (0, 1):
             values = part.loc[part["label"] == label, "score"]
             row |= {f"n_{label}": len(values), f"mean_{label}": values.mean(), f"std_{label}": values.std(ddof=1)}
@@ -153,7 +158,7 @@ def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
         test = (np.nan, np.nan) if reason else function(groups[1], groups[0])
         row |= {"test": "" if reason else name, "patients": patients, "t": float(test[0]), "p": float(test[1])}
         rows.append(row | {"reason": reason})
-    return pd.DataFrame(rows, columns=SCORE_TESTS)
+    return pd.DataFrame(rows, columns=[*keys, *SCORE_TESTS[3:]])
 
 
 def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
@@ -171,18 +176,20 @@ def _no_test(part: pd.DataFrame, groups: list[pd.Series], patients: int) -> str:
 def own_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """The images of each centre with the score that its own model gives them.
 
-    The score is the probability of the positive class or, for a segmentation, the foreground Dice; its classes are images with and without
-    foreground.
+    The score is the probability of the positive class, of more than two classes that of the image's own, or, for a segmentation, the
+    foreground Dice; its classes are images with and without foreground.
 
     Args:
         predictions: rows of a study's `predictions` of one round and stage; those of other centres' models are left out.
-    Returns: center, label (1 or 0), id, score.
+    Returns: center, label (the number of the class; of a segmentation 1 or 0), id, score.
     Raises: ValueError: no such rows.
     """
     own = predictions[(predictions["model_center"] == predictions["test_center"]) & (predictions["split"] == split)]
     if own.empty:
         raise ValueError(f"the predictions have no rows of a centre's own model on its own {split} images")
-    if "probability" in own:
+    if class_names(own):
+        own = own.assign(score=own_class(own), label=own["label"].astype(int))
+    elif "probability" in own:
         own = own.assign(score=own["probability"], label=own["label"].astype(int))
     else:
         own = own.assign(score=own["dice"], label=(own["tp"] + own["fn"] > 0).astype(int))
@@ -190,12 +197,12 @@ def own_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 
 
 def median_cases(predictions: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """One positive and one negative image per centre by a rule that leaves no choice: the one with the median score of its class.
+    """One image of each class per centre by a rule that leaves no choice: the one with the median score of its class.
 
     Of an even number the lower of the two in the middle; of equal scores the first id.
 
     Args: as for `own_cases`.
-    Returns: center, label (1 or 0), id, score, of (images of that class), sorted by centre, positive first. A class that a centre does not
+    Returns: center, label, id, score, of (images of that class), sorted by centre, the highest class first. A class that a centre does not
         have has no row.
     """
     rows = []

@@ -15,6 +15,7 @@ import torch
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation.classification import class_names, probability_columns
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, predictability_obstacle
 from vfmgl_lib.interpretation import cam, correlation
 from vfmgl_lib.interpretation.features import SEGMENTATION, feature_names, principal_components
@@ -28,14 +29,16 @@ NO_CLASSES = "mRMR selects by the image's class, which a segmentation does not h
 LOCALISED = "model center images patients undefined inside area gain low high gain_over_place place_low place_high verdict reason".split()
 
 
-def maps_of(students: Mapping[str, Student], tests: Mapping[str, ImageDataset], layer: str, device: Device = "cpu") -> pd.DataFrame:
+def maps_of(
+    students: Mapping[str, Student], tests: Mapping[str, ImageDataset], layer: str, device: Device = "cpu", target: int | None = None
+) -> pd.DataFrame:
     """The maps of each centre's images (`cam.activation_maps`) by its own student; both arguments by centre."""
-    return pd.concat([cam.activation_maps(students[c], tests[c], layer, device=device) for c in tests], ignore_index=True)
+    return pd.concat([cam.activation_maps(students[c], tests[c], layer, device=device, target=target) for c in tests], ignore_index=True)
 
 
-def known_lesions(manifest: Manifest, ids: pd.Series, size: int, on_phantoms: bool) -> dict[str, np.ndarray]:
+def known_lesions(manifest: Manifest, ids: pd.Series, size: int, on_phantoms: bool, target: int | None = None) -> dict[str, np.ndarray]:
     """`cam.lesions`, {} for real images of a classification: nobody has outlined theirs."""
-    return cam.lesions(manifest, ids, size) if manifest.task_kind == "segmentation" or on_phantoms else {}
+    return cam.lesions(manifest, ids, size, target) if manifest.task_kind == "segmentation" or on_phantoms else {}
 
 
 def localise(
@@ -46,6 +49,7 @@ def localise(
     layer: str,
     seed: int,
     device: Device = "cpu",
+    target: int | None = None,
 ) -> pd.DataFrame:
     """Where the evidence of the trained students lies, beside that of `RANDOM_SETS` sets of random weights, whose mean counts.
 
@@ -54,6 +58,7 @@ def localise(
         maps: from `maps_of` the same students and their centres' test images.
         lesions: from `known_lesions`. Test images whose lesion is empty are left out, and those of a classification's negative class.
         seed: of the random weights and of the bootstrap.
+        target: the class that maps and lesions are of; None: a segmentation's foreground.
     Returns: as `cam.localisation_summary`; no rows where no lesion is known.
     """
     if not lesions:
@@ -65,7 +70,7 @@ def localise(
     found = [cam.localisation(maps[maps["id"].isin(positive["id"])], lesions, "trained")]
     for draw in range(RANDOM_SETS):
         random = {center: cam.randomised(students[center], seed + draw) for center in images}
-        found.append(cam.localisation(maps_of(random, images, layer, device), lesions, "random weights"))
+        found.append(cam.localisation(maps_of(random, images, layer, device, target), lesions, "random weights"))
     return cam.localisation_summary(pd.concat(found), seed)
 
 
@@ -144,10 +149,10 @@ def compare_engines(features: pd.DataFrame, among: int = 40, wanted: int = 10) -
 
 
 def feature_maps(features: Stages, selection: Selection) -> pd.DataFrame:
-    """`correlation.correlation_maps` of both classes and all stages, with a column `stage`; the positive class comes first."""
+    """`correlation.correlation_maps` of all classes and stages, with a column `stage`; the last class, of two the positive, comes first."""
     parts = [pd.DataFrame(columns=["label", "kind", "split", "r", "stage"])] if not selection.chosen else []
     for stage, chosen in selection.chosen.items():
-        for label in (1, 0):
+        for label in sorted(_first(features)["label"].unique(), reverse=True):
             best = correlation.choose(features[stage], chosen, label, selection.top)
             parts.append(correlation.correlation_maps(features[stage], best).assign(stage=stage))
     return pd.concat(parts, ignore_index=True)
@@ -156,17 +161,24 @@ def feature_maps(features: Stages, selection: Selection) -> pd.DataFrame:
 def logit_gaps(student: Student, data: ImageDataset, predictions: pd.DataFrame, device: Device = "cpu") -> np.ndarray:
     """How far the mean of each image's CAM, with the biases, is from the difference of the logits that was predicted for it.
 
+    Of more than two classes that of the image's own class and the mean of the others (`cam.against_others`).
+
     Args:
-        predictions: id, probability: of this student.
+        predictions: id, probability (of more than two classes those of each, and label): of this student.
     Returns: (n,) |difference| / (1 + largest |logit|); none for a UNet, whose maps are no sums of its output.
     """
     if not isinstance(student, ResNet18):
         return np.zeros(0)
     exact = cam.activation_maps(student, data, "layer4", device=device)
-    probability = predictions.set_index("id")["probability"]
-    logit = np.log(probability / (1 - probability))[exact["id"]].to_numpy()
-    bias = student.net.fc.bias.detach().cpu().numpy()
-    evidence = np.array([found.mean() for found in exact["map"]]) + bias[1] - bias[0]
+    by_id, bias = predictions.set_index("id").loc[exact["id"]], student.net.fc.bias.detach().cpu()
+    if class_names(predictions):
+        own, logits = by_id["label"].to_numpy(dtype=int), torch.from_numpy(np.log(by_id[probability_columns(by_id)].to_numpy(dtype=float)))
+        logit = np.array([float(cam.against_others(one, label)) for one, label in zip(logits, own, strict=True)])
+        evidence = np.array([found.mean() for found in exact["map"]]) + np.array([float(cam.against_others(bias, label)) for label in own])
+        return np.abs(evidence - logit) / (1 + np.abs(logit).max())
+    probability = by_id["probability"]
+    logit = np.log(probability / (1 - probability)).to_numpy()
+    evidence = np.array([found.mean() for found in exact["map"]]) + bias.numpy()[1] - bias.numpy()[0]
     return np.abs(evidence - logit) / (1 + np.abs(logit).max())
 
 

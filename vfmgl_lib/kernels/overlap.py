@@ -33,11 +33,16 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
 
 
-def foreground_dice(predicted: Tensor, target: Tensor) -> Tensor:
-    """Dice of class 1 of each image, (B,) float64 in [0, 1]; both masks empty: 1.
+def foreground_dice(predicted: Tensor, target: Tensor, classes: int = 2) -> Tensor:
+    """Dice of each image, (B,) float64 in [0, 1], the mean over the foreground classes 1, …, K - 1; a class that both masks lack: 1.
 
     Args:
-        predicted, target: (B, H, W) int64, 0 or 1.
+        predicted, target: (B, H, W) int64 class indices.
+        classes: K.
     """
-    both, either = (predicted * target).flatten(1).sum(1), (predicted + target).flatten(1).sum(1)
-    return torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0)
+    scores = []
+    for place in range(1, classes):
+        found, true = (predicted == place).flatten(1), (target == place).flatten(1)
+        both, either = (found & true).sum(1), found.sum(1) + true.sum(1)
+        scores.append(torch.where(either > 0, 2 * both.double() / either.clamp(min=1), 1.0))
+    return torch.stack(scores).mean(0)

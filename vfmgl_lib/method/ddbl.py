@@ -15,6 +15,10 @@ if the root mean square of d over its samples (and pixels) exceeds sqrt(8 kappa 
 sqrt(8 kappa l_task) tau / 256 at any side, because there the effective tau grows with the side (`margin_to_drop`). At the paper's settings
 that is 17 (tau = 5, l_task = 0.35) or 7 (tau = 500, l_task = 0.45).
 
+With more classes d is the range over the classes of the difference between the logits of the two predictions, its largest value less its
+smallest: the KL is half the variance of that difference, over tau, under a softmax between the two, and no variance exceeds a quarter of
+the squared range (Popoviciu). Of two classes the range is the difference of the margins.
+
 `rule: quantile` keeps a share of the batches instead, those whose KL before stage II is lowest. It drops the others by construction, at
 equal centres too: that batches were dropped is then no evidence of heterogeneity.
 
@@ -87,13 +91,13 @@ def effective_temperature(settings: DeductionSettings, logits: Tensor) -> float:
 
 
 def margin_to_drop(settings: DeductionSettings, local_task_loss: float, side: int | None = None) -> float:
-    """How far apart two predictions must be for a batch to be dropped by KL > kappa * l_task, with two classes (see above).
+    """How far apart two predictions must be for a batch to be dropped by KL > kappa * l_task (see above).
 
     Args:
         local_task_loss: l_task, mean task loss of the round's stage I.
         side: of a segmentation's square image, pixels; None: a classification.
-    Returns: the root mean square over samples and pixels of the difference between the two logit margins z_1 - z_0. At or under it no
-        batch is dropped; beyond it one may be.
+    Returns: the root mean square over samples and pixels of d: with two classes the difference between the two logit margins z_1 - z_0,
+        with more the range over the classes of the difference of logits. At or under it no batch is dropped; beyond it one may be.
     Example: `margin_to_drop(load_settings("nuclei", "paper").deduction, 0.45, 256)` is 7.4.
     """
     logits = torch.empty((1, 2) if side is None else (1, 2, side, side), device="meta")

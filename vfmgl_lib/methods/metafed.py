@@ -180,11 +180,12 @@ def validation_score(student: Student, data: ImageDataset, settings: StudySettin
     scores = []
     members = fixed_batches(len(data), settings.evaluation_batch_size, uses_batch_statistics(student))
     for batch in load_batches(data, members):
-        predicted, target = student(batch["image"].to(device)).argmax(1).cpu(), batch["target"]
+        logits, target = student(batch["image"].to(device)), batch["target"]
+        predicted = logits.argmax(1).cpu()
         if target.dim() == 1:
             scores += (predicted == target).double().tolist()
             continue
-        scores += foreground_dice(predicted, target).tolist()
+        scores += foreground_dice(predicted, target, logits.shape[1]).tolist()
     return sum(scores) / len(scores)
 
 

@@ -66,7 +66,8 @@ def new_proxy(settings: StudySettings) -> Student:
     """The proxy that all centres start from: the study's student with initial weights of its own, so that there is something to teach."""
     chosen = settings.student
     with torch_seed(seed_sequence(settings.seed, "proxy")):
-        return build_student(chosen.name, 2, chosen.width, chosen.weights, batch_statistics=settings.batch_norm == "batch")
+        batch_statistics = settings.batch_norm == "batch"
+        return build_student(chosen.name, settings.data.class_count, chosen.width, chosen.weights, batch_statistics=batch_statistics)
 
 
 class PushSum(Server):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
-from vfmgl_lib.config import StudySettings
+from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.config.sections import Division, FoldSettings
 from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
@@ -93,11 +93,26 @@ def new_student(settings: StudySettings) -> Student:
     with torch_seed(seed_sequence(settings.seed, "student")):
         return build_student(
             settings.student.name,
-            2,
+            settings.data.class_count,
             settings.student.width,
             settings.student.weights,
             batch_statistics=settings.batch_norm == "batch",
         )
+
+
+def with_classes(settings: StudySettings, manifest: Manifest, where: str) -> StudySettings:
+    """The settings with the data's classes where these are more than two (`data.classes`).
+
+    Raises: ConfigError: the settings name other classes, or more than the two that the data have.
+    """
+    named, there = settings.data.classes, manifest.classes
+    if named and named != there:
+        raise ConfigError(
+            f"{where}: has the classes {', '.join(there)}; task {settings.task} has {', '.join(named)} (data.classes), in this order"
+        )
+    if len(there) == settings.data.class_count:
+        return settings
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"classes": there})})
 
 
 def with_available_teacher(settings: StudySettings) -> StudySettings:

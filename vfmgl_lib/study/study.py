@@ -29,7 +29,8 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest, read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
-from vfmgl_lib.evaluation.rounds import metric_rows
+from vfmgl_lib.evaluation.rounds import metric_rows, with_order
+from vfmgl_lib.evaluation.segmentation import metric_and_class
 from vfmgl_lib.evaluation.trivial import trivial_classification, trivial_segmentation
 from vfmgl_lib.federation.client import training_batches
 from vfmgl_lib.methods.budgets import report_rounds
@@ -180,9 +181,10 @@ class Study:
         return [ids.iloc[rows].tolist() for rows in training_batches(self.settings, center, len(ids), round_number, stage)]
 
     def _table(self, name: str) -> pd.DataFrame:
-        text = dict.fromkeys(TEXTS, str)
-        table = pd.read_csv(self.folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={c: [""] for c in NUMBERS})
-        return table
+        file, text = self.folder / f"{name}.csv", dict.fromkeys(TEXTS, str)
+        header = pd.read_csv(file, nrows=0).columns
+        numbers = [column for column in header if metric_and_class(column)[0] in NUMBERS]  # "tp[kidney]" as "tp"
+        return pd.read_csv(file, dtype=text, keep_default_na=False, na_values={column: [""] for column in numbers})
 
 
 def find_study(settings: StudySettings, manifest: Manifest, folder: Path) -> tuple[Study, Teacher | None]:
@@ -280,7 +282,7 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
         sets = {split: ImageDataset(manifest, table, settings.data.image_size) for split, table in selected.items() if len(table)}
         found = dict(zip(sets, baseline(sets["train"], list(sets.values())), strict=True))
         cutoff = chosen_cutoff(found, unit).value
-        rows += metric_rows(found["test"], unit, cutoff, model_center=center, round=0, stage="trivial")
+        rows += metric_rows(with_order(found["test"], settings), unit, cutoff, model_center=center, round=0, stage="trivial")
     return pd.DataFrame(rows)
 
 

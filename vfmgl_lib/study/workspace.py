@@ -22,7 +22,7 @@ from vfmgl_lib.figures.escaping import escape_tables
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.settings import changed_settings, checked_settings, load_settings
 from vfmgl_lib.models.teachers import doubts_about
-from vfmgl_lib.study.assembly import taking_part, with_available_teacher
+from vfmgl_lib.study.assembly import taking_part, with_available_teacher, with_classes
 from vfmgl_lib.study.study import Study, find_study
 from vfmgl_lib.study.training import RoundsApart, run_study
 from vfmgl_lib.tasks.phantoms import write_phantoms
@@ -137,10 +137,7 @@ def open_workspace(
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
     prepared = _prepared(settings.data.layout, root, runs / "prepared")
     manifest = taking_part(prepared.manifest, settings)
-    if len(manifest.classes) != 2:
-        raise ConfigError(
-            f"{root}: the students and metrics are for two classes, the data have {len(manifest.classes)}: {manifest.classes}"
-        )
+    settings = with_classes(settings, manifest, str(root))
     folder.mkdir(parents=True, exist_ok=True)
     if reserved_seed(settings):
         log.warning("seed %s", reserved_seed(settings))

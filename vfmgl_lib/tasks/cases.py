@@ -15,12 +15,12 @@ from vfmgl_lib.data.scan import SourceError as SourceError  # every reader of a 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as it is written: a PNG of 8 bits a channel, with a mask of 0 and 255 beside it in a segmentation.
+    """One image as it is written: a PNG of 8 bits a channel, in a segmentation with a mask beside it (`data.label_masks`).
 
     Attributes:
         name: unique within its case; "" where a case has one picture only.
         image: (H, W) or (H, W, 3) uint8.
-        mask: (H, W) uint8 of 0 and 1, or None in a classification.
+        mask: (H, W) uint8 of class indices, or None in a classification.
         spacing: mm per pixel (row, column), or None where the source does not say.
         remarks: what was done to it (`images.read_image`).
     """

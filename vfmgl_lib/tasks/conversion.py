@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vfmgl_lib.base.files import LONGEST_NAME, file_name, write_bytes, write_json
 from vfmgl_lib.data.images import Reading, png
+from vfmgl_lib.data.label_masks import encoded
 from vfmgl_lib.tasks.cases import Case, Picture
 from vfmgl_lib.tasks.records import TaskRecord
 
 VERSION = 2  # raised when files are read or converted otherwise than before: prepared sets are then made again
 
 
-def fingerprint(files: Iterator[Path], reading: Reading) -> str:
+def fingerprint(files: Iterator[Path], reading: Reading, mask_values: Sequence[int] = ()) -> str:
     """Hash of names, sizes and times: whether a source, or how it is read, has changed, without reading it again."""
-    digest = hashlib.sha256(f"version {VERSION} {reading}\n".encode())
+    labels = f" mask values {tuple(mask_values)}" if mask_values else ""
+    digest = hashlib.sha256(f"version {VERSION} {reading}{labels}\n".encode())
     for file in files:
         try:
             found = file.stat()
@@ -32,7 +32,7 @@ def fingerprint(files: Iterator[Path], reading: Reading) -> str:
 
 def convert_case(record: TaskRecord, out: Path, case: Case, reading: Reading) -> list[dict]:
     """The rows of one case's pictures; from its note where neither the case nor its pictures have changed."""
-    note, state = note_file(out, case), fingerprint(iter(case.files), reading)
+    note, state = note_file(out, case), fingerprint(iter(case.files), reading, record.stored_mask_values)
     rows = read_note(note, state)
     if not rows or not all(has_size(out / "data" / file, size) for file, size in noted_sizes(rows).items()):
         rows = [_write_picture(record, out / "data", case, picture) for picture in case.read()]
@@ -82,7 +82,7 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
         folder = record.stored.format(center=case.center, split=case.split)
         row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
         assert picture.mask is not None  # in a segmentation
-        mask = png(picture.mask * np.uint8(255))
+        mask = png(encoded(picture.mask, record.stored_mask_values))
         write_bytes(root / row["label"], mask)
         row["label_bytes"] = len(mask)
     content = png(picture.image)

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +22,7 @@ from vfmgl_lib.data.manifest import (
     ManifestError,
     foreground_warnings,
     inspect_files,
+    missing_classes,
     table_findings,
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
@@ -55,10 +56,12 @@ def read_folders(
     """Makes a manifest of folders of images in the layout that the task's record names.
 
     class_folders root/<center>/{traindata,testdata}/<class>/<patient>/<images>
-        Classification; classes are the sorted class folder names, the union over the centres. With three or more names
-        one that only a single centre has is taken for a stray folder. A patient may have images of several classes.
+        Classification; classes are those that the task's record names, and a centre may lack some; otherwise the sorted class
+        folder names, the union over the centres: then, with three or more, one that only a single centre has is taken for a
+        stray folder. A patient may have images of several classes.
     mask_folders  root/<center>/{train,val,test}/{images,labels}, `val` optional
-        Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too).
+        Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too), or the
+        values that the task's record names for more than two classes.
         Patient: the first three fields of a TCGA barcode (TCGA-18-5592-01Z-00-DX1_0_500 → TCGA-18-5592), otherwise the
         text before the first "_" (02_1_0_0 → 02).
 
@@ -85,14 +88,15 @@ def read_folders(
     if not centers and not scan.problems:
         raise ManifestError(f"{root}: data folder is empty, {expected}")
 
-    samples = LAYOUTS[record.folders].scan(scan, centers)
+    samples = LAYOUTS[record.folders].scan(scan, centers, record.classes)
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
     paths = [scan.name(sample.path) for sample in samples]
     masks = [sample.label if record.is_segmentation else None for sample in samples]
-    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading)
+    labels = record.stored_mask_values
+    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading, mask_values=labels)
     rows = [
         (
             f"{sample.center}/{sample.split}/{sample.name}",
@@ -106,10 +110,10 @@ def read_folders(
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)
     ]
-    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading)
+    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading, mask_values=labels)
 
-    unreadable = [problem for found in inspections for problem in found.problems]
-    readable = Manifest(home, record.kind, classes, manifest.table[[bool(found.sha256) for found in inspections]])
+    unreadable = [problem for found in inspections for problem in found.problems] + missing_classes(manifest, inspections)
+    readable = replace(manifest, table=manifest.table[[bool(found.sha256) for found in inspections]])
     in_table, warnings = table_findings(readable, False, record.patient_rule) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)
@@ -121,13 +125,16 @@ def read_folders(
     return manifest
 
 
-def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
     samples = []
     homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
     for center in centers:
         for split_folder in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
             split = CLASS_FOLDERS[split_folder.name]
             for class_folder in scan.folders(split_folder, "one folder per class"):
+                if named and class_folder.name not in named:
+                    scan.problems.append(f"{scan.name(class_folder)}: is no class of the task, expected one of {', '.join(named)}")
+                    continue
                 homes.setdefault(class_folder.name, set()).add(center.name)
                 for patient in scan.folders(class_folder, "one folder per patient"):
                     images = scan.images(patient)
@@ -145,7 +152,7 @@ def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
             f"{scan.root}: {len(classes)} class folder(s) ({', '.join(classes)}) in all centers together, expected at"
             " least two in <center>/traindata/<class>/<patient>/<image>"
         )
-    if len(centers) > 1 and len(classes) > 2:
+    if len(centers) > 1 and len(classes) > 2 and not named:  # of named classes a centre may lack some
         shared = [name for name in classes if len(homes[name]) > 1]
         for name in classes:
             if len(homes[name]) == 1:
@@ -159,7 +166,7 @@ def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
     return samples
 
 
-def _scan_masks(scan: Scan, centers: list[Path]) -> list[_Sample]:
+def _scan_masks(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
     samples = []
     for center in centers:
         for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
@@ -211,7 +218,7 @@ class Layout:
     """A layout of folders of images, as a format that a task reads, and how its samples are found."""
 
     format: Format
-    scan: Callable[[Scan, list[Path]], list[_Sample]]
+    scan: Callable[[Scan, list[Path], tuple[str, ...] | None], list[_Sample]]  # the last: the record's classes
 
 
 FOLDERS = "folders"

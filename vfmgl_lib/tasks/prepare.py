@@ -104,9 +104,10 @@ def prepare(
     findings = Findings(reading=reading)
     patients = _patients(source, findings) if record.patient_table else None
     cases = chosen.cases(source, findings) if chosen.cases else None
-    state = fingerprint(_listing(record, source.resolve(), chosen, cases), reading)
+    state = fingerprint(_listing(record, source.resolve(), chosen, cases), reading, record.stored_mask_values)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
-        return prepared
+        if prepared.manifest.classes == (record.classes or prepared.manifest.classes):
+            return prepared
     if cases is not None:
         manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
@@ -304,12 +305,14 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
     if findings.problems:  # what is not there is reported already
         read = read.drop_duplicates("path")
         read = read.loc[[(home / path).is_file() for path in read["path"]]]
-    inspections = inspect_files(home, read["path"].tolist(), [None] * len(read), progress=progress, reading=findings.reading)
+    masks, labels = read["label"].tolist() if record.is_segmentation else [None] * len(read), record.stored_mask_values
+    inspections = inspect_files(home, read["path"].tolist(), masks, progress=progress, reading=findings.reading, mask_values=labels)
     findings.problems += [problem for found in inspections for problem in found.problems]
     findings.warnings += remark_warnings(zip(read["path"], (found.remarks for found in inspections), strict=True), findings.reading)
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
-    return _with_splits(Manifest(home, record.kind, record.classes, readable, reading=findings.reading), settings, findings)
+    manifest = Manifest(home, record.kind, record.classes, readable, reading=findings.reading, mask_values=labels)
+    return _with_splits(manifest, settings, findings)
 
 
 def _convert(
@@ -323,7 +326,8 @@ def _convert(
     listed = [
         (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
     ]
-    divided = Manifest(out / "data", record.kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
+    table, labels = pd.DataFrame(listed, columns=list(COLUMNS)), record.stored_mask_values
+    divided = Manifest(out / "data", record.kind, classes, table, reading=findings.reading, mask_values=labels)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
@@ -347,7 +351,7 @@ def _convert(
     table = pd.DataFrame(columns, columns=list(COLUMNS))
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
-    manifest = Manifest((out / "data").resolve(), record.kind, classes, table, divided.split_unit, findings.reading)
+    manifest = replace(divided, root=(out / "data").resolve(), table=table)
     if settings["split"] == "image":
         manifest = _shuffled(record, source, manifest, settings["seed"], findings)
     if not findings.problems:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.data.images import PLAIN, Reading
+from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.manifest import ManifestError
 
 FILE = "task.yaml"
@@ -38,7 +39,9 @@ class TaskRecord(BaseModel):
         order: its place in lists; the paper's use cases are 1 to 4.
         use: what a trained model does, after "it ", for the model card.
         kind: what a sample's label is: a class, or a mask.
-        classes: in the order of their numbers; the last is the positive one. None: the sorted names of the class folders.
+        classes: in the order of their numbers; of two the last is the positive one. None: the sorted names of the class folders.
+        mask_values: of a segmentation, the value of each class in mask files, in the order of classes. None: 0 and 255 (or 0 and 1) of
+            two classes, 0, 1, …, K - 1 of more.
         student, loss: as settings name them.
         folders: the layout of folders of images that it reads (`tasks.folders.LAYOUTS`); "": none.
         stored: the folder of a segmentation's converted images below a prepared set; {center} and {split} stand for the sample's own.
@@ -48,6 +51,7 @@ class TaskRecord(BaseModel):
         channels: rgb, or a slice between its two neighbours.
         background: behind transparent pixels of sets, studies and models of 0.1.0, which do not say it.
         default: `vfmgl run` takes it where no task is named.
+        ordinal: the classes of a classification have an order, that of their numbers: Cohen's kappa has quadratic weights.
         settings: by section; laid over the paper's for this task, or over those of the task in `settings_like`.
         settings_like: a task of the paper whose settings this one starts from; "": its own.
     """
@@ -59,6 +63,7 @@ class TaskRecord(BaseModel):
     use: str = Field(min_length=1)
     kind: Literal["classification", "segmentation"]
     classes: tuple[str, ...] | None = None
+    mask_values: tuple[int, ...] | None = None
     student: str
     loss: str
     folders: Literal["", "class_folders", "mask_folders"] = ""
@@ -69,6 +74,7 @@ class TaskRecord(BaseModel):
     channels: Literal["rgb", "neighbours"] = "rgb"
     background: Literal["white", "black"] = "white"
     default: bool = False
+    ordinal: bool = False
     settings_like: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     _folder: Path = PrivateAttr()
@@ -77,7 +83,22 @@ class TaskRecord(BaseModel):
     def _fits_together(self) -> TaskRecord:
         if self.kind == "segmentation" and self.classes is None:
             raise ValueError("classes: a segmentation names them, the background first")
+        if self.classes is not None and len(self.classes) < 2:
+            raise ValueError(f"classes: one alone leaves nothing to tell apart, name at least two, got {list(self.classes)}")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: one is named twice, got {list(self.classes)}")
+        if self.ordinal and self.is_segmentation:
+            raise ValueError("ordinal: a segmentation's classes have no order")
+        if self.mask_values is not None and not self.is_segmentation:
+            raise ValueError("mask_values: a classification has no masks")
+        if self.is_segmentation:
+            values_of(len(self.classes or ()), self.mask_values)
         return self
+
+    @property
+    def stored_mask_values(self) -> tuple[int, ...]:
+        """As `data.label_masks` has them; () of a classification."""
+        return values_of(len(self.classes or ()), self.mask_values) if self.is_segmentation else ()
 
     @property
     def is_built_in(self) -> bool:

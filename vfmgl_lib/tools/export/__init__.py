@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import new_folder, sha256, write_bytes, write_text
@@ -17,6 +18,7 @@ from vfmgl_lib.evaluation.metric import ONE_CLASS
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.interpretation.cam import against_others
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import ResNet18, Student
 from vfmgl_lib.study.study import Study
@@ -33,7 +35,7 @@ from vfmgl_lib.tools.export.checks import (
 )
 from vfmgl_lib.tools.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.tools.export.model_card import model_card
-from vfmgl_lib.tools.predict import FORMAT, PREPROCESSING, RUNNING, Description, Predictor
+from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, PREPROCESSING, RUNNING, Description, Predictor
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,13 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
     settings, manifest = study.settings, study.manifest
     unit = scoring_unit(manifest.table, settings.is_segmentation)
     cutoff, source = _cutoff(study, center, stage, round_number, unit)
-    evidence = (student.net.fc.weight[1] - student.net.fc.weight[0]).tolist() if isinstance(student, ResNet18) else []
+    evidence: list[float] = []
+    if isinstance(student, ResNet18):
+        weight, classes = student.net.fc.weight, range(len(manifest.classes))
+        evidence = torch.cat([against_others(weight, k) for k in ((1,) if len(classes) == 2 else classes)]).tolist()
     phantoms = is_phantom(study)
     return Description(
-        format=FORMAT,
+        format=FORMAT if len(manifest.classes) == 2 else FORMAT_OF_CLASSES,
         library=__version__,
         task=settings.task,
         kind=manifest.task_kind,
@@ -153,6 +158,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         evidence=tuple(evidence),
         batch_norm=_statistics(study, center),
         reading=manifest.reading,
+        mask_values=manifest.mask_values,
     )
 
 
@@ -182,7 +188,10 @@ def is_phantom(study: Study) -> bool:
 
 def _cutoff(study: Study, center: str, stage: str, round_number: int, unit: str) -> tuple[float | None, str]:
     if study.settings.is_segmentation:
-        return None, "none: a pixel is foreground where its probability is above 0.5"
+        several = len(study.manifest.classes) > 2
+        return None, f"none: a pixel is {'of the most probable class' if several else 'foreground where its probability is above 0.5'}"
+    if len(study.manifest.classes) > 2:
+        return None, f"none: the class with the highest probability is named, per {unit}"
     own = {split: own_rows(study, center, stage, round_number, split) for split in ("val", "train")}
     if own["train"].empty:
         return None, f"none: the study has no predictions of this model ({center}, stage {stage}, round {round_number}) on its training set"

@@ -13,8 +13,10 @@ import torch
 from vfmgl_lib.data.images import decode_image, decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.preprocessing import squashed
+from vfmgl_lib.evaluation.classification import class_names, own_class, probability_column, probability_columns
 from vfmgl_lib.evaluation.metric import metrics_of
-from vfmgl_lib.evaluation.segmentation import dice, pixel_counts
+from vfmgl_lib.evaluation.rounds import with_order
+from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.tools.export.formats import Outputs
@@ -130,21 +132,25 @@ def compare_with_study(predictor: Predictor, study: Study) -> pd.DataFrame:
     logits = _by_onnx(predictor, _pixels(study, table))[0]
     tolerance = TOLERANCE if settings.device == "cpu" else float("nan")
     if not settings.is_segmentation:
-        difference = np.abs(predictor.probability(logits) - rows["probability"].to_numpy(dtype=float)).max()
+        found = _as_predictions(study, table, _chances(predictor, logits))
+        columns = probability_columns(found)
+        difference = np.abs(found[columns].to_numpy() - rows[columns].to_numpy(dtype=float)).max()
         return pd.DataFrame([_row("onnx", "study", "probability", len(rows), difference, tolerance)])
-    masks = np.stack([decode_mask(study.folder / name) for name in rows["mask_file"]])
-    differing = ((predictor.probability(logits) > 0.5) != masks).sum(axis=(1, 2)).max()
-    # A pixel may fall on the other side where its two logits differ by less than the tolerance.
-    margin = (np.abs(logits[:, 1] - logits[:, 0]) <= 2 * TOLERANCE).sum(axis=(1, 2)).max()
+    masks = np.stack([decode_mask(study.folder / name, mask_values=study.manifest.mask_values) for name in rows["mask_file"]])
+    differing = (_labels(_chances(predictor, logits)) != masks).sum(axis=(1, 2)).max()
+    # A pixel may fall on the other side where its two largest logits differ by less than the tolerance.
+    largest = np.sort(logits, axis=1)
+    margin = (np.abs(largest[:, -1] - largest[:, -2]) <= 2 * TOLERANCE).sum(axis=(1, 2)).max()
     allowed = float(margin) if settings.device == "cpu" else float("nan")
-    quantity = "pixels of a mask" if masks.any() and not masks.all() else ONE_VALUE
+    quantity = "pixels of a mask" if masks.min() != masks.max() else ONE_VALUE
     return pd.DataFrame([_row("onnx", "study", quantity, len(rows), differing, allowed)])
 
 
 def agreement(predictor: Predictor, study: Study) -> pd.DataFrame:
     """The study's own numbers for each test image of the model's centre beside those of the exported model.
 
-    Returns: id, study, predicted: probability of class 1, or the foreground's Dice of a segmentation. No row where the study kept no
+    Returns: id, study, predicted: probability of class 1 (of more than two classes that of the image's own), or the foreground's Dice of a
+        segmentation (`agreement_of`). No row where the study kept no
         predictions of this model.
     """
     about = predictor.description.study
@@ -152,9 +158,18 @@ def agreement(predictor: Predictor, study: Study) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=["id", "study", "predicted"])
     table = study.manifest.table.set_index("id", drop=False).loc[rows["id"]].reset_index(drop=True)
+    found = _as_predictions(study, table, _chances(predictor, _by_onnx(predictor, _pixels(study, table))[0]))
+    if class_names(rows):
+        return pd.DataFrame({"id": table["id"], "study": own_class(rows), "predicted": own_class(found)})
     column = "dice" if study.settings.is_segmentation else "probability"
-    predicted = _as_predictions(study, table, predictor.probability(_by_onnx(predictor, _pixels(study, table))[0]))[column]
-    return pd.DataFrame({"id": table["id"], "study": rows[column].to_numpy(dtype=float), "predicted": predicted.to_numpy(dtype=float)})
+    return pd.DataFrame({"id": table["id"], "study": rows[column].to_numpy(dtype=float), "predicted": found[column].to_numpy(dtype=float)})
+
+
+def agreement_of(study: Study) -> str:
+    """What `agreement` holds beside one another, in words."""
+    if study.settings.is_segmentation:
+        return "Dice of an image"
+    return "probability of class 1" if len(study.manifest.classes) == 2 else "probability of the image's own class"
 
 
 def refuse(check: pd.DataFrame, files: dict[str, Path]) -> None:
@@ -188,7 +203,7 @@ def int8_cost(full: Predictor, small: Predictor, study: Study, center: str) -> p
             rows.append({"split": split, "metric": "any", "n": 0, "reason": reason})
             continue
         pixels = _pixels(study, table)
-        chances = [predictor.probability(_by_onnx(predictor, pixels)[0]) for predictor in (full, small)]
+        chances = [_chances(predictor, _by_onnx(predictor, pixels)[0]) for predictor in (full, small)]
         first, second = (metrics_of(_as_predictions(study, table, chance), unit, about.cutoff) for chance in chances)
         for one, other in zip(first, second, strict=True):
             values = {"float32": one.value, "int8": other.value, "cost": one.value - other.value, "reason": one.reason or other.reason}
@@ -197,19 +212,33 @@ def int8_cost(full: Predictor, small: Predictor, study: Study, center: str) -> p
         reason = "" if np.isfinite(change) else "a prediction is undefined: the model gives NaN or infinity"
         rows.append({"split": split, "metric": "largest change of a probability", "int8": change, "reason": reason})
         if study.settings.is_segmentation:
-            moved = float(((chances[0] > 0.5) != (chances[1] > 0.5)).mean()) if not reason else float("nan")
+            moved = float((_labels(chances[0]) != _labels(chances[1])).mean()) if not reason else float("nan")
             rows.append({"split": split, "metric": "share of pixels changed", "int8": moved, "reason": reason})
     return pd.DataFrame(rows, columns=["split", "metric", "n", "float32", "int8", "cost", "reason"])
 
 
+def _chances(predictor: Predictor, logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n,) or (n, S, S) of class 1; of more than two classes (n, K) or (n, K, S, S) those of all."""
+    return predictor.probabilities(logits) if logits.shape[1] > 2 else predictor.probability(logits)
+
+
+def _labels(chance: np.ndarray) -> np.ndarray:
+    """(n, S, S) class indices from `_chances` of pixels."""
+    return chance.argmax(axis=1) if chance.ndim == 4 else chance > 0.5
+
+
 def _as_predictions(study: Study, table: pd.DataFrame, chance: np.ndarray) -> pd.DataFrame:
-    """Rows as `evaluation.prediction.predict` returns them, from probabilities (n,) or (n, S, S)."""
+    """Rows as `evaluation.prediction.predict` returns them, from `_chances`."""
     about = table[["id", "patient", "center", "split"]].rename(columns={"center": "test_center"})
     if chance.ndim == 1:
         return about.assign(probability=chance, label=table["label"])
+    if chance.ndim == 2:
+        columns = {probability_column(name): chance[:, number] for number, name in enumerate(study.manifest.classes)}
+        return with_order(about.assign(**columns, label=table["label"]), study.settings)
     data = ImageDataset(study.manifest, table, study.settings.data.image_size)
-    counts = pd.DataFrame([pixel_counts(chance[row] > 0.5, np.asarray(data[row]["target"]) == 1) for row in range(len(table))])
-    undefined = np.isnan(chance).any(axis=(1, 2))
-    if undefined.any():
-        counts = counts.where(np.repeat(~undefined[:, None], counts.shape[1], axis=1))
-    return pd.concat([about, counts.assign(dice=dice(counts["tp"], counts["fp"], counts["fn"]))], axis=1)
+    predicted, classes, rows = _labels(chance), study.manifest.classes, list[dict]()
+    undefined = np.isnan(chance).reshape(len(chance), -1).any(axis=1)
+    for row in range(len(table)):
+        counts = image_counts(predicted[row].astype(np.uint8), np.asarray(data[row]["target"]), classes)
+        rows.append(undefined_counts(classes) if undefined[row] else counts | image_dice(counts))
+    return pd.concat([about, pd.DataFrame(rows)], axis=1)

@@ -9,6 +9,7 @@ import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
 from vfmgl_lib.config import StudySettings
+from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.data.manifest import SPLITS
 from vfmgl_lib.evaluation.results import SHARED
 from vfmgl_lib.methods.registry import METHODS
@@ -40,6 +41,7 @@ def model_card(
         center=center,
         doubts=["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher),
         use=TASKS[about.task].use if about.task in TASKS else "tells " + " from ".join(about.classes),
+        mask_values=_table(["class", "value in masks", "colour of overlays"], _mask_values(about)),
         training=_table(["", ""], _training(study, about).items()),
         manifest=study.manifest,
         what_left=what_left(study.settings, center),
@@ -53,6 +55,12 @@ def model_card(
         check=_table(check.columns, check.itertuples(index=False)),
     )
     return card.content.replace("<", "&lt;") + "\n"  # Markdown takes HTML as it is, and a centre or a class may have any name
+
+
+def _mask_values(about: Description) -> list[list[str]]:
+    """Of a segmentation with named values, a row a class."""
+    colors = ["–", *map(class_color, range(1, len(about.classes)))] if len(about.classes) > 2 else ["–", "–"]
+    return [[title, str(value), color] for title, value, color in zip(about.classes, about.mask_values, colors, strict=False)]
 
 
 def _training(study: Study, about: Description) -> dict[str, str]:

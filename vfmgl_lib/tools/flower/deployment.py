@@ -349,8 +349,12 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
         raise ManifestError(f"{given.data}: has no centre {settings.center!r}, it has {', '.join(manifest.centers)}")
     if (manifest.task_kind == "segmentation") != study.is_segmentation:
         raise ManifestError(f"{given.data}: is prepared for {manifest.task_kind}; the study is of task {study.task}")
-    if len(manifest.classes) != 2:
-        raise ManifestError(f"{given.data}: has the classes {', '.join(manifest.classes)}; a study is of two")
+    if manifest.classes != study.data.classes and (study.data.classes or len(manifest.classes) != 2):
+        expected = f"the classes {', '.join(study.data.classes)}, in this order" if study.data.classes else "two classes"
+        raise ManifestError(
+            f"{given.data}: has the classes {', '.join(manifest.classes)}; the study is of {expected}: prepare the images by the "
+            f"coordinator's record of the task (task.yaml, `classes`), which every centre needs alike"
+        )
     own = replace(manifest, table=manifest.table[manifest.table["center"] == settings.center])
     if not len(own.select(settings.center, "train")):
         raise ManifestError(f"{given.data}: centre {settings.center!r} has no images to train with")

@@ -16,7 +16,8 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
 from vfmgl_lib.tasks.records import earlier_reading
 
-FORMAT = 1  # of the metadata; raised when an older `vfmgl predict` would misread them
+# Of the metadata; another one where an older `vfmgl predict` would misread them: it takes any model for one of two classes.
+FORMAT, FORMAT_OF_CLASSES = 1, 2
 KEY = "vfmgl"
 RUNNING = "running averages of training"  # statistics of batch normalisation; all that 0.1.0 had
 # As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
@@ -38,21 +39,23 @@ class Description:
     """What an exported model says of itself.
 
     Attributes:
-        format: of these very fields.
+        format: of these very fields; `FORMAT_OF_CLASSES` of a model of more than two classes.
         library: version of vfmgl_lib that exported it.
-        task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); class 1 is the positive one.
+        task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); of two classes 1 is the positive one.
         image_size: S, the input is (B, 3, S, S) float32 in [0, 1].
         reads: "image", and "volume" where the task's images are slices.
         preprocessing: `PREPROCESSING`.
         unit: what the cutoff belongs to, "image" or "patient" (mean probability of the patient's images).
-        cutoff: probability from which on class 1 is named, or None.
+        cutoff: probability from which on class 1 is named, or None; of more classes the one with the highest probability is named.
         cutoff_from: where it is from, or why there is none.
         study: key, method, seed, split_id, round, stage, model_center, profile, manifest_sha256 of the study.
         teacher, data: in words; random weights and phantoms are named as such.
         precision: "float32" or "int8".
-        evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
+        evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; of more classes for each of
+            them against the mean of the others, one class after another; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
         reading: what was white and what lay behind transparent pixels.
+        mask_values: of a segmentation the value of each class in masks (`data.label_masks`); (): 255 (in volumes 1) for class 1, else 0.
     """
 
     format: int
@@ -73,6 +76,7 @@ class Description:
     evidence: tuple[float, ...]
     batch_norm: str = RUNNING
     reading: Reading = PLAIN
+    mask_values: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -85,14 +89,16 @@ class Description:
             found = values["format"]
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error!r}); export it anew") from error
-        if found != FORMAT:
-            raise ModelError(f"{name}: its metadata have format {found}, this library reads {FORMAT}; use the version that exported it")
+        if found not in (FORMAT, FORMAT_OF_CLASSES):
+            read = f"{FORMAT} and {FORMAT_OF_CLASSES}"
+            raise ModelError(f"{name}: its metadata have format {found}, this library reads {read}; use the version that exported it")
         if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
         if values["preprocessing"] != PREPROCESSING:
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         try:
             values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+            values["mask_values"] = tuple(values.get("mask_values", ()))
             values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
@@ -159,7 +165,7 @@ class Predictor:
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (B, K, ...) -> (B, ...) probability of class 1; of two classes, the softmax is the sigmoid of the difference.
+        """Logits (B, 2, ...) -> (B, ...) probability of class 1: of two classes, the softmax is the sigmoid of the difference.
 
         NaN where a logit is NaN or infinite: undefined is no class.
         """
@@ -167,6 +173,20 @@ class Predictor:
             chance = 1 / (1 + np.exp(np.clip(logits[:, 0].astype(np.float64) - logits[:, 1], -700, 700)))
         return np.where(np.isfinite(logits).all(axis=1), chance, np.nan)
 
-    def activation(self, maps: np.ndarray) -> np.ndarray:
-        """Class activation maps in logits: (B, C, h, w) -> (B, h, w); positive where a place speaks for class 1."""
-        return np.einsum("c,bchw->bhw", np.asarray(self.description.evidence, np.float32), maps)
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (B, K, ...) -> (B, K, ...) float64 probabilities of the classes; NaN where a logit is NaN or infinite."""
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+            chances = powers / powers.sum(axis=1, keepdims=True)
+        return np.where(np.isfinite(logits).all(axis=1, keepdims=True), chances, np.nan)
+
+    def activation(self, maps: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+        """Class activation maps in logits: (B, C, h, w) -> (B, h, w); positive where a place speaks for the class.
+
+        Args:
+            targets: (B,) of more than two classes the one that the evidence of each image is for; of two it is class 1.
+        """
+        evidence = np.asarray(self.description.evidence, np.float32)
+        if targets is None:
+            return np.einsum("c,bchw->bhw", evidence, maps)
+        return np.einsum("bc,bchw->bhw", evidence.reshape(len(self.description.classes), -1)[targets], maps)

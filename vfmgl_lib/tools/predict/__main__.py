@@ -4,12 +4,17 @@ What the model needs to know of itself (classes, input size, how images become i
 `vfmgl export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
 .mha), or a folder of these.
 
-    DIR/predictions.csv    a row a file: the probability of class 1, or what was segmented; a file that cannot be used, or for which the
-                           model gives NaN or infinity, has no class and no mask, and its reason there
+    DIR/predictions.csv    a row a file: the probability of class 1 (of more than two classes of each), or what was segmented; a file that
+                           cannot be used, or for which the model gives NaN or infinity, has no class and no mask, and its reason there
     DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
                            with a reason where one of its images has no prediction
-    DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid
-    DIR/overlays/          with --overlay: where the evidence for class 1 lies
+    DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid;
+                           of more than two classes each has the value that the model names for it (its card lists them)
+    DIR/overlays/          with --overlay: where the evidence for class 1 lies; of more than two classes of pixels each in its colour, which
+                           colours.csv lists
+
+Of more than two classes the one with the highest probability is predicted, and an overlay shows the evidence for it against the others, or
+with --class NAME that for another one.
 
 An overlay shows the class activation map (Zhou et al. 2016) of a classification: the last stage's map, which the model gives as second
 output, weighted by the classifier. A segmentation has no such weights, and Grad-CAM would need gradients that an exported model
@@ -48,6 +53,8 @@ from vfmgl_lib.tools.predict import ModelError, Predictor
 from vfmgl_lib.tools.predict.files import patients, predict_files
 from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs
 
+CLASS_HELP = "whose evidence overlays show, of more than two classes (default: of the class that is predicted)"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     print_anything()
@@ -61,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; it appears when all is written")
     parser.add_argument("--task", help="refuse a model of another task")
     parser.add_argument("--overlay", action="store_true", help="write overlays")
+    parser.add_argument("--class", dest="evidence_for", default="", metavar="NAME", help=CLASS_HELP)
     parser.add_argument("--batch-size", type=_count, default=8, metavar="N", help="images at once (default 8)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs onnxruntime-gpu")
@@ -72,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out.is_mount():
             raise InputError(f"{given.out}: is where another disk is mounted, expected a new folder; give one inside it")
         predictor = Predictor(given.model, given.task, given.threads, given.device)
+        _check_class(predictor, given.evidence_for)
         inputs = find_inputs(given.inputs, notes)
         predictions = _predicted(predictor, inputs, given)
     except (ModelError, InputError, FolderInUseError) as error:
@@ -94,16 +103,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: argparse.Namespace) -> pd.DataFrame:
     """Predicts, or goes on with what an interrupted call of the same model, files and options has left, and writes the tables."""
-    call = [__version__, sha256(given.model), given.overlay, given.batch_size, given.threads, given.device]
+    call = [__version__, sha256(given.model), given.overlay, given.evidence_for, given.batch_size, given.threads, given.device]
     for file, name in inputs:
         call.append((name, os.path.abspath(file), file_state(file)))
     key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
     with resumed_folder(given.out, key) as (folder, steps):
-        predictions = predict_files(predictor, inputs, folder, overlay=given.overlay, batch_size=given.batch_size, steps=steps)
+        how = {"overlay": given.overlay, "evidence_for": given.evidence_for, "batch_size": given.batch_size}
+        predictions = predict_files(predictor, inputs, folder, **how, steps=steps)
         write_text(folder / "predictions.csv", _csv(predictions))
-        if predictor.description.unit == "patient" and "probability" in predictions:
+        if predictor.description.unit == "patient" and predictor.description.kind == "classification":
             write_text(folder / "patients.csv", _csv(patients(predictor, predictions)))
     return predictions
+
+
+def _check_class(predictor: Predictor, name: str) -> None:
+    about = predictor.description
+    if name and (about.kind != "classification" or len(about.classes) == 2):
+        raise InputError(f"--class {name}: {predictor.name} is no classification of more than two classes, leave it out")
+    if name and name not in about.classes:
+        raise InputError(f"--class {name}: {predictor.name} has the classes {', '.join(about.classes)}")
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
+from vfmgl_lib.data.label_masks import class_color, encoded
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
@@ -25,6 +26,28 @@ COLUMNS = {
     "segmentation": "name file width height slices foreground share milliliters mask_file overlay_file error".split(),
 }
 COUNTS = ("width", "height", "slices", "foreground")
+COLORS_FILE = "colours.csv"
+CLASS_SHARE = 0.5  # of a class's colour in an overlay
+PIXELS, MILLILITERS = "pixels[{}]", "milliliters[{}]"  # of one of several foreground classes
+
+
+def columns_of(description: Description) -> list[str]:
+    """Of predictions.csv, with those of each class where there are more than two.
+
+    A classification has `probability[<class>]` of each instead of one probability, and the class of evidence. A segmentation has the pixels
+    of each foreground class and, where it reads volumes, the millilitres.
+    """
+    names = list(COLUMNS[description.kind])
+    if len(description.classes) == 2:
+        return names
+    if description.kind == "classification":
+        return [*names[:4], *map(probability_of, description.classes), *names[5:7], "evidence_for", *names[7:]]
+    kinds, place = (PIXELS, MILLILITERS) if "volume" in description.reads else (PIXELS,), names.index("mask_file")
+    return [*names[:place], *(kind.format(title) for kind in kinds for title in description.classes[1:]), *names[place:]]
+
+
+def probability_of(name: str) -> str:
+    return f"probability[{name}]"
 
 
 def predict_files(
@@ -33,6 +56,7 @@ def predict_files(
     folder: Path,
     *,
     overlay: bool = False,
+    evidence_for: str = "",
     batch_size: int = 8,
     steps: Steps | None = None,
 ) -> pd.DataFrame:
@@ -41,23 +65,42 @@ def predict_files(
     Args:
         inputs: from `find_inputs`.
         folder: where masks and overlays go, by the input's name.
+        evidence_for: of more than two classes the one whose evidence an overlay shows; "": that of the highest probability.
         batch_size: images or slices at once.
         steps: what an interrupted call of the same arguments has done, of `base.files.resumed_folder`.
-    Returns: predictions.csv: a row a file, columns `COLUMNS`. evidence: what an overlay's colours reach to, in logits; predicted: the
-        class at the cutoff, empty where there is none or where it belongs to patients; foreground: pixels or voxels; error: why a file
+    Returns: predictions.csv: a row a file, columns `columns_of`. evidence: what an overlay's colours reach to, in logits; predicted: the
+        class at the cutoff (of more than two classes that of the highest probability), empty where there is none or where it belongs to
+        patients; foreground: pixels or voxels; error: why a file
         could not be used or its prediction is undefined, else empty.
     Raises: OSError: an output that cannot be written.
     """
-    kind = predictor.description.kind
-    predict, size = (_classified, batch_size) if kind == "classification" else (_segmented, 1)
+    about = predictor.description
+    kind, columns = about.kind, columns_of(about)
+    predict: Callable[..., list[dict]] = _segmented
+    size = batch_size if kind == "classification" else 1
+    if kind == "classification":
+        predict = _classified if len(about.classes) == 2 else partial(_told_apart, evidence_for)
     out, rows = _Outputs(folder, overlay, inputs), list[dict]()
     for number, start in enumerate(range(0, len(inputs), size)):
         made = partial(predict, predictor, inputs[start : start + size], out, batch_size)
         rows += steps.step(number, made) if steps else made()
-    table = pd.DataFrame(rows, columns=list(COLUMNS[kind]))
-    whole = {name: "Int64" for name in COUNTS if name in table}
-    texts = [name for name in COLUMNS[kind] if name in ("predicted", "error") or name.endswith("_file")]
+    if overlay and kind == "segmentation" and len(about.classes) > 2:
+        write_bytes(folder / "overlays" / COLORS_FILE, _color_table(about))
+    table = pd.DataFrame(rows, columns=columns)
+    whole = {name: "Int64" for name in columns if name in COUNTS or name.startswith(PIXELS[:7])}
+    texts = [name for name in columns if name in ("predicted", "error", "evidence_for") or name.endswith("_file")]
     return table.astype(whole | dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
+
+
+def captions(predictions: pd.DataFrame) -> list[str]:
+    """What was predicted for each file, for under its picture: "p = 0.31", "foreground 12%", or of more than two classes the likeliest."""
+    if "probability" in predictions:
+        return [f"p = {value:.2f}" for value in predictions["probability"]]
+    if "share" in predictions:
+        return [f"foreground {value:.0%}" for value in predictions["share"]]
+    chances = predictions.filter(regex=r"^probability\[")
+    best = chances.fillna(-1).to_numpy().argmax(axis=1)
+    return [f"{chances.columns[k][len('probability[') : -1]} {chances.iloc[row, k]:.2f}" for row, k in enumerate(best)]
 
 
 class _Outputs:
@@ -114,6 +157,35 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
     return list(rows)
 
 
+def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
+    """As `_classified`, of more than two classes."""
+    about = predictor.description
+    rows, images = zip(*(_opened(predictor, file, name) for file, name in inputs), strict=True)
+    usable = [image for image in images if image is not None]
+    if not usable:
+        return list(rows)
+    logits, maps = predictor.run(np.stack([squashed(image, about.image_size) for image in usable]))
+    assert maps is not None  # a classification's model gives it
+    chances = predictor.probabilities(logits)
+    called = np.where(np.isfinite(chances), chances, 0).argmax(1)
+    targets = np.full(len(called), about.classes.index(evidence_for)) if evidence_for else called
+    results = iter(zip(chances, called, targets, predictor.activation(maps, targets), strict=True))
+    for (_, name), row, image in zip(inputs, rows, images, strict=True):
+        if image is None:
+            continue
+        chance, number, target, activation = next(results)
+        if not (np.isfinite(chance).all() and np.isfinite(activation).all()):
+            row["error"] = f"{row['file']}: {UNDEFINED}"
+            continue
+        row |= dict(zip(map(probability_of, about.classes), chance.tolist(), strict=True))
+        row |= {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
+        if about.unit == "image":
+            row["predicted"] = about.classes[number]
+        if out.overlay:
+            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
+    return list(rows)
+
+
 def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Image | None]:
     row = _row(file, name)
     try:
@@ -139,15 +211,23 @@ def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _O
     row, image = _opened(predictor, file, name)
     if image is None:
         return [row]
-    chance = foreground(predictor, [np.array(image)], batch_size)[0]
+    labels, chance = label_maps(predictor, [np.array(image)], batch_size)[0]
     if not np.isfinite(chance).all():
         return [row | {"error": f"{row['file']}: {UNDEFINED}"}]
-    mask = chance > 0.5
-    row |= {"slices": 1, "foreground": int(mask.sum()), "share": float(mask.mean())}
-    out.write(row, "mask_file", "masks", name, ".png", png(mask.astype(np.uint8) * 255))
+    row |= {"slices": 1, **_sizes(predictor.description, labels)}
+    out.write(row, "mask_file", "masks", name, ".png", png(encoded(labels, predictor.description.mask_values)))
     if out.overlay:
-        out.write(row, "overlay_file", "overlays", name, ".png", png(probability_overlay(image, chance)))
+        out.write(row, "overlay_file", "overlays", name, ".png", png(_overlay(predictor.description, image, labels, chance)))
     return [row]
+
+
+def _sizes(description: Description, labels: np.ndarray) -> dict:
+    """foreground, share and, of more than two classes, the pixels of each; labels: class indices of an image or a volume."""
+    sizes = {"foreground": int((labels > 0).sum()), "share": float((labels > 0).mean())}
+    if len(description.classes) == 2:
+        return sizes
+    counts = np.bincount(labels.ravel(), minlength=len(description.classes))[1:].tolist()
+    return sizes | {PIXELS.format(title): count for title, count in zip(description.classes[1:], counts, strict=True)}
 
 
 def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs, batch_size: int) -> dict:
@@ -161,22 +241,48 @@ def _segmented_volume(predictor: Predictor, file: Path, name: str, out: _Outputs
         return row | {"error": shown(str(error))}
     except ValueError as error:  # `volume_slices` does not know the file
         return row | {"error": f"{row['file']}: {error}"}
-    chances = foreground(predictor, [found.image for found in slices], batch_size)
-    if undefined := [found.index for found, chance in zip(slices, chances, strict=True) if not np.isfinite(chance).all()]:
+    description = predictor.description
+    found_maps = label_maps(predictor, [found.image for found in slices], batch_size)
+    if undefined := [found.index for found, (_, chance) in zip(slices, found_maps, strict=True) if not np.isfinite(chance).all()]:
         return row | {"error": f"{row['file']}: {len(undefined)} of {len(slices)} slices, the first is {undefined[0]}: {UNDEFINED}"}
     mask: np.ndarray = np.zeros(volume.voxels.shape, np.uint8)
-    for found, chance in zip(slices, chances, strict=True):
-        mask[found.index] = chance > 0.5
-    row |= {"width": mask.shape[2], "height": mask.shape[1], "slices": len(mask), "foreground": int(mask.sum())}
-    row["share"] = float(mask.mean())
+    for found, (labels, _) in zip(slices, found_maps, strict=True):
+        mask[found.index] = labels
+    row |= {"width": mask.shape[2], "height": mask.shape[1], "slices": len(mask), **_sizes(description, mask)}
     if volume.grid.spaced:
         row["milliliters"] = row["foreground"] * volume.grid.milliliters
-    out.write(row, "mask_file", "masks", name, ".nii.gz", volume.mask_file(mask))
+        apart = description.classes[1:] if len(description.classes) > 2 else ()
+        row |= {MILLILITERS.format(title): row[PIXELS.format(title)] * volume.grid.milliliters for title in apart}
+    values = description.mask_values
+    out.write(row, "mask_file", "masks", name, ".nii.gz", volume.mask_file(encoded(mask, values) if values else mask))
     if out.overlay:
-        largest = int(np.argmax([(chance > 0.5).sum() for chance in chances])) if mask.any() else len(slices) // 2
-        picture = probability_overlay(Image.fromarray(slices[largest].image[..., 1]).convert("RGB"), chances[largest])
-        out.write(row, "overlay_file", "overlays", name, ".png", png(picture))
+        largest = int(np.argmax([(labels > 0).sum() for labels, _ in found_maps])) if mask.any() else len(slices) // 2
+        picture = Image.fromarray(slices[largest].image[..., 1]).convert("RGB")
+        out.write(row, "overlay_file", "overlays", name, ".png", png(_overlay(description, picture, *found_maps[largest])))
     return row
+
+
+def label_maps(predictor: Predictor, images: Sequence[np.ndarray], batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The class of each pixel and the foreground's probability, of each image (H, W, 3) uint8, at the image's own size.
+
+    Returns: (H, W) uint8 class indices and (H, W), for each. Of two classes by `foreground` and 0.5. Of more, the class with the highest
+        probability; where the image has another size than the model's, each class's probability is enlarged bilinearly before. Images of
+        the model's size have the class of the largest logit, as the study evaluated it.
+    """
+    if len(predictor.description.classes) == 2:
+        return [((chance > 0.5).astype(np.uint8), chance) for chance in foreground(predictor, images, batch_size)]
+    side, found = predictor.description.image_size, []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        logits, _ = predictor.run(np.stack([squashed(Image.fromarray(image), side) for image in batch]))
+        for image, own, chances in zip(batch, logits, predictor.probabilities(logits), strict=True):
+            height, width = image.shape[:2]
+            if (height, width) == (side, side):
+                found.append((own.argmax(0).astype(np.uint8), 1 - chances[0]))
+                continue
+            wide = np.stack([_enlarged(chance, width, height) for chance in chances])
+            found.append((wide.argmax(0).astype(np.uint8), 1 - wide[0]))
+    return found
 
 
 def foreground(predictor: Predictor, images: Sequence[np.ndarray], batch_size: int) -> list[np.ndarray]:
@@ -200,7 +306,7 @@ def _enlarged(values: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def evidence_overlay(image: Image.Image, activation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for class 1, orange where against it; strongest at its extreme."""
+    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for its class, orange where against it; strongest at its extreme."""
     wide = _enlarged(activation, *image.size) / max(float(np.abs(activation).max()), 1e-12)
     return _blended(image, wide / 2 + 0.5, "PuOr", np.abs(wide))
 
@@ -208,6 +314,25 @@ def evidence_overlay(image: Image.Image, activation: np.ndarray) -> np.ndarray:
 def probability_overlay(image: Image.Image, chance: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: the image under the foreground's probability (H, W), from transparent at 0."""
     return _blended(image, chance, "viridis", chance)
+
+
+def _overlay(description: Description, image: Image.Image, labels: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: of two classes the foreground's probability, of more each class in its colour."""
+    return probability_overlay(image, chance) if len(description.classes) == 2 else class_overlay(image, labels)
+
+
+def class_overlay(image: Image.Image, labels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the image in grey under its classes (H, W), each in its colour (`data.label_masks`)."""
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    colors = np.array([(0, 0, 0), *(ImageColor.getrgb(class_color(index)) for index in range(1, int(labels.max()) + 1))], np.float32)
+    share = np.where(labels > 0, CLASS_SHARE, 0)[..., None]
+    return (grey * (1 - share) + colors[labels] * share).astype(np.uint8)
+
+
+def _color_table(description: Description) -> bytes:
+    """Which colour of an overlay and which value of a mask is which class, as CSV."""
+    rows = [(title, description.mask_values[index], class_color(index)) for index, title in enumerate(description.classes) if index]
+    return pd.DataFrame(rows, columns=["class", "value", "colour"]).to_csv(index=False).encode()
 
 
 def _blended(image: Image.Image, values: np.ndarray, cmap: str, strength: np.ndarray) -> np.ndarray:
@@ -222,15 +347,21 @@ def _blended(image: Image.Image, values: np.ndarray, cmap: str, strength: np.nda
 def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted, error.
 
+    Of more than two classes there is a probability of each, and the class with the highest is predicted.
+
     Undefined, with the reason in `error`, where an image of the folder has no prediction.
     """
-    rows = []
+    rows, about = [], predictor.description
+    columns = ["probability"] if len(about.classes) == 2 else [probability_of(name) for name in about.classes]
     for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
-        lacking = own[own["probability"].isna()]
-        probability = float(own["probability"].mean()) if lacking.empty else float("nan")
+        lacking = own[own[columns].isna().any(axis=1)]
+        chances = {name: float(own[name].mean()) if lacking.empty else float("nan") for name in columns}
         error = ""
         if len(lacking):
             error = f"{len(lacking)} of {len(own)} images have no prediction, the first: {lacking['error'].iloc[0]}"
-        predicted = named_class(predictor.description, probability)
-        rows.append({"folder": folder, "images": len(own), "probability": probability, "predicted": predicted, "error": error})
+        if len(columns) == 1:
+            predicted = named_class(about, chances["probability"])
+        else:
+            predicted = "" if error else about.classes[int(np.argmax(list(chances.values())))]
+        rows.append({"folder": folder, "images": len(own), **chances, "predicted": predicted, "error": error})
     return pd.DataFrame(rows)
