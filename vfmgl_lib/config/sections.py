@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
+from vfmgl_lib.tasks.records import TaskRecord, find_task
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ _OneDivision = Annotated[
 
 class DataSettings(Settings):
     layout: str = Field(description="the task, as `tasks.records.TASKS` names it")
+    own_task: TaskRecord | None = Field(default=None, description="the task's record where it is none of the built-in ones")
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
@@ -63,6 +66,16 @@ class DataSettings(Settings):
     augmentation: Literal["none", "turns_and_flips"] = Field(description="of training images (vfmgl_lib.data.loading.ORIENTATIONS)")
     split: _OneDivision | None = Field(description="none: the data's own division")
     workers: int = Field(ge=0, description="loader processes")
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The data of a built-in task are written, and hashed, as before there were others."""
+        return {name: value for name, value in write(self).items() if name != "own_task" or value is not None}
+
+    @property
+    def record(self) -> TaskRecord:
+        """The task's record. Raises: TaskError: a task that is not there."""
+        return self.own_task or find_task(self.layout)
 
     @property
     def split_id(self) -> str:

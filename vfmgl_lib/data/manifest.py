@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -116,10 +116,12 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Hash of the task, the classes, a largest value if there is one, and the table's rows in their order; not of where root lies."""
+        """Hash of the task, the classes, a largest value and another way than stretching if there is one, and the table's rows in their
+        order; not of where root lies."""
         # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
-        white = [] if self.reading.max_value is None else [self.reading.max_value]
-        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *white], ensure_ascii=False)
+        read: list[float | str] = [] if self.reading.max_value is None else [self.reading.max_value]
+        read += [] if self.reading.resize == "stretch" else [self.reading.resize]
+        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *read], ensure_ascii=False)
         digest = hashlib.sha256(f"{head[:-1]}, [".encode())
         separator = ""
         for rows in self._rows():
@@ -347,7 +349,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
         writer.writerows(rows)
     notes: dict[str, Any] = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
-    notes["reading"] = asdict(manifest.reading)  # always: a missing one is that of 0.1.0's set of the task, which may be another
+    notes["reading"] = manifest.reading.written()  # always: a missing one is that of 0.1.0's set of the task, which may be another
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
     write_text(path, buffer.getvalue())

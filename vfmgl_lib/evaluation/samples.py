@@ -15,7 +15,6 @@ from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import SPLITS, Manifest
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.tasks.records import find_task
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
@@ -46,7 +45,7 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
     for place, row in enumerate(table.itertuples()):
         item: dict[str, Any] = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
-        if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
+        if data.record.channels == "neighbours":  # three slices as red, green and blue would be read as colour
             image = np.repeat(image[..., 1:2], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
         rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))

@@ -26,7 +26,7 @@ from vfmgl_lib.data.manifest import (
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
 from vfmgl_lib.tasks.cases import Format
-from vfmgl_lib.tasks.records import find_task
+from vfmgl_lib.tasks.records import TaskRecord, find_task
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Sample:
 
 def read_folders(
     root: Path | str,
-    task: str,
+    task: str | TaskRecord,
     verify: bool = True,
     progress: bool = True,
     notes: list[str] | None = None,
@@ -75,7 +75,7 @@ def read_folders(
     """
     record = find_task(task)
     if not record.folders:
-        raise ManifestError(f"{root}: the task {task} has no layout of folders of images")
+        raise ManifestError(f"{root}: the task {record.name} has no layout of folders of images")
     home = Path(root).resolve()
     expected = "expected a folder with one folder per center"
     if not home.is_dir():
@@ -87,6 +87,8 @@ def read_folders(
 
     samples = LAYOUTS[record.folders].scan(scan, centers)
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
+    if not record.is_segmentation:
+        samples = _of_classes(samples, classes, scan, record)
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
@@ -119,6 +121,19 @@ def read_folders(
     if notes is not None:
         notes += noted
     return manifest
+
+
+def _of_classes(samples: list[_Sample], classes: tuple[str, ...], scan: Scan, record: TaskRecord) -> list[_Sample]:
+    """The samples whose class folder is a class of the record; what is not, and a class without a folder, is a problem."""
+    folders = {sample.label: sample.path.parent.parent for sample in samples}
+    for name in sorted(set(folders) - set(classes)):
+        where = scan.name(folders[name])
+        scan.problems.append(
+            f"{where}: {name!r} is no class of {record.name}, which has {', '.join(classes)}; rename the folder or the class"
+        )
+    for name in sorted(set(classes) - set(folders)):
+        scan.problems.append(f"no center has images of class {name!r} of {record.name}; found are {', '.join(sorted(folders)) or 'none'}")
+    return [sample for sample in samples if sample.label in classes]
 
 
 def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from vfmgl_lib.data.images import PLAIN, Reading
-from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
+from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, RESIZES
 from vfmgl_lib.tasks.records import earlier_reading
 
 FORMAT = 1  # of the metadata; raised when an older `vfmgl predict` would misread them
@@ -22,11 +22,17 @@ RUNNING = "running averages of training"  # statistics of batch normalisation; a
 # As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
 PREPROCESSING = {
     "color": "RGB, a grey image in three equal channels",
-    "resize": "the whole image squashed to the square, bilinear with antialiasing (Pillow)",
+    "resize": RESIZES["stretch"],
     "scale": "0 to 255 becomes 0 to 1",
     "volume": f"clipped at its {CLIP_QUANTILE} quantile, from the minimum on spread over 0 to 255; a slice and its two neighbours are RGB",
     "version": PREPARATION,
 }
+
+
+def preprocessing_of(reading: Reading) -> dict:
+    """`PREPROCESSING` of a model whose images become squares as `reading` says."""
+    around = f", {reading.background} around it" if reading.resize == "pad" else ""
+    return PREPROCESSING | {"resize": RESIZES[reading.resize] + around}
 
 
 class ModelError(ValueError):
@@ -43,7 +49,7 @@ class Description:
         task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); class 1 is the positive one.
         image_size: S, the input is (B, 3, S, S) float32 in [0, 1].
         reads: "image", and "volume" where the task's images are slices.
-        preprocessing: `PREPROCESSING`.
+        preprocessing: `preprocessing_of` its reading.
         unit: what the cutoff belongs to, "image" or "patient" (mean probability of the patient's images).
         cutoff: probability from which on class 1 is named, or None.
         cutoff_from: where it is from, or why there is none.
@@ -52,7 +58,7 @@ class Description:
         precision: "float32" or "int8".
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
-        reading: what was white and what lay behind transparent pixels.
+        reading: what was white, what lay behind transparent pixels, and how an image becomes a square.
     """
 
     format: int
@@ -75,7 +81,7 @@ class Description:
     reading: Reading = PLAIN
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self) | {"reading": self.reading.written()}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, name: str) -> Description:
@@ -89,13 +95,13 @@ class Description:
             raise ModelError(f"{name}: its metadata have format {found}, this library reads {FORMAT}; use the version that exported it")
         if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
-        if values["preprocessing"] != PREPROCESSING:
-            raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         try:
             values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
             values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
+        if values["preprocessing"] != (here := preprocessing_of(values["reading"])):
+            raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {here}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.data.preprocessing import squashed, volume_slices
+from vfmgl_lib.data.preprocessing import restored, squashed, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
 from vfmgl_lib.tools.predict.inputs import known_suffix
@@ -91,12 +91,12 @@ def _row(file: Path, name: str) -> dict:
 
 
 def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
-    side = predictor.description.image_size
+    side, reading = predictor.description.image_size, predictor.description.reading
     rows, images = zip(*(_opened(predictor, file, name) for file, name in inputs), strict=True)
     usable = [image for image in images if image is not None]
     if not usable:
         return list(rows)
-    logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
+    logits, maps = predictor.run(np.stack([squashed(image, side, reading.resize, reading.background) for image in usable]))
     assert maps is not None  # a classification's model gives it
     results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
@@ -110,7 +110,7 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
         if out.overlay:
-            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
+            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation, side, reading.resize)))
     return list(rows)
 
 
@@ -183,25 +183,29 @@ def foreground(predictor: Predictor, images: Sequence[np.ndarray], batch_size: i
     """The foreground's probability of each image (H, W, 3) uint8, at the image's own size: (H, W).
 
     The model sees a square; its probabilities are enlarged bilinearly, in float32. Images of the model's size keep their values in
-    float64, so that the mask > 0.5 is where the logit of class 1 is the larger one, as the study evaluated it.
+    float64, so that the mask > 0.5 is where the logit of class 1 is the larger one, as the study evaluated it. What a model of cropped
+    images has not seen is background.
     """
-    side, found = predictor.description.image_size, []
+    side, reading, found = predictor.description.image_size, predictor.description.reading, list[np.ndarray]()
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        logits, _ = predictor.run(np.stack([squashed(Image.fromarray(image), side) for image in batch]))
+        squares = [squashed(Image.fromarray(image), side, reading.resize, reading.background) for image in batch]
+        logits, _ = predictor.run(np.stack(squares))
         for image, chance in zip(batch, predictor.probability(logits), strict=True):
-            own_size = image.shape[:2] == (side, side)  # not through `_enlarged`: in float32, near ties are 0.5
-            found.append(chance if own_size else _enlarged(chance, image.shape[1], image.shape[0]))
+            own_size = image.shape[:2] == (side, side)  # not through `restored`: in float32, near ties are 0.5
+            found.append(chance if own_size else restored(chance, image.shape[1], image.shape[0], reading.resize))
     return found
 
 
-def _enlarged(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.array(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+def evidence_overlay(image: Image.Image, activation: np.ndarray, side: int = 1, resize: str = "stretch") -> np.ndarray:
+    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for class 1, orange where against it; strongest at its extreme.
 
-
-def evidence_overlay(image: Image.Image, activation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for class 1, orange where against it; strongest at its extreme."""
-    wide = _enlarged(activation, *image.size) / max(float(np.abs(activation).max()), 1e-12)
+    Args:
+        side, resize: of the square that the map is of (`data.preprocessing.placement`).
+    """
+    if resize != "stretch":  # the image's part of the square is known in the square's pixels
+        activation = restored(activation, side, side)
+    wide = restored(activation, *image.size, resize) / max(float(np.abs(activation).max()), 1e-12)
     return _blended(image, wide / 2 + 0.5, "PuOr", np.abs(wide))
 
 
