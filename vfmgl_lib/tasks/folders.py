@@ -87,8 +87,9 @@ def read_folders(
 
     samples = LAYOUTS[record.folders].scan(scan, centers)
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
+    folders = record.class_folders or classes
     if not record.is_segmentation:
-        samples = _of_classes(samples, classes, scan, record)
+        samples = _of_classes(samples, folders, scan, record)
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
@@ -103,7 +104,7 @@ def read_folders(
             sample.center,
             sample.patient,
             sample.split,
-            sample.label if record.is_segmentation else classes.index(sample.label),
+            sample.label if record.is_segmentation else folders.index(sample.label),
             "",
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)

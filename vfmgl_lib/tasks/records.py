@@ -50,7 +50,7 @@ _NOT_NUMBERS = {
     "loss",
     "stored",
 }
-_PREPARED_AS = {"name", "kind", "classes", "folders", "stored", "patient_rule", "patient_table", "channels", "background"}
+_PREPARED_AS = {"name", "kind", "classes", "class_folders", "folders", "stored", "patient_rule", "patient_table", "channels", "background"}
 
 
 class TaskError(ManifestError):
@@ -66,6 +66,7 @@ class TaskRecord(BaseModel):
         use: what a trained model does, after "it ", for the model card.
         kind: what a sample's label is: a class, or a mask.
         classes: in the order of their numbers; the last is the positive one. None: the sorted names of the class folders.
+        class_folders: what the folders of the classes are called, in the order of `classes`, where they are not called so.
         student, loss: as settings name them.
         folders: the layout of folders of images that it reads (`tasks.folders.LAYOUTS`); "": none.
         stored: the folder of a segmentation's converted images below a prepared set; {center} and {split} stand for the sample's own.
@@ -89,6 +90,7 @@ class TaskRecord(BaseModel):
     use: str = Field(min_length=1)
     kind: Literal["classification", "segmentation"]
     classes: tuple[str, ...] | None = None
+    class_folders: tuple[str, ...] | None = None
     student: str
     loss: str
     folders: Literal["", "class_folders", "mask_folders"] = ""
@@ -113,6 +115,12 @@ class TaskRecord(BaseModel):
             raise ValueError(f"classes: {len(self.classes)} ({', '.join(self.classes)}), expected at least two")
         if self.classes is not None and (again := [name for name in self.classes if self.classes.count(name) > 1]):
             raise ValueError(f"classes: {again[0]!r} is there twice, expected a name for each class")
+        if self.class_folders is not None:
+            wanted = len(self.classes or ())
+            if self.kind == "segmentation" or not wanted:
+                raise ValueError("class_folders: only a classification that names its classes has folders of classes")
+            if len(set(self.class_folders)) != wanted:
+                raise ValueError(f"class_folders: {', '.join(self.class_folders)}, expected {wanted} names, one for each class")
         if unknown := [name for name in self.classes or () if not name.strip() or "/" in name]:
             raise ValueError(f"classes: {unknown[0]!r} is no name, expected a word that can name a folder")
         return self
@@ -264,7 +272,9 @@ def _explained(error: ValidationError, file: Path) -> list[str]:
     """What is wrong with a record, each with its line and what to do."""
     lines, explained = key_lines(file), []
     for text, found in zip(problems(error, "record"), error.errors(), strict=True):
-        key = str(found["loc"][0]) if found["loc"] else text.split(":", 2)[1].strip()  # of a check of the whole, which begins with its key
+        if not found["loc"] and "ctx" in found:  # of a check of the whole, which begins with its key
+            text = str(found["ctx"]["error"])
+        key = str(found["loc"][0]) if found["loc"] else text.partition(":")[0]
         place = f"line {lines[key]}: " if key in lines else ""
         remedy = ""
         if found["type"] == "extra_forbidden":
