@@ -73,7 +73,7 @@ def test_the_exported_model_is_the_study_s_and_says_what_it_is(own):
 @pytest.mark.parametrize(("width", "height"), [(64, 40), (41, 97), (32, 32)])
 def test_a_predicted_mask_has_the_image_s_size_and_place(own, tmp_path, width, height):
     """It is what the study's own student marks in the square, led back; outside the crop it is background."""
-    _, study, exported = own["cysts"]
+    _, _, exported = own["cysts"]
     image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     predictor = Predictor(exported.files["onnx"])
@@ -105,7 +105,7 @@ def test_a_padded_classification_is_predicted_as_the_study_did(own, tmp_path):
 
 
 def test_distances_and_lesions_are_of_the_cropped_square(own):
-    workspace, study, _ = own["cysts"]
+    _, study, _ = own["cysts"]
     manifest = replace(study.manifest, table=study.manifest.table.assign(spacing="0.5,0.5"))
     final = study.final_predictions().query("model_center == 'North' and test_center == 'North' and split == 'test'")
     in_mm, in_pixels = with_distances(final, manifest), with_distances(final, study.manifest)

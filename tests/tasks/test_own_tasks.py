@@ -1,4 +1,4 @@
-"""A task of one's own: a YAML file anywhere, short where its kind says the rest, and refused with file, line and remedy where it is wrong."""
+"""A task of one's own: a YAML file anywhere, short where its kind says the rest, refused with file, line and remedy where it is wrong."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_a_wrong_file_is_named_with_its_line(text, message, tmp_path):
 def test_a_file_that_is_not_there_and_one_with_code_beside_it(tmp_path):
     with pytest.raises(TaskError, match="no such task file, expected a YAML file; `vfmgl data new-task` writes one"):
         find_task(tmp_path / "none.yaml")
-    with pytest.raises(TaskError, match="unknown task 'none', expected one of endometrial, .* or a YAML file of your own"):
+    with pytest.raises(TaskError, match=r"unknown task 'none', expected one of endometrial, .* or a YAML file of your own"):
         find_task("none")
     folder = tmp_path / "squares"
     folder.mkdir()

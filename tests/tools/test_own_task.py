@@ -82,7 +82,7 @@ def test_a_batch_gives_every_notebook_the_file_s_absolute_place(tmp_path):
     assert folder_name(read_task(file).name, settings.data, []) == "moles-data"
     with pytest.raises(BatchError, match="moles has no phantoms: give --data DIR"):
         read_settings(tasks=["moles.yaml"], data=None, here=tmp_path, **GIVEN)
-    with pytest.raises(BatchError, match="none.yaml: no such task file"):
+    with pytest.raises(BatchError, match=r"none\.yaml: no such task file"):
         read_settings(tasks=["none.yaml"], data="data", here=tmp_path, **GIVEN)
 
 

@@ -5,8 +5,8 @@
     vfmgl data verify DIR                            read every file of a prepared set again
     vfmgl data new-task FILE                         write the YAML file of a task of your own
 
-TASK is a name or, to prepare, the YAML file of a task of your own. A prepared set is what `./run_all.sh --task TASK --data DIR` trains on. Exit status: 0 all is well, 1 problems were found (all are
-listed), 2 the call itself is wrong, 130 interrupted.
+TASK is a name or, to prepare, the YAML file of a task of your own. A prepared set is what `./run_all.sh --task TASK --data DIR` trains on.
+Exit status: 0 all is well, 1 problems were found (all are listed), 2 the call itself is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
