@@ -122,6 +122,11 @@ class StudySettings(Settings):
         return self.loss == "dice"
 
     @property
+    def paper_task(self) -> str:
+        """The paper's task of these settings; of a task of one's own the one that it starts from."""
+        return (self.data.own_task.settings_like if self.data.own_task else "") or self.task
+
+    @property
     def evaluation_batch_size(self) -> int:
         """Images at once in evaluation. Where a batch is normalised by itself its size matters: as in training."""
         return max(32 if self.batch_norm != "batch" else 1, self.optimizer.batch_size)
@@ -156,8 +161,7 @@ class StudySettings(Settings):
         Returns: columns setting, paper, here.
         """
         defaults = type(self.comparators)().model_dump(mode="json")
-        like = (self.data.own_task.settings_like if self.data.own_task else "") or self.task
-        paper = flatten({**profile_values("paper")[like], "comparators": defaults})
+        paper = flatten({**profile_values("paper")[self.paper_task], "comparators": defaults})
         paper |= {"data.layout": self.data.layout} if self.data.own_task else {}
         here = flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
@@ -214,7 +218,6 @@ def _task_values(record: TaskRecord, paper: dict, profile: dict) -> dict:
         merge(values, part or {})
     if not record.is_built_in:  # the task that it starts from may stand for another in a profile
         values["data"] |= {"layout": record.name, "own_task": record.model_dump(mode="json")}
-        values["student"] |= {"name": record.student}
     return values
 
 

@@ -121,6 +121,8 @@ class TaskRecord(BaseModel):
                 raise ValueError("class_folders: only a classification that names its classes has folders of classes")
             if len(set(self.class_folders)) != wanted:
                 raise ValueError(f"class_folders: {', '.join(self.class_folders)}, expected {wanted} names, one for each class")
+        if fixed := sorted({"layout", "own_task"} & set(self.settings.get("data", {}))):
+            raise ValueError(f"settings: data.{fixed[0]} is this very task; leave it out")
         if unknown := [name for name in self.classes or () if not name.strip() or "/" in name]:
             raise ValueError(f"classes: {unknown[0]!r} is no name, expected a word that can name a folder")
         return self
