@@ -143,6 +143,25 @@ def placement(width: int, height: int, size: int, resize: str = "stretch") -> Pl
     return Placement(box, place)
 
 
+def stacked_series(images: list[Image.Image], names: list[str]) -> np.ndarray:
+    """Up to three grey images of one size as the channels of one: (H, W, 3) uint8; a channel without a series is 0.
+
+    Args:
+        images: RGB, as `data.images.decode_image` gives them.  names: of their files, for errors.
+    Raises: ValueError: an image in colour, or of another size than the first.
+    """
+    stack = np.zeros((images[0].height, images[0].width, 3), np.uint8)
+    for channel, (image, name) in enumerate(zip(images, names, strict=True)):
+        if image.size != images[0].size:
+            first, own = (f"{one.width}x{one.height}" for one in (images[0], image))
+            raise ValueError(f"{name}: {own} pixels, {names[0]} has {first}; the series of a case must lie on one grid")
+        pixels = np.asarray(image)
+        if (pixels != pixels[..., :1]).any():
+            raise ValueError(f"{name}: is in colour, expected a grey image: it becomes one channel of three")
+        stack[..., channel] = pixels[..., 0]
+    return stack
+
+
 def squashed(image: Image.Image, size: int, resize: str = "stretch", background: str = "white") -> np.ndarray:
     """(size, size) or (size, size, channels) uint8: an image in a square, bilinear; Pillow's filter widens with the reduction, which is
     antialiasing. Masks are resized to the nearest pixel instead (`squashed_mask`).

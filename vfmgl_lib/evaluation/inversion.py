@@ -277,7 +277,8 @@ def _ssim(found: Tensor, true: Tensor) -> float:
 
 def _picture(image: Tensor, settings: StudySettings) -> np.ndarray:
     """(S, S, 3); of a slice between its neighbours that slice, in grey."""
-    shown = image[1:2].expand(3, -1, -1) if settings.data.record.channels == "neighbours" else image
+    channel = settings.data.record.shown_channel
+    shown = image if channel is None else image[channel : channel + 1].expand(3, -1, -1)
     return shown.permute(1, 2, 0).numpy()
 
 

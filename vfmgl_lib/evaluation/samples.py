@@ -29,7 +29,7 @@ def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
 
 
 def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSettings) -> pd.DataFrame:
-    """Images by id, resized as the student gets them; of a slice between its neighbours (`TaskRecord.channels`) that slice, in grey.
+    """Images by id, resized as the student gets them; of channels that are no colours one, in grey (`TaskRecord.shown_channel`).
 
     Args:
         ids: of the manifest, in the order wanted.
@@ -45,8 +45,9 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
     for place, row in enumerate(table.itertuples()):
         item: dict[str, Any] = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
-        if data.record.channels == "neighbours":  # three slices as red, green and blue would be read as colour
-            image = np.repeat(image[..., 1:2], 3, axis=2)
+        channel = data.record.shown_channel
+        if channel is not None:  # three slices as red, green and blue would be read as colour
+            image = np.repeat(image[..., channel : channel + 1], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
         rows.append((row.id, row.center, row.split, label, image, target == 1 if segmentation else None))
     return pd.DataFrame(rows, columns=["id", "center", "split", "label", "image", "mask"])

@@ -89,7 +89,7 @@ def read_folders(
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
     folders = record.class_folders or classes
     if not record.is_segmentation:
-        samples = _of_classes(samples, folders, scan, record)
+        samples = of_classes(samples, folders, scan, record)
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
@@ -124,7 +124,7 @@ def read_folders(
     return manifest
 
 
-def _of_classes(samples: list[_Sample], classes: tuple[str, ...], scan: Scan, record: TaskRecord) -> list[_Sample]:
+def of_classes(samples: list[_Sample], classes: tuple[str, ...], scan: Scan, record: TaskRecord) -> list[_Sample]:
     """The samples whose class folder is a class of the record; what is not, and a class without a folder, is a problem."""
     folders = {sample.label: sample.path.parent.parent for sample in samples}
     for name in sorted(set(folders) - set(classes)):

@@ -33,6 +33,7 @@ from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
 from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
+from vfmgl_lib.tasks.series import series_format
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
@@ -43,6 +44,8 @@ RECORD = "record"  # and of a task of one's own what its record said
 
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
     """What the task's images may be handed out as; a folder is tried in this order."""
+    if record.series:
+        return (series_format(record),)
     if record.reader:
         return record.reader.FORMATS
     return (LAYOUTS[record.folders].format,) if record.folders else ()

@@ -20,7 +20,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -50,7 +50,19 @@ _NOT_NUMBERS = {
     "loss",
     "stored",
 }
-_PREPARED_AS = {"name", "kind", "classes", "class_folders", "folders", "stored", "patient_rule", "patient_table", "channels", "background"}
+_PREPARED_AS = {
+    "name",
+    "kind",
+    "classes",
+    "class_folders",
+    "folders",
+    "stored",
+    "patient_rule",
+    "patient_table",
+    "channels",
+    "series",
+    "background",
+}
 
 
 class TaskError(ManifestError):
@@ -73,7 +85,8 @@ class TaskRecord(BaseModel):
         patient_rule: what makes a file's patient in folders of images, and how to say it otherwise; in an error's words.
         patient_table: `patients.csv` beside the centres is read (`tasks.patients`).
         reads: what an exported model takes: images, volumes, or both.
-        channels: rgb, or a slice between its two neighbours.
+        channels: rgb, a slice between its two neighbours, or up to three series of one case (`tasks.series`).
+        series: with `channels: series` their names, as the files' names end in them: <case>_<series>.
         stained: pictures are of tissue stained with haematoxylin and eosin, whose shares notebook 01 shows.
         background: behind transparent pixels, where no datasheet says it, and around padded images; of sets, studies and models of
             0.1.0, which do not say it.
@@ -98,7 +111,8 @@ class TaskRecord(BaseModel):
     patient_rule: str = ""
     patient_table: bool = False
     reads: tuple[Literal["image", "volume"], ...] = ("image",)
-    channels: Literal["rgb", "neighbours"] = "rgb"
+    channels: Literal["rgb", "neighbours", "series"] = "rgb"
+    series: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], ...] = Field(default=(), max_length=3)
     stained: bool = False
     background: Literal["white", "black"] = "white"
     default: bool = False
@@ -121,6 +135,12 @@ class TaskRecord(BaseModel):
                 raise ValueError("class_folders: only a classification that names its classes has folders of classes")
             if len(set(self.class_folders)) != wanted:
                 raise ValueError(f"class_folders: {', '.join(self.class_folders)}, expected {wanted} names, one for each class")
+        if (self.channels == "series") != bool(self.series):
+            raise ValueError("series: expected the names of one to three series with `channels: series`, and none without")
+        if len({name.lower() for name in self.series}) < len(self.series):
+            raise ValueError(f"series: {', '.join(self.series)}, expected every name once")
+        if self.series and not self.folders:
+            raise ValueError("folders: series are read from class_folders or mask_folders")
         if fixed := sorted({"layout", "own_task"} & set(self.settings.get("data", {}))):
             raise ValueError(f"settings: data.{fixed[0]} is this very task; leave it out")
         if unknown := [name for name in self.classes or () if not name.strip() or "/" in name]:
@@ -130,6 +150,11 @@ class TaskRecord(BaseModel):
     @property
     def is_built_in(self) -> bool:
         return self._folder is not None and self._folder.parent == BUILT_IN
+
+    @property
+    def shown_channel(self) -> int | None:
+        """The channel that pictures show in grey, where the three are no colours."""
+        return {"rgb": None, "neighbours": 1, "series": 0}[self.channels]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from vfmgl_lib.base.files import write_text
@@ -93,7 +94,7 @@ def _problems(given: argparse.Namespace, classes: list[str]) -> list[str]:
     for key in QUESTIONS:
         if not getattr(given, key):
             found.append(f"--{key} is missing")
-    choices = {"--kind": (given.kind, DEFAULTS), "--image-resize": (given.image_resize, RESIZES)}
+    choices: dict[str, tuple[str, Iterable[str]]] = {"--kind": (given.kind, DEFAULTS), "--image-resize": (given.image_resize, RESIZES)}
     choices |= {"--background": (given.background, BACKGROUNDS), "--like": (given.like, _of_paper())}
     found += [
         f"{flag} {value!r}, expected one of {', '.join(known)}" for flag, (value, known) in choices.items() if value and value not in known

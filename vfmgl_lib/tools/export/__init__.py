@@ -131,7 +131,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         classes=manifest.classes,
         image_size=settings.data.image_size,
         reads=settings.data.record.reads,
-        preprocessing=preprocessing_of(manifest.reading),
+        preprocessing=preprocessing_of(manifest.reading, settings.data.record.series),
         unit=unit,
         cutoff=cutoff,
         cutoff_from=source,
@@ -152,6 +152,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         evidence=tuple(evidence),
         batch_norm=_statistics(study, center),
         reading=manifest.reading,
+        series=settings.data.record.series,
     )
 
 

@@ -29,10 +29,11 @@ PREPROCESSING = {
 }
 
 
-def preprocessing_of(reading: Reading) -> dict:
-    """`PREPROCESSING` of a model whose images become squares as `reading` says."""
+def preprocessing_of(reading: Reading, series: tuple[str, ...] = ()) -> dict:
+    """`PREPROCESSING` of a model whose images become squares as `reading` says, with a series a channel where there are any."""
     around = f", {reading.background} around it" if reading.resize == "pad" else ""
-    return PREPROCESSING | {"resize": RESIZES[reading.resize] + around}
+    color = {"color": f"a channel a series, of files called <case>_<series>: {', '.join(series)}; others 0"} if series else {}
+    return PREPROCESSING | color | {"resize": RESIZES[reading.resize] + around}
 
 
 class ModelError(ValueError):
@@ -59,6 +60,7 @@ class Description:
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
         reading: what was white, what lay behind transparent pixels, and how an image becomes a square.
+        series: names of the series that are the image's channels (`data.preprocessing.stacked_series`); none: a file is an image.
     """
 
     format: int
@@ -79,9 +81,11 @@ class Description:
     evidence: tuple[float, ...]
     batch_norm: str = RUNNING
     reading: Reading = PLAIN
+    series: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"reading": self.reading.written()}, ensure_ascii=False)
+        values = asdict(self) | {"reading": self.reading.written()}
+        return json.dumps(values if self.series else {key: value for key, value in values.items() if key != "series"}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, name: str) -> Description:
@@ -96,11 +100,11 @@ class Description:
         if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
         try:
-            values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
+            values |= {key: tuple(values.get(key, ())) for key in ("classes", "reads", "evidence", "series")}
             values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
-        if values["preprocessing"] != (here := preprocessing_of(values["reading"])):
+        if values["preprocessing"] != (here := preprocessing_of(values["reading"], values["series"])):
             raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {here}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 

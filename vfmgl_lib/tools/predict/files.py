@@ -14,10 +14,10 @@ from PIL import Image
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.data.preprocessing import restored, squashed, volume_slices
+from vfmgl_lib.data.preprocessing import restored, squashed, stacked_series, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
-from vfmgl_lib.tools.predict.inputs import known_suffix
+from vfmgl_lib.tools.predict.inputs import known_suffix, series_files
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {
@@ -110,7 +110,14 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
         if out.overlay:
-            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation, side, reading.resize)))
+            out.write(
+                row,
+                "overlay_file",
+                "overlays",
+                name,
+                ".png",
+                png(evidence_overlay(_shown(predictor, image), activation, side, reading.resize)),
+            )
     return list(rows)
 
 
@@ -119,10 +126,17 @@ def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Im
     try:
         if known_suffix(file).lower() in VOLUME_SUFFIXES:
             raise ImageError(f"{file}: a volume, but the model for {predictor.description.task} reads images; prepare slices of it first")
-        image = decode_image(file, reading=predictor.description.reading)
-    except (ImageError, OSError) as error:
+        reading, files = predictor.description.reading, series_files(file, predictor.description.series)
+        images = [decode_image(one, reading=reading) for one in files]
+        image = images[0] if len(files) == 1 else Image.fromarray(stacked_series(images, list(map(str, files))))
+    except (ValueError, OSError) as error:  # of a series that is missing or does not fit, too
         return row | {"error": shown(str(error))}, None
     return row | {"width": image.width, "height": image.height}, image
+
+
+def _shown(predictor: Predictor, image: Image.Image) -> Image.Image:
+    """What an overlay lies on: of several series the first, whose channel is red."""
+    return image.getchannel(0).convert("RGB") if predictor.description.series else image
 
 
 def named_class(description: Description, probability: float) -> str:
@@ -146,7 +160,7 @@ def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _O
     row |= {"slices": 1, "foreground": int(mask.sum()), "share": float(mask.mean())}
     out.write(row, "mask_file", "masks", name, ".png", png(mask.astype(np.uint8) * 255))
     if out.overlay:
-        out.write(row, "overlay_file", "overlays", name, ".png", png(probability_overlay(image, chance)))
+        out.write(row, "overlay_file", "overlays", name, ".png", png(probability_overlay(_shown(predictor, image), chance)))
     return [row]
 
 
