@@ -15,7 +15,8 @@ VFMGL Workbook
 
 Options of a run
   --profile NAME|FILE   smoke (default), quick, paper, or a YAML file of your own
-  --task NAME           a task, may be repeated (default: endometrial and nuclei)
+  --task NAME|FILE      a task, may be repeated (default: endometrial and nuclei); FILE: the YAML file of a task of your own
+                        (vfmgl data new-task writes one)
   --all-tasks           every task there is
   --data DIR            a folder of images laid out as the task expects; needs exactly one --task (default: embedded phantoms)
   --teacher TEACHER     pocket_vit, NAME, FILE, NAME=FILE or random:NAME (default: the profile's); an existing file is FILE,

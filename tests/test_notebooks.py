@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+from tests.own_tasks import CLASSIFICATION, write_classes, write_task
 from vfmgl_lib.evaluation.saved_runs import TABLES
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
@@ -153,11 +154,11 @@ def test_checks_assert_something(notebook):
     assert sum(isinstance(node, ast.Assert) for cell in checks for node in ast.walk(parsed(cell))) >= 4
 
 
-def run_notebooks(task: str, names: list[str], runs: Path) -> None:
+def run_notebooks(task: str, names: list[str], runs: Path, data: Path | None = None) -> None:
     settings = read_settings(
         profile=str(ROOT / "tests" / "smallest.yaml"),
         tasks=[task],
-        data=None,
+        data=None if data is None else str(data),
         teacher="",
         device="cpu",
         seed=0,
@@ -244,3 +245,18 @@ def test_comparison_generalization_and_the_papers_numbers(task: str, tmp_path: P
     printed = pd.read_csv(ROOT / "data_manifests" / "paper_results.csv")
     assert len(rows) == len(printed)
     assert rows.loc[rows["task"] == task, "measured"].notna().sum() >= 5
+
+
+@pytest.mark.slow
+def test_a_task_of_one_s_own_runs_from_its_file(tmp_path: Path):
+    """All nine run with both kinds; here those that know most of the paper's tasks, on images that are not square."""
+    task = write_task(tmp_path / "moles.yaml", CLASSIFICATION, "pad")
+    names = ["01_data_preparation", "04_federated_rounds", "08_lightweight", "09_paper_vs_measured"]
+    run_notebooks(str(task), names, tmp_path / "runs", write_classes(tmp_path / "images"))
+    figures = tmp_path / "runs" / "smallest" / "moles-images" / "figures"
+    assert not (figures / names[0] / "stains.csv").exists() and not (figures / names[0] / "table_one.csv").exists()
+    beside = pd.read_csv(figures / names[1] / "paper_and_measured.csv")
+    assert (beside["comparable"] == "no: not in the paper").all() and beside["paper"].isna().all() and len(beside) == 2
+    assert set(pd.read_csv(figures / names[3] / "this_task.csv")["task"]) == {"lightweight"}
+    shown = (tmp_path / "runs" / "smallest" / "moles-images" / "notebooks" / f"{names[3]}.ipynb").read_text()
+    assert "Not in the paper: it prints no such number of the task moles." in shown

@@ -154,7 +154,7 @@ def test_the_built_in_tasks_are_complete():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loss: x", "order: Field required.*use: Field required.*kind: Field required"),
+        ("loss: x", "use: Field required.*kind: Field required.*student: Field required"),
         (
             TASK.replace("kind: classification", "kind: regression"),
             "kind: Input should be 'classification' or 'segmentation', got 'regression'",

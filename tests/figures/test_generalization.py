@@ -231,6 +231,12 @@ def test_subgroups_have_a_dot_each_and_name_what_is_undefined(centers, collision
     assert not collisions(figure)
 
 
+def test_subgroups_without_a_value_say_why():
+    table = groups(TWO).assign(value=np.nan, low=np.nan, high=np.nan, reason="no patients.csv beside the data")
+    (axis,) = generalization.subgroups(table).axes
+    assert [text.get_text() for text in axis.texts] == ["No subgroups here: no patients.csv beside the data."]
+
+
 def test_subgroups_take_one_seed_and_a_metric_that_is_there():
     table = groups(FOUR)
     with pytest.raises(ValueError, match="one seed, got 0, 1"):

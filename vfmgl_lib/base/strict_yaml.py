@@ -34,6 +34,13 @@ def read_yaml(path: Path) -> Any:
         raise YamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def key_lines(path: Path) -> dict[str, int]:
+    """The line, from 1, of every key at the top of a YAML file that `read_yaml` has read."""
+    root = yaml.compose(path.read_bytes(), Loader=_StrictLoader)
+    keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    return {str(key.value): key.start_mark.line + 1 for key in keys}
+
+
 def problems(error: ValidationError, whole: str) -> list[str]:
     """What pydantic found wrong with values read from a file: "place: what is wrong, got the value" each.
 

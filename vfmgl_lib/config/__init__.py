@@ -41,7 +41,7 @@ from vfmgl_lib.config.sections import (
     TeacherSettings,
     TransferSettings,
 )
-from vfmgl_lib.tasks.records import TASKS, find_task
+from vfmgl_lib.tasks.records import TASKS, TaskRecord
 
 PROFILES = Path(__file__).parents[2] / "notebooks" / "profiles"
 
@@ -94,7 +94,9 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> StudySettings:
-        record = find_task(self.data.layout)
+        record = self.data.record
+        if self.data.own_task and self.data.own_task.name != self.data.layout:
+            raise ValueError(f"data.own_task is {self.data.own_task.name!r}, expected that of data.layout, {self.data.layout!r}")
         if record.is_segmentation != (self.student.name == "unet") or record.is_segmentation != (self.loss == "dice"):
             raise ValueError(
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
@@ -120,6 +122,11 @@ class StudySettings(Settings):
         return self.loss == "dice"
 
     @property
+    def paper_task(self) -> str:
+        """The paper's task of these settings; of a task of one's own the one that it starts from."""
+        return (self.data.own_task.settings_like if self.data.own_task else "") or self.task
+
+    @property
     def evaluation_batch_size(self) -> int:
         """Images at once in evaluation. Where a batch is normalised by itself its size matters: as in training."""
         return max(32 if self.batch_norm != "batch" else 1, self.optimizer.batch_size)
@@ -137,6 +144,8 @@ class StudySettings(Settings):
         values = self.model_dump(mode="json", exclude=without)
         if not self.data.classes:
             del values["data"]["classes"]
+        if self.data.own_task:
+            values["data"]["own_task"] = self.data.own_task.identity
         if self.evaluate_every == 1:
             del values["evaluate_every"]
         if self.exchange == PLAIN_EXCHANGE:
@@ -150,9 +159,13 @@ class StudySettings(Settings):
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 
     def deviations(self) -> pd.DataFrame:
-        """Every setting that differs from the paper's: columns setting, paper, here."""
+        """Every setting that differs from the paper's, for a task of one's own from those of the task it starts from.
+
+        Returns: columns setting, paper, here.
+        """
         defaults = type(self.comparators)().model_dump(mode="json")
-        paper = flatten({**profile_values("paper")[self.task], "comparators": defaults})
+        paper = flatten({**profile_values("paper")[self.paper_task], "comparators": defaults})
+        paper |= {"data.layout": self.data.layout} if self.data.own_task else {}
         here = flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
         return pd.DataFrame(rows, columns=["setting", "paper", "here"])
@@ -168,10 +181,13 @@ def task_names(profile: str | Path = "smoke") -> list[str]:
     return sorted(profile_values(profile))
 
 
-def profile_values(profile: str | Path) -> dict[str, dict]:
+def profile_values(profile: str | Path, own: TaskRecord | None = None) -> dict[str, dict]:
     """task -> nested settings: what the task's record says, the paper's table, then the profile's lines, each laid over those before.
 
     A task that the paper does not have starts from the settings of the one that its record names (`settings_like`).
+
+    Args:
+        own: a task of one's own, to be there beside the known ones.
     Raises: ConfigError: no such profile, not YAML, unknown keys or tasks.
     """
     path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
@@ -184,27 +200,34 @@ def profile_values(profile: str | Path) -> dict[str, dict]:
         raise ConfigError(f"profile {path}: {error}") from error
     if not isinstance(content, dict) or set(content) - {"all", "tasks"}:
         raise ConfigError(f"profile {path}: top-level keys must be 'all' and 'tasks', got {list(content or [])}")
-    if unknown := sorted(set(content.get("tasks") or {}) - set(TASKS)):
-        raise ConfigError(f"profile {path}: unknown tasks {unknown}; there are {sorted(TASKS)}")
-    tasks: dict[str, dict] = {}
-    for name, record in TASKS.items():
-        like = record.settings_like or name
-        if like not in paper["tasks"]:
-            raise ConfigError(f"task {name}: settings_like must name a task of the paper, one of {', '.join(paper['tasks'])}")
-        layers = [part for layer in (paper, content) for part in (layer.get("all"), (layer.get("tasks") or {}).get(like))]
-        if like != name:
-            layers += [record.settings, (content.get("tasks") or {}).get(name)]
-        values: dict = {"loss": record.loss, "student": {"name": record.student}, "data": {"layout": name}}
-        if len(record.classes or ()) > 2:
-            values["data"]["classes"] = list(record.classes or ())
-        for part in layers:
-            merge(values, part or {})
-        tasks[name] = values
-    return tasks
+    records = TASKS | ({own.name: own} if own else {})
+    if unknown := sorted(set(content.get("tasks") or {}) - set(records)):
+        raise ConfigError(f"profile {path}: unknown tasks {unknown}; there are {sorted(records)}")
+    return {name: _task_values(record, paper, content) for name, record in records.items()}
+
+
+def _task_values(record: TaskRecord, paper: dict, profile: dict) -> dict:
+    """The nested settings of one task; `paper` and `profile`: what the two files hold."""
+    like = record.settings_like or record.name
+    if like not in paper["tasks"]:
+        raise ConfigError(
+            f"task {record.name}: settings_like must name a task of the paper, one of {', '.join(paper['tasks'])}, got {like!r}"
+        )
+    layers = [part for layer in (paper, profile) for part in (layer.get("all"), (layer.get("tasks") or {}).get(like))]
+    if like != record.name:
+        layers += [record.settings, (profile.get("tasks") or {}).get(record.name)]
+    values: dict = {"loss": record.loss, "student": {"name": record.student}, "data": {"layout": record.name}}
+    if len(record.classes or ()) > 2:
+        values["data"]["classes"] = list(record.classes or ())
+    for part in layers:
+        merge(values, part or {})
+    if not record.is_built_in:  # the task that it starts from may stand for another in a profile
+        values["data"] |= {"layout": record.name, "own_task": record.model_dump(mode="json")}
+    return values
 
 
 # Tables that are replaced as a whole: their keys are data, not settings.
-WHOLE = ("per_center", "samples", "split")
+WHOLE = ("per_center", "samples", "split", "own_task")
 
 
 def merge(base: dict, over: Mapping) -> None:

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from vfmgl_lib.tasks.records import TaskRecord, find_task
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +68,7 @@ class DataSettings(Settings):
     classes: tuple[str, ...] = Field(
         default=(), description="names of more than two classes, in the order of their numbers; empty: two, whatever they are called"
     )
+    own_task: TaskRecord | None = Field(default=None, description="the task's record where it is none of the built-in ones")
     image_size: int = Field(ge=32, description="side of the student's square input in pixels")
     validation_share: float = Field(
         ge=0, lt=1, description="share of the training patients set aside where the layout has no validation set"
@@ -86,10 +89,20 @@ class DataSettings(Settings):
             raise ValueError(f"a class is named twice: {', '.join(names)}")
         return names
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The data of a built-in task are written, and hashed, as before there were others."""
+        return {name: value for name, value in write(self).items() if name != "own_task" or value is not None}
+
     @property
     def class_count(self) -> int:
         """K."""
         return len(self.classes) or 2
+
+    @property
+    def record(self) -> TaskRecord:
+        """The task's record. Raises: TaskError: a task that is not there."""
+        return self.own_task or find_task(self.layout)
 
     @property
     def split_id(self) -> str:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
 from vfmgl_lib.data.label_masks import class_indices, in_words, palette_values
-from vfmgl_lib.data.preprocessing import near_integers
+from vfmgl_lib.data.preprocessing import RESIZES, near_integers
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's other readers (one starts Ghostscript) stay out of reach
@@ -45,24 +45,35 @@ class ImageError(ValueError):
     """An image or a mask cannot be used; the message names the file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
-    """What a set says of its pictures where their files do not.
+    """What a set says of its pictures where their files do not, and how they become a network's input.
 
     Attributes:
         max_value: what is white in pictures of more than 8 bits that do not declare it; None: these are refused.
-        background: what lies behind transparent pixels, "white" or "black".
+        background: what lies behind transparent pixels, and around padded pictures, "white" or "black".
+        resize: how a picture becomes a square (`preprocessing.RESIZES`); a study sets it as its task's record says.
     Raises: ValueError: other values.
     """
 
     max_value: float | None = None
     background: str = "white"
+    resize: str = "stretch"
 
     def __post_init__(self):
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {self.resize!r}")
         if self.background not in ("white", "black"):
             raise ValueError(f"background must be white or black, got {self.background!r}")
         if self.max_value is not None and not 0 < self.max_value < np.inf:
             raise ValueError(f"max_value must be above 0, got {self.max_value!r}")
+
+    def written(self) -> dict[str, Any]:
+        """As files have it: pictures that are stretched are described, and hashed, as before there was another way."""
+        return {name: value for name, value in asdict(self).items() if name != "resize" or value != "stretch"}
+
+    def __repr__(self) -> str:
+        return f"Reading({', '.join(f'{name}={value!r}' for name, value in self.written().items())})"
 
 
 PLAIN = Reading()  # of a set that says nothing

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.data.preprocessing import squashed
+from vfmgl_lib.data.preprocessing import squashed, squashed_mask
 
 CACHE_BYTES = 512 * 2**20
 FIXED_BATCH = 16  # images that share a batch where batch normalisation's statistics are re-estimated
@@ -31,7 +31,7 @@ class ImageDataset(Dataset):
         row            int, position in `table`
         orientation    int, see `load_batches`
 
-    Images are resized bilinearly with antialiasing, masks to the nearest pixel.
+    Images are resized bilinearly with antialiasing, masks to the nearest pixel, both as the manifest's `reading.resize` says.
 
     Args:
         manifest: says where the files are and what the labels mean.
@@ -94,17 +94,20 @@ class ImageDataset(Dataset):
     def _read(self, row: int) -> dict[str, torch.Tensor]:
         path = self._paths[row]
         original = self._decoded(partial(decode_image, reading=self._reading), path)
-        stored = {"image": _resized(original, self.image_size)}
+        stored = {"image": self._square(original, self.image_size)}
         if self.teacher_size is not None:
-            stored["teacher_image"] = _resized(original, self.teacher_size)
+            stored["teacher_image"] = self._square(original, self.teacher_size)
         if self.is_segmentation:
             name = self._labels[row]
             pixels = self._decoded(partial(decode_mask, mask_values=self.mask_values), name)
             if problem := size_problem(path, original.size, name, pixels):
                 raise ImageError(problem)
-            side = (self.image_size, self.image_size)
-            stored["mask"] = torch.from_numpy(np.array(Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST)))
+            stored["mask"] = torch.from_numpy(squashed_mask(pixels, self.image_size, self._reading.resize))
         return stored
+
+    def _square(self, image: Image.Image, size: int) -> torch.Tensor:
+        pixels = squashed(image, size, self._reading.resize, self._reading.background)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def _decoded(self, decode, name: str):
         try:
@@ -128,10 +131,6 @@ def joined(sets: Sequence[ImageDataset]) -> ImageDataset:
     whole._paths, whole._labels = whole.table["path"].tolist(), whole.table["label"].tolist()
     whole._cache, whole._cache_used = {}, 0
     return whole
-
-
-def _resized(image: Image.Image, size: int) -> torch.Tensor:
-    return torch.from_numpy(squashed(image, size)).permute(2, 0, 1).contiguous()
 
 
 def oriented(image: torch.Tensor, orientation: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -126,12 +126,14 @@ class Manifest:
     def sha256(self) -> str:
         """Hash of the task, the classes, what differs from the default, and the table's rows in their order; not of where root lies.
 
-        What differs: a largest value if there is one, the values of masks if they are not those of `label_masks.values_of`.
+        What differs: a largest value if there is one, another way than stretching, the values of masks if they are not those of
+        `label_masks.values_of`.
         """
         # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
-        white = [] if self.reading.max_value is None else [self.reading.max_value]
+        read: list[float | str] = [] if self.reading.max_value is None else [self.reading.max_value]
+        read += [] if self.reading.resize == "stretch" else [self.reading.resize]
         labels = [list(self.mask_values)] if self.mask_values != values_of(len(self.classes)) and self.mask_values else []
-        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *white, *labels], ensure_ascii=False)
+        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *read, *labels], ensure_ascii=False)
         digest = hashlib.sha256(f"{head[:-1]}, [".encode())
         separator = ""
         for rows in self._rows():
@@ -402,7 +404,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     notes: dict[str, Any] = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
     notes |= {"split_unit": manifest.split_unit} if manifest.split_unit != "patient" else {}
     notes |= {"mask_values": list(manifest.mask_values)} if manifest.mask_values else {}
-    notes["reading"] = asdict(manifest.reading)  # always: a missing one is that of 0.1.0's set of the task, which may be another
+    notes["reading"] = manifest.reading.written()  # always: a missing one is that of 0.1.0's set of the task, which may be another
     # The notes go first: if the second write never happens, the hash shows that the two do not belong together.
     write_text(path.with_suffix(".json"), json.dumps(notes, ensure_ascii=False, indent=2) + "\n")
     write_text(path, buffer.getvalue())

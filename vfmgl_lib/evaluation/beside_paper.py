@@ -33,7 +33,7 @@ def centers_beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: s
         metric: the metric's name in `paper`.
         obstacle: why the two cannot be compared, e.g. "phantoms"; then no difference is given.
     Returns: centre, paper, measured, difference, comparable ("same name", or "no: " and why).
-        Centres are matched by name, with or without "Site" before it.
+        Centres are matched by name, with or without "Site" before it. Of a task that the paper does not have: "no: not in the paper".
     """
     chosen = (paper["task"] == task) & (paper["metric"] == metric) & (paper["split"] == "test") & (paper["method"] == "VFMGL")
     values = paper[chosen & (paper["center"] != "all")].set_index("center")["value"].astype(float)
@@ -42,6 +42,8 @@ def centers_beside_paper(measured: pd.DataFrame, paper: pd.DataFrame, *, task: s
     table = _with_difference(table)
     if obstacle:
         table["difference"] = np.nan
+    if not (paper["task"] == task).any():
+        return table.assign(comparable="no: not in the paper")
     missing = np.where(table["paper"].isna(), "no: the paper has no such centre", "same name")
     table["comparable"] = f"no: {obstacle}" if obstacle else missing
     return table

@@ -16,7 +16,7 @@ import pandas as pd
 from vfmgl_lib.evaluation.generalization import ablation_summary, over_seeds
 from vfmgl_lib.evaluation.saved_runs import TABLES
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.tasks.datasheets import Datasheet, read_datasheet
+from vfmgl_lib.tasks.datasheets import Datasheet, datasheet_of, read_datasheet
 
 COMPARATORS = tuple(name for name, method in METHODS.items() if method.in_paper)
 MEAN_OF_CLASSES = "Dice is the mean of background and foreground, as in the released code"
@@ -32,8 +32,11 @@ def paper_centers(task: str, centers: Sequence[str], origin: str) -> dict[str, t
 
     Args:
         origin: see `saved_runs.about`.
+    Returns: none of a task that the paper does not have.
     """
-    sheet = _datasheet(task)
+    sheet = datasheet_of(task)
+    if sheet is None:
+        return {}
     letters = {name: _letter(name, entry) for name, entry in sheet.centers.items()}
     same = letters
     if origin != "own":

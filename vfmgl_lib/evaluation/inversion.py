@@ -44,7 +44,6 @@ from vfmgl_lib.federation.servers import DECLARED_METRICS, State, Update
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
 from vfmgl_lib.models.students import Student, build_student
-from vfmgl_lib.tasks.records import find_task
 
 # Pixels: at half of it ResNet18 ends in a single one, and cannot be trained on one image.
 SIDE = 64
@@ -282,7 +281,8 @@ def _ssim(found: Tensor, true: Tensor) -> float:
 
 def _picture(image: Tensor, settings: StudySettings) -> np.ndarray:
     """(S, S, 3); of a slice between its neighbours that slice, in grey."""
-    shown = image[1:2].expand(3, -1, -1) if find_task(settings.data.layout).channels == "neighbours" else image
+    channel = settings.data.record.shown_channel
+    shown = image if channel is None else image[channel : channel + 1].expand(3, -1, -1)
     return shown.permute(1, 2, 0).numpy()
 
 

@@ -136,6 +136,11 @@ def _lightweight(row: dict, runs: Sequence[Mapping[str, pd.DataFrame]]) -> tuple
     return having[0], {}, MISSING, f"lightweight.csv has no {row['metric']} of {row['method']}"
 
 
+def not_in_paper(task: str) -> str:
+    """What stands in the place of a table of numbers of the paper where it has none of a task."""
+    return f"Not in the paper: it prints no such number of the task {task}."
+
+
 def headline(table: pd.DataFrame) -> pd.DataFrame:
     """How many of the paper's numbers have a counterpart, per task and data: columns task, data, rows and the three states."""
     counted = table.groupby(["task", "data"], sort=False)["status"].value_counts().unstack(fill_value=0)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.preprocessing import input_spacing, squashed_mask
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import by_patient, class_names, is_classification, probability_columns
 from vfmgl_lib.evaluation.metric import ONE_CLASS, Metric, calls, is_share, measured, metric_names, no_cutoff, parts, units_of
@@ -105,8 +105,8 @@ def with_distances(final: pd.DataFrame, manifest: Manifest, progress: bool = Fal
         mask, original = masks[key]
         spacing = (1.0, 1.0)
         if unit == "mm":
-            given = (float(part) for part in truth.at[identity, "spacing"].split(","))
-            spacing = tuple(mm * size / side for mm, size, side in zip(given, original, predicted.shape, strict=True))
+            row, column = (float(part) for part in truth.at[identity, "spacing"].split(","))
+            spacing = input_spacing((row, column), original, predicted.shape, manifest.reading.resize)
         measured[path] = class_distances(predicted, mask, manifest.classes, spacing)
     columns: dict[str, list] = {}
     for title in [None, *class_titles(final)[1:]]:
@@ -127,8 +127,7 @@ def _predicted_mask(path: str, mask_values: Sequence[int]) -> np.ndarray:
 def true_mask(manifest: Manifest, label: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """A mask of the manifest, squashed as the student sees it: (H, W) uint8 class indices, and the (rows, columns) it has on disk."""
     pixels = decode_mask(manifest.root / label, str(manifest.root / label), manifest.mask_values)
-    squashed = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.NEAREST)
-    return np.asarray(squashed), pixels.shape
+    return squashed_mask(pixels, shape[0], manifest.reading.resize), pixels.shape
 
 
 def per_case(final: pd.DataFrame) -> pd.DataFrame:

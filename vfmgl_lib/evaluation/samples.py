@@ -16,7 +16,6 @@ from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import SPLITS, Manifest
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
-from vfmgl_lib.tasks.records import find_task
 
 CHANNELS = ("red", "green", "blue")
 BINS = 64
@@ -32,7 +31,7 @@ def of_each_center(manifest: Manifest, count: int, seed: int) -> pd.DataFrame:
 
 
 def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSettings) -> pd.DataFrame:
-    """Images by id, resized as the student gets them; of a slice between its neighbours (`TaskRecord.channels`) that slice, in grey.
+    """Images by id, resized as the student gets them; of channels that are no colours one, in grey (`TaskRecord.shown_channel`).
 
     Args:
         ids: of the manifest, in the order wanted.
@@ -48,8 +47,9 @@ def read_samples(manifest: Manifest, ids: pd.Series | list[str], data: DataSetti
     for place, row in enumerate(table.itertuples()):
         item: dict[str, Any] = images[place]
         image, target = item["image"].permute(1, 2, 0).numpy(), item["target"].numpy()
-        if find_task(data.layout).channels == "neighbours":  # three slices as red, green and blue would be read as colour
-            image = np.repeat(image[..., 1:2], 3, axis=2)
+        channel = data.record.shown_channel
+        if channel is not None:  # three slices as red, green and blue would be read as colour
+            image = np.repeat(image[..., channel : channel + 1], 3, axis=2)
         label = "" if segmentation else manifest.classes[row.label]
         mask = None if not segmentation else target == 1 if len(manifest.classes) == 2 else target.astype(np.uint8)
         rows.append((row.id, row.center, row.split, label, image, mask))

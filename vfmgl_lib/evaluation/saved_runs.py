@@ -12,7 +12,7 @@ import pandas as pd
 from vfmgl_lib import __version__
 from vfmgl_lib.config import FIRST_VERSION
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, compare_counts, read_datasheet
+from vfmgl_lib.tasks.datasheets import FOLDER, Datasheet, compare_counts, datasheet_of
 
 log = logging.getLogger(__name__)
 PAPER_RESULTS = FOLDER / "paper_results.csv"
@@ -48,11 +48,11 @@ def about(manifest: Manifest, task: str, data: str, on_phantoms: bool) -> pd.Dat
     Returns: rows task, data, origin ("phantoms", "stand-in": the public set that the datasheet names in place of the paper's, or "own"),
         training centres, external centres (comma-separated) and findings (how the data differ from the paper's counts; what a stand-in is).
     """
-    sheet = read_datasheet(task)
-    stand_in = sheet.stand_in if not on_phantoms and _is_stand_in(manifest, sheet) else None
+    sheet = datasheet_of(task)
+    stand_in = sheet.stand_in if sheet and not on_phantoms and _is_stand_in(manifest, sheet) else None
     origin = "phantoms" if on_phantoms else "stand-in" if stand_in else "own"
     training = list(manifest.training_centers)
-    findings = compare_counts(manifest, sheet) if origin == "own" else [stand_in.what] if stand_in else []
+    findings = compare_counts(manifest, sheet) if sheet and origin == "own" else [stand_in.what] if stand_in else []
     more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
     lines = {
         "task": task,

@@ -359,6 +359,9 @@ def subgroups(table: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figu
     metrics = [name for name in (metrics or order) if (table["metric"] == name).any()]
     if not metrics:
         raise ValueError(f"the table has none of the metrics wanted, it has {', '.join(dict.fromkeys(table['metric'])) or 'no rows'}")
+    if table.loc[table["metric"].isin(metrics), "value"].isna().all():
+        reasons = "; ".join(dict.fromkeys(filter(None, table["reason"]))) or "no group has a value"
+        return empty_figure(f"No subgroups here: {reasons}.")
     centers = [*sorted(set(table["center"]) - {ALL}), *([ALL] if (table["center"] == ALL).any() else [])]
     outside = set(table[table["split"] == "external"]["center"])
     printed = names(centers) | {ALL: "all centres"}

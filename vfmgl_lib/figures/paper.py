@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vfmgl_lib.figures.style import DOUBLE, FAINT, MM, MUTED, SINGLE, footnote, grid, journal, new_figure, share_legend
+from vfmgl_lib.figures.style import DOUBLE, FAINT, MM, MUTED, SINGLE, empty_figure, footnote, grid, journal, new_figure, share_legend
 
 PAPER: dict[str, Any] = {"marker": "D", "color": "#D55E00", "markersize": 4, "linestyle": "none"}
 OURS: dict[str, Any] = {"marker": "o", "color": "#0072B2", "markersize": 4, "linestyle": "none"}
@@ -35,6 +35,8 @@ def beside_paper(table: pd.DataFrame) -> Figure:
         table: rows of one task and one set of data from `evaluation.paper.paper_rows`.
     """
     shown = table[~table["metric"].isin(LEFT_OUT)].reset_index(drop=True)
+    if shown.empty:
+        return empty_figure("Not in the paper: it prints no number of this task between -1 and 1.")
     figure = new_figure(DOUBLE, (26 + 3.6 * max(len(shown), 1)) * MM)
     axis = figure.subplots()
     for place, row in shown.iterrows():

@@ -27,6 +27,7 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.preprocessing import squashed_mask
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, Interval, bootstrap_interval
 from vfmgl_lib.models.students import ResNet18, Student, UNet
 from vfmgl_lib.tasks.phantoms import lesion_masks
@@ -200,16 +201,10 @@ def lesions(manifest: Manifest, ids: Sequence[str], size: int, target: int | Non
     table = manifest.table.set_index("id").loc[list(ids)]
     if manifest.task_kind == "segmentation":
         indices = (decode_mask(manifest.root / name, name, manifest.mask_values) for name in table["label"])
-        masks = [mask > 0 if target is None else mask == target for mask in indices]
+        masks = [(mask > 0 if target is None else mask == target).astype(np.uint8) for mask in indices]
     else:
-        masks = lesion_masks(manifest.root, table["path"].tolist())
-    return {name: _resized(mask, size) for name, mask in zip(ids, masks, strict=True)}
-
-
-def _resized(mask: np.ndarray, size: int) -> np.ndarray:
-    """To (size, size) by the nearest pixel."""
-    rows, columns = ((np.arange(size) + 0.5) * side // size for side in mask.shape)
-    return mask[rows.astype(int)[:, None], columns.astype(int)]
+        masks = [mask.astype(np.uint8) for mask in lesion_masks(manifest.root, table["path"].tolist())]
+    return {name: squashed_mask(mask, size, manifest.reading.resize) > 0 for name, mask in zip(ids, masks, strict=True)}
 
 
 def localisation(maps: pd.DataFrame, places: dict[str, np.ndarray], model: str) -> pd.DataFrame:

@@ -14,21 +14,25 @@ from vfmgl_lib.config import ConfigError, StudySettings, merge, nested, profile_
 from vfmgl_lib.config.sections import ComparatorSettings
 from vfmgl_lib.methods.budgets import epoch_factor
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.tasks.records import find_task, is_task_file
 
 
-def load_settings(task: str, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
+def load_settings(task: str | Path, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
     """The settings of one task under a profile.
 
     Args:
-        task: a task of the profile, e.g. "nuclei".
+        task: a task of the profile, e.g. "nuclei", or the YAML file of one's own (`tasks.records.read_task`).
         profile: "smoke", "quick", "paper" or a YAML file.
         overrides: top-level settings (method, seed, device, centers) or nested ones with "__", e.g. federation__rounds=3.
-    Raises: ConfigError: naming every setting that is unknown or out of range.
+    Raises: ConfigError: naming every setting that is unknown or out of range. TaskError: a record that is wrong.
     """
-    tasks = profile_values(profile)
-    if task not in tasks:
-        raise ConfigError(f"task {task!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}")
-    values = {"task": task, "profile": Path(profile).stem, **tasks[task]}
+    own = find_task(task) if is_task_file(task) else None
+    tasks, name = profile_values(profile, own), own.name if own else str(task)
+    if name not in tasks:
+        raise ConfigError(
+            f"task {name!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}; a task of your own is named by its YAML file"
+        )
+    values = {"task": name, "profile": Path(profile).stem, **tasks[name]}
     for name, value in overrides.items():
         merge(values, nested(name.split("__"), value))
     return checked_settings(values)

@@ -5,6 +5,7 @@ One place for a study in one process (`study.study`) and for a site that knows i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,11 +37,18 @@ def taking_part(prepared: Manifest, settings: StudySettings) -> Manifest:
         manifest = _divided(manifest, data.split)
     if data.validation_share:
         manifest = with_validation(manifest, data.validation_share, settings.seed)
+    manifest = as_studied(manifest, settings)
     if data.per_center:
         tested: dict[str, int] = {split: count for split, count in data.per_center.items() if split == "test"}
         learnt: dict[str, int] = {split: count for split, count in data.per_center.items() if split != "test"}
         manifest = subset(subset(manifest, learnt, settings.seed), tested, TEST_SEED)
     return manifest
+
+
+def as_studied(manifest: Manifest, settings: StudySettings) -> Manifest:
+    """The same read as the task's record says: how images become squares is the study's, not the prepared set's."""
+    resize = settings.data.record.image_resize
+    return manifest if manifest.reading.resize == resize else replace(manifest, reading=replace(manifest.reading, resize=resize))
 
 
 def _divided(manifest: Manifest, division: Division) -> Manifest:

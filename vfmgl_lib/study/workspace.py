@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.files import real_path
+from vfmgl_lib.base.files import real_path, write_json
 from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
@@ -27,8 +28,10 @@ from vfmgl_lib.study.study import Study, find_study
 from vfmgl_lib.study.training import RoundsApart, run_study
 from vfmgl_lib.tasks.phantoms import write_phantoms
 from vfmgl_lib.tasks.prepare import Prepared, is_prepared, prepare, read_prepared
+from vfmgl_lib.tasks.records import TaskRecord
 
 log = logging.getLogger(__name__)
+RECORD = "task.json"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Workspace:
 
 
 def open_workspace(
-    task: str,
+    task: str | Path,
     profile: str | Path = "smoke",
     *,
     data: str | Path = "",
@@ -117,7 +120,8 @@ def open_workspace(
     """Settings and data of a task. From then on, tables shown by `DataFrame.style` escape what they hold (`figures.escaping`).
 
     Args:
-        task, profile: see `methods.settings.load_settings`; `overrides` too.
+        task, profile: see `methods.settings.load_settings`; `overrides` too. A task of one's own is its YAML file; its record is kept in
+            the workspace's folder, and another of the same name is not let in there.
         data: a prepared set, or images in one of the forms that `tasks.prepare` reads, which are then prepared below `runs` once; "": the
             embedded phantoms, written below `runs` once.
         teacher: as `models.teachers` names it, instead of the profile's; "": the profile's. Of a first and a second choice ("A else B")
@@ -133,12 +137,16 @@ def open_workspace(
         overrides["teacher__source"] = teacher
     settings = with_available_teacher(load_settings(task, profile, device=device, seed=seed, **overrides))
     runs = Path(runs).absolute()  # processes that start in another folder are given places below it
-    folder = runs / settings.profile / (f"{task}-{real_path(data).name}" if data else task)
+    name, record = settings.task, settings.data.record
+    folder = runs / settings.profile / (f"{name}-{real_path(data).name}" if data else name)
+    if not data and not record.phantom:
+        raise ConfigError(f"{record.name} has no phantoms: give --data DIR, the folder of its images (open_workspace(..., data=DIR))")
     root = Path(data) if data else _phantoms(settings, runs / "phantoms")
-    prepared = _prepared(settings.data.layout, root, runs / "prepared")
+    prepared = _prepared(record, root, runs / "prepared")
     manifest = taking_part(prepared.manifest, settings)
     settings = with_classes(settings, manifest, str(root))
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_record(record, folder)
     if reserved_seed(settings):
         log.warning("seed %s", reserved_seed(settings))
     return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
@@ -151,12 +159,34 @@ def reserved_seed(settings: StudySettings) -> str:
     return f"{settings.seed} is the tuning's (comparison.tuning.seed): settings were chosen on it, its results are not to be reported"
 
 
-def _prepared(layout: str, root: Path, folder: Path) -> Prepared:
-    """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names."""
+def _keep_record(record: TaskRecord, folder: Path) -> None:
+    """Keeps the record of a task of one's own beside its results, for those who read them later.
+
+    Raises: ConfigError: the folder's results are of another record of this name. Studies are told apart by their settings, but tables and
+        figures have no more than the folder's name.
+    """
+    if record.is_built_in:
+        return
+    file = folder / RECORD
+    if file.is_file():
+        earlier = TaskRecord(**json.loads(file.read_text(encoding="utf-8")))
+        here, there = record.identity | {"settings": record.settings}, earlier.identity | {"settings": earlier.settings}
+        if differing := [f"{key} {there[key]!r} before, {here[key]!r} now" for key in here if here[key] != there.get(key)]:
+            raise ConfigError(
+                f"task {record.name}: {folder} holds results of another record of this name: {'; '.join(differing)}; "
+                "give the new record another name, or move that folder away"
+            )
+    write_json(file, record.model_dump(mode="json"))
+
+
+def _prepared(record: TaskRecord, root: Path, folder: Path) -> Prepared:
+    """The set itself if it is one, otherwise what is prepared of it once, in a folder that its place names, and its record."""
     if is_prepared(root):
-        return read_prepared(root, layout)
+        return read_prepared(root, record)
     place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]
-    return prepare(layout, root, folder / f"{layout}-{root.resolve().name}-{place}")
+    if not record.is_built_in:
+        place += "-" + hashlib.sha256(json.dumps(record.prepared_as, sort_keys=True).encode()).hexdigest()[:8]
+    return prepare(record, root, folder / f"{record.name}-{root.resolve().name}-{place}")
 
 
 def _phantoms(settings: StudySettings, folder: Path) -> Path:

@@ -27,7 +27,7 @@ from vfmgl_lib.data.manifest import (
 )
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
 from vfmgl_lib.tasks.cases import Format
-from vfmgl_lib.tasks.records import find_task
+from vfmgl_lib.tasks.records import TaskRecord, find_task
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Sample:
 
 def read_folders(
     root: Path | str,
-    task: str,
+    task: str | TaskRecord,
     verify: bool = True,
     progress: bool = True,
     notes: list[str] | None = None,
@@ -78,7 +78,7 @@ def read_folders(
     """
     record = find_task(task)
     if not record.folders:
-        raise ManifestError(f"{root}: the task {task} has no layout of folders of images")
+        raise ManifestError(f"{root}: the task {record.name} has no layout of folders of images")
     home = Path(root).resolve()
     expected = "expected a folder with one folder per center"
     if not home.is_dir():
@@ -90,6 +90,9 @@ def read_folders(
 
     samples = LAYOUTS[record.folders].scan(scan, centers, record.classes)
     classes = record.classes or tuple(sorted({sample.label for sample in samples}))
+    folders = record.class_folders or classes
+    if not record.is_segmentation:
+        samples = of_classes(samples, folders, scan, record)
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
@@ -105,7 +108,7 @@ def read_folders(
             sample.center,
             sample.patient,
             sample.split,
-            sample.label if record.is_segmentation else classes.index(sample.label),
+            sample.label if record.is_segmentation else folders.index(sample.label),
             "",
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)
@@ -125,6 +128,19 @@ def read_folders(
     return manifest
 
 
+def of_classes(samples: list[_Sample], classes: tuple[str, ...], scan: Scan, record: TaskRecord) -> list[_Sample]:
+    """The samples whose class folder is a class of the record; what is not, and a class without a folder, is a problem."""
+    folders = {sample.label: sample.path.parent.parent for sample in samples}
+    for name in sorted(set(folders) - set(classes)):
+        where = scan.name(folders[name])
+        scan.problems.append(
+            f"{where}: {name!r} is no class of {record.name}, which has {', '.join(classes)}; rename the folder or the class"
+        )
+    for name in sorted(set(classes) - set(folders)):
+        scan.problems.append(f"no center has images of class {name!r} of {record.name}; found are {', '.join(sorted(folders)) or 'none'}")
+    return [sample for sample in samples if sample.label in classes]
+
+
 def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
     samples = []
     homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
@@ -132,9 +148,6 @@ def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None
         for split_folder in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
             split = CLASS_FOLDERS[split_folder.name]
             for class_folder in scan.folders(split_folder, "one folder per class"):
-                if named and class_folder.name not in named:
-                    scan.problems.append(f"{scan.name(class_folder)}: is no class of the task, expected one of {', '.join(named)}")
-                    continue
                 homes.setdefault(class_folder.name, set()).add(center.name)
                 for patient in scan.folders(class_folder, "one folder per patient"):
                     images = scan.images(patient)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -33,15 +33,19 @@ from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
 from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
+from vfmgl_lib.tasks.series import series_format
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
 SETTINGS = ("task", "source", "format", "split", "seed", "max_value")  # a folder holds one set of these
+RECORD = "record"  # and of a task of one's own what its record said
 
 
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
     """What the task's images may be handed out as; a folder is tried in this order."""
+    if record.series:
+        return (series_format(record),)
     if record.reader:
         return record.reader.FORMATS
     return (LAYOUTS[record.folders].format,) if record.folders else ()
@@ -58,7 +62,7 @@ class Prepared:
 
 
 def prepare(
-    task: str,
+    task: str | Path | TaskRecord,
     source: Path | str,
     out: Path | str,
     *,
@@ -71,7 +75,7 @@ def prepare(
     """Makes a manifest, and images where they have to be converted, of a download; goes on where an earlier call was interrupted.
 
     Args:
-        task: a task by name (`tasks.records.TASKS`).
+        task: a task by name (`tasks.records.TASKS`), the YAML file of one's own, or its record.
         source: the download, unpacked; only read.
         out: the prepared set's folder, outside `source`.
         format: one of the task's formats by name (`formats_of`); "": the first that the folder looks like.
@@ -85,6 +89,7 @@ def prepare(
     """
     source, out = Path(source), Path(out)
     record = find_task(task)
+    task = record.name
     if split not in get_args(SplitRule):
         raise ManifestError(f"unknown split rule {split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if not source.is_dir():
@@ -98,7 +103,8 @@ def prepare(
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
     chosen = _format(record, source, format)
-    settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
+    settings: dict[str, Any] = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
+    settings |= {} if record.is_built_in else {RECORD: record.prepared_as}
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
@@ -117,12 +123,12 @@ def prepare(
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
-def read_prepared(folder: Path | str, task: str = "") -> Prepared:
+def read_prepared(folder: Path | str, task: str | Path | TaskRecord = "") -> Prepared:
     """A prepared set as `prepare` left it; its files are not looked at (`verify`).
 
     Args:
-        task: what it has to be of; "": any.
-    Raises: ManifestError: the folder holds none, an incomplete one, or one of another task.
+        task: what it has to be of, as in `prepare`; "": any.
+    Raises: ManifestError: the folder holds none, an incomplete one, or one of another task or of another record of its name.
     """
     folder = Path(folder)
     notes = _read_notes(folder)
@@ -132,9 +138,20 @@ def read_prepared(folder: Path | str, task: str = "") -> Prepared:
         raise ManifestError(
             f"{folder}: its preparation was interrupted, expected a complete set; the same call of 'prepare' goes on with it"
         )
-    if task and notes["task"] != task:
-        raise ManifestError(f"{folder}: holds a set of the task {notes['task']}, expected one of {task}")
+    if task:
+        _check_task(folder, notes, find_task(task))
     return _reuse(folder, notes)
+
+
+def _check_task(folder: Path, notes: dict, record: TaskRecord) -> None:
+    if notes["task"] != record.name:
+        raise ManifestError(f"{folder}: holds a set of the task {notes['task']}, expected one of {record.name}")
+    then, now = notes.get(RECORD, {}), {} if record.is_built_in else record.prepared_as
+    if differing := [f"{key} {then.get(key)!r}, now {now.get(key)!r}" for key in sorted(then | now) if then.get(key) != now.get(key)]:
+        raise ManifestError(
+            f"{folder}: was prepared with another record of {record.name}: {'; '.join(differing)}; prepare it again in a new folder, "
+            "or give the record another name"
+        )
 
 
 def patients_of(manifest: Manifest) -> pd.DataFrame | None:
@@ -267,7 +284,7 @@ def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd
 
 def _begin(out: Path, settings: dict) -> None:
     """Says whose folder this is before anything else is written there, and that what it holds is not complete."""
-    write_json(out / PREPARED, {key: settings[key] for key in SETTINGS})
+    write_json(out / PREPARED, {key: settings[key] for key in (*SETTINGS, RECORD) if key in settings})
 
 
 def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
@@ -295,7 +312,7 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
         if chosen.manifest:
             read = chosen.manifest(source, findings)
         else:
-            read = read_folders(source, record.name, progress=progress, notes=findings.warnings, reading=findings.reading)
+            read = read_folders(source, record, progress=progress, notes=findings.warnings, reading=findings.reading)
     except ManifestError as error:
         raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader

@@ -20,9 +20,16 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--profile", default="smoke", metavar="NAME|FILE", help="smoke (default), quick, paper or YAML")
-    parser.add_argument("--task", action="append", metavar="NAME", help="may be repeated; default: " + ", ".join(DEFAULT_TASKS))
+    parser.add_argument(
+        "--task",
+        action="append",
+        metavar="NAME|FILE",
+        help="may be repeated; FILE: the YAML file of a task of your own (vfmgl data new-task); default: " + ", ".join(DEFAULT_TASKS),
+    )
     parser.add_argument("--all-tasks", action="store_true", help="every task of the profile")
-    parser.add_argument("--data", metavar="DIR", help="images laid out as the task expects; needs exactly one --task")
+    parser.add_argument(
+        "--data", metavar="DIR", help="images laid out as the task expects; needs exactly one --task; a task of your own needs it"
+    )
     parser.add_argument("--teacher", default="", help=TEACHER_HELP)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="study seed, default: 0")

@@ -29,6 +29,7 @@ from traitlets.config import Config
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import FIRST_VERSION
+from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.batch.index_page import write_index
 from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings
 
@@ -84,13 +85,13 @@ def run_batch(notebooks: Path, settings: BatchSettings, progress: bool = True) -
     for notebook in chosen:
         check_parameters(notebook, settings.parameters(settings.tasks[0], notebook.stem))
     log = settings.results / "runs.csv"
-    folders = {task: folder_name(task, settings.data, read_log(log)) for task in settings.tasks}
+    folders = {task: folder_name(find_task(task).name, settings.data, read_log(log)) for task in settings.tasks}
     jobs = [(task, notebook) for task in settings.tasks for notebook in chosen]
     done: list[NotebookRun] = []
     with kernel_environment(), tqdm(total=len(jobs), unit="notebook", disable=not progress) as bar:
         try:
             for task, notebook in jobs:
-                bar.set_description(f"{task} {notebook.stem}")
+                bar.set_description(f"{find_task(task).name} {notebook.stem}")
                 run = run_one(notebook, task, settings.results / folders[task], settings, progress)
                 append_log(log, run)
                 done.append(run)
@@ -110,7 +111,7 @@ def run_one(notebook: Path, task: str, folder: Path, settings: BatchSettings, pr
     return NotebookRun(
         started=started,
         folder=folder.name,
-        task=task,
+        task=find_task(task).name,
         notebook=notebook.stem,
         status="failed" if failure else "ok",
         seconds=round(time.perf_counter() - clock, 1),

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from vfmgl_lib.config import ConfigError, task_names
+from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
-from vfmgl_lib.tasks.records import TASKS
+from vfmgl_lib.tasks.records import TASKS, find_task, is_task_file
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
@@ -26,7 +27,7 @@ class BatchSettings:
 
     Attributes:
         profile: a profile's name or the absolute path of a YAML file.
-        tasks: the tasks, each of which goes through all notebooks.
+        tasks: the tasks, each of which goes through all notebooks: names, or absolute paths of the YAML files of one's own.
         data: folder of images, None for the embedded phantoms; needs exactly one task.
         teacher: "" (the profile's), pocket_vit, NAME, FILE, NAME=FILE or random:TEXT.
         device: "cpu" or "cuda".
@@ -91,7 +92,7 @@ def read_settings(
     """Checked settings from what was typed; relative paths are meant from `here`.
 
     Args:
-        tasks: names, empty for the two defaults, None for every task of the profile.
+        tasks: names or YAML files, empty for the two defaults, None for every task of the profile.
         only: numbers or comma lists of numbers.
     Raises: BatchError: naming the value and what would have been right.
     """
@@ -100,11 +101,13 @@ def read_settings(
     from vfmgl_lib.methods.settings import load_settings
 
     try:
-        chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(tasks or DEFAULT_TASKS))
+        named = [resolve_task(task, here) for task in tasks or DEFAULT_TASKS]
+        chosen = tuple(task_names(profile)) if tasks is None else tuple(dict.fromkeys(named))
         for task in chosen:
             load_settings(task, profile, seed=seed, device=device)
+        check_phantoms(chosen, data)
         teacher = resolve_teacher(teacher, here) if teacher else ""
-    except (ConfigError, TeacherError, OSError, UnicodeDecodeError) as error:
+    except (ConfigError, ManifestError, TeacherError, OSError, UnicodeDecodeError) as error:
         raise BatchError(str(error)) from error
     if device == "cuda":
         check_cuda()
@@ -122,6 +125,18 @@ def read_settings(
         only=numbers,
         engine=engine,
     )
+
+
+def resolve_task(text: str, here: Path) -> str:
+    """A task's name as it is; of the YAML file of a task of one's own its absolute path, seen from `here`."""
+    return str((here / text).resolve()) if is_task_file(text) else text
+
+
+def check_phantoms(tasks: Sequence[str], data: str | None) -> None:
+    """Raises: BatchError: no data are given, and a task has no phantoms."""
+    for record in map(find_task, tasks):
+        if not data and not record.phantom:
+            raise BatchError(f"{record.name} has no phantoms: give --data DIR, the folder of its images")
 
 
 def check_cuda() -> None:

@@ -1,11 +1,12 @@
-"""vfmgl data {prepare,verify,fetch}: from the official downloads to a verified manifest.
+"""vfmgl data {prepare,verify,fetch,new-task}: from the official downloads to a verified manifest; a task of one's own.
 
     vfmgl data fetch TASK --out DIR                  download what is public; say what to request from whom
     vfmgl data prepare TASK --source DIR --out DIR   images and manifest of an unpacked download, checked
     vfmgl data verify DIR                            read every file of a prepared set again
+    vfmgl data new-task FILE                         write the YAML file of a task of your own
 
-A prepared set is what `./run_all.sh --task TASK --data DIR` trains on. Exit status: 0 all is well, 1 problems were found (all are
-listed), 2 the call itself is wrong, 130 interrupted.
+TASK is a name or, to prepare, the YAML file of a task of your own. A prepared set is what `./run_all.sh --task TASK --data DIR` trains on.
+Exit status: 0 all is well, 1 problems were found (all are listed), 2 the call itself is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
 from vfmgl_lib.tasks.datasheets import DatasheetError
 from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.tasks.prepare import SplitRule, formats_of, prepare, read_prepared, verify
-from vfmgl_lib.tasks.records import TASKS
+from vfmgl_lib.tasks.records import TASKS, TaskError, find_task
+from vfmgl_lib.tools.data.new_task import add_new_task, new_task
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vfmgl data", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,verify,fetch}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,verify,fetch,new-task}")
     _add_prepare(commands)
+    add_new_task(commands)
     one = commands.add_parser("verify", help="read every file of a prepared set again and compare it with the manifest")
     one.add_argument("folder", type=Path, metavar="DIR", help="a prepared set, or a folder of 'fetch'")
     one = commands.add_parser("fetch", help="download what is public; say what to request from whom")
@@ -41,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the downloads")
     one.add_argument("--only", action="append", metavar="NAME", help="this download of the datasheet, may be repeated")
     given = parser.parse_args(arguments)
-    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(TASKS[given.task])])):
+    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(find_task(given.task))])):
         parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
-        return {"prepare": _prepare, "verify": _verify, "fetch": _fetch}[given.command](given)
+        return {"prepare": _prepare, "verify": _verify, "fetch": _fetch, "new-task": _new_task}[given.command](given)
     except (ManifestError, DatasheetError, FetchError, requests.RequestException) as error:
         sys.stderr.write(f"{error}\n")
     except OSError as error:
@@ -63,7 +66,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
         description=f"Formats that are recognised:\n{forms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    one.add_argument("task", choices=sorted(TASKS))
+    one.add_argument("task", type=_task, metavar="TASK|FILE", help=f"{', '.join(TASKS)}, or the YAML file of your own")
     one.add_argument("--source", type=Path, required=True, metavar="DIR", help="the unpacked download; only read")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the prepared set; an interrupted one is completed")
     one.add_argument("--format", default="", metavar="NAME", help="default: what the folder looks like")
@@ -77,6 +80,14 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     one.add_argument(
         "--max-value", type=_largest, metavar="N", help="what is white in images of more than 8 bits whose files do not say it, e.g. 4095"
     )
+
+
+def _task(text: str) -> str:
+    try:
+        find_task(text)
+    except TaskError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _seed(text: str) -> int:
@@ -116,6 +127,11 @@ def _verify(given: argparse.Namespace) -> int:
 def _fetch(given: argparse.Namespace) -> int:
     fetched = fetch(given.task, given.out, only=given.only)
     _say(*(f"{file}: complete" for file in fetched.files), *fetched.requests)
+    return 0
+
+
+def _new_task(given: argparse.Namespace) -> int:
+    _say(*new_task(given))
     return 0
 
 

@@ -22,7 +22,6 @@ from vfmgl_lib.interpretation.cam import against_others
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.students import ResNet18, Student
 from vfmgl_lib.study.study import Study
-from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.export.checks import (
     ExportError,
     calibration_images,
@@ -35,7 +34,7 @@ from vfmgl_lib.tools.export.checks import (
 )
 from vfmgl_lib.tools.export.formats import int8_model, onnx_model, torchscript_model
 from vfmgl_lib.tools.export.model_card import model_card
-from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, PREPROCESSING, RUNNING, Description, Predictor
+from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, RUNNING, Description, Predictor, preprocessing_of
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         kind=manifest.task_kind,
         classes=manifest.classes,
         image_size=settings.data.image_size,
-        reads=find_task(settings.data.layout).reads,
-        preprocessing=PREPROCESSING,
+        reads=settings.data.record.reads,
+        preprocessing=preprocessing_of(manifest.reading, settings.data.record.series),
         unit=unit,
         cutoff=cutoff,
         cutoff_from=source,
@@ -159,6 +158,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         batch_norm=_statistics(study, center),
         reading=manifest.reading,
         mask_values=manifest.mask_values,
+        series=settings.data.record.series,
     )
 
 

@@ -55,7 +55,9 @@ def _test_images(study: Study, center: str) -> pd.DataFrame:
 def _pixels(study: Study, table: pd.DataFrame) -> np.ndarray:
     """(n, S, S, 3) uint8 as `vfmgl predict` makes them."""
     root, reading, side = study.manifest.root, study.manifest.reading, study.settings.data.image_size
-    return np.stack([squashed(decode_image(root / path, reading=reading), side) for path in table["path"]])
+    return np.stack(
+        [squashed(decode_image(root / path, reading=reading), side, reading.resize, reading.background) for path in table["path"]]
+    )
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.two_models import TwoModelClient
 from vfmgl_lib.models.teachers import doubts_about
 from vfmgl_lib.study.study import Study
-from vfmgl_lib.tasks.records import TASKS
+from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.predict import Description
 
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -40,7 +40,7 @@ def model_card(
         about=about,
         center=center,
         doubts=["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher),
-        use=TASKS[about.task].use if about.task in TASKS else "tells " + " from ".join(about.classes),
+        use=(study.settings.data.own_task or find_task(about.task)).use,
         mask_values=_table(["class", "value in masks", "colour of overlays"], _mask_values(about)),
         training=_table(["", ""], _training(study, about).items()),
         manifest=study.manifest,

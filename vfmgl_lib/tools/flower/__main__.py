@@ -26,7 +26,9 @@ def command_line() -> argparse.ArgumentParser:
 
     made = commands.add_parser("init", help="the coordinator's first step: a folder for the server and one to hand to every centre")
     made.add_argument("folder", type=Path)
-    made.add_argument("--task", required=True)
+    made.add_argument(
+        "--task", required=True, metavar="NAME|FILE", help="a task, or the YAML file of your own; its record goes to every centre"
+    )
     made.add_argument("--profile", default="paper")
     made.add_argument("--method", default="vfmgl")
     made.add_argument("--seed", type=int, default=0)

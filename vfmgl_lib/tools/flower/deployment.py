@@ -40,6 +40,7 @@ from vfmgl_lib.methods.registry import METHODS, new_server
 from vfmgl_lib.methods.settings import checked_settings, load_settings, with_overrides
 from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import (
+    as_studied,
     center_datasets,
     feature_cache,
     new_client,
@@ -342,7 +343,7 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
     if not (given.data / "manifest.csv").is_file():
         raise ManifestError(f"{given.data}: has no manifest.csv; `vfmgl data prepare` makes it, deploy/README.md says how")
     if is_prepared(given.data):
-        manifest = read_prepared(given.data, study.data.layout).manifest  # images that needed no conversion stay where they were prepared
+        manifest = read_prepared(given.data, study.data.record).manifest  # images that needed no conversion stay where they were prepared
     else:
         manifest = read_manifest(given.data / "manifest.csv", given.data, earlier_reading(study.data.layout))
     if settings.center not in manifest.centers:
@@ -358,8 +359,7 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
     own = replace(manifest, table=manifest.table[manifest.table["center"] == settings.center])
     if not len(own.select(settings.center, "train")):
         raise ManifestError(f"{given.data}: centre {settings.center!r} has no images to train with")
-    if not settings.divided:
-        own = with_needed_validation(taking_part(own, study), study)
+    own = as_studied(own, study) if settings.divided else with_needed_validation(taking_part(own, study), study)
     if files:
         check_manifest(own)
     return own

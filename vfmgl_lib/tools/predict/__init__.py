@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from vfmgl_lib.data.images import PLAIN, Reading
-from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION
+from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, RESIZES
 from vfmgl_lib.tasks.records import earlier_reading
 
 # Of the metadata; another one where an older `vfmgl predict` would misread them: it takes any model for one of two classes.
@@ -23,11 +23,18 @@ RUNNING = "running averages of training"  # statistics of batch normalisation; a
 # As `data.loading` and `data.preprocessing` do it; a model says what it was trained with, and another preparation is refused.
 PREPROCESSING = {
     "color": "RGB, a grey image in three equal channels",
-    "resize": "the whole image squashed to the square, bilinear with antialiasing (Pillow)",
+    "resize": RESIZES["stretch"],
     "scale": "0 to 255 becomes 0 to 1",
     "volume": f"clipped at its {CLIP_QUANTILE} quantile, from the minimum on spread over 0 to 255; a slice and its two neighbours are RGB",
     "version": PREPARATION,
 }
+
+
+def preprocessing_of(reading: Reading, series: tuple[str, ...] = ()) -> dict:
+    """`PREPROCESSING` of a model whose images become squares as `reading` says, with a series a channel where there are any."""
+    around = f", {reading.background} around it" if reading.resize == "pad" else ""
+    color = {"color": f"a channel a series, of files called <case>_<series>: {', '.join(series)}; others 0"} if series else {}
+    return PREPROCESSING | color | {"resize": RESIZES[reading.resize] + around}
 
 
 class ModelError(ValueError):
@@ -44,7 +51,7 @@ class Description:
         task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); of two classes 1 is the positive one.
         image_size: S, the input is (B, 3, S, S) float32 in [0, 1].
         reads: "image", and "volume" where the task's images are slices.
-        preprocessing: `PREPROCESSING`.
+        preprocessing: `preprocessing_of` its reading.
         unit: what the cutoff belongs to, "image" or "patient" (mean probability of the patient's images).
         cutoff: probability from which on class 1 is named, or None; of more classes the one with the highest probability is named.
         cutoff_from: where it is from, or why there is none.
@@ -54,8 +61,9 @@ class Description:
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; of more classes for each of
             them against the mean of the others, one class after another; empty for a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
-        reading: what was white and what lay behind transparent pixels.
+        reading: what was white, what lay behind transparent pixels, and how an image becomes a square.
         mask_values: of a segmentation the value of each class in masks (`data.label_masks`); (): 255 (in volumes 1) for class 1, else 0.
+        series: names of the series that are the image's channels (`data.preprocessing.stacked_series`); none: a file is an image.
     """
 
     format: int
@@ -77,9 +85,11 @@ class Description:
     batch_norm: str = RUNNING
     reading: Reading = PLAIN
     mask_values: tuple[int, ...] = ()
+    series: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        values = asdict(self) | {"reading": self.reading.written()}
+        return json.dumps(values if self.series else {key: value for key, value in values.items() if key != "series"}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, name: str) -> Description:
@@ -94,14 +104,13 @@ class Description:
             raise ModelError(f"{name}: its metadata have format {found}, this library reads {read}; use the version that exported it")
         if missing := [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]:
             raise ModelError(f"{name}: its metadata lack {', '.join(missing)}; export it anew")
-        if values["preprocessing"] != PREPROCESSING:
-            raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {PREPROCESSING}")
         try:
-            values |= {key: tuple(values[key]) for key in ("classes", "reads", "evidence")}
-            values["mask_values"] = tuple(values.get("mask_values", ()))
+            values |= {key: tuple(values.get(key, ())) for key in ("classes", "reads", "evidence", "series", "mask_values")}
             values["reading"] = Reading(**values["reading"]) if values.get("reading") else earlier_reading(values["task"])
         except (TypeError, ValueError) as error:
             raise ModelError(f"{name}: its metadata cannot be read ({error}); export it anew") from error
+        if values["preprocessing"] != (here := preprocessing_of(values["reading"], values["series"])):
+            raise ModelError(f"{name}: was trained on images prepared otherwise, {values['preprocessing']}; here they are {here}")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 

@@ -2,7 +2,7 @@
 
 What the model needs to know of itself (classes, input size, how images become input, cutoff) is in its own metadata, written by
 `vfmgl export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
-.mha), or a folder of these.
+.mha), or a folder of these. Of a model of several series (T1, T2, ...) a case's images lie side by side, called <case>_<series>.
 
     DIR/predictions.csv    a row a file: the probability of class 1 (of more than two classes of each), or what was segmented; a file that
                            cannot be used, or for which the model gives NaN or infinity, has no class and no mask, and its reason there
@@ -51,7 +51,7 @@ from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.names import FORMULA
 from vfmgl_lib.tools.predict import ModelError, Predictor
 from vfmgl_lib.tools.predict.files import patients, predict_files
-from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs
+from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs, one_a_case
 
 CLASS_HELP = "whose evidence overlays show, of more than two classes (default: of the class that is predicted)"
 
@@ -108,8 +108,9 @@ def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: 
         call.append((name, os.path.abspath(file), file_state(file)))
     key = hashlib.sha256(json.dumps(call).encode()).hexdigest()
     with resumed_folder(given.out, key) as (folder, steps):
+        cases = one_a_case(inputs, predictor.description.series)
         how = {"overlay": given.overlay, "evidence_for": given.evidence_for, "batch_size": given.batch_size}
-        predictions = predict_files(predictor, inputs, folder, **how, steps=steps)
+        predictions = predict_files(predictor, cases, folder, **how, steps=steps)
         write_text(folder / "predictions.csv", _csv(predictions))
         if predictor.description.unit == "patient" and predictor.description.kind == "classification":
             write_text(folder / "patients.csv", _csv(patients(predictor, predictions)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.label_masks import class_color, encoded
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.data.preprocessing import squashed, volume_slices
+from vfmgl_lib.data.preprocessing import restored, squashed, stacked_series, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
-from vfmgl_lib.tools.predict.inputs import known_suffix
+from vfmgl_lib.tools.predict.inputs import known_suffix, series_files
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {
@@ -134,12 +134,11 @@ def _row(file: Path, name: str) -> dict:
 
 
 def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _Outputs, batch_size: int) -> list[dict]:
-    side = predictor.description.image_size
     rows, images = zip(*(_opened(predictor, file, name) for file, name in inputs), strict=True)
     usable = [image for image in images if image is not None]
     if not usable:
         return list(rows)
-    logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
+    logits, maps = predictor.run(_squares(predictor.description, usable))
     assert maps is not None  # a classification's model gives it
     results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
@@ -153,7 +152,7 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
         if out.overlay:
-            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
+            out.write(row, "overlay_file", "overlays", name, ".png", _evidence(predictor, image, activation))
     return list(rows)
 
 
@@ -164,7 +163,7 @@ def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[
     usable = [image for image in images if image is not None]
     if not usable:
         return list(rows)
-    logits, maps = predictor.run(np.stack([squashed(image, about.image_size) for image in usable]))
+    logits, maps = predictor.run(_squares(about, usable))
     assert maps is not None  # a classification's model gives it
     chances = predictor.probabilities(logits)
     called = np.where(np.isfinite(chances), chances, 0).argmax(1)
@@ -182,7 +181,7 @@ def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[
         if about.unit == "image":
             row["predicted"] = about.classes[number]
         if out.overlay:
-            out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
+            out.write(row, "overlay_file", "overlays", name, ".png", _evidence(predictor, image, activation))
     return list(rows)
 
 
@@ -191,10 +190,29 @@ def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Im
     try:
         if known_suffix(file).lower() in VOLUME_SUFFIXES:
             raise ImageError(f"{file}: a volume, but the model for {predictor.description.task} reads images; prepare slices of it first")
-        image = decode_image(file, reading=predictor.description.reading)
-    except (ImageError, OSError) as error:
+        reading, files = predictor.description.reading, series_files(file, predictor.description.series)
+        images = [decode_image(one, reading=reading) for one in files]
+        image = images[0] if len(files) == 1 else Image.fromarray(stacked_series(images, list(map(str, files))))
+    except (ValueError, OSError) as error:  # of a series that is missing or does not fit, too
         return row | {"error": shown(str(error))}, None
     return row | {"width": image.width, "height": image.height}, image
+
+
+def _squares(about: Description, images: Iterable[Image.Image]) -> np.ndarray:
+    """(B, S, S, 3) uint8, what the model is given."""
+    reading = about.reading
+    return np.stack([squashed(image, about.image_size, reading.resize, reading.background) for image in images])
+
+
+def _evidence(predictor: Predictor, image: Image.Image, activation: np.ndarray) -> bytes:
+    """The overlay of an activation map, as PNG."""
+    about = predictor.description
+    return png(evidence_overlay(_shown(predictor, image), activation, about.image_size, about.reading.resize))
+
+
+def _shown(predictor: Predictor, image: Image.Image) -> Image.Image:
+    """What an overlay lies on: of several series the first, whose channel is red."""
+    return image.getchannel(0).convert("RGB") if predictor.description.series else image
 
 
 def named_class(description: Description, probability: float) -> str:
@@ -217,7 +235,9 @@ def _segmented(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _O
     row |= {"slices": 1, **_sizes(predictor.description, labels)}
     out.write(row, "mask_file", "masks", name, ".png", png(encoded(labels, predictor.description.mask_values)))
     if out.overlay:
-        out.write(row, "overlay_file", "overlays", name, ".png", png(_overlay(predictor.description, image, labels, chance)))
+        out.write(
+            row, "overlay_file", "overlays", name, ".png", png(_overlay(predictor.description, _shown(predictor, image), labels, chance))
+        )
     return [row]
 
 
@@ -271,16 +291,17 @@ def label_maps(predictor: Predictor, images: Sequence[np.ndarray], batch_size: i
     """
     if len(predictor.description.classes) == 2:
         return [((chance > 0.5).astype(np.uint8), chance) for chance in foreground(predictor, images, batch_size)]
-    side, found = predictor.description.image_size, []
+    about, found = predictor.description, []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        logits, _ = predictor.run(np.stack([squashed(Image.fromarray(image), side) for image in batch]))
+        logits, _ = predictor.run(_squares(about, map(Image.fromarray, batch)))
         for image, own, chances in zip(batch, logits, predictor.probabilities(logits), strict=True):
             height, width = image.shape[:2]
-            if (height, width) == (side, side):
+            if (height, width) == (about.image_size, about.image_size):
                 found.append((own.argmax(0).astype(np.uint8), 1 - chances[0]))
                 continue
-            wide = np.stack([_enlarged(chance, width, height) for chance in chances])
+            # What a model of cropped images has not seen is background, the first class.
+            wide = np.stack([restored(chance, width, height, about.reading.resize, float(k == 0)) for k, chance in enumerate(chances)])
             found.append((wide.argmax(0).astype(np.uint8), 1 - wide[0]))
     return found
 
@@ -289,25 +310,29 @@ def foreground(predictor: Predictor, images: Sequence[np.ndarray], batch_size: i
     """The foreground's probability of each image (H, W, 3) uint8, at the image's own size: (H, W).
 
     The model sees a square; its probabilities are enlarged bilinearly, in float32. Images of the model's size keep their values in
-    float64, so that the mask > 0.5 is where the logit of class 1 is the larger one, as the study evaluated it.
+    float64, so that the mask > 0.5 is where the logit of class 1 is the larger one, as the study evaluated it. What a model of cropped
+    images has not seen is background.
     """
-    side, found = predictor.description.image_size, []
+    side, resize, found = predictor.description.image_size, predictor.description.reading.resize, list[np.ndarray]()
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        logits, _ = predictor.run(np.stack([squashed(Image.fromarray(image), side) for image in batch]))
+        logits, _ = predictor.run(_squares(predictor.description, map(Image.fromarray, batch)))
         for image, chance in zip(batch, predictor.probability(logits), strict=True):
-            own_size = image.shape[:2] == (side, side)  # not through `_enlarged`: in float32, near ties are 0.5
-            found.append(chance if own_size else _enlarged(chance, image.shape[1], image.shape[0]))
+            own_size = image.shape[:2] == (side, side)  # not through `restored`: in float32, near ties are 0.5
+            found.append(chance if own_size else restored(chance, image.shape[1], image.shape[0], resize))
     return found
 
 
-def _enlarged(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.array(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+def evidence_overlay(image: Image.Image, activation: np.ndarray, side: int = 1, resize: str = "stretch") -> np.ndarray:
+    """(H, W, 3) uint8: the image, purple where the map speaks for its class, orange where against it; strongest at its extreme.
 
-
-def evidence_overlay(image: Image.Image, activation: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the image, purple where the map (h, w) speaks for its class, orange where against it; strongest at its extreme."""
-    wide = _enlarged(activation, *image.size) / max(float(np.abs(activation).max()), 1e-12)
+    Args:
+        activation: (h, w), which speaks for its class where it is above 0.
+        side, resize: of the square that the map is of (`data.preprocessing.placement`).
+    """
+    if resize != "stretch":  # the image's part of the square is known in the square's pixels
+        activation = restored(activation, side, side)
+    wide = restored(activation, *image.size, resize) / max(float(np.abs(activation).max()), 1e-12)
     return _blended(image, wide / 2 + 0.5, "PuOr", np.abs(wide))
 
 

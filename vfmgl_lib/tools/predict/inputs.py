@@ -87,6 +87,51 @@ def _below(folder: Path, systems: Counter[str]) -> Iterator[Path]:
         yield from (Path(place, name) for name, kind in kinds.items() if not kind)
 
 
+def one_a_case(inputs: Sequence[tuple[Path, str]], series: Sequence[str]) -> list[tuple[Path, str]]:
+    """The inputs of a model of several series: of a case's images the first that is there, named <case>; other files as they are.
+
+    Args:
+        inputs: from `find_inputs`.  series: of the model; none: the inputs as they are.
+    Raises: InputError: a case and a file of one name.
+    """
+    if not series:
+        return list(inputs)
+    cases: dict[str, tuple[Path, str]] = {}  # by name in small letters, as `series_files` compares them
+    for file, name in inputs:
+        if case := _case_of(name, series):
+            cases.setdefault(case.lower(), (file, case))
+    whole = [(file, name) for file, name in inputs if not _case_of(name, series)]
+    for file, name in whole:
+        if name.lower() in cases:
+            raise InputError(f"{file} and {cases[name.lower()][0]}: their outputs would both be called {name}; predict them separately")
+    return sorted([*cases.values(), *whole], key=lambda one: one[1])
+
+
+def series_files(file: Path, series: Sequence[str]) -> tuple[Path, ...]:
+    """The images of a case, in the order of the series, beside one of them; the file alone where it names no series: it is stacked already.
+
+    Raises: InputError: a series without an image, or with two.
+    """
+    case = _case_of(file.name.removesuffix(known_suffix(file)), series)
+    if not case:
+        return (file,)
+    found = []
+    for name in series:
+        wanted = f"{case}_{name}".lower()
+        there = [one for one in sorted(file.parent.iterdir()) if one.name.removesuffix(known_suffix(one)).lower() == wanted]
+        there = [one for one in there if known_suffix(one).lower() in IMAGE_SUFFIXES]
+        if len(there) != 1:
+            raise InputError(f"{file}: {len(there)} images of series {name}, expected one called {case}_{name} beside it")
+        found += there
+    return tuple(found)
+
+
+def _case_of(name: str, series: Sequence[str]) -> str:
+    """ "scan7_t1" -> "scan7"; "" for a name that ends in no series."""
+    ending = next((f"_{one}" for one in series if name.lower().endswith(f"_{one.lower()}")), "")
+    return name[: -len(ending)] if ending else ""
+
+
 def known_suffix(file: Path) -> str:
     """The suffix of a known form as the file has it, "" for any other."""
     lower = file.name.lower()

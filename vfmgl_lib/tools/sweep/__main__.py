@@ -21,7 +21,8 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
 from vfmgl_lib.study.workspace import open_workspace
-from vfmgl_lib.tools.batch.settings import BatchError, check_cuda, resolve_data
+from vfmgl_lib.tasks.records import TASKS
+from vfmgl_lib.tools.batch.settings import BatchError, check_cuda, check_phantoms, resolve_data, resolve_task
 from vfmgl_lib.tools.sweep.effects import report
 from vfmgl_lib.tools.sweep.evidence import left_to_run, parts, plan_status, read_plan
 from vfmgl_lib.tools.sweep.jobs import Job, Split, cross_validation, plan, status_table
@@ -54,7 +55,7 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--task", metavar="NAME", help="endometrial, camelyon17, prostate or nuclei; needed without --plan")
+    what.add_argument("--task", metavar="NAME|FILE", help=f"{', '.join(TASKS)}, or the YAML file of your own; needed without --plan")
     what.add_argument("--plan", type=Path, metavar="FILE", help="a whole plan instead (results/PLAN.yaml), with its own tasks and methods")
     what.add_argument(
         "--data",
@@ -116,7 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.plan:
             return _planned(given, here)
+        given.task = resolve_task(given.task, here)
         settings = load_settings(given.task, given.profile, device=given.device)
+        check_phantoms([given.task], given.data)
         methods = _methods(given.methods)
         splits = _splits(given.splits, settings.comparison.splits)
         data = str(resolve_data(given.data, [given.task], here)) if given.data is not None else ""

@@ -20,6 +20,7 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.study.workspace import Workspace, open_workspace
+from vfmgl_lib.tools.batch.settings import resolve_task
 from vfmgl_lib.tools.sweep.jobs import Job, cross_validation, plan, status_table
 from vfmgl_lib.tools.sweep.log import logged
 
@@ -29,7 +30,7 @@ MAIN_VARIANT = "main"
 class SetPlan(Settings):
     """A set of images. With folds every seed has a division of its own, whose folds test every patient once."""
 
-    task: str
+    task: str = Field(description="a name, or the YAML file of one's own, seen from the plan's folder")
     data: str = Field(description="folder below the folder of all sets; empty: the embedded phantoms")
     folds: int = Field(default=0, description="of the cross-validation by patient; 0: the data's own division")
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -105,13 +106,15 @@ class Plan(Settings):
 def read_plan(file: Path) -> Plan:
     """Raises: ConfigError: no such file, not YAML, an unknown or missing entry, an arm, variant or set that is not described."""
     try:
-        return Plan(**read_yaml(file))
+        read = Plan(**read_yaml(file))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
     except (YamlError, TypeError) as error:
         raise ConfigError(f"{file}: is not YAML with a plan ({error})") from error
     except ValidationError as error:
         raise ConfigError(f"{file}: " + "; ".join(problems(error, "plan"))) from error
+    sets = {name: one.model_copy(update={"task": resolve_task(one.task, file.parent)}) for name, one in read.sets.items()}
+    return read.model_copy(update={"sets": sets})
 
 
 def split_arm(arm: str) -> tuple[str, str]:

@@ -1,0 +1,96 @@
+"""Cases of up to three series, e.g. T1, T2 and DWI of one slice, as the three channels of one image.
+
+A record with `channels: series` and `series: [t1, t2, dwi]` reads the folders that it names (`folders`), where each case has a grey image a
+series side by side, called <case>_<series>: `scan7_t1.png`, `scan7_t2.png`, `scan7_dwi.png`. A segmentation's mask is `labels/scan7.png`.
+The first series becomes red, the second green, the third blue; a channel without a series is 0. The images of a case have one size: they
+lie on one grid, nothing is registered here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vfmgl_lib.data.images import Reading, decode_mask, read_image, size_problem
+from vfmgl_lib.data.preprocessing import stacked_series
+from vfmgl_lib.data.scan import IMAGE_SUFFIXES, Scan
+from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
+from vfmgl_lib.tasks.folders import LAYOUTS, ROOT_FILES, of_classes
+from vfmgl_lib.tasks.records import TaskRecord
+
+
+class SeriesScan(Scan):
+    """A scan to which the images of a case are one, <case>.png, which is not on disk; `files` has those that are.
+
+    Attributes:
+        files: the case's place -> its images, in the order of the series.
+    """
+
+    def __init__(self, root: Path, series: Sequence[str]):
+        super().__init__(root)
+        self.files: dict[Path, tuple[Path, ...]] = {}
+        self._series = tuple(series)
+        self._ending = re.compile(f"(.+)_({'|'.join(map(re.escape, series))})", re.IGNORECASE)
+
+    def images(self, folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+        found = super().images(folder, suffixes)
+        if suffixes != IMAGE_SUFFIXES:  # masks, one a case
+            return found
+        cases: dict[str, dict[str, Path]] = {}
+        for file in found:
+            named = self._ending.fullmatch(file.stem)
+            if not named:
+                endings = ", ".join(f"_{name}" for name in self._series)
+                self.problems.append(f"{self.name(file)}: names no series, expected <case> and one of {endings} before the file's ending")
+                continue
+            own, name = cases.setdefault(named[1], {}), named[2].lower()
+            if name in own:
+                self.problems.append(f"{self.name(file)}: the case has series {name} twice, the other is {own[name].name}; keep one")
+            own[name] = file
+        for case, own in cases.items():
+            if missing := [name for name in self._series if name.lower() not in own]:
+                there = next(iter(own.values()))
+                self.problems.append(f"{self.name(there)}: the case {case!r} has no {', '.join(missing)}, expected every series once")
+        whole = [case for case, own in cases.items() if len(own) == len(self._series)]
+        self.files |= {folder / f"{case}.png": tuple(cases[case][name.lower()] for name in self._series) for case in whole}
+        return [folder / f"{case}.png" for case in sorted(whole)]
+
+
+def series_format(record: TaskRecord) -> Format:
+    """The one form in which images of a record with series are read: its folders, converted to one image a case."""
+    layout = LAYOUTS[record.folders]
+    names = ", ".join(f"<case>_{name}" for name in record.series)
+    return Format("series", f"{layout.format.description}, images called {names}", layout.format.recognise, cases=partial(_cases, record))
+
+
+def _cases(record: TaskRecord, source: Path, findings: Findings) -> list[Case]:
+    home = source.resolve()
+    scan = SeriesScan(home, record.series)
+    samples = LAYOUTS[record.folders].scan(scan, scan.folders(home, "one folder per center", files=ROOT_FILES), record.classes)
+    classes = record.classes or tuple(sorted({sample.label for sample in samples}))
+    if not record.is_segmentation:
+        samples = of_classes(samples, record.class_folders or classes, scan, record)
+    findings.problems += scan.problems
+    cases = []
+    for sample in samples:
+        mask = home / sample.label if record.is_segmentation else None
+        files = scan.files[sample.path]
+        label = "" if mask else classes[(record.class_folders or classes).index(sample.label)]
+        read = partial(_read, files, mask, findings.reading)
+        sources = (*files, mask) if mask else files
+        cases.append(Case(sample.path.stem, sample.center, sample.patient, sources, read, label, sample.split))
+    return cases
+
+
+def _read(files: tuple[Path, ...], mask: Path | None, reading: Reading) -> list[Picture]:
+    try:
+        read = [read_image(file, reading=reading) for file in files]
+        stack = stacked_series([image for image, _ in read], list(map(str, files)))
+        labels = None if mask is None else decode_mask(mask)
+    except (ValueError, OSError) as error:
+        raise SourceError(str(error)) from error
+    if mask is not None and labels is not None and (problem := size_problem(str(files[0]), read[0][0].size, str(mask), labels)):
+        raise SourceError(problem)
+    return [Picture("", stack, labels, remarks=tuple(dict.fromkeys(remark for _, remarks in read for remark in remarks)))]
