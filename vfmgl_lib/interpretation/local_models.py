@@ -19,7 +19,7 @@ from vfmgl_lib.evaluation.heterogeneity import center_predictability, predictabi
 from vfmgl_lib.interpretation import cam, correlation
 from vfmgl_lib.interpretation.features import SEGMENTATION, feature_names, principal_components
 from vfmgl_lib.interpretation.mrmr import ENGINES, mrmr, shortfall
-from vfmgl_lib.models.students import ResNet18, Student
+from vfmgl_lib.models.students import Student
 
 Device = torch.device | str
 Stages = Mapping[str, Mapping[str, pd.DataFrame]]  # stage -> training centre -> features of its local model, of the same images
@@ -158,14 +158,16 @@ def logit_gaps(student: Student, data: ImageDataset, predictions: pd.DataFrame, 
 
     Args:
         predictions: id, probability: of this student.
-    Returns: (n,) |difference| / (1 + largest |logit|); none for a UNet, whose maps are no sums of its output.
+    Returns: (n,) |difference| / (1 + largest |logit|); none for a student whose maps are no sums of its output
+        (`Student.pooled_classifier`), such as a UNet.
     """
-    if not isinstance(student, ResNet18):
+    classifier = student.pooled_classifier
+    if classifier is None:
         return np.zeros(0)
-    exact = cam.activation_maps(student, data, "layer4", device=device)
+    exact = cam.activation_maps(student, data, list(student.stages)[-1], device=device)
     probability = predictions.set_index("id")["probability"]
     logit = np.log(probability / (1 - probability))[exact["id"]].to_numpy()
-    bias = student.net.fc.bias.detach().cpu().numpy()
+    bias = classifier.bias.detach().cpu().numpy()
     evidence = np.array([found.mean() for found in exact["map"]]) + bias[1] - bias[0]
     return np.abs(evidence - logit) / (1 + np.abs(logit).max())
 

@@ -18,7 +18,8 @@ from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.models.students import ResNet18, Student
+from vfmgl_lib.models.batch_norm import batch_norms
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.export.checks import (
@@ -122,7 +123,8 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
     settings, manifest = study.settings, study.manifest
     unit = scoring_unit(manifest.table, settings.is_segmentation)
     cutoff, source = _cutoff(study, center, stage, round_number, unit)
-    evidence = (student.net.fc.weight[1] - student.net.fc.weight[0]).tolist() if isinstance(student, ResNet18) else []
+    classifier = student.pooled_classifier
+    evidence = (classifier.weight[1] - classifier.weight[0]).tolist() if classifier is not None else []
     phantoms = is_phantom(study)
     return Description(
         format=FORMAT,
@@ -151,7 +153,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         data=f"{'PHANTOM images (synthetic), ' if phantoms else ''}layout {settings.data.layout}, centres {', '.join(manifest.centers)}",
         precision="float32",
         evidence=tuple(evidence),
-        batch_norm=_statistics(study, center),
+        batch_norm=_statistics(study, center) if batch_norms(student) else "the network has none",
         reading=manifest.reading,
     )
 
