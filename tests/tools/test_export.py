@@ -316,7 +316,7 @@ def test_a_pooled_model_s_statistics_are_of_the_pool_and_an_adopted_one_s_the_me
             "vfmgl",
             "What left a centre, parameters and statistics of batch normalisation; the number of its images and its training loss.",
         ),
-        ("fedbn", "What left a centre, parameters but those of batch normalisation, whose statistics stayed too; the number"),
+        ("fedbn", "What left a centre, parameters but those of the layers that normalise, whose statistics stayed too; the number"),
         ("fedrep", "What left a centre, parameters but the last layer's, and statistics of batch normalisation; the number"),
         ("proxyfl", "What left a centre, of a second model that learnt beside this one, which stayed: parameters and statistics"),
     ],

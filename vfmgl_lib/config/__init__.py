@@ -41,6 +41,7 @@ from vfmgl_lib.config.sections import (
     TeacherSettings,
     TransferSettings,
 )
+from vfmgl_lib.models.student_names import SEGMENTER, has_width, segments
 from vfmgl_lib.tasks.records import TASKS, TaskRecord
 
 PROFILES = Path(__file__).parents[2] / "notebooks" / "profiles"
@@ -97,10 +98,10 @@ class StudySettings(Settings):
         record = self.data.record
         if self.data.own_task and self.data.own_task.name != self.data.layout:
             raise ValueError(f"data.own_task is {self.data.own_task.name!r}, expected that of data.layout, {self.data.layout!r}")
-        if record.is_segmentation != (self.student.name == "unet") or record.is_segmentation != (self.loss == "dice"):
+        if record.is_segmentation != segments(self.student.name) or record.is_segmentation != (self.loss == "dice"):
             raise ValueError(
                 f"layout {self.data.layout} with student {self.student.name} and loss {self.loss}: "
-                "a classification has resnet18 with cross_entropy, a segmentation unet with dice"
+                "a classification has resnet18 or a CNN of timm with cross_entropy, a segmentation unet with dice, or unet:NAME with it"
             )
         # All, whatever the method: a study of another method is made of these settings without checking them again.
         sections = {f"comparators.{name}": getattr(self.comparators, name) for name in type(self.comparators).model_fields}
@@ -113,7 +114,7 @@ class StudySettings(Settings):
             raise ValueError("exchange.noise: noise protects nothing without exchange.clip, which bounds what one centre can change")
         if self.exchange.noise and self.exchange.share_counts:
             raise ValueError("exchange.noise: counts and losses would leave the centre without noise; set exchange.share_counts to false")
-        if self.student.name == "unet" and self.data.image_size % 16:
+        if self.student.name == SEGMENTER and self.data.image_size % 16:
             raise ValueError(f"data.image_size {self.data.image_size}: the UNet needs a multiple of 16")
         return self
 
@@ -136,8 +137,8 @@ class StudySettings(Settings):
 
         Left out is what those hashes cover (data, phantoms, teacher) and what changes no number of this method (profile's name, loader
         processes, what the comparison runs beside it, what notebook 08 measures, the other methods' settings, a plain exchange, the penalty
-        of projections that are not fitted, the quantile under another rule, how often a ratio is logged). A default that came after 0.1.0
-        is left out as well, so that studies keep their names.
+        of projections that are not fitted, the quantile under another rule, how often a ratio is logged, the width of a student without
+        one). A default that came after 0.1.0 is left out as well, so that studies keep their names.
         """
         aside = ("profile", "phantoms", "teacher", "faults", "comparison", "interpretation", "footprint")
         without: dict[str, Any] = {**dict.fromkeys(aside, True), "data": {"workers"}}
@@ -155,6 +156,8 @@ class StudySettings(Settings):
         if self.deduction.rule != "quantile":
             del values["deduction"]["quantile"]
         del values["deduction"]["gradient_every"]
+        if not has_width(self.student.name):
+            del values["student"]["width"]
         values["comparators"] = self.comparators.of(self.method)
         return hashlib.sha256(json.dumps([__version__, values, data], sort_keys=True).encode()).hexdigest()[:10]
 

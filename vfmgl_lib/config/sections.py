@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from vfmgl_lib.models.student_names import check_student_name, has_width
 from vfmgl_lib.tasks.records import TaskRecord, find_task
 
 
@@ -138,9 +139,25 @@ class TeacherSettings(Settings):
 
 
 class StudentSettings(Settings):
-    name: Literal["resnet18", "unet"] = Field(description="the task's")
-    width: int = Field(ge=4)
-    weights: str = Field(description="none, hub or a safetensors file")
+    name: str = Field(
+        description="the paper's resnet18 or any CNN of timm for a classification, the paper's unet or unet:NAME for a segmentation "
+        "(models.student_names)"
+    )
+    width: int = Field(
+        ge=4, description="of resnet18, unet and the decoder of unet:NAME; a CNN of timm has that of its name, and this is not read"
+    )
+    weights: str = Field(description="none, hub or a safetensors file; of unet:NAME the encoder's")
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        check_student_name(name)
+        return name
+
+    @property
+    def network(self) -> str:
+        """In words, e.g. "resnet18, width 64" or "resnet34"."""
+        return f"{self.name}, width {self.width}" if has_width(self.name) else self.name
 
 
 class OptimizerSettings(Settings):

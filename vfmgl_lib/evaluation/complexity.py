@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import FootprintSettings
-from vfmgl_lib.models.students import STUDENTS
+from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import architecture
 
 # The two products inside attention, as operators of its plain and its fused forms.
@@ -54,7 +54,7 @@ def count(model: nn.Module, image_size: int) -> dict[str, int]:
 def student_shape(settings: StudySettings) -> nn.Module:
     """A student of these settings without content."""
     with torch.device("meta"):
-        return STUDENTS[settings.student.name](settings.data.class_count, settings.student.width, "none")
+        return build_student(settings.student.name, settings.data.class_count, settings.student.width)
 
 
 def teacher_shape(source: str) -> nn.Module:
@@ -85,7 +85,7 @@ def counted(settings: StudySettings, what: str) -> pd.DataFrame:
         {"model": "teacher", "network": name, "image_size": teacher_size, **count(teacher_shape(settings.teacher.source), teacher_size)},
         {
             "model": "student",
-            "network": f"{student.name}, width {student.width}",
+            "network": student.network,
             "image_size": settings.data.image_size,
             **count(student_shape(settings), settings.data.image_size),
         },

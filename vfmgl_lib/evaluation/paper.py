@@ -24,7 +24,16 @@ COLUMNS = tuple(
 NUMBERS = ("measured", "std", "low", "high", "n", "seeds")
 SHOWN_SETTINGS = 5
 # These are named first; the rest follows as it comes. What changes no number of a run on one's own images is not named at all.
-WEIGHTY = ("federation.rounds", "data.image_size", "student.width", "student.weights", "teacher.source", "teacher.grid", "data.per_center")
+WEIGHTY = (
+    "federation.rounds",
+    "data.image_size",
+    "student.name",
+    "student.width",
+    "student.weights",
+    "teacher.source",
+    "teacher.grid",
+    "data.per_center",
+)
 WEIGHTLESS = ("data.workers", "phantoms.", "comparison.", "compute.")
 
 

@@ -57,7 +57,7 @@ def _onnx(order: dict) -> tuple[Callable, int, str, Callable]:
 def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
     import torch
 
-    from vfmgl_lib.models.students import STUDENTS
+    from vfmgl_lib.models.students import build_student
 
     torch.set_num_threads(order["threads"])
     device = torch.device(order["device"])
@@ -68,7 +68,7 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
         model = timm.create_model(order["teacher"], pretrained=False, **order["arguments"])
     else:
         before = _status("VmRSS")
-        model = STUDENTS[order["student"]](order.get("classes", 2), order["width"], "none")
+        model = build_student(order["student"], order.get("classes", 2), order["width"])
     model = model.to(device).eval()
     images = torch.rand(order["batch"], 3, order["image_size"], order["image_size"], device=device)
 

@@ -12,7 +12,7 @@ References: Zhou et al. 2016, "Learning deep features for discriminative localiz
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import cast
 
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
@@ -29,32 +29,38 @@ from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.preprocessing import squashed_mask
 from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, Interval, bootstrap_interval
-from vfmgl_lib.models.students import ResNet18, Student, UNet
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.tasks.phantoms import lesion_masks
 
 SMALLEST_MAP = 7  # places along a side: what layer4 has at the paper's 224 px
 ABOUT = ("id", "patient", "center", "split")
 HEAD = "head"  # everything behind the stages
+BOTTLENECK = "bottleneck"  # of the paper's UNet: its features
 
 
-def layers(student: Student) -> dict[str, nn.Module]:
-    """Name -> the module whose output is the map, from the first to the last: the stages, and for a UNet the bottleneck behind them.
+def layers(student: Student, image_size: int) -> dict[str, int]:
+    """Name -> side of its map, from the first to the last: the stages and, where features are a map of their own, the bottleneck.
 
-    Raises: ValueError: another student.
+    Raises: ValueError: a model without stages.
     """
-    if not isinstance(student, ResNet18 | UNet):
-        raise ValueError(f"maps need a ResNet18 or a UNet, got {type(student).__name__}")
-    found = {stage: modules[0] for stage, modules in student.stages.items()}
-    return found | ({"bottleneck": student.bottleneck} if isinstance(student, UNet) else {})
+    if not student.stage_channels:
+        raise ValueError(f"maps need a student with stages, got {type(student).__name__}")
+    empty = copy.deepcopy(student).to("meta").eval()
+    maps = empty.encode(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    found = {stage: own.shape[-1] for stage, own in zip(student.stage_channels, maps, strict=True)}
+    features = empty.features(maps)
+    return found | ({BOTTLENECK: features.shape[-1]} if _is_map_of_its_own(features, maps) else {})
+
+
+def _is_map_of_its_own(features: Tensor, maps: list[Tensor]) -> bool:
+    return features.dim() == 4 and features is not maps[-1]
 
 
 def default_layer(student: Student, image_size: int) -> str:
     """The deepest layer whose map is at least 7 places wide: layer4 at 224 px; where it has only 2 x 2 (64 px), an earlier one."""
-    with torch.inference_mode():
-        maps = student.eval().encode(torch.zeros(1, 3, image_size, image_size, device=next(student.parameters()).device))
-    sides = [stage.shape[-1] for stage in maps] + ([maps[-1].shape[-1] // 2] if isinstance(student, UNet) else [])
-    wide = [name for name, side in zip(layers(student), sides, strict=True) if side >= SMALLEST_MAP]
-    return wide[-1] if wide else next(iter(layers(student)))
+    known = layers(student, image_size)
+    wide = [name for name, side in known.items() if side >= SMALLEST_MAP]
+    return wide[-1] if wide else next(iter(known))
 
 
 def against_others(values: Tensor, target: int) -> Tensor:
@@ -65,22 +71,25 @@ def against_others(values: Tensor, target: int) -> Tensor:
 
 @torch.inference_mode()
 def class_activation(student: Student, images: Tensor, target: int = 1) -> np.ndarray:
-    """CAM of Zhou et al. 2016: Σ_c (w_1c − w_0c) · layer4_c, from the weights of the classifier.
+    """CAM of Zhou et al. 2016: Σ_c (w_1c − w_0c) · map_c of the last stage, from the weights of the classifier.
 
     The mean over the places, plus the difference of the biases, is the difference of the logits. Of more than two classes w_0 is the mean
     of the weights of the classes that are not the target.
 
     Args:
-        student: a ResNet18, in eval mode.
+        student: in eval mode; its classifier reads the mean of the last stage's map (`Student.pooled_classifier`).
         images: (B, 3, H, W) in [0, 1].
         target: the class that the evidence is for.
-    Returns: (B, h, w) float32 in logits, the size of layer4's map.
+    Returns: (B, h, w) float32 in logits, the size of that map.
     Raises: ValueError: another student or images of another shape.
     """
-    if not isinstance(student, ResNet18):
-        raise ValueError(f"CAM needs a classifier on the mean of the last map, a ResNet18; got {type(student).__name__}: use grad_cam")
+    classifier = student.pooled_classifier
+    if classifier is None:
+        raise ValueError(
+            f"CAM needs a classifier on the mean of the last map, as a ResNet18 has; got {type(student).__name__}: use grad_cam"
+        )
     _check_images(images)
-    weight = student.net.fc.weight
+    weight = classifier.weight
     maps = student.encode(images)[-1]
     return torch.einsum("c,bchw->bhw", against_others(weight, target), maps).float().cpu().numpy()
 
@@ -101,13 +110,16 @@ def grad_cam(student: Student, images: Tensor, layer: str, target: int | None = 
     Raises: ValueError: an unknown layer, images of another shape.
     """
     _check_images(images)
-    module = _layer(student, layer)
-    outputs: list[Tensor] = []
-    with torch.enable_grad(), module.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
-        logits = student(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
-        (gradient,) = torch.autograd.grad(cast(Tensor, sum(_evidence(own, target) for own in logits)), outputs)
+    with torch.enable_grad():
+        maps = student.encode(images.detach().requires_grad_(True))  # frozen weights alone would give no gradient
+        features = student.features(maps)
+        known = dict(zip(student.stage_channels, maps, strict=True))
+        known |= {BOTTLENECK: features} if _is_map_of_its_own(features, maps) else {}
+        _check_layer(layer, known)
+        logits = student.head_from_features(maps, features)
+        (gradient,) = torch.autograd.grad(cast(Tensor, sum(_evidence(own, target) for own in logits)), known[layer])
     weights = gradient.cpu().numpy().mean((2, 3), keepdims=True)
-    return (weights * outputs[0].detach().cpu().numpy()).sum(1)
+    return (weights * known[layer].detach().cpu().numpy()).sum(1)
 
 
 def _evidence(logits: Tensor, target: int | None) -> Tensor:
@@ -124,11 +136,9 @@ def _evidence(logits: Tensor, target: int | None) -> Tensor:
     return evidence[chosen].sum() if chosen.any() else evidence.sum()
 
 
-def _layer(student: Student, name: str) -> nn.Module:
-    known = layers(student)
+def _check_layer(name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise ValueError(f"layer must be one of {', '.join(known)}, got {name!r}")
-    return known[name]
 
 
 def _check_images(images: Tensor) -> None:
@@ -145,7 +155,7 @@ def activation_maps(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
-    """The map of every sample of a data set: the CAM at a ResNet18's layer4, Grad-CAM anywhere else.
+    """The map of every sample of a data set: the CAM at the last stage where the student allows it, Grad-CAM anywhere else.
 
     Args:
         layer: one of `layers`; "": `default_layer`.
@@ -158,12 +168,12 @@ def activation_maps(
         raise ValueError(f"class {target} is none of the data's, expected 0 to {len(data.classes) - 1} ({', '.join(data.classes)})")
     student = student.to(device).eval()
     layer = layer or default_layer(student, data.image_size)
-    _layer(student, layer)
+    _check_layer(layer, layers(student, data.image_size))
+    is_cam = student.pooled_classifier is not None and layer == list(student.stages)[-1]
     own = target is None and len(data.classes) > 2 and pd.api.types.is_integer_dtype(data.table["label"])
     maps: list[np.ndarray] = []
     for batch in load_batches(data, fixed_batches(len(data), batch_size, join_last=False)):
         images = batch["image"].to(device)
-        is_cam = isinstance(student, ResNet18) and layer == "layer4"
         if data.is_segmentation:
             maps += list(grad_cam(student, images, layer, 1 if target is None and len(data.classes) == 2 else target))
             continue

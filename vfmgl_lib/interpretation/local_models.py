@@ -20,7 +20,7 @@ from vfmgl_lib.evaluation.heterogeneity import center_predictability, predictabi
 from vfmgl_lib.interpretation import cam, correlation
 from vfmgl_lib.interpretation.features import SEGMENTATION, feature_names, principal_components
 from vfmgl_lib.interpretation.mrmr import ENGINES, mrmr, shortfall
-from vfmgl_lib.models.students import ResNet18, Student
+from vfmgl_lib.models.students import Student
 
 Device = torch.device | str
 Stages = Mapping[str, Mapping[str, pd.DataFrame]]  # stage -> training centre -> features of its local model, of the same images
@@ -165,12 +165,14 @@ def logit_gaps(student: Student, data: ImageDataset, predictions: pd.DataFrame, 
 
     Args:
         predictions: id, probability (of more than two classes those of each, and label): of this student.
-    Returns: (n,) |difference| / (1 + largest |logit|); none for a UNet, whose maps are no sums of its output.
+    Returns: (n,) |difference| / (1 + largest |logit|); none for a student whose maps are no sums of its output
+        (`Student.pooled_classifier`), such as a UNet.
     """
-    if not isinstance(student, ResNet18):
+    classifier = student.pooled_classifier
+    if classifier is None:
         return np.zeros(0)
-    exact = cam.activation_maps(student, data, "layer4", device=device)
-    by_id, bias = predictions.set_index("id").loc[exact["id"]], student.net.fc.bias.detach().cpu()
+    exact = cam.activation_maps(student, data, list(student.stages)[-1], device=device)
+    by_id, bias = predictions.set_index("id").loc[exact["id"]], classifier.bias.detach().cpu()
     if class_names(predictions):
         own, logits = by_id["label"].to_numpy(dtype=int), torch.from_numpy(np.log(by_id[probability_columns(by_id)].to_numpy(dtype=float)))
         logit = np.array([float(cam.against_others(one, label)) for one, label in zip(logits, own, strict=True)])

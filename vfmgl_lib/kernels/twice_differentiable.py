@@ -16,6 +16,9 @@ with a = m(g), b = m(g xh), c = m(h_x), d = m(h_x xh), e = m(g h_x) its double b
 
 four passes over the maps where torch's own, written in elementary operations, takes about thirty.
 
+The hard sigmoid (MobileNetV3's gates) has no double backward in torch at all; it is piecewise linear, so that only the upstream
+gradient's is left.
+
 Max pooling is torch's own on a copy in channels_last order: on a CPU its kernel is three times as fast there, the copies included.
 No library does this: torch's double backward, which torch.func uses too, is the slow one. The operators of torch.ops.aten, which are not
 documented, are called in this file alone. The references are torch's own layers; tests compare values, gradients and second derivatives.
@@ -36,8 +39,8 @@ Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]  # strid
 
 
 class twice_differentiable_layers(TorchFunctionMode):
-    """Within the block 2-D convolutions (numeric padding), transposed ones and affine batch normalisation in train mode have the double
-    backward of this file, and 2-D max pooling its forward.
+    """Within the block 2-D convolutions (numeric padding), transposed ones, affine batch normalisation in train mode and the hard sigmoid
+    have the double backward of this file, and 2-D max pooling its forward.
 
     Only second derivatives are provided: a third raises torch's error.
 
@@ -214,8 +217,30 @@ class _MaxPool(Function):
         return torch.ops.aten.max_pool2d_with_indices_backward(upstream, x, *ctx.geometry, indices), *[None] * len(ctx.geometry)
 
 
+def _hardsigmoid(upstream_only: bool, x: Tensor, inplace: bool = False) -> Tensor:
+    return x.copy_(_Hardsigmoid.apply(x)) if inplace else _Hardsigmoid.apply(x)
+
+
+class _Hardsigmoid(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward((x > -3) & (x < 3))
+        return F.hardsigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (slopes,) = ctx.saved_tensors
+        return upstream * (slopes.to(upstream.dtype) / 6)
+
+
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
-_LAYERS: dict[Any, Any] = {F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d, F.batch_norm: _batch_norm, F.max_pool2d: _max_pool2d}
+_LAYERS: dict[Any, Any] = {
+    F.conv2d: _conv2d,
+    F.conv_transpose2d: _conv_transpose2d,
+    F.batch_norm: _batch_norm,
+    F.max_pool2d: _max_pool2d,
+    F.hardsigmoid: _hardsigmoid,
+}

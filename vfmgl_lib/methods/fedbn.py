@@ -3,6 +3,9 @@ batch normalisation stays, affine parameters and statistics. It is FedAvg otherw
 official code: the task's optimiser, which keeps its momenta (official: SGD, new in every round); weights as in FedAvg
 (`federation.weights`; official: uniform).
 
+A student without batch normalisation (`models.students.part_names`): the parameters of its LayerNorm or GroupNorm layers stay instead. That
+is the same rule on layers that the paper does not speak of. One without any such layer is refused, because FedBN would be FedAvg.
+
 What is measured is each centre's whole model, after it has taken over the shared part. What the server has is no whole model, so no shared
 model is reported.
 """

@@ -1,7 +1,7 @@
 """FedRep (Collins et al. 2021, "Exploiting shared representations for personalized federated learning", ICML; code: lgcollins/FedRep): the
-head stays, the ResNet18's classifier or the UNet's 1x1 convolution. A round trains the head alone for `head_epochs` with the body as
-received, then the body for the local epochs with the head as it is. Deviations: the task's optimiser and batch size; one epoch of the head
-by default, so that a round is not mostly head (paper: ten and more); `federation.weights`.
+head stays, the layer that gives the logits: a classifier, or a UNet's 1x1 convolution. A round trains the head alone for `head_epochs`
+with the body as received, then the body for the local epochs with the head as it is. Deviations: the task's optimiser and batch size; one
+epoch of the head by default, so that a round is not mostly head (paper: ten and more); `federation.weights`.
 
 FedPer (Arivazhagan et al. 2019, "Federated learning with personalization layers", arXiv:1912.00818): FedRep at `head_epochs` 0: head and
 body are trained together.

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.config.sections import Settings
@@ -35,7 +35,7 @@ from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
-from vfmgl_lib.models.students import Student
+from vfmgl_lib.models.students import Student, part_names
 
 BETTER_THAN_CHANCE = 0.5  # a teacher that is no better than the student and below this teaches nothing
 
@@ -145,8 +145,8 @@ class MetaFedClient(Client):
         """The received model overwrites the local one, on request without its batch normalisation."""
         kept: State = {}
         if not self.settings.comparators.metafed.copy_bn:
-            norms = tuple(f"{name}." for name, module in self.student.named_modules() if isinstance(module, nn.BatchNorm2d))
-            kept = {name: tensor for name, tensor in self.student.state_dict().items() if name.startswith(norms)}
+            norms = part_names(self.student, "batch_norm")
+            kept = {name: tensor for name, tensor in self.student.state_dict().items() if name in norms}
         self.student.load_state_dict(received | kept)
         self.optimizer = self._task_optimizer()  # a neighbour's model, not a mean that this centre's own steps are part of
 

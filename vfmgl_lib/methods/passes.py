@@ -15,16 +15,39 @@ VFMGL.
                                                           kept or not
     rule quantile           2                             the shared model's pass, the encoder and the shared head, before stage II
 
-e is the share of the encoder in a forward pass. A test holds these counts against torch's own flop counter.
+e is the share of the encoder in a forward pass: of the paper's students a constant, of others counted (`encoder_share`). A test holds
+these counts against torch's own flop counter.
 """
 
 from __future__ import annotations
 
+import functools
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.models.students import build_student
 
 UPDATE = 3.0
 ENCODER_SHARE = {"unet": 0.29, "resnet18": 1.0}  # of the multiplications of a forward pass
+
+
+@functools.cache
+def encoder_share(name: str, width: int, image_size: int) -> float:
+    """e of a student: as `ENCODER_SHARE` has it, else counted without computing; a classifier's encoder is nearly all of it."""
+    if name in ENCODER_SHARE:
+        return ENCODER_SHARE[name]
+    images = torch.zeros(1, 3, image_size, image_size, device="meta")
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        student = build_student(name, 2, width).eval()
+    counts = []
+    for run in (student.encode, student):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run(images)
+        counts.append(counter.get_total_flops())
+    return counts[0] / counts[1]
 
 
 def hgkt_passes(inner_steps: int, encoder: float, every: int = 1) -> float:
@@ -54,8 +77,8 @@ def student_passes(settings: StudySettings, rounds: int) -> float:
     Example:
         student_passes(load_settings("nuclei", "paper", method="fedavg"), 100) == 3.0
     """
-    method, encoder = METHODS[settings.method], ENCODER_SHARE[settings.student.name]
-    switches = method.switches
+    method, student = METHODS[settings.method], settings.student
+    switches, encoder = method.switches, encoder_share(student.name, student.width, settings.data.image_size)
     if switches.embeds:
         return 0.0
     passes = UPDATE + method.extra_passes(settings)

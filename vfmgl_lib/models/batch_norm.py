@@ -12,10 +12,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     """Name -> layer, of every batch normalisation of a model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 
 
 def _collector(found: list[tuple[int, Tensor, Tensor]]):
-    def collect(layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def collect(layer: BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         count = inputs[0].numel() // inputs[0].shape[1]
         mean, variance = layer.get_buffer("running_mean").double(), layer.get_buffer("running_var").double()
         found.append((count, mean.clone(), variance * (count - 1)))  # of a float64 model `double` makes no copy

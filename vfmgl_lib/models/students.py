@@ -1,8 +1,10 @@
-"""Students: ResNet18 for classification, UNet for segmentation, with one interface.
+"""Students: the paper's ResNet18 for classification and UNet for segmentation, and the interface of every student.
 
 `forward(x) -> logits`, `encode(x) -> [stage maps]`, `head_from_stages(stages) -> logits`, `forward_stages(x) -> (logits, [stage maps])`,
 `forward_features(x) -> (logits, features)`, `embed(x) -> (B, D)`, and `stages`, the ordered table stage name -> modules (what freezing
 a stage freezes). Features are what the classifier reads (ResNet18) or the bottleneck's map (UNet).
+
+`models.student_names` says how a student is named; `models.timm_students` has those out of timm.
 """
 
 from __future__ import annotations
@@ -18,10 +20,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vfmgl_lib.models.batch_norm import use_batch_statistics
+from vfmgl_lib.models.student_names import CLASSIFIER, SEGMENTER, StudentError, check_student_name, network_name, segments
+
+# What a method that keeps normalisation at home keeps (`part_names`); timm's own layers are of these classes or stand beside them.
+NORMALISATION: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.GroupNorm,
+    nn.InstanceNorm2d,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    timm.layers.RmsNorm,
+    timm.layers.RmsNorm2d,
+    timm.layers.SimpleNorm,
+    timm.layers.SimpleNorm2d,
+)
 
 
 class Student(nn.Module):
-    """What both students share; a student adds `stage_channels`, `stages`, `encode`, `features` and `head_from_features`."""
+    """What all students share; a student adds `stage_channels`, `stages`, `encode`, `features` and `head_from_features`."""
 
     stage_channels: dict[str, int]
     encode: Callable[[Tensor], list[Tensor]]
@@ -62,6 +80,11 @@ class Student(nn.Module):
         """The layer that gives the logits."""
         raise NotImplementedError
 
+    @property
+    def pooled_classifier(self) -> nn.Linear | None:
+        """The layer that reads the mean of the last stage's map and gives the logits, for a CAM; None: something else gives them."""
+        return None
+
     def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
         """Logits of a batch as `data.loading` gives it; a model that reads something else than the image overrides this.
 
@@ -89,7 +112,7 @@ class ResNet18(Student):
         channels = tuple(width * factor for factor in (1, 2, 4, 8))
         self.net = timm.create_model("resnet18", pretrained=weights == "hub", num_classes=classes, channels=channels)
         if weights not in ("none", "hub"):
-            _load_student(self.net, Path(weights), without=("fc.weight", "fc.bias"))
+            load_student(self.net, Path(weights), without=("fc.weight", "fc.bias"))
         self.stage_channels = {"stem": 64, **{f"layer{i + 1}": c for i, c in enumerate(channels)}}
 
     @property
@@ -99,6 +122,10 @@ class ResNet18(Student):
 
     @property
     def last_layer(self) -> nn.Module:
+        return self.net.fc
+
+    @property
+    def pooled_classifier(self) -> nn.Linear | None:
         return self.net.fc
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -134,16 +161,16 @@ class UNet(Student):
     def __init__(self, classes: int, width: int = 32, weights: str = "none"):
         super().__init__()
         channels = [width * factor for factor in (1, 2, 4, 8)]
-        self.encoders = nn.ModuleList(_block(a, b) for a, b in zip([3, *channels], channels, strict=False))
-        self.bottleneck = _block(channels[-1], 2 * channels[-1])
+        self.encoders = nn.ModuleList(conv_block(a, b) for a, b in zip([3, *channels], channels, strict=False))
+        self.bottleneck = conv_block(channels[-1], 2 * channels[-1])
         self.ups = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels))
-        self.decoders = nn.ModuleList(_block(2 * c, c) for c in reversed(channels))
+        self.decoders = nn.ModuleList(conv_block(2 * c, c) for c in reversed(channels))
         self.head = nn.Conv2d(width, classes, 1)
         self.stage_channels = {f"encoder{i + 1}": c for i, c in enumerate(channels)}
         if weights == "hub":
             raise ValueError("student weights 'hub': there are none for the UNet; use 'none' or a safetensors file")
         if weights != "none":
-            _load_student(self, Path(weights))
+            load_student(self, Path(weights))
 
     @property
     def stages(self) -> dict[str, list[nn.Module]]:
@@ -176,28 +203,57 @@ class UNet(Student):
         return self.head(hidden)
 
 
-STUDENTS = {"resnet18": ResNet18, "unet": UNet}
+STUDENTS = {CLASSIFIER: ResNet18, SEGMENTER: UNet}
 
 
 def build_student(name: str, classes: int, width: int, weights: str = "none", *, batch_statistics: bool = False) -> Student:
-    """A student by its name in `STUDENTS`; with `batch_statistics` every batch is normalised by itself, in evaluation too."""
-    student = STUDENTS[name](classes, width, weights)
+    """A student by its name (`models.student_names`).
+
+    Args:
+        classes: number of classes K.
+        width: of the paper's students, and of the decoder of unet:NAME; not read for a CNN of timm.
+        weights: "none", "hub" or a safetensors file.
+        batch_statistics: every batch is normalised by itself, in evaluation too.
+    Raises: StudentError: a name that timm does not know, a network without stages.
+    """
+    student = STUDENTS[name](classes, width, weights) if name in STUDENTS else _timm_student(name, classes, width, weights)
     if batch_statistics:
         use_batch_statistics(student)
     return student
 
 
+def _timm_student(name: str, classes: int, width: int, weights: str) -> Student:
+    from vfmgl_lib.models import timm_students  # here, because it builds on this file
+
+    check_student_name(name)
+    if segments(name):
+        return timm_students.TimmUNet(network_name(name), classes, width, weights)
+    return timm_students.TimmClassifier(network_name(name), classes, weights)
+
+
 def part_names(student: Student, part: str) -> set[str]:
-    """Names in the student's state of one part: "batch_norm" (affine parameters and statistics), "last_layer", or "" (none)."""
+    """Names in the student's state of one part.
+
+    Args:
+        part: "batch_norm": affine parameters and statistics of every layer that normalises. FedBN is defined for batch normalisation, which
+            is all there is in the paper's students; of a student with LayerNorm or GroupNorm the parameters of these are the part, by
+            the same reason: they carry the scale and shift of a centre's features. "last_layer". "": none.
+    Raises: ValueError: another part. StudentError: a student that has nothing of it, so that a method that keeps it would be FedAvg.
+    """
     if part not in ("", "batch_norm", "last_layer"):
         raise ValueError(f"part of a student must be batch_norm, last_layer or '', got {part!r}")
-    wanted = {"batch_norm": lambda module: isinstance(module, nn.BatchNorm2d), "last_layer": lambda module: module is student.last_layer}
+    wanted = {"batch_norm": lambda module: isinstance(module, NORMALISATION), "last_layer": lambda module: module is student.last_layer}
     chosen = wanted.get(part, lambda module: False)
-    return {f"{name}.{key}" for name, module in student.named_modules() if chosen(module) for key in module.state_dict()}
+    names = {f"{name}.{key}" for name, module in student.named_modules() if chosen(module) for key in module.state_dict()}
+    if part and not names:
+        raise StudentError(
+            f"the student has no layer of the part {part!r}: nothing would stay at its centre; take another method or student"
+        )
+    return names
 
 
 def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:
-    """Train mode with the named stages frozen: their parameters take no gradient and their BN statistics stand still.
+    """Train mode with the named stages frozen: their parameters take no gradient and they work as in evaluation, statistics standing still.
 
     Freezing is not cumulative: every other stage becomes free.
     Raises: ValueError: if a stage is not one of the student's.
@@ -211,14 +267,14 @@ def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:
             module.eval().requires_grad_(False)
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
+def conv_block(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source in (inputs, outputs):
         layers += [nn.Conv2d(source, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
-def _load_student(module: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
+def load_student(module: nn.Module, path: Path, without: tuple[str, ...] = ()) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"student weights {path}: no such file (give 'none', 'hub' or a safetensors file)")
     state = {name: tensor for name, tensor in load_file(path).items() if name not in without}

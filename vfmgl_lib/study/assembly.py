@@ -20,6 +20,7 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.models.student_checks import check_batch, check_student
 from vfmgl_lib.models.students import Student, build_student
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 
@@ -81,19 +82,35 @@ def center_datasets(settings: StudySettings, manifest: Manifest, center: str, te
 def new_client(
     settings: StudySettings, center: str, sets: dict[str, ImageDataset], teacher: Teacher | None, cache: FeatureCache | None
 ) -> Client:
-    """A centre's client in its initial state, on the sets of `center_datasets`."""
-    method = METHODS[settings.method]
+    """A centre's client in its initial state, on the sets of `center_datasets`.
+
+    Raises: StudentError: a student that cannot be trained on these images by this method.
+    """
+    method, student = METHODS[settings.method], new_student(settings)
+    _check_student(settings, student, center, sets)
     return method.client(
         center,
         settings,
         method.switches,
-        new_student(settings),
+        student,
         teacher,
         sets["train"],
         torch.device(settings.device),
         cache,
         sets.get("val"),
     )
+
+
+def _check_student(settings: StudySettings, student: Student, center: str, sets: dict[str, ImageDataset]) -> None:
+    """What can be known before training: nothing is drawn, and of the paper's students nothing is computed but of a set of one image."""
+    chosen, size, switches = settings.student, settings.data.image_size, METHODS[settings.method].switches
+    if switches.embeds:
+        return  # the student's place is taken by the teacher and a classifier on it
+    check_student(chosen.name, chosen.width, size, twice=switches.transfer)
+    batched = sets if settings.batch_norm == "batch" else ("train",)
+    for split in batched:
+        if len(sets[split]) == 1 and METHODS[settings.method].private:  # else all centres' images are batched together
+            check_batch(student, chosen.name, 1, size, f"the {split} set of {center} has one image")
 
 
 def new_student(settings: StudySettings) -> Student:

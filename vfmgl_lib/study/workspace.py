@@ -60,7 +60,7 @@ class Workspace:
         lines |= {
             "task": f"{settings.task}, layout {settings.data.layout}, centres {', '.join(self.manifest.centers)}",
             "profile": f"{settings.profile}: {settings.federation.rounds} rounds, input {settings.data.image_size} px",
-            "student": f"{settings.student.name}, width {settings.student.width}, weights {settings.student.weights}",
+            "student": f"{settings.student.network}, weights {settings.student.weights}",
             "teacher": f"{settings.teacher.source}, {settings.teacher.grid} tokens a side",
             "updates": in_words(settings.exchange, max(report_rounds(settings).values())),
             "software": f"vfmgl_lib {__version__}, torch {torch.__version__}",

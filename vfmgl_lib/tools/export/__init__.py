@@ -20,7 +20,8 @@ from vfmgl_lib.evaluation.results import SHARED, results_table
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.interpretation.cam import against_others
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.models.students import ResNet18, Student
+from vfmgl_lib.models.batch_norm import batch_norms
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.tools.export.checks import (
     ExportError,
@@ -124,9 +125,10 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
     unit = scoring_unit(manifest.table, settings.is_segmentation)
     cutoff, source = _cutoff(study, center, stage, round_number, unit)
     evidence: list[float] = []
-    if isinstance(student, ResNet18):
-        weight, classes = student.net.fc.weight, range(len(manifest.classes))
-        evidence = torch.cat([against_others(weight, k) for k in ((1,) if len(classes) == 2 else classes)]).tolist()
+    classifier = student.pooled_classifier
+    if classifier is not None:
+        classes = range(len(manifest.classes))
+        evidence = torch.cat([against_others(classifier.weight, k) for k in ((1,) if len(classes) == 2 else classes)]).tolist()
     phantoms = is_phantom(study)
     return Description(
         format=FORMAT if len(manifest.classes) == 2 else FORMAT_OF_CLASSES,
@@ -155,7 +157,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         data=f"{'PHANTOM images (synthetic), ' if phantoms else ''}layout {settings.data.layout}, centres {', '.join(manifest.centers)}",
         precision="float32",
         evidence=tuple(evidence),
-        batch_norm=_statistics(study, center),
+        batch_norm=_statistics(study, center) if batch_norms(student) else "the network has none",
         reading=manifest.reading,
         mask_values=manifest.mask_values,
         series=settings.data.record.series,

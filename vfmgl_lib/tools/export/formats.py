@@ -15,19 +15,19 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from vfmgl_lib.models.students import ResNet18, Student
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.tools.predict import KEY, Description
 
 OPSET = 18
 
 
 class Outputs(nn.Module):
-    """A student with the outputs of an exported model: logits and, of a ResNet18, the last stage's map."""
+    """A student with the outputs of an exported model: logits and, where a CAM can be made of it, the last stage's map."""
 
     def __init__(self, student: Student):
         super().__init__()
         self.student = student
-        self.with_map = isinstance(student, ResNet18)
+        self.with_map = student.pooled_classifier is not None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         logits, maps = self.student.forward_stages(images)
@@ -35,7 +35,8 @@ class Outputs(nn.Module):
 
 
 def onnx_model(student: Student, about: Description | None = None, image_size: int | None = None) -> bytes:
-    """A student as ONNX: input `image` (batch, 3, S, S) in [0, 1]; outputs `logits` and, of a ResNet18, `map`, its last stage.
+    """A student as ONNX: input `image` (batch, 3, S, S) in [0, 1]; outputs `logits` and, where the classifier
+    reads its mean (`Student.pooled_classifier`), `map`, the last stage's.
 
     Args:
         about: goes into the metadata; None: a file without, for measurements; then `image_size` says S.

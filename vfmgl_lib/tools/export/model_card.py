@@ -66,7 +66,7 @@ def _mask_values(about: Description) -> list[list[str]]:
 def _training(study: Study, about: Description) -> dict[str, str]:
     settings, made = study.settings, about.study
     method = METHODS[settings.method]
-    student = f"{settings.student.name}, width {settings.student.width}, start weights {settings.student.weights}"
+    student = f"{settings.student.network}, start weights {settings.student.weights}"
     return {
         "method": f"{method.title} ({method.source}), stage {made['stage']}, round {made['round']}",
         "network": f"{student}, input {about.image_size} x {about.image_size} px",
@@ -89,7 +89,7 @@ def _data(study: Study) -> list[list[str]]:
 
 SENT = {  # by `Switches.keeps`
     "": "parameters and statistics of batch normalisation",
-    "batch_norm": "parameters but those of batch normalisation, whose statistics stayed too",
+    "batch_norm": "parameters but those of the layers that normalise, whose statistics stayed too",
     "last_layer": "parameters but the last layer's, and statistics of batch normalisation",
 }
 
