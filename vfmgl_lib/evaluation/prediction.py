@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import by_patient, probability_column, youden_cutoff
+from vfmgl_lib.data.names import probability_column
+from vfmgl_lib.evaluation.classification import by_patient, youden_cutoff
 from vfmgl_lib.evaluation.segmentation import COUNTS, dice, pixel_counts
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
-from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.names import probability_column, same_name
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
@@ -32,11 +32,7 @@ def columns_of(description: Description) -> list[str]:
     if description.kind != "classification" or len(description.classes) == 2:
         return COLUMNS[description.kind]
     before, after = COLUMNS["classification"][:4], COLUMNS["classification"][5:]
-    return [*before, *map(probability_of, description.classes), *after[:2], "evidence_for", *after[2:]]
-
-
-def probability_of(name: str) -> str:
-    return f"probability[{name}]"
+    return [*before, *map(probability_column, description.classes), *after[:2], "evidence_for", *after[2:]]
 
 
 def predict_files(
@@ -164,7 +160,7 @@ def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[
         if not (np.isfinite(chance).all() and np.isfinite(activation).all()):
             row["error"] = f"{row['file']}: {UNDEFINED}"
             continue
-        row |= dict(zip(map(probability_of, about.classes), chance.tolist(), strict=True))
+        row |= dict(zip(map(probability_column, about.classes), chance.tolist(), strict=True))
         row |= {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
         if about.unit == "image":
             row["predicted"] = about.classes[number]
@@ -286,7 +282,7 @@ def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     Undefined, with the reason in `error`, where an image of the folder has no prediction.
     """
     rows, about = [], predictor.description
-    columns = ["probability"] if len(about.classes) == 2 else [probability_of(name) for name in about.classes]
+    columns = ["probability"] if len(about.classes) == 2 else [probability_column(name) for name in about.classes]
     for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
         lacking = own[own[columns].isna().any(axis=1)]
         chances = {name: float(own[name].mean()) if lacking.empty else float("nan") for name in columns}
