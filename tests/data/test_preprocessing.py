@@ -125,3 +125,15 @@ def test_near_integers_are_rounded(kind):
 def test_what_is_not_near_a_whole_number_is_refused(value, shown):
     with pytest.raises(ValueError, match=rf"found {shown}, expected whole numbers \(within 0.001\)"):
         near_integers(np.array([0.0, 1.0, value]))
+
+
+def test_a_mask_of_several_classes_keeps_them():
+    volume = np.random.default_rng(0).normal(size=(5, 4, 6))
+    mask = np.zeros(volume.shape, int)
+    mask[1, 0, 0], mask[3, 2, 2] = 2, 1
+    found = volume_slices(volume, mask, 3)
+    assert [(piece.index, int(piece.mask.max())) for piece in found] == [(1, 2), (3, 1)]
+    with pytest.raises(ValueError, match="mask must hold 0 and 1 only, got 0, 1, 2"):
+        volume_slices(volume, mask)
+    with pytest.raises(ValueError, match="mask must hold 0 to 2 only, got 0, 3"):
+        volume_slices(volume, np.where(mask > 0, 3, 0), 3)

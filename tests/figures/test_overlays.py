@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.contour import QuadContourSet
 from PIL import Image
 
+from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.evaluation.samples import overlay_table, telling_images
 from vfmgl_lib.figures import overlays
 from vfmgl_lib.methods.registry import METHODS
@@ -91,6 +93,22 @@ def test_every_method_is_outlined_on_every_image(methods, collisions):
     assert titles == ["image", *(METHODS[method].title for method in methods)]
     words = figure.get_supxlabel().replace("\n", " ")
     assert "chosen by the mean of the methods' Dice" in words and "not drawn: " not in words
+    assert not collisions(figure)
+
+
+def test_several_classes_have_a_colour_and_an_entry_of_the_legend_each(collisions):
+    table = drawn_table(["fedavg", "hgkt", "vfmgl"])
+    several = {"truth": [mask.astype(np.uint8) * 2 for mask in table["truth"]]}
+    several["truth"][0] = several["truth"][0] + np.roll(several["truth"][0], 12, axis=1) // 2
+    several["mask"] = [None if mask is None else mask.astype(np.uint8) * 2 for mask in table["mask"]]
+    table = table.assign(**{name: pd.Series(masks, dtype=object) for name, masks in several.items()})
+    names = ("background", "a very long name of a class indeed, and more", "12")
+    figure = overlays.overlays(table, classes=names)
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries[:2] == ["truth", "prediction"] and entries[3] == "class 12" and entries[2].startswith("a very long name")
+    colors = {to_hex(contour.get_edgecolor()[0]) for axis in figure.axes for contour in axis.collections}
+    assert colors == {class_color(1).lower(), class_color(2).lower()}
+    assert "the mean over the foreground classes" in figure.get_supxlabel().replace("\n", " ")
     assert not collisions(figure)
 
 

@@ -70,6 +70,25 @@ def test_grad_cam_of_a_segmentation_by_hand(unet, images):
         assert own == pytest.approx(expected.detach().numpy(), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("target", [None, 1, 2])
+def test_grad_cam_of_several_classes_of_pixels_by_hand(images, target):
+    torch.manual_seed(3)
+    student = UNet(3, width=4).eval()
+    found = cam.grad_cam(student, images, "bottleneck", target)
+    for image, own in zip(images, found, strict=True):
+        maps = student.encode(image[None])
+        leaf = student.features(maps).detach().requires_grad_(True)
+        logits = student.head_from_features(maps, leaf)[0]
+        called = logits.argmax(0)
+        if target is None:
+            evidence, chosen = torch.log(logits[1].exp() + logits[2].exp()) - logits[0], called > 0
+        else:
+            evidence, chosen = logits[target] - (logits[0] + logits[3 - target]) / 2, called == target
+        (evidence[chosen].sum() if chosen.any() else evidence.sum()).backward()
+        expected = (leaf.grad.mean((2, 3), keepdim=True) * leaf).sum(1)[0]
+        assert own == pytest.approx(expected.detach().numpy(), rel=1e-3, abs=1e-4)
+
+
 def test_the_default_layer_is_the_deepest_one_with_seven_places(resnet, unet):
     assert [cam.default_layer(resnet, size) for size in (224, 128, 64, 32)] == ["layer4", "layer3", "layer2", "layer1"]
     assert [cam.default_layer(unet, size) for size in (256, 64, 32)] == ["bottleneck", "encoder4", "encoder3"]

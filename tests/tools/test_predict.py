@@ -22,7 +22,7 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.preprocessing import squashed, volume_slices
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.tools.export.formats import onnx_model
-from vfmgl_lib.tools.predict import FORMAT, KEY, PREPROCESSING, Description, ModelError, Predictor
+from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, KEY, PREPROCESSING, Description, ModelError, Predictor
 from vfmgl_lib.tools.predict import files as predict_module
 from vfmgl_lib.tools.predict.__main__ import main
 from vfmgl_lib.tools.predict.files import evidence_overlay, foreground, predict_files, probability_overlay
@@ -56,18 +56,19 @@ def _about(student, **changes) -> Description:
 
 
 @torch.no_grad()
-def _student(kind):
+def _student(kind, classes=2):
     """Random weights and statistics: freshly made batch norms would make the export trivial."""
     generator = torch.Generator().manual_seed(3)
     with torch_seed(seed_sequence(3, "student")):
-        student = kind(2, 4)
+        student = kind(classes, 4)
     for name, tensor in student.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator)
             tensor.copy_(noise + 0.5 if "running_var" in name else tensor + 0.3 * (noise - 0.5))
     if kind is UNet:  # about as much foreground as background
         logits = student.eval()(torch.rand((4, 3, SIDE, SIDE), generator=generator))
-        student.head.bias[1] += (logits[:, 0] - logits[:, 1]).median()
+        for place in range(1, classes):
+            student.head.bias[place] += (logits[:, 0] - logits[:, place]).median()
     return student.eval()
 
 
@@ -198,6 +199,53 @@ def _volume(path: Path, stored_as, seed: int = 0) -> tuple[Path, np.ndarray]:
     turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), stored_as)
     nib.save(image.as_reoriented(turn), path)
     return path, voxels
+
+
+ORGANS, VALUES = ("background", "liver", "spleen", "kidney"), (0, 3, 700, 5)
+
+
+@pytest.fixture(scope="module")
+def organs(tmp_path_factory):
+    """A student of four classes of pixels, as a file."""
+    student, file = _student(UNet, len(ORGANS)), tmp_path_factory.mktemp("organs") / "organs.onnx"
+    file.write_bytes(onnx_model(student, _about(student, classes=ORGANS, mask_values=VALUES, format=FORMAT_OF_CLASSES)))
+    return student, file
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SPL"])
+def test_a_volume_of_several_classes_holds_their_values_in_its_own_axes(codes, organs, tmp_path):
+    _, file = organs
+    path, _ = _volume(tmp_path / "case.nii.gz", nib.orientations.axcodes2ornt(tuple(codes)))
+    table = predict_files(Predictor(file), find_inputs([path]), tmp_path, overlay=True)
+    image, mask = nib.load(path), nib.load(tmp_path / table.at[0, "mask_file"])
+    assert np.array_equal(mask.affine, image.affine) and mask.get_data_dtype() == np.uint16
+    stored = np.asanyarray(mask.dataobj)
+    assert set(np.unique(stored)) <= set(VALUES) and len(np.unique(stored)) > 2
+    for name, value in zip(ORGANS[1:], VALUES[1:], strict=True):
+        count = int((stored == value).sum())
+        assert table.at[0, f"pixels[{name}]"] == count
+        assert table.at[0, f"milliliters[{name}]"] == pytest.approx(count * 0.6 * 0.7 * 3.5 / 1000, rel=1e-4)
+    assert table.at[0, "foreground"] == (stored > 0).sum()
+
+
+def test_the_class_of_a_pixel_is_the_students_own_and_of_enlarged_probabilities(organs, tmp_path):
+    student, file = organs
+    own, wide = _picture(tmp_path, "own.png", size=(SIDE, SIDE)), _picture(tmp_path, "wide.png", size=(70, 45))
+    table = predict_files(Predictor(file), find_inputs([own, wide]), tmp_path / "out").set_index("name")
+    for path in (own, wide):
+        pixels = torch.from_numpy(squashed(Image.open(path), SIDE)).permute(2, 0, 1)[None].float() / 255
+        with torch.inference_mode():
+            logits = student(pixels)
+        width, height = Image.open(path).size
+        if path == wide:
+            chances = logits.softmax(1)[0].numpy()
+            resized = [Image.fromarray(chance).resize((width, height), Image.Resampling.BILINEAR) for chance in chances]
+            expected = np.stack([np.asarray(chance) for chance in resized]).argmax(0)
+        else:
+            expected = logits[0].argmax(0).numpy()
+        found = np.asarray(Image.open(tmp_path / "out" / table.at[path.stem, "mask_file"]))
+        assert found.shape == (height, width)
+        assert (np.array(VALUES)[expected] != found).mean() < 0.002, "but where two classes tie"
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SPL", "ASR"])

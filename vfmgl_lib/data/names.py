@@ -86,3 +86,8 @@ def _clashes(kind: str, what: str, names: Mapping[str, str]) -> list[str]:
 def _spelt(name: str) -> str:
     """A name, and where it holds other letters than ASCII how it is coded: spellings may look alike."""
     return repr(name) if name.isascii() else f"{name!r} = {name!a}"
+
+
+def probability_column(name: str) -> str:
+    """The column of a table of predictions that holds the probability of one of more than two classes."""
+    return f"probability[{name}]"

@@ -36,7 +36,7 @@ class VolumeSlice:
     Attributes:
         index: the slice's position in its volume, from 0.
         image: (H, W, 3) uint8; the slice below, the slice itself, the slice above.
-        mask: (H, W) uint8 of 0 and 1, or None.
+        mask: (H, W) uint8 of class indices, or None.
     """
 
     index: int
@@ -44,12 +44,13 @@ class VolumeSlice:
     mask: np.ndarray | None
 
 
-def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None) -> list[VolumeSlice]:
+def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None, classes: int = 2) -> list[VolumeSlice]:
     """All usable slices of a volume, in its order.
 
     Args:
         volume: (D, H, W), any real type and unit; D at least 3, slices along the first axis.
-        mask: (D, H, W) of 0 and 1, or None: then slices without gland are kept as well.
+        mask: (D, H, W) of class indices, or None: then slices without foreground are kept as well.
+        classes: K; the mask holds 0 to K - 1.
     Returns: one VolumeSlice for each slice that has two neighbours and, with a mask, some foreground.
     Raises: ValueError: another number of dimensions, too few slices, NaN or infinite values, a volume whose minimum is
         its 0.99 quantile (a constant one), a mask of another shape or with other values; the message names what was found.
@@ -63,8 +64,9 @@ def volume_slices(volume: np.ndarray, mask: np.ndarray | None = None) -> list[Vo
         mask = np.asarray(mask)
         if mask.shape != volume.shape:
             raise ValueError(f"mask must have the volume's shape {volume.shape}, got {mask.shape}")
-        if not np.isin(mask, (0, 1)).all():
-            raise ValueError(f"mask must hold 0 and 1 only, got {', '.join(f'{value:g}' for value in np.unique(mask)[:8])}")
+        if not np.isin(mask, range(classes)).all():
+            allowed = "0 and 1" if classes == 2 else f"0 to {classes - 1}"
+            raise ValueError(f"mask must hold {allowed} only, got {', '.join(f'{value:g}' for value in np.unique(mask)[:8])}")
         mask = mask.astype(np.uint8)
 
     scaled = to_bytes(volume)

@@ -1,7 +1,8 @@
 """Probabilities of a classification: their columns, the cutoff from which one is called positive, and the mean of a patient's images.
 
 Of two classes there is one column, `probability`, of class 1. Of more there is one a class, `probability[<name of the class>]`, in the
-order of the classes' numbers, and the class with the highest probability is called (of equal ones the first): there is no cutoff.
+order of the classes' numbers (`data.names.probability_column`), and the class with the highest probability is called (of equal ones the
+first): there is no cutoff.
 """
 
 from __future__ import annotations
@@ -13,13 +14,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from vfmgl_lib.data.names import probability_column
+
 OF_CLASS = re.compile(r"probability\[(.*)\]", re.DOTALL)
 NOBODY = float(np.nextafter(1.0, 2.0))  # the cutoff that no probability reaches, not even one of exactly 1
-
-
-def probability_column(name: str) -> str:
-    """The column of one of more than two classes."""
-    return f"probability[{name}]"
 
 
 def class_names(table: pd.DataFrame) -> tuple[str, ...]:

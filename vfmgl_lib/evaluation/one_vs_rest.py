@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vfmgl_lib.evaluation.classification import class_names, probability_column
+from vfmgl_lib.data.names import probability_column
+from vfmgl_lib.evaluation.classification import class_names
 
 BETWEEN = " · "  # a centre and a class
 AUC_OF = re.compile(r"auc\[(.*)\]", re.DOTALL)

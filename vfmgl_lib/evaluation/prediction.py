@@ -14,7 +14,8 @@ from PIL import Image
 
 from vfmgl_lib.data.label_masks import encoded
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
-from vfmgl_lib.evaluation.classification import by_patient, probability_column, youden_cutoff
+from vfmgl_lib.data.names import probability_column
+from vfmgl_lib.evaluation.classification import by_patient, youden_cutoff
 from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts
 from vfmgl_lib.models.batch_norm import uses_batch_statistics
 from vfmgl_lib.models.students import Student

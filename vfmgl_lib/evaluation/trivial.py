@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.evaluation.classification import probability_column
+from vfmgl_lib.data.names import probability_column
 from vfmgl_lib.evaluation.segmentation import image_counts, image_dice
 
 Rule = Callable[[np.ndarray], np.ndarray]  # a grey image (S, S) in [0, 1] -> class indices (S, S)

@@ -131,7 +131,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
         evidence = torch.cat([against_others(classifier.weight, k) for k in ((1,) if len(classes) == 2 else classes)]).tolist()
     phantoms = is_phantom(study)
     return Description(
-        format=FORMAT if len(manifest.classes) == 2 else FORMAT_OF_CLASSES,
+        format=FORMAT if len(manifest.classes) == 2 and not manifest.mask_values else FORMAT_OF_CLASSES,
         library=__version__,
         task=settings.task,
         kind=manifest.task_kind,

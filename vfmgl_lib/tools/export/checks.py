@@ -12,8 +12,9 @@ import torch
 
 from vfmgl_lib.data.images import decode_image, decode_mask
 from vfmgl_lib.data.loading import ImageDataset
+from vfmgl_lib.data.names import probability_column
 from vfmgl_lib.data.preprocessing import squashed
-from vfmgl_lib.evaluation.classification import class_names, own_class, probability_column, probability_columns
+from vfmgl_lib.evaluation.classification import class_names, own_class, probability_columns
 from vfmgl_lib.evaluation.metric import metrics_of
 from vfmgl_lib.evaluation.rounds import with_order
 from vfmgl_lib.evaluation.segmentation import image_counts, image_dice, undefined_counts

@@ -46,7 +46,7 @@ class Description:
     """What an exported model says of itself.
 
     Attributes:
-        format: of these very fields; `FORMAT_OF_CLASSES` of a model of more than two classes.
+        format: of these very fields; `FORMAT_OF_CLASSES` of a model of more than two classes or with `mask_values`.
         library: version of vfmgl_lib that exported it.
         task, kind, classes: e.g. "nuclei", "segmentation", ("background", "nucleus"); of two classes 1 is the positive one.
         image_size: S, the input is (B, 3, S, S) float32 in [0, 1].

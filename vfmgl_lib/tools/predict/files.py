@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 from vfmgl_lib.base.files import Steps, file_name, reason, shown, write_bytes
 from vfmgl_lib.data.images import ImageError, decode_image, png
 from vfmgl_lib.data.label_masks import class_color, encoded
-from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.names import probability_column, same_name
 from vfmgl_lib.data.preprocessing import restored, squashed, stacked_series, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
@@ -41,13 +41,9 @@ def columns_of(description: Description) -> list[str]:
     if len(description.classes) == 2:
         return names
     if description.kind == "classification":
-        return [*names[:4], *map(probability_of, description.classes), *names[5:7], "evidence_for", *names[7:]]
+        return [*names[:4], *map(probability_column, description.classes), *names[5:7], "evidence_for", *names[7:]]
     kinds, place = (PIXELS, MILLILITERS) if "volume" in description.reads else (PIXELS,), names.index("mask_file")
     return [*names[:place], *(kind.format(title) for kind in kinds for title in description.classes[1:]), *names[place:]]
-
-
-def probability_of(name: str) -> str:
-    return f"probability[{name}]"
 
 
 def predict_files(
@@ -176,7 +172,7 @@ def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[
         if not (np.isfinite(chance).all() and np.isfinite(activation).all()):
             row["error"] = f"{row['file']}: {UNDEFINED}"
             continue
-        row |= dict(zip(map(probability_of, about.classes), chance.tolist(), strict=True))
+        row |= dict(zip(map(probability_column, about.classes), chance.tolist(), strict=True))
         row |= {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
         if about.unit == "image":
             row["predicted"] = about.classes[number]
@@ -377,7 +373,7 @@ def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     Undefined, with the reason in `error`, where an image of the folder has no prediction.
     """
     rows, about = [], predictor.description
-    columns = ["probability"] if len(about.classes) == 2 else [probability_of(name) for name in about.classes]
+    columns = ["probability"] if len(about.classes) == 2 else [probability_column(name) for name in about.classes]
     for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
         lacking = own[own[columns].isna().any(axis=1)]
         chances = {name: float(own[name].mean()) if lacking.empty else float("nan") for name in columns}
