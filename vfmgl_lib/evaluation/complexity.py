@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import FootprintSettings
+from vfmgl_lib.models.networks import network_for_counting, network_form
 from vfmgl_lib.models.students import build_student
 from vfmgl_lib.models.teachers import architecture
 
@@ -57,20 +57,22 @@ def student_shape(settings: StudySettings) -> nn.Module:
         return build_student(settings.student.name, settings.data.class_count, settings.student.width)
 
 
-def teacher_shape(source: str) -> nn.Module:
+def teacher_shape(source: str, image_size: int | None = None) -> nn.Module:
     """The network of a timm teacher without content.
 
+    Args:
+        image_size: of its images; None: the one that it was built for.
     Raises: TeacherError: a file that does not say what network it is of.
     """
-    name, arguments = _network(source)
-    with torch.device("meta"):
-        return timm.create_model(name, pretrained=False, **arguments)
-
-
-def _network(source: str) -> tuple[str, dict]:
-    """timm's name of a teacher's network and its arguments, as a feature extractor."""
     name, arguments, _ = architecture(source)
-    return name, {"num_classes": 0} | ({"dynamic_img_size": True} if name.startswith("vit_") else {}) | arguments
+    with torch.device("meta"):
+        return network_for_counting(name, arguments, image_size or network_form(name, arguments).own)
+
+
+def _teacher_side(settings: StudySettings) -> int:
+    """Pixels along a side of what the teacher sees."""
+    name, arguments, _ = architecture(settings.teacher.source)
+    return network_form(name, arguments).side(name, settings.teacher.grid, settings.teacher.image_size)
 
 
 def counted(settings: StudySettings, what: str) -> pd.DataFrame:
@@ -79,10 +81,10 @@ def counted(settings: StudySettings, what: str) -> pd.DataFrame:
     Args:
         what: which settings these are, e.g. "paper": the column `settings`.
     """
-    name, student = _network(settings.teacher.source)[0], settings.student
-    teacher_size = settings.teacher.image_size or settings.teacher.grid * _patch(name)
+    source, student = settings.teacher.source, settings.student
+    side = _teacher_side(settings)
     rows = [
-        {"model": "teacher", "network": name, "image_size": teacher_size, **count(teacher_shape(settings.teacher.source), teacher_size)},
+        {"model": "teacher", "network": architecture(source)[0], "image_size": side, **count(teacher_shape(source, side), side)},
         {
             "model": "student",
             "network": student.network,
@@ -91,12 +93,6 @@ def counted(settings: StudySettings, what: str) -> pd.DataFrame:
         },
     ]
     return pd.DataFrame(rows).assign(settings=what)
-
-
-def _patch(name: str) -> int:
-    """Pixels along a token of a ViT; a CNN's grid has strides of 16."""
-    found = [part.removeprefix("patch") for part in name.split(".")[0].split("_") if part.startswith("patch")]
-    return int(found[0]) if found else 16
 
 
 def measured(
@@ -111,9 +107,8 @@ def measured(
     Returns: as `footprint`.
     """
     how = footprint_settings or settings.footprint
-    name, arguments = _network(settings.teacher.source)
-    size, student = settings.data.image_size, settings.student
-    seen = settings.teacher.image_size or settings.teacher.grid * _patch(name)
+    name, arguments, _ = architecture(settings.teacher.source)
+    size, student, seen = settings.data.image_size, settings.student, _teacher_side(settings)
     teachers = {"teacher": {"teacher": name, "arguments": arguments, "image_size": seen}}
     students = {"student": {"student": student.name, "classes": settings.data.class_count, "width": student.width, "image_size": size}}
     tables = []

@@ -62,10 +62,10 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
     torch.set_num_threads(order["threads"])
     device = torch.device(order["device"])
     if "teacher" in order:
-        import timm
+        from vfmgl_lib.models.networks import network_for_counting
 
         before = _status("VmRSS")
-        model = timm.create_model(order["teacher"], pretrained=False, **order["arguments"])
+        model = network_for_counting(order["teacher"], order["arguments"], order["image_size"])
     else:
         before = _status("VmRSS")
         model = build_student(order["student"], order.get("classes", 2), order["width"])

@@ -6,8 +6,8 @@ Segmentation: logistic regression on each patch token, labelled by the share of 
 bilinearly to the student's size, and their bias is moved so that 0.5 becomes the cutoff with the highest mean Dice on the training set: a
 probe that is fitted to shares reaches 0.5 nowhere where the structures are small. More than two classes have a multinomial logistic
 regression on the shares of each, and the biases of the foreground classes are moved one after the other. Either becomes one linear layer,
-so that the model is an ordinary module. A CNN serves by its last level, pooled, or by its stride-16 level as tokens. One round, nothing
-leaves the centre.
+so that the model is an ordinary module. A CNN or another network of levels serves by its last level, pooled, or by its stride-16 level as
+tokens. One round, nothing leaves the centre.
 
 Deviations: the paper does not say which classifier it puts on Virchow nor which embedding; Virchow's own probes read the class token beside
 the mean of the patch tokens. The classifier is fitted to its optimum and not by steps of gradient descent. The model sees the teacher's own
@@ -38,7 +38,6 @@ from vfmgl_lib.methods.record import Method
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.models.teachers import Teacher
 
-STRIDE_16 = 2  # position of a CNN's stride-16 level among its stacks
 CERTAIN = 30.0  # logit of a class that is the only one: its probability is 1 in float32
 ITERATIONS = 1000
 CHUNK = 32  # samples whose logits are in memory at once
@@ -64,7 +63,7 @@ class Probe(Student):
         super().__init__()
         self.extract = _Frozen(teacher, cache)
         self.output_size, self.stage_channels = output_size, {}
-        stack = STRIDE_16 if not teacher.is_vit and output_size else -1
+        stack = teacher.dense_stack if output_size else -1
         self.stack, self.classifier = stack, nn.Linear(teacher.stack_shapes[stack][1], classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)

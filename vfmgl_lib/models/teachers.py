@@ -1,4 +1,4 @@
-"""Frozen teachers: any timm ViT (grid features after four blocks) or timm CNN (`features_only` levels).
+"""Frozen teachers: any timm network that gives maps (`models.networks`: after four blocks, or of its four deepest levels).
 
 `models.teacher_names` says how a teacher is named.
 """
@@ -8,31 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
-import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
-from timm.models import get_pretrained_cfg, is_model_in_modules, load_model_config_from_hf
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from vfmgl_lib.base.files import sha256
-from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.base.surroundings import about_proxy
+from vfmgl_lib.models.hub_files import CONFIG, WEIGHTS, hub_file, read_config, told_by_weights
+from vfmgl_lib.models.networks import GRID_STRIDE, Form, check_name, create, extractor, network_form
 from vfmgl_lib.models.teacher_names import ELSE, HUB, POCKET, POCKET_FILE, TeacherError, TeacherSource
-from vfmgl_lib.models.weights import described, is_safetensors, read_metadata, read_weights
+from vfmgl_lib.models.weights import Weights, described, is_safetensors, read_metadata, read_tensors, read_weights
 
 log = logging.getLogger(__name__)
-CNN_STRIDES = (4, 8, 16, 32)
-CNN_GRID_STRIDE = 16  # a CNN's grid is the side of its stride-16 level, so that `grid` means about the same for both families
 POCKET_ARGUMENTS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}  # left out of identities, as before others were in them
 TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
 HUB_HOST = urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
@@ -46,7 +43,7 @@ def doubts_about(teacher: str) -> list[str]:
     """
     source = TeacherSource.parse(teacher)
     random = source.random or "RANDOM" in teacher
-    drawn = not random and (DRAWN in teacher or (Path(source.weights).is_file() and _described(source).get(TRAINED_ON) == DRAWN))
+    drawn = not random and (DRAWN in teacher or (Path(source.weights).is_file() and _metadata(source).get(TRAINED_ON) == DRAWN))
     return ["a teacher with RANDOM weights"] * random + ["a teacher that has seen DRAWN images alone"] * drawn
 
 
@@ -63,28 +60,27 @@ class Teacher(nn.Module):
     """
 
     autocast = False
-    backbone: Any  # a timm ViT, or a CNN's `features_only` form
+    backbone: Any  # a timm network, or a CNN's `features_only` form
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        blocks: tuple[int, ...],
-        image_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ):
+    def __init__(self, backbone: nn.Module, form: Form, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
-        self.is_vit = isinstance(backbone, VisionTransformer)
-        self.blocks, self.image_size = blocks, image_size
+        self.form, self.image_size = form, image_size
+        self.blocks = tuple(index + 1 for index in form.indices) if form.blocks else ()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.description = self.identity = ""
         stacks = self(torch.zeros(1, 3, image_size, image_size))
         self.stack_shapes = [(s.shape[1], s.shape[2], s.shape[3]) for s in stacks]
-        self.block_names = [f"block {b}" for b in blocks] if self.is_vit else [f"stride {s}" for s in CNN_STRIDES]
+        self.block_names = list(form.names)
+
+    @property
+    def dense_stack(self) -> int:
+        """The place of the stack whose grid is nearest to that of stride 16: it serves as tokens where one stack must do."""
+        grids = [grid for _, _, grid in self.stack_shapes]
+        return min(range(len(grids)), key=lambda place: abs(grids[place] - self.image_size / GRID_STRIDE))
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode: a frozen teacher has no training mode."""
@@ -96,7 +92,7 @@ class Teacher(nn.Module):
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1]; resized to the teacher's side if needed, then normalised as the teacher expects.
-        Returns: stacks (B, M, C_t, g, g): one of all blocks for a ViT (through its final norm), one per level (M = 1) for a CNN.
+        Returns: stacks (B, M, C_t, g, g): one of all blocks, or one per level (M = 1), see `models.networks`.
         """
         with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast and images.is_cuda):
             return [torch.cat(parts).float() for parts in zip(*map(self._maps, images.split(1)), strict=True)]
@@ -111,11 +107,7 @@ class Teacher(nn.Module):
         if tuple(images.shape[-2:]) != side:
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=False, antialias=True)
         images = (images - self.mean) / self.std
-        if not self.is_vit:
-            return [level[:, None] for level in self.backbone(images)]
-        indices = [block - 1 for block in self.blocks]
-        maps = self.backbone.forward_intermediates(images, indices=indices, norm=True, output_fmt="NCHW", intermediates_only=True)
-        return [torch.stack(maps, dim=1)]
+        return self.form.maps(self.backbone, images)
 
 
 def load_teacher(
@@ -131,85 +123,151 @@ def load_teacher(
     """Loads and freezes a teacher.
 
     Args:
-        text: which teacher and weights (module docstring).
-        grid: g, tokens along a side; the image side becomes g * patch (ViT) or 16 g (CNN).
-        image_size: sets the side explicitly instead; the patch (CNN: 32) must divide it.
-        blocks: 1-based ViT blocks; default 1, D/3, 2D/3, D (DINOv2 ViT-B: 1, 4, 8, 12). A CNN has its strides 4, 8, 16, 32.
+        text: which teacher and weights (`models.teacher_names`).
+        grid: g, tokens along a side; the image side becomes g * patch (a network of blocks) or 16 g (one of levels), or the nearest that
+            the network takes: Swin's windows fit in whole multiples of its own side, MaxViT and some others take their own side alone.
+        image_size: sets the side explicitly instead; the patch (levels: the deepest stride) must divide it.
+        blocks: 1-based, of a network of blocks; default 1, D/3, 2D/3, D (DINOv2 ViT-B: 1, 4, 8, 12). Refused where there are levels.
         model_args: additional arguments of `timm.create_model`, where a file's metadata does not name them.
-        mean, std: of the channels red, green, blue in [0, 1], which images are normalised by; None: what the file's metadata say, else what
-            timm has for this network.
-    Raises: TeacherError: for an unknown name, weights that cannot be read or do not fit, a size that the patch does not divide.
+        mean, std: of the channels red, green, blue in [0, 1], which images are normalised by; None: what the file's metadata or the hub's
+            config say, else what timm has for this network.
+    Raises: TeacherError: for an unknown name, a network without maps, weights that cannot be read or do not fit, a size it does not take.
     """
     source, asked_for = TeacherSource.parse(text), bool(mean or std)
     if text == POCKET:
         _check_pocket()
-    name, described_arguments, metadata = architecture(text)
-    arguments = described_arguments | (model_args or {})
-    from_file = source.weights != "hub" and not source.random
-    if from_file:  # before memory is taken for what the arguments ask for
+    found = _described(source)
+    name, metadata, arguments = found.name, found.metadata, found.arguments | (model_args or {})
+    weights = None
+    if found.file:  # before memory is taken for what the arguments ask for
         with torch.device("meta"):
-            empty = _create(name, arguments, "")
-        weights = read_weights(Path(source.weights), empty, name)
-    full = _create(name, arguments, source.name if source.weights == "hub" and not source.random else "")
-    if from_file:
-        full.load_state_dict(weights.state, strict=False)  # `read_weights` is strict
+            empty = create(name, arguments)
+        weights = read_weights(found.file, empty, name, found.tensors)
+    form = network_form(name, arguments, blocks)
+    side = form.side(name, grid, image_size)
+    full = _full_network(source, name, arguments, weights)
     usual = resolve_model_data_config(full)
-    mean = tuple(mean) if mean else _three_numbers(source, metadata, "mean") if "mean" in metadata else tuple(usual["mean"])
-    std = tuple(std) if std else _three_numbers(source, metadata, "std") if "std" in metadata else tuple(usual["std"])
-
-    patch, step = (full.patch_embed.patch_size[0],) * 2 if isinstance(full, VisionTransformer) else (CNN_GRID_STRIDE, 32)
-    side = image_size if image_size is not None else grid * patch
-    if side <= 0 or side % step:
-        asked = f"teacher.image_size {side}" if image_size is not None else f"teacher.grid {grid} (side {side})"
-        raise TeacherError(f"{asked}: {name} needs a multiple of {step}, e.g. {max(1, round(side / step)) * step}")
-    if isinstance(full, VisionTransformer):
-        depth = len(full.blocks)
-        blocks = blocks or tuple(dict.fromkeys((1, max(1, depth // 3), max(1, 2 * depth // 3), depth)))
-        if min(blocks) < 1 or max(blocks) > depth:
-            raise TeacherError(f"teacher.blocks {list(blocks)}: {name} has blocks 1 to {depth}")
-        backbone: nn.Module = full
-    else:
-        backbone, blocks = _feature_levels(full, name, arguments), ()
+    mean = tuple(mean) if mean else _three_numbers(found, "mean") if "mean" in metadata else tuple(usual["mean"])
+    std = tuple(std) if std else _three_numbers(found, "std") if "std" in metadata else tuple(usual["std"])
     try:
-        teacher = Teacher(backbone, blocks, side, mean, std)
-    except RuntimeError as error:
-        raise TeacherError(f"teacher {text}: {name} with {arguments} takes no image of 3 channels ({str(error)[:120]})") from error
-    parts = [POCKET] if text == POCKET else [source.name or name, _where(source, weights.prefix if from_file else "")]
-    if TRAINED_ON in metadata and not source.random:
-        parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
-    parts.append(f"{side} x {side}")
-    if asked_for or (from_file and not {"mean", "std"} <= metadata.keys()):
-        parts.append(f"mean {_in_words(mean)} std {_in_words(std)}")
-    if from_file and teacher.is_vit and text != POCKET and weights.positions not in (None, side // patch):
-        parts.append(f"positions resampled from {weights.positions} x {weights.positions} to {side // patch} x {side // patch}")
-    teacher.description = ", ".join(parts)
-    teacher.identity = _identity(teacher, name, blocks, arguments)
+        teacher = Teacher(extractor(full, form, name, arguments, side), form, side, mean, std)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        said = f"takes no image of 3 channels, {side} x {side}" if isinstance(error, RuntimeError) else f"takes no image of {side} x {side}"
+        raise TeacherError(f"teacher {text}: {name} with {arguments} {said} ({str(error)[:120]})") from error
+    teacher.description = _description(text, source, found, teacher, weights, grid, asked_for)
+    teacher.identity = _identity(teacher, name, arguments)
     log.info("teacher: %s", teacher.description)
     return teacher
 
 
+@dataclass(frozen=True)
+class _Described:
+    """What is known of a teacher before it is built.
+
+    Attributes:
+        name, arguments: of timm's model.
+        metadata: what describes it besides, {} of others: mean and std as JSON, trained_on.
+        told: those of the arguments that only the weights tell.
+        file: with its weights; None: random ones, or timm's own from the hub.
+        tensors: of the file, where they have been read.
+    """
+
+    name: str
+    arguments: dict
+    metadata: dict[str, str]
+    told: dict = field(default_factory=dict)
+    file: Path | None = None
+    tensors: dict[str, Tensor] | None = None
+
+
 def architecture(text: str) -> tuple[str, dict, dict[str, str]]:
-    """timm's name of the network, its arguments, and the metadata of a file that describes itself ({} of others).
+    """timm's name of the network, its arguments, and the metadata of a file or a repository that describes itself ({} of others).
 
     Raises: TeacherError: a file that is not there or does not say what network its weights belong to; a repository out of reach.
     """
-    source = TeacherSource.parse(text)
+    found = _described(TeacherSource.parse(text))
+    return found.name, found.arguments, found.metadata
+
+
+def _described(source: TeacherSource) -> _Described:
     if source.name.startswith(HUB):
-        try:
-            _, name, arguments = load_model_config_from_hf(source.name.removeprefix(HUB))
-        except Exception as error:  # the client's kinds of error change with its version
-            raise _not_from_the_hub(source.name, error) from error
-        return name, arguments or {}, {}
-    metadata = _described(source)
+        return _described_by_hub(source)
+    if source.weights == "hub":
+        return _Described(source.name, {}, {})
+    path = Path(source.weights)
+    metadata, file = _metadata(source), None if source.random else path
     name = source.name or metadata.get("architecture", "")
-    if not name and not os.path.isfile(source.weights):
-        raise TeacherError(f"teacher weights {source.weights}: no such file")
+    if not name and not path.is_file():
+        raise TeacherError(f"teacher weights {path}: no such file")
+    beside = path.with_name(CONFIG)
+    if not name and beside.is_file():
+        return _by_config(beside, path, file)
     if not name:
         raise TeacherError(
-            f"teacher {text}: the file does not name its architecture in its metadata; write NAME={source.weights}, NAME a timm model"
+            f"teacher {path}: the file does not name its architecture in its metadata; write NAME={path}, NAME a timm model, or put the "
+            f"{CONFIG} of its repository beside it"
         )
-    arguments = described(Path(source.weights), metadata, "model_args", dict) if "model_args" in metadata else {}
-    return name, arguments, metadata
+    arguments = described(path, metadata, "model_args", dict) if "model_args" in metadata else {}
+    return _Described(name, arguments, metadata, file=file)
+
+
+def _described_by_hub(source: TeacherSource) -> _Described:
+    """By a repository's config and weights. Of random ones the config is enough; cached weights are still asked for what they tell."""
+    repository = source.name.removeprefix(HUB)
+    try:
+        config = hub_file(repository, CONFIG)
+        try:
+            weights: Path | None = hub_file(repository, *WEIGHTS, cached_only=source.random)
+        except LocalEntryNotFoundError:
+            if not source.random:
+                raise
+            weights = None
+    except Exception as error:  # the client's kinds of error change with its version
+        raise _not_from_the_hub(source.name, error) from error
+    return _by_config(config, weights, None if source.random else weights)
+
+
+def _by_config(config: Path, weights: Path | None, file: Path | None) -> _Described:
+    name, arguments, metadata = read_config(config)
+    if weights is None:
+        return _Described(name, arguments, metadata)
+    tensors = read_tensors(weights)
+    with torch.device("meta"):
+        told = told_by_weights(create(name, arguments, plain=True), tensors)
+    return _Described(name, told | arguments, metadata, told, file, tensors if file else None)
+
+
+def _full_network(source: TeacherSource, name: str, arguments: dict, weights: Weights | None) -> nn.Module:
+    try:
+        full = create(name, arguments, source.name if source.weights == "hub" and not source.random and weights is None else "")
+    except TeacherError:
+        raise
+    except Exception as error:  # the client's kinds of error change with its version
+        raise _not_from_the_hub(source.name, error) from error
+    if weights:
+        full.load_state_dict(weights.state, strict=False)  # `read_weights` is strict
+    return full
+
+
+def _description(
+    text: str, source: TeacherSource, found: _Described, teacher: Teacher, weights: Weights | None, grid: int, asked_for: bool
+) -> str:
+    side, metadata, form = teacher.image_size, found.metadata, teacher.form
+    parts = [POCKET] if text == POCKET else [source.name or found.name, _where(source, weights.prefix if weights else "")]
+    if TRAINED_ON in metadata and not source.random:
+        parts.append(f"pre-trained on {metadata[TRAINED_ON]}")
+    if found.told:
+        parts.append("with " + " ".join(f"{key} {value}" for key, value in found.told.items()) + " as its weights tell")
+    parts.append(f"{side} x {side}")
+    if form.sides != "any":
+        takes = "it takes no other" if form.sides == "own" else f"it takes whole multiples of {form.own}"
+        parts[-1] += f" ({takes})"
+    if asked_for or (weights and not {"mean", "std"} <= metadata.keys()):
+        parts.append(f"mean {_in_words(teacher.mean.flatten().tolist())} std {_in_words(teacher.std.flatten().tolist())}")
+    own_file = weights if source.weights != "hub" and text != POCKET else None
+    if own_file and form.blocks and own_file.positions not in (None, side // form.step):
+        parts.append(f"positions resampled from {own_file.positions} x {own_file.positions} to {side // form.step} x {side // form.step}")
+    return ", ".join(parts)
 
 
 def first_available(text: str) -> str:
@@ -235,21 +293,9 @@ def _repository(name: str) -> str:
     """Of a model on the hub; "" for one of timm's without weights there."""
     if name.startswith(HUB):
         return name.removeprefix(HUB)
-    _check_name(name)
+    check_name(name)
     known = get_pretrained_cfg(name)
     return (known.hf_hub_id if known else None) or ""
-
-
-def _check_name(name: str) -> None:
-    model = name.split(".")[0]
-    if not timm.is_model(model):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise TeacherError(f"teacher {name!r} is not a timm model; similar names: {', '.join(close) or 'none'}")
-    try:
-        get_pretrained_cfg(name)
-    except RuntimeError as error:
-        known = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
-        raise TeacherError(f"teacher {name!r}: timm has no such weights of {model}; there are {known}") from error
 
 
 def _is_cached(repository: str) -> bool:
@@ -278,22 +324,6 @@ def _check_pocket() -> None:
         raise TeacherError(f"teacher {POCKET}: {POCKET_FILE} is missing or damaged (its sha256 must be {expected}); restore it with git")
 
 
-def _create(name: str, arguments: dict, from_hub: str) -> nn.Module:
-    """The network; `from_hub`: the hub's name of its weights, "" for random ones."""
-    _check_name(name)
-    if is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
-        arguments = {"num_classes": 0, "dynamic_img_size": True} | arguments
-    with torch_seed(seed_sequence(0, "teacher", name)):
-        try:
-            return timm.create_model(from_hub or name, pretrained=bool(from_hub), **arguments)
-        except TypeError as error:
-            raise TeacherError(f"teacher {name}: its model arguments {arguments} do not fit: {error}") from error
-        except Exception as error:  # what a network's own code raises on arguments that cannot be, and the hub's client
-            if from_hub:
-                raise _not_from_the_hub(from_hub, error) from error
-            raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
-
-
 def _not_from_the_hub(name: str, error: Exception) -> TeacherError:
     return TeacherError(
         f"teacher {name}: its weights could not be had from the hub ({type(error).__name__}){about_proxy(HUB_HOST)}. "
@@ -302,19 +332,20 @@ def _not_from_the_hub(name: str, error: Exception) -> TeacherError:
     )
 
 
-def _described(source: TeacherSource) -> dict[str, str]:
+def _metadata(source: TeacherSource) -> dict[str, str]:
     """The metadata of a file that describes itself, {} of others."""
     path = Path(source.weights)
     return read_metadata(path) if source.weights != "hub" and is_safetensors(path) else {}
 
 
-def _three_numbers(source: TeacherSource, metadata: dict[str, str], key: str) -> tuple[float, ...]:
-    """A mean or standard deviation that a file's metadata name."""
-    values = described(Path(source.weights), metadata, key, list)
+def _three_numbers(found: _Described, key: str) -> tuple[float, ...]:
+    """A mean or standard deviation that the metadata name."""
+    path = found.file or Path(found.name)
+    values = described(path, found.metadata, key, list)
     good = len(values) == 3 and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
     if not good or (key == "std" and min(values) == 0):
         expected = "three numbers in [0, 1], std above 0"
-        raise TeacherError(f"teacher weights {source.weights}: {key} in its metadata is {values}, expected {expected}")
+        raise TeacherError(f"teacher weights {path}: {key} in its metadata is {values}, expected {expected}")
     return tuple(values)
 
 
@@ -328,28 +359,10 @@ def _where(source: TeacherSource, prefix: str) -> str:
     return "weights from the hub" if source.weights == "hub" else f"weights from {Path(source.weights).name}{f' ({prefix})' * bool(prefix)}"
 
 
-def _feature_levels(full: nn.Module, name: str, arguments: dict) -> nn.Module:
-    """The CNN's `features_only` form with the weights of `full`, at strides 4, 8, 16 and 32."""
-    arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
-    try:
-        network: Any = timm.create_model(name, features_only=True, **arguments)
-        reductions = network.feature_info.reduction()
-        indices = [reductions.index(stride) for stride in CNN_STRIDES]
-    except (RuntimeError, AttributeError, ValueError) as error:
-        raise TeacherError(f"teacher {name}: neither a ViT nor a CNN with levels at strides {CNN_STRIDES}") from error
-    levels = timm.create_model(name, features_only=True, out_indices=indices, **arguments)
-    own, state = levels.state_dict(), full.state_dict()
-    missing = sorted(set(own) - set(state))
-    if missing:
-        raise TeacherError(f"teacher {name}: its feature levels have tensors that its weights lack, e.g. {missing[:3]}")
-    levels.load_state_dict({key: state[key] for key in own})
-    return levels
-
-
-def _identity(teacher: Teacher, name: str, blocks: tuple[int, ...], arguments: dict) -> str:
+def _identity(teacher: Teacher, name: str, arguments: dict) -> str:
     """Of all that decides on the features: the same weights give others with another number of heads."""
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}  # no feature depends on the classifier
-    parts = [name, list(blocks), teacher.image_size, *([arguments] if arguments not in ({}, POCKET_ARGUMENTS) else [])]
+    parts = [name, list(teacher.blocks), teacher.image_size, *([arguments] if arguments not in ({}, POCKET_ARGUMENTS) else [])]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for key, tensor in sorted({**teacher.backbone.state_dict(), "mean": teacher.mean, "std": teacher.std}.items()):
         digest.update(key.encode())

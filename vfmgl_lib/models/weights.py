@@ -9,9 +9,13 @@ beside them is left out: heads of the pre-training, optimiser states. What a fil
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import math
 import re
+import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -28,6 +32,7 @@ from torch import Tensor, nn
 
 from vfmgl_lib.models.teacher_names import TeacherError
 
+log = logging.getLogger(__name__)
 AVERAGED = re.compile(r"teacher|ema(?![a-z])|momentum|encoder_k|target|average", re.IGNORECASE)
 # Layers that other programs put around a network's own, anywhere in a name: torch.compile, FSDP, activation checkpoints, mixed precision.
 AROUND = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
@@ -108,28 +113,40 @@ def described(path: Path, metadata: Mapping[str, str], key: str, kind: type) -> 
     return value
 
 
-def read_weights(path: Path, network: nn.Module, name: str) -> Weights:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file under their names in it, tables in tables joined by dots.
+
+    Raises: TeacherError: a file that cannot be read, or holds more than tensors and plain values, or no tensors.
+    """
+    content = _read(path)
+    tensors = _tensors(content)
+    if not tensors:
+        raise TeacherError(f"teacher weights {path}: hold no tensors but {_outline(content)}, expected a table of them")
+    return tensors
+
+
+def read_weights(path: Path, network: nn.Module, name: str, tensors: dict[str, Tensor] | None = None) -> Weights:
     """The weights of a file for this network, whose own content is not looked at (it may be on the meta device).
 
     Args:
         name: of the network, for messages.
+        tensors: of the file, where they have been read; None: they are read.
     Raises: TeacherError: a file that cannot be read or holds more than tensors and plain values; weights of another network, patch size or
         number of channels; values that are no numbers.
     """
-    content = _read(path)
-    tensors = _tensors(content)
+    tensors = read_tensors(path) if tensors is None else tensors
     own = network.state_dict()
-    if not tensors:
-        raise TeacherError(f"teacher weights {path}: hold no tensors but {_outline(content)}, expected {_expected(own)}")
     vit = isinstance(network, VisionTransformer)
     if vit:
         tensors = {CHUNKED.sub(r"blocks.\1.", key): tensor for key, tensor in tensors.items()}
     needed = _needed(own, network)
     prefix = _prefix(path, name, tensors, needed)
-    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    state = below(tensors, prefix)
     positions = _side(state["pos_embed"]) if vit and "pos_embed" in state else None
     if isinstance(network, VisionTransformer):
         state = _in_timms_layout(path, state, network, name)
+    elif _problems(state, own, needed, network, bool(prefix)):
+        prefix, state = _converted(tensors, prefix, own, needed, network)
     return Weights(_fitted(path, state, own, needed, network, name, bool(prefix)), prefix.removesuffix("."), positions)
 
 
@@ -206,9 +223,13 @@ def _tensors(content: object) -> dict[str, Tensor]:
 
 def _needed(own: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """What a feature extractor uses: all but the classifier."""
-    classifier = (getattr(network, "default_cfg", None) or {}).get("classifier") or ()
-    classifier = tuple(f"{layer}." for layer in ((classifier,) if isinstance(classifier, str) else classifier))
+    classifier = tuple(f"{layer}." for layer in _classifier(network))
     return {key: tensor for key, tensor in own.items() if not key.startswith(classifier)}
+
+
+def _classifier(network: nn.Module) -> tuple[str, ...]:
+    layers = (getattr(network, "default_cfg", None) or {}).get("classifier") or ()
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
@@ -244,6 +265,54 @@ def _in_timms_layout(path: Path, state: dict[str, Tensor], network: VisionTransf
         raise TeacherError(f"teacher weights {path} do not fit {name}: timm cannot convert them ({str(error)[:120]})") from error
 
 
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _converted(
+    tensors: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor], needed: Mapping[str, Tensor], network: nn.Module
+) -> tuple[str, dict[str, Tensor]]:
+    """The same weights through timm's own converter of their makers' layout, where they fit then; else as they are.
+
+    The converter of SAM, for one, looks for image_encoder. at the beginning of the names. So it is tried at each depth of the prefix. Those
+    of some families resample what belongs to another patch, window or image size; such weights are another network's and are refused.
+    """
+    convert: Any = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    parts = prefix.removesuffix(".").split(".") if prefix else []
+    for depth in reversed(range(len(parts) + 1)) if convert else ():
+        outer = "".join(f"{part}." for part in parts[:depth])
+        raw = below(tensors, outer)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the converter of EVA prints
+                state = convert(dict(raw), network)
+        except Exception as error:  # written for whole checkpoints of known makers
+            log.debug("%s does not convert these weights: %r", type(network).__module__, error)
+            continue
+        resampled = [key for key, tensor in state.items() if key in raw and tensor.numel() != raw[key].numel()]
+        if not resampled and not _problems(state, own, needed, network, bool(prefix)):
+            return outer, state
+    return prefix, below(tensors, prefix)
+
+
+def _problems(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Mapping[str, Tensor], network: nn.Module, wrapped: bool
+) -> list[str]:
+    """Why weights do not fit a network; [] if they do."""
+    heads = {"head", "fc", "classifier", *(layer.split(".")[0] for layer in _classifier(network))}
+    others = {key: key.split(".")[0] for key in state if key not in own}
+    additional = sorted(
+        key for key, part in others.items() if part not in heads and (not wrapped or hasattr(network, part) or TOKENS.fullmatch(part))
+    )
+    missing = sorted(key for key in needed if key not in state and not key.endswith(COUNTS))
+    wrong = [
+        f"{key} {tuple(state[key].shape)} of {state[key].dtype} instead of {tuple(tensor.shape)} of {tensor.dtype}"
+        for key, tensor in needed.items()
+        if key in state and (state[key].shape != tensor.shape or state[key].is_floating_point() != tensor.is_floating_point())
+    ]
+    return [f"missing {missing[:3]}"] * bool(missing) + [f"additional {additional[:3]}"] * bool(additional) + wrong[:3]
+
+
 def _fitted(
     path: Path,
     state: Mapping[str, Tensor],
@@ -256,20 +325,8 @@ def _fitted(
     """Strict but for what a feature extractor does not use; beside wrapped weights there may be others, but not inside the network's parts:
     these are of a deeper network, or of one that computes otherwise.
     """
-    heads = ("head", "fc", "classifier")
-    others = {key: key.split(".")[0] for key in state if key not in own}
-    additional = sorted(
-        key for key, part in others.items() if part not in heads and (not wrapped or hasattr(network, part) or TOKENS.fullmatch(part))
-    )
-    missing = sorted(key for key in needed if key not in state and not key.endswith(COUNTS))
     there = {key: tensor for key, tensor in state.items() if key in needed}
-    wrong = [
-        f"{key} {tuple(there[key].shape)} of {there[key].dtype} instead of {tuple(tensor.shape)} of {tensor.dtype}"
-        for key, tensor in needed.items()
-        if key in there and (there[key].shape != tensor.shape or there[key].is_floating_point() != tensor.is_floating_point())
-    ]
-    if missing or additional or wrong:
-        problems = [f"missing {missing[:3]}"] * bool(missing) + [f"additional {additional[:3]}"] * bool(additional) + wrong[:3]
+    if problems := _problems(state, own, needed, network, wrapped):
         nothing = "" if there else f"; none of its names is {name}'s, expected {_expected(own)}"
         raise TeacherError(f"teacher weights {path} do not fit {name}: {'; '.join(problems)}{nothing}")
     there = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in there.items()}
