@@ -61,11 +61,13 @@ class Findings:
 
     Attributes:
         reading: how the set's images are to be read, for the reader.
+        lines: path of an image -> its line in the table that somebody wrote, if there is one.
     """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reading: Reading = PLAIN
+    lines: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

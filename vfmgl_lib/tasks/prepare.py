@@ -25,26 +25,41 @@ from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
-from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
+from vfmgl_lib.data.manifest import (
+    COLUMNS,
+    SPLITS,
+    Manifest,
+    ManifestError,
+    check_manifest,
+    division_units,
+    read_manifest,
+    table_findings,
+    write_manifest,
+)
+from vfmgl_lib.data.people import PatientNames, matching_names, with_unique_patients
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
 from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
-from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
+from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, pattern_of, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
+from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
+from vfmgl_lib.tasks.samples import SAMPLES, read_samples
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
-SETTINGS = ("task", "source", "format", "split", "seed", "max_value")  # a folder holds one set of these
+# A folder holds one set of these; what a set of before does not say is as here.
+SETTINGS = ("task", "source", "format", "split", "seed", "max_value", "samples", "patients", "patient_pattern")
+EARLIER = {"samples": "", "patients": "own", "patient_pattern": ""}
 
 
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
-    """What the task's images may be handed out as; a folder is tried in this order."""
+    """What the task's images may be handed out as; a folder is tried in this order: a table of samples says most."""
     if record.reader:
-        return record.reader.FORMATS
-    return (LAYOUTS[record.folders].format,) if record.folders else ()
+        return (SAMPLES, *record.reader.FORMATS)
+    return (SAMPLES, LAYOUTS[record.folders].format) if record.folders else (SAMPLES,)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,9 @@ def prepare(
     split: SplitRule = "patient",
     seed: int = 42,
     max_value: float | None = None,
+    samples: Path | str = "",
+    patients: PatientNames = "own",
+    patient_pattern: str = "",
     progress: bool = True,
 ) -> Prepared:
     """Makes a manifest, and images where they have to be converted, of a download; goes on where an earlier call was interrupted.
@@ -80,11 +98,16 @@ def prepare(
             of slices where its lists lie in the source). The last two leak; the set says so wherever it is used.
         seed: of the split; 42 is the one the paper names for its endometrial task.
         max_value: what is white in images of more than 8 bits whose files do not declare it; None: as the datasheet says.
+        samples: a table of the images (`tasks.samples`), its paths relative to `source`; "": samples.csv in `source`, if it is there.
+        patients: "own": patients belong to their centre, one name at two centres is two patients; "shared": it is one (`data.people`).
+        patient_pattern: of folders of images, who is the patient by the file's name (`folders.pattern_of`); "": as the layout says.
     Returns: the set; `reused` if it was complete and its source is unchanged (names, sizes and times of the files).
     Raises: ManifestError: with all problems found, none of which stops before the others are known; or `out` holds another set.
     """
     source, out = Path(source), Path(out)
     record = find_task(task)
+    if patients not in get_args(PatientNames):
+        raise ManifestError(f"unknown patients {patients!r}, expected one of {', '.join(get_args(PatientNames))}")
     if split not in get_args(SplitRule):
         raise ManifestError(f"unknown split rule {split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if not source.is_dir():
@@ -97,22 +120,25 @@ def prepare(
     sheet = datasheet_of(task)
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
-    chosen = _format(record, source, format)
-    settings = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
+    listed = _listed_in(source, samples)
+    chosen = SAMPLES if samples and format in ("", SAMPLES.name) else _format(record, source, format)
+    _check_choice(chosen, samples, patient_pattern)
+    values = (task, str(source.resolve()), chosen.name, split, seed, reading.max_value, str(listed), patients, patient_pattern)
+    settings = dict(zip(SETTINGS, values, strict=True)) | ({} if chosen is SAMPLES else {"samples": ""})
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
-    patients = _patients(source, findings) if record.patient_table else None
+    people = _patients(source, findings) if record.patient_table else None
     cases = chosen.cases(source, findings) if chosen.cases else None
-    state = fingerprint(_listing(record, source.resolve(), chosen, cases), reading)
+    state = fingerprint(_listing(record, source.resolve(), chosen, cases, str(settings["samples"])), reading)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
         manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
         manifest = _read_in_place(record, source, chosen, findings, settings, progress)
-    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS else "")
-    _finish(task, source, out, manifest, patients, findings, settings | {"state": state})
+    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS and not patient_pattern else "")
+    _finish(task, source, out, manifest, people, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
@@ -137,12 +163,15 @@ def read_prepared(folder: Path | str, task: str = "") -> Prepared:
 
 
 def patients_of(manifest: Manifest) -> pd.DataFrame | None:
-    """The patient table that belongs to a manifest: beside its images or, if they were converted, beside their folder; None: there is none.
+    """The patient table that belongs to a manifest, with its names for the patients; None: there is none.
+
+    It lies beside the images or, if they were converted, beside their folder.
 
     Raises: ManifestError: as `read_patients`.
     """
     above = manifest.root.parent
-    return read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
+    listed = read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
+    return None if listed is None else listed.assign(patient=matching_names(listed, manifest.table))
 
 
 def is_prepared(folder: Path | str) -> bool:
@@ -194,6 +223,7 @@ def _earlier(out: Path, settings: dict) -> dict:
         if strange := [name for name in entries if not name.startswith(".")]:
             raise ManifestError(f"{out}: holds other files ({', '.join(strange[:3])}), expected a new folder or a set of 'prepare'")
         return {}
+    notes = EARLIER | notes
     differing = [f"{key} {notes.get(key)!r} instead of {value!r}" for key, value in settings.items() if notes.get(key) != value]
     if differing:
         raise ManifestError(f"{out}: holds a set prepared otherwise: {'; '.join(differing)}; choose another folder or delete it")
@@ -239,7 +269,7 @@ def _check(source: Path, manifest: Manifest, findings: Findings, patient_rule: s
     """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
     problems: list[str] = []
     if len(manifest.table) or not findings.problems:
-        problems, warnings = table_findings(manifest, not findings.problems, patient_rule)
+        problems, warnings = table_findings(manifest, not findings.problems, patient_rule, findings.lines)
         findings.warnings[:0] = warnings
     if findings.problems or problems:
         raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
@@ -249,7 +279,8 @@ def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd
     if patients is not None:
         findings.warnings += patient_warnings(manifest, patients)
     sheet = datasheet_of(task)
-    if sheet and not (source / PHANTOMS).is_file():  # those have counts of their own choosing
+    own = notes["format"] == SAMPLES.name or (source / PHANTOMS).is_file()  # these have counts of their own choosing
+    if sheet and not own:
         findings.warnings += compare_counts(manifest, sheet)
     converted = manifest.root != source.resolve()
     masks = {}
@@ -278,25 +309,58 @@ def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
         return None
 
 
-def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
+def _listed_in(source: Path, samples: Path | str) -> Path:
+    """The table of samples: a file of this name from here, else in the source.
+
+    Raises: ManifestError: there is none, or one here and another one in the source.
+    """
+    if not samples:
+        return source.resolve() / SAMPLES_FILE
+    found = list(dict.fromkeys(path.resolve() for path in (Path(samples), source / samples) if path.is_file()))
+    if len(found) > 1:
+        raise ManifestError(f"--samples {samples}: is {found[0]} or {found[1]}; name it by its whole path")
+    if not found:
+        raise ManifestError(f"--samples {samples}: no such file, neither from here ({Path.cwd()}) nor in {source}")
+    return found[0]
+
+
+def _check_choice(chosen: Format, samples: Path | str, patient_pattern: str) -> None:
+    if samples and chosen is not SAMPLES:
+        raise ManifestError(f"--samples {samples} and --format {chosen.name}: expected one of them, the table says where the images are")
+    if patient_pattern:
+        pattern_of(patient_pattern)
+        if chosen.name != FOLDERS:
+            raise ManifestError(
+                f"--patient-pattern is for folders of images, the format here is {chosen.name}, which says who is the patient"
+            )
+
+
+def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case] | None, samples: str) -> Iterator[Path]:
     """What says whether a source has changed: what its cases are read from, or its list of images where it has one; else all its files."""
+    if samples:
+        yield Path(samples)
     if cases is not None:
         yield from (file for case in cases for file in case.files)
         yield from sorted(entry for entry in source.iterdir() if entry.is_file())  # lists and tables beside the centres
         return
     lists = [source / name for name in getattr(record.reader, "LISTS", ()) if (source / name).is_file()]
-    yield from lists if lists and chosen.name != FOLDERS else sorted(source.rglob("*"))
+    yield from lists if lists and chosen.name not in (FOLDERS, SAMPLES.name) else sorted(source.rglob("*"))
 
 
 def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
     home = source.resolve()
     try:
-        if chosen.manifest:
+        if chosen is SAMPLES:
+            rules = {"names": settings["patients"], "may_divide": settings["split"] != "patient"}
+            read = read_samples(Path(settings["samples"]), source, record, findings, progress=progress, **rules)
+        elif chosen.manifest:
             read = chosen.manifest(source, findings)
         else:
-            read = read_folders(source, record.name, progress=progress, notes=findings.warnings, reading=findings.reading)
+            rules = {"names": settings["patients"], "patient_pattern": settings["patient_pattern"]}
+            read = read_folders(source, record.name, progress=progress, notes=findings.warnings, reading=findings.reading, **rules)
     except ManifestError as error:
-        raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
+        where = settings["samples"] or source
+        raise ManifestError.listing(where, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
         return _with_splits(read, settings, findings)
     if record.classes is None:
@@ -309,7 +373,8 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
     findings.warnings += remark_warnings(zip(read["path"], (found.remarks for found in inspections), strict=True), findings.reading)
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
-    return _with_splits(Manifest(home, record.kind, record.classes, readable, reading=findings.reading), settings, findings)
+    manifest = Manifest(home, record.kind, record.classes, readable, reading=findings.reading)
+    return _with_splits(_told_apart(manifest, settings, findings), settings, findings)
 
 
 def _convert(
@@ -324,6 +389,7 @@ def _convert(
         (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
     ]
     divided = Manifest(out / "data", record.kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
+    divided = _told_apart(divided, settings, findings)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
@@ -348,6 +414,7 @@ def _convert(
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
     manifest = Manifest((out / "data").resolve(), record.kind, classes, table, divided.split_unit, findings.reading)
+    manifest = _told_apart(manifest, settings, findings)
     if settings["split"] == "image":
         manifest = _shuffled(record, source, manifest, settings["seed"], findings)
     if not findings.problems:
@@ -355,20 +422,34 @@ def _convert(
     return manifest
 
 
+def _told_apart(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
+    """Patients of one name at several centres as the set's rule has them (`data.people`)."""
+    table, notes = with_unique_patients(manifest.table, settings["patients"])
+    findings.warnings += [note for note in notes if note not in findings.warnings]
+    return replace(manifest, table=table)
+
+
 def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
-    """The manifest with every row in a split, by the rule of `prepare`; external centres stay external."""
+    """The manifest with every row in a split, by the rule of `prepare`; external centres stay external.
+
+    A centre whose samples come without a split is divided, whatever the others bring.
+    """
     table, rule, seed = manifest.table, settings["split"], settings["seed"]
-    given = table["split"] != ""
-    divides = given.all() and (table.groupby("patient")["split"].nunique() > 1).any()
+    given, own = table["split"] != "", division_units(table)
+    divides = (table[given].groupby(own[given])["split"].nunique() > 1).any()
     if given.all() and (rule == "source" or (rule == "patient" and not divides)):
         return replace(manifest, split_unit="image" if divides else "patient")
-    if given.any() and not given.all():
-        raise ManifestError(f"{manifest.root}: {given.sum()} of {len(table)} samples have a split, expected all or none")
+    blank = set(table.loc[~given, "center"])
+    if partly := sorted(blank & set(table.loc[given, "center"])):
+        counts = f"{given.sum()} of {len(table)} samples have a split"
+        raise ManifestError(f"{manifest.root}: {counts}, expected all or none of a center (here: {', '.join(partly)})")
     if rule == "source":
-        raise ManifestError(f"{manifest.root}: --split source: the source names no split; use patient")
-    centers = manifest.training_centers if given.all() else manifest.centers
-    units = table["patient"] if rule == "patient" else table["id"]
-    whole = replace(manifest, table=table.assign(split=table["split"].mask(table["center"].isin(centers), "train"), patient=units))
+        raise ManifestError(f"{manifest.root}: --split source: the source names no split of {', '.join(sorted(blank))}; use patient")
+    redivided = manifest.training_centers if divides or rule == "image" else ()
+    centers = tuple(sorted(blank | set(redivided)))
+    units = own if rule == "patient" else table["id"]
+    moved = table.assign(split=table["split"].mask(table["center"].isin(centers), "train"), patient=units)
+    whole = replace(manifest, table=moved[list(COLUMNS)])
     counts = whole.table.groupby("center")["patient"].nunique()
     few = [center for center in centers if counts[center] < len(SPLITS)]
     expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
