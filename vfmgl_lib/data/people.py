@@ -33,7 +33,7 @@ def with_unique_patients(table: pd.DataFrame, names: PatientNames) -> tuple[pd.D
     notes = []
     for kind in ("patient", *([GROUP] if GROUP in table else [])):
         places = table.drop_duplicates(["center", kind])
-        places = places[[not UNIVERSAL.fullmatch(name) for name in places[kind]]]
+        places = places[~places[kind].map(UNIVERSAL.fullmatch).astype(bool)]
         again = places.assign(key=places[kind].map(same_name)).groupby("key").agg(name=(kind, "first"), centers=("center", "unique"))
         again = again[again["centers"].map(len) > 1]
         if len(again):

@@ -44,6 +44,7 @@ class Case:
         read: decodes and converts it; raises SourceError.
         label: the class's name in a classification, "" in a segmentation.
         split: "train", "val" or "test" as the source says; "": the task's split rule decides, by patient.
+        group: what its patient stays together with in one split; "": nobody.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     read: Callable[[], list[Picture]]
     label: str = ""
     split: str = ""
+    group: str = ""
 
 
 @dataclass

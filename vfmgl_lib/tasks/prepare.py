@@ -17,26 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
-from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
 from vfmgl_lib.data.manifest import (
     COLUMNS,
-    SPLITS,
+    GROUP,
     Manifest,
     ManifestError,
     check_manifest,
-    division_units,
     read_manifest,
     table_findings,
     write_manifest,
 )
-from vfmgl_lib.data.people import PatientNames, matching_names, with_unique_patients
+from vfmgl_lib.data.people import PatientNames, matching_names
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
@@ -45,10 +41,10 @@ from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, pattern_of, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
 from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
-from vfmgl_lib.tasks.samples import SAMPLES, read_samples
+from vfmgl_lib.tasks.samples import SAMPLES, SampleTable, read_samples, volume_cases
+from vfmgl_lib.tasks.splits import shuffled, told_apart, with_groups, with_splits
 
 SplitRule = Literal["patient", "source", "image"]
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
 # A folder holds one set of these; what a set of before does not say is as here.
 SETTINGS = ("task", "source", "format", "split", "seed", "max_value", "samples", "patients", "patient_pattern")
@@ -56,10 +52,9 @@ EARLIER = {"samples": "", "patients": "own", "patient_pattern": ""}
 
 
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
-    """What the task's images may be handed out as; a folder is tried in this order: a table of samples says most."""
-    if record.reader:
-        return (SAMPLES, *record.reader.FORMATS)
-    return (SAMPLES, LAYOUTS[record.folders].format) if record.folders else (SAMPLES,)
+    """What the task's images may be handed out as. A folder is tried in this order, a table of samples before all others."""
+    own = record.reader.FORMATS if record.reader else (LAYOUTS[record.folders].format,) if record.folders else ()
+    return (*own, SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -120,23 +115,28 @@ def prepare(
     sheet = datasheet_of(task)
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
-    listed = _listed_in(source, samples)
+    table = _listed_in(source, samples)
     chosen = SAMPLES if samples and format in ("", SAMPLES.name) else _format(record, source, format)
     _check_choice(chosen, samples, patient_pattern)
-    values = (task, str(source.resolve()), chosen.name, split, seed, reading.max_value, str(listed), patients, patient_pattern)
+    values = (task, str(source.resolve()), chosen.name, split, seed, reading.max_value, str(table), patients, patient_pattern)
     settings = dict(zip(SETTINGS, values, strict=True)) | ({} if chosen is SAMPLES else {"samples": ""})
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
     people = _patients(source, findings) if record.patient_table else None
-    cases = chosen.cases(source, findings) if chosen.cases else None
+    listed = SampleTable(Path(str(settings["samples"])), source, record) if chosen is SAMPLES else None
+    cases: list[Case] | None
+    if listed and listed.has_volumes:
+        cases = volume_cases(listed, findings, names=patients, may_divide=split != "patient")
+    else:
+        cases = chosen.cases(source, findings) if chosen.cases else None
     state = fingerprint(_listing(record, source.resolve(), chosen, cases, str(settings["samples"])), reading)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         return prepared
     if cases is not None:
         manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
-        manifest = _read_in_place(record, source, chosen, findings, settings, progress)
+        manifest = _read_in_place(record, source, chosen, findings, settings, progress, listed)
     _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS and not patient_pattern else "")
     _finish(task, source, out, manifest, people, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
@@ -208,7 +208,7 @@ def _format(record: TaskRecord, source: Path, name: str) -> Format:
             if candidate.name == name:
                 return candidate
         raise ManifestError(f"unknown format {name!r} of {task}, expected one of {', '.join(f.name for f in formats)}")
-    for candidate in formats:
+    for candidate in (SAMPLES, *formats):
         if candidate.recognise(source):
             return candidate
     expected = "; ".join(f"{f.name}: {f.description}" for f in formats)
@@ -347,12 +347,14 @@ def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case]
     yield from lists if lists and chosen.name not in (FOLDERS, SAMPLES.name) else sorted(source.rglob("*"))
 
 
-def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
+def _read_in_place(
+    record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool, listed: SampleTable | None
+) -> Manifest:
     home = source.resolve()
     try:
-        if chosen is SAMPLES:
+        if listed:
             rules = {"names": settings["patients"], "may_divide": settings["split"] != "patient"}
-            read = read_samples(Path(settings["samples"]), source, record, findings, progress=progress, **rules)
+            read = read_samples(listed, findings, progress=progress, **rules)
         elif chosen.manifest:
             read = chosen.manifest(source, findings)
         else:
@@ -362,7 +364,7 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
         where = settings["samples"] or source
         raise ManifestError.listing(where, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
-        return _with_splits(read, settings, findings)
+        return with_splits(read, settings, findings)
     if record.classes is None:
         raise ManifestError(f"{record.name}: its reader lists images by number of class, but task.yaml names no classes; add them there")
     if findings.problems:  # what is not there is reported already
@@ -374,7 +376,7 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
     manifest = Manifest(home, record.kind, record.classes, readable, reading=findings.reading)
-    return _with_splits(_told_apart(manifest, settings, findings), settings, findings)
+    return with_splits(told_apart(manifest, settings, findings), settings, findings)
 
 
 def _convert(
@@ -386,14 +388,15 @@ def _convert(
     segmentation = record.is_segmentation
     classes = record.classes or tuple(sorted({case.label for case in cases}))
     listed = [
-        (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
+        (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "", c.group)
+        for c in cases
     ]
-    divided = Manifest(out / "data", record.kind, classes, pd.DataFrame(listed, columns=list(COLUMNS)), reading=findings.reading)
-    divided = _told_apart(divided, settings, findings)
+    divided = Manifest(out / "data", record.kind, classes, with_groups(listed), reading=findings.reading)
+    divided = told_apart(divided, settings, findings)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
-        divided = _with_splits(divided, settings, findings)
+        divided = with_splits(divided, settings, findings)
     _begin(out, settings)
     rows, notes = [], set()
     for case, side in zip(
@@ -402,89 +405,18 @@ def _convert(
         case = replace(case, split=side)
         notes.add(note_file(out, case))
         try:
-            rows += convert_case(record, out, case, findings.reading)
+            rows += [row | {"group": case.group} for row in convert_case(record, out, case, findings.reading)]
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)
-    columns = [
-        (f"{r['center']}/{r['split']}/{r['name']}", r["path"], r["sha256"], r["center"], r["patient"], r["split"], r["label"], r["spacing"])
-        for r in rows
-    ]
-    table = pd.DataFrame(columns, columns=list(COLUMNS))
+    columns = [(f"{r['center']}/{r['split']}/{r['name']}", *(r[name] for name in (*COLUMNS[1:], GROUP))) for r in rows]
+    table = with_groups(columns)
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
     manifest = Manifest((out / "data").resolve(), record.kind, classes, table, divided.split_unit, findings.reading)
-    manifest = _told_apart(manifest, settings, findings)
+    manifest = told_apart(manifest, settings, findings)
     if settings["split"] == "image":
-        manifest = _shuffled(record, source, manifest, settings["seed"], findings)
+        manifest = shuffled(record, source, manifest, settings["seed"], findings)
     if not findings.problems:
         remove_unused(out, notes, {file for row in rows for file in noted_sizes([row])})
     return manifest
-
-
-def _told_apart(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
-    """Patients of one name at several centres as the set's rule has them (`data.people`)."""
-    table, notes = with_unique_patients(manifest.table, settings["patients"])
-    findings.warnings += [note for note in notes if note not in findings.warnings]
-    return replace(manifest, table=table)
-
-
-def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
-    """The manifest with every row in a split, by the rule of `prepare`; external centres stay external.
-
-    A centre whose samples come without a split is divided, whatever the others bring.
-    """
-    table, rule, seed = manifest.table, settings["split"], settings["seed"]
-    given, own = table["split"] != "", division_units(table)
-    divides = (table[given].groupby(own[given])["split"].nunique() > 1).any()
-    if given.all() and (rule == "source" or (rule == "patient" and not divides)):
-        return replace(manifest, split_unit="image" if divides else "patient")
-    blank = set(table.loc[~given, "center"])
-    if partly := sorted(blank & set(table.loc[given, "center"])):
-        counts = f"{given.sum()} of {len(table)} samples have a split"
-        raise ManifestError(f"{manifest.root}: {counts}, expected all or none of a center (here: {', '.join(partly)})")
-    if rule == "source":
-        raise ManifestError(f"{manifest.root}: --split source: the source names no split of {', '.join(sorted(blank))}; use patient")
-    redivided = manifest.training_centers if divides or rule == "image" else ()
-    centers = tuple(sorted(blank | set(redivided)))
-    units = own if rule == "patient" else table["id"]
-    moved = table.assign(split=table["split"].mask(table["center"].isin(centers), "train"), patient=units)
-    whole = replace(manifest, table=moved[list(COLUMNS)])
-    counts = whole.table.groupby("center")["patient"].nunique()
-    few = [center for center in centers if counts[center] < len(SPLITS)]
-    expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
-    findings.problems += [f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}" for center in few]
-    centers = tuple(center for center in centers if center not in few)
-    test = with_held_out(whole, TEST_SHARE, seed, "test", centers)
-    divided = with_held_out(test, VALIDATION_SHARE, seed, "val", centers).table["split"]
-    if divides and rule == "patient":
-        findings.warnings.append("the source's own split divides patients, so it was not used; --split source would keep it")
-    return replace(manifest, table=table.assign(split=divided), split_unit="patient" if rule == "patient" else "image")
-
-
-def _shuffled(record: TaskRecord, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:
-    """Images divided without regard to patients: in a published order where the source has one, else drawn by the seed.
-
-    The limits are HarmoFL's, rounded down. External centres stay external.
-    """
-    table, published = manifest.table.copy(), getattr(record.reader, "image_order", None)
-    for center in manifest.training_centers:
-        own = table.index[table["center"] == center]
-        names = table.loc[own, "id"].str.rsplit("/", n=1).str[-1]
-        try:
-            order = published(source, center) if published else None
-        except SourceError as error:
-            findings.problems.append(str(error))
-            continue
-        if order is None:
-            order = names.iloc[np.random.default_rng(seed_sequence(seed, "images", center)).permutation(len(own))].tolist()
-        elif unknown := sorted(set(order) ^ set(names)):
-            findings.problems.append(f"{center}-dir.npy: HarmoFL's list and the slices of {center} differ, e.g. {', '.join(unknown[:3])}")
-            continue
-        training = (1 - TEST_SHARE) * len(order) * (1 - VALIDATION_SHARE)
-        limits = int(training), int(training + ((1 - TEST_SHARE) * len(order) - training))
-        place = {name: position for position, name in enumerate(order)}
-        sides = ["train" if place[name] < limits[0] else "val" if place[name] < limits[1] else "test" for name in names]
-        table.loc[own, "split"] = sides
-    table["id"] = [f"{row.center}/{row.split}/{row.id.split('/', 2)[-1]}" for row in table.itertuples()]
-    return replace(manifest, table=table, split_unit="image")

@@ -1,7 +1,8 @@
 """What a task is: a record in `tasks/<task>/task.yaml`, beside its reader and its phantom. Whatever depends on the task reads it here.
 
     reader.py    FORMATS, the downloads that it reads beside folders of images (`tasks.cases.Format`); optionally
-                 `image_order(source, center)`, a published order of images for the split rule "image"
+                 `image_order(source, center)`, a published order of images for the split rule "image", and
+                 `volume_case(root, volume, mask, name, center, patient)`, for volumes that a table lists (`tasks.samples`)
     phantom.py   its generator (`tasks.phantoms`)
 
 Both may be absent. A folder of such folders is added by `add_tasks_from`, or named by the environment variable VFMGL_TASKS.

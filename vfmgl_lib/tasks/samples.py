@@ -18,27 +18,26 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from vfmgl_lib.base.files import is_control, real_path, shown
+from vfmgl_lib.base.files import portable, real_path, shown
 from vfmgl_lib.data.images import inspect_files, remark_warnings
-from vfmgl_lib.data.manifest import COLUMNS, GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, table_findings
+from vfmgl_lib.data.lookup import Files
+from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, table_findings
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.people import PatientNames, with_unique_patients
-from vfmgl_lib.data.scan import IMAGE_SUFFIXES, system_kind
+from vfmgl_lib.data.scan import VOLUME_SUFFIXES
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
-from vfmgl_lib.tasks.cases import Findings, Format
+from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.datasheets import class_titles
 from vfmgl_lib.tasks.records import TaskRecord
+from vfmgl_lib.tasks.splits import with_groups
 
 FILE = "samples.csv"
 NEEDED = ("image", "center", "patient")
@@ -78,6 +77,10 @@ class Row:
     def __getitem__(self, column: str) -> str:
         return self.cells.get(column, "")
 
+    @property
+    def is_volume(self) -> bool:
+        return self.image.lower().endswith(VOLUME_SUFFIXES)
+
 
 def label_column(record: TaskRecord) -> str:
     """Where the table has what is to be learnt: "mask" or "label"."""
@@ -85,27 +88,17 @@ def label_column(record: TaskRecord) -> str:
 
 
 def read_samples(
-    table: Path,
-    source: Path,
-    record: TaskRecord,
-    findings: Findings,
-    *,
-    names: PatientNames = "own",
-    may_divide: bool = False,
-    progress: bool = True,
+    listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False, progress: bool = True
 ) -> Manifest:
     """The manifest of the images that a table lists, read in place; rows without a split have split "".
 
     Args:
-        table: the CSV.
-        source: the data folder, which its paths are relative to.
         findings: gets warnings, and `lines`.
         names: whether a patient's name is its centre's or the whole set's (`data.people`).
         may_divide: a patient in several splits is allowed: leakage, asked for.
     Raises: ManifestError: with all problems of the table and of the files that it names.
     """
-    listed = SampleTable(table, source, record)
-    rows, problems = listed.rows, listed.problems
+    record, rows, problems = listed.record, listed.rows, listed.problems
     findings.lines.update({row.image: row.line for row in rows if row.image})
     usable = [row for row in rows if row.image and (row.mask or not record.is_segmentation)]
     inspections = inspect_files(
@@ -113,33 +106,78 @@ def read_samples(
     )
     problems += [f"line {row.line}: {text}" for row, found in zip(usable, inspections, strict=True) for text in found.problems]
     whole = [(row, found) for row, found in zip(usable, inspections, strict=True) if listed.is_whole(row) and not found.problems]
-    content, apart = with_unique_patients(_manifest_table(record, whole), names)
+    content, apart = with_unique_patients(_manifest_table(record, [(row, found.sha256) for row, found in whole]), names)
     manifest = Manifest(listed.home, record.kind, listed.classes, content, reading=findings.reading)
-    if len(content):  # what it says of patients and equal files; where no split is given, all are in one for now
-        known = manifest.table.assign(split=manifest.table["split"].replace("", "train"))
-        unit: SplitUnit = "image" if may_divide else "patient"
-        problems += table_findings(replace(manifest, table=known, split_unit=unit), False, lines=findings.lines)[0]
-    if problems:
-        raise ManifestError.listing(table, list(dict.fromkeys(problems)))
+    _raise_problems(listed, manifest, may_divide, findings.lines)
     findings.warnings += apart + listed.warnings() + foreground_warnings(manifest, [found for _, found in whole])
     findings.warnings += remark_warnings(((row.image, found.remarks) for row, found in whole), findings.reading)
     return manifest
 
 
-def _manifest_table(record: TaskRecord, found: Sequence) -> pd.DataFrame:
+def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False) -> list[Case]:
+    """The volumes that a table lists, to be converted slice by slice as the task's reader does it; else as `read_samples`."""
+    record, problems = listed.record, listed.problems
+    read = getattr(record.reader, "volume_case", None)
+    if read is None or "volume" not in record.reads:
+        found = next(row for row in listed.rows if row.is_volume)
+        text = f"line {found.line}: image {found.image!r} is a volume, the task {record.name} reads images: write its slices as PNG"
+        raise ManifestError.listing(listed.table, [*problems, text])
+    findings.lines.update({row.image: row.line for row in listed.rows if row.image})
+    cases, rows, unspaced, taken = [], [], 0, set()
+    for row in listed.rows:
+        if row.image and not row.is_volume:
+            problems.append(f"line {row.line}: image {row.image!r} is no volume, others are; expected one kind in all rows")
+        elif row.spacing:
+            problems.append(f"line {row.line}: spacing {row['spacing']!r} of a volume, expected nothing: its header has it")
+        elif listed.is_whole(row):
+            name = _volume_name(row.image)
+            name = name if (row["center"], name) not in taken else portable(row.image.replace("/", "_"))
+            taken.add((row["center"], name))
+            try:
+                case, spaced = read(listed.home, row.image, row.mask, name, row["center"], row["patient"])
+            except SourceError as error:
+                problems += [f"line {row.line}: {text}" for text in str(error).splitlines()]
+                continue
+            unspaced += not spaced
+            cases.append(replace(case, split=row.split, group=row[GROUP]))
+            rows.append((row, f"{row.line:064x}"))  # content is compared slice by slice, later
+    table = with_unique_patients(_manifest_table(record, rows), names)[0]
+    _raise_problems(listed, Manifest(listed.home, record.kind, listed.classes, table), may_divide, findings.lines)
+    findings.warnings += listed.warnings()
+    if unspaced:
+        findings.warnings.append(f"{unspaced} of {len(cases)} volumes have no spacing in their header, distances will be in pixels")
+    return cases
+
+
+def _volume_name(path: str) -> str:
+    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, lines: dict[str, int]) -> None:
+    """Raises what was found wrong, with what the table says of patients and equal files; rows without a split are in one for now."""
+    problems = list(listed.problems)
+    if len(manifest.table):
+        known = manifest.table.assign(split=manifest.table["split"].replace("", "train"))
+        unit: SplitUnit = "image" if may_divide else "patient"
+        problems += table_findings(replace(manifest, table=known, split_unit=unit), False, lines=lines)[0]
+    if problems:
+        raise ManifestError.listing(listed.table, list(dict.fromkeys(problems)))
+
+
+def _manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
+    """The rows of a manifest, each with the hash of its image."""
     stems: dict[tuple[str, str], int] = {}
     for row, _ in found:
         key = row["center"], str(PurePosixPath(row.image).with_suffix(""))
         stems[key] = stems.get(key, 0) + 1
     rows = []
-    for row, inspection in found:
+    for row, sha256 in found:
         stem = str(PurePosixPath(row.image).with_suffix(""))
         name = stem if stems[row["center"], stem] == 1 else row.image  # a.png beside a.jpg
         label = row.mask if record.is_segmentation else row.label
-        values = (f"{row['center']}/{name}", row.image, inspection.sha256, row["center"], row["patient"], row.split, label, row.spacing)
-        rows.append((*values, row[GROUP] or row["patient"]))
-    table = pd.DataFrame(rows, columns=[*COLUMNS, GROUP])
-    return table if (table[GROUP] != table["patient"]).any() else table[list(COLUMNS)]
+        values = (f"{row['center']}/{name}", row.image, sha256, row["center"], row["patient"], row.split, label, row.spacing)
+        rows.append((*values, row[GROUP]))
+    return with_groups(rows)
 
 
 class SampleTable:
@@ -149,7 +187,7 @@ class SampleTable:
         self.table, self.source, self.record = table, source, record
         self.home = source.resolve()
         self.label_column = label_column(record)
-        self.files = _Files(self.home)
+        self.files = Files(self.home)
         self.problems: list[str] = []
         self.rows = self._parsed()
         for row in self.rows:
@@ -166,6 +204,10 @@ class SampleTable:
         return bool(
             row.image and known and row["center"] and row["patient"] and "/" not in row["center"] and row["center"] not in (".", "..")
         )
+
+    @property
+    def has_volumes(self) -> bool:
+        return any(row.is_volume for row in self.rows)
 
     def warnings(self) -> list[str]:
         """What is worth a second look in a table without problems."""
@@ -369,100 +411,3 @@ def spacing_of(text: str) -> tuple[str, str]:
     if not values or not all(math.isfinite(value) and 0 < value <= LARGEST_SPACING for value in values):
         return "", f"spacing {text!r}, {expected}, above 0 and at most {LARGEST_SPACING:g}"
     return ",".join(f"{value:.10g}" for value in values), ""
-
-
-class _Files:
-    """The files of a data folder, found by what people write."""
-
-    def __init__(self, home: Path):
-        self.home = home
-        self._names: dict[str, dict[str, list[str]]] = {}  # folder -> plain name -> names
-
-    def find(self, text: str) -> tuple[str, str]:
-        """(path as the file system has it, problem): one of them is ""."""
-        here = f"in {self.home}"
-        if not text:
-            return "", "is empty, expected a path below the data folder"
-        if any(is_control(letter) for letter in text):
-            return "", f"{shown(text)!r}: holds a line break or another control character; rename the file"
-        if PurePosixPath(text).is_absolute() or re.match(r"[A-Za-z]:[\\/]|\\\\|~/", text):
-            inside = Path(text)
-            own = f", here {inside.relative_to(self.home).as_posix()!r}" if inside.is_relative_to(self.home) else ""
-            return "", f"{text!r} is an absolute path, expected one that begins below the data folder {self.home}{own}"
-        for written in dict.fromkeys((text, text.replace("\\", "/"))):
-            parts = [part for part in PurePosixPath(written).parts if part != "."]
-            if ".." in parts:
-                return "", f"{text!r} leads out of its folder by '..', expected a path below the data folder {self.home}"
-            path = self._as_stored(parts)
-            if path is None:
-                continue
-            file = self.home / path
-            if not real_path(file).is_relative_to(self.home):
-                return "", f"{text!r} leads out of the data folder to {real_path(file)}, expected a file inside it"
-            if file.is_dir():
-                return "", f"{text!r} is a folder, expected a file"
-            if file.is_file():
-                return path, ""
-        return "", f"{text!r}: file not found {here}{self._similar(text.replace(chr(92), '/'))}"
-
-    def _as_stored(self, parts: Iterable[str]) -> str | None:
-        """The path in the file system's own letters: in whichever Unicode form, and with blanks at the ends, which a table drops."""
-        found = ""
-        for part in parts:
-            exact = f"{found}/{part}" if found else part
-            if not os.path.lexists(self.home / exact):
-                several = self._listed(found).get(_plain(part), [])
-                if len(several) != 1:
-                    return None
-                exact = f"{found}/{several[0]}" if found else several[0]
-            found = exact
-        return found or None
-
-    def _listed(self, folder: str) -> dict[str, list[str]]:
-        if folder not in self._names:
-            names: dict[str, list[str]] = {}
-            try:
-                for name in sorted(os.listdir(self.home / folder)):
-                    names.setdefault(_plain(name), []).append(name)
-            except OSError:
-                names = {}  # no folder: nothing is found in it
-            self._names[folder] = names
-        return self._names[folder]
-
-    def _similar(self, text: str) -> str:
-        name, folder = PurePosixPath(text).name, PurePosixPath(text).parent.as_posix()
-        beside = [other for names in self._listed("" if folder == "." else folder).values() for other in names]
-        if close := difflib.get_close_matches(name, beside, 1, 0.75):
-            return f"; there is {(PurePosixPath(folder) / close[0]).as_posix()!r}"
-        elsewhere = self._by_name.get(name.casefold(), [])
-        return f"; there is {elsewhere[0]!r}" if elsewhere else ""
-
-    @cached_property
-    def images(self) -> list[str]:
-        """All files with the ending of an image, hidden ones and those of systems left out."""
-        return [path for path in self._all if path.lower().endswith(IMAGE_SUFFIXES)]
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for path in self._all:
-            found.setdefault(path.rsplit("/", 1)[-1].casefold(), []).append(path)
-        return found
-
-    @cached_property
-    def _all(self) -> list[str]:
-        return list_files(self.home)
-
-
-def list_files(home: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
-    """Files below a folder, POSIX paths in order; hidden ones and those of systems left out, linked folders not entered."""
-    found = []
-    for folder, folders, names in os.walk(home):
-        folders[:] = sorted(name for name in folders if not system_kind(Path(folder) / name))
-        within = Path(folder).relative_to(home)
-        found += [(within / name).as_posix() for name in sorted(names) if wanted(name) and not system_kind(Path(folder) / name)]
-    return sorted(found)
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()

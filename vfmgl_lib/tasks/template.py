@@ -20,12 +20,12 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from vfmgl_lib.base.files import is_control, shown, write_bytes
+from vfmgl_lib.data.lookup import list_files
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
 from vfmgl_lib.tasks.records import find_task
-from vfmgl_lib.tasks.samples import list_files
 
 SPLIT_WORDS = {
     word: split
@@ -184,8 +184,8 @@ def _masks(files: Sequence[str]) -> dict[str, str]:
 
 def _take_masks(images: list[_Image], masks: dict[str, str], alone: list[str]) -> list[str]:
     own: dict[str, list[str]] = {}
-    for mask, image in sorted(masks.items()):
-        own.setdefault(image, []).append(mask)
+    for mask, path in sorted(masks.items()):
+        own.setdefault(path, []).append(mask)
     for image in images:
         image.mask = own.get(image.path, [""])[0]
     told = []
@@ -194,7 +194,7 @@ def _take_masks(images: list[_Image], masks: dict[str, str], alone: list[str]) -
         more = f"; {len(lacking)} without one, e.g. {lacking[0]}" if lacking else ""
         one = next(iter(own))
         told.append(f"mask: {len(own)} images have one, e.g. {one} has {own[one][0]}{more}")
-    if several := [image for image, found in own.items() if len(found) > 1]:
+    if several := [path for path, found in own.items() if len(found) > 1]:
         told.append(f"mask: {len(several)} images have several, the first is taken, e.g. {' and '.join(own[several[0]])}")
     if alone:
         told.append(f"mask: {len(alone)} file(s) look like masks of images that are not there and are left out, e.g. {alone[0]}")
@@ -272,6 +272,10 @@ def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> lis
         lacking = [image.path for image in images if not image.patient]
         more = f"; not found in {len(lacking)}, e.g. {lacking[0]}: FILL IN" if lacking else ""
         return [f"patient: by the pattern {pattern.pattern!r}{_example(images)}{more}"]
+    if all(image.path.lower().endswith(VOLUME_SUFFIXES) for image in images):
+        for image in images:
+            image.patient = image.stem
+        return [f"patient: each volume is one, called as its file{_example(images)}"]
     told = []
     for center in sorted({image.center for image in images}):
         own = [image for image in images if image.center == center]
