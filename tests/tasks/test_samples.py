@@ -227,7 +227,7 @@ def test_own_splits_and_external_centers(source):
 
 
 def test_groups_stay_in_one_split(source):
-    with_column(source, "group", lambda line: "siblings" if line in (2, 3, 4, 5) else "")
+    with_column(source, "group", lambda line: "siblings" if line in (2, 3, 4, 5, 12, 13, 14, 15) else "")
     for seed in range(6):
         done = run(source, out=f"{seed}", seed=seed)
         table = done.manifest.table
@@ -236,10 +236,12 @@ def test_groups_stay_in_one_split(source):
         assert set(table.loc[table["group"] == "A/siblings", "patient"]) == {"A/0", "A/1"}
         units = table[table["center"] == "A"].drop_duplicates("group")["split"].tolist()
         assert sorted(units) == ["test", "train", "val"], "three things to divide at A"
-    assert any("1 group(s) of several patients stay in one split each; intervals and tests count" in text for text in done.warnings)
+    assert any("2 group(s) of several patients stay in one split each; intervals and tests count" in text for text in done.warnings)
+    assert any(text.startswith("1 group name(s) are at several centers (siblings at A and B)") for text in done.warnings)
     with_column(source, "split", lambda line: ("train", "train", "test", "test", "train", "train", "test", "test")[(line - 2) % 8])
     assert problems(source, out="x") == [
-        "center 'A': group 'A/siblings' is in train (A/p0 0.png, line 2) and test (A/p1 0.png, line 4), expected in one split only"
+        "center 'A': group 'A/siblings' is in train (A/p0 0.png, line 2) and test (A/p1 0.png, line 4), expected in one split only",
+        "center 'B': group 'B/siblings' is in test (B/p1 0.png, line 12) and train (B/p2 0.png, line 14), expected in one split only",
     ]
 
 

@@ -36,6 +36,9 @@ def with_unique_patients(table: pd.DataFrame, names: PatientNames) -> tuple[pd.D
         places = places[~places[kind].map(UNIVERSAL.fullmatch).astype(bool)]
         again = places.assign(key=places[kind].map(same_name)).groupby("key").agg(name=(kind, "first"), centers=("center", "unique"))
         again = again[again["centers"].map(len) > 1]
+        if kind == GROUP:  # not those who are alone, under their own name: they are told as patients
+            named = places.loc[places[GROUP] != places["patient"], GROUP].map(same_name)
+            again = again[again.index.isin(named)]
         if len(again):
             first = again.head(SHOWN_NAMES)
             shown = ", ".join(f"{name} at {' and '.join(sorted(set(homes)))}" for name, homes in first.itertuples(index=False))

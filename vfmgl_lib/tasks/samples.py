@@ -221,8 +221,11 @@ class SampleTable:
         known = [bool(row.spacing) for row in self.rows]
         if any(known) and not all(known):
             found.append(f"{known.count(False)} of {len(known)} images have no spacing: distances will be in pixels everywhere")
-        groups = pd.DataFrame({"group": [r[GROUP] for r in self.rows], "patient": [(r["center"], r["patient"]) for r in self.rows]})
-        several = int((groups[groups["group"] != ""].groupby("group")["patient"].nunique() > 1).sum())
+        members: dict[tuple[str, str], set[str]] = {}
+        for row in self.rows:
+            if row[GROUP]:
+                members.setdefault((row["center"], row[GROUP]), set()).add(row["patient"])
+        several = sum(len(patients) > 1 for patients in members.values())
         if several:
             found.append(
                 f"{several} group(s) of several patients stay in one split each; intervals and tests count their patients one by one"
