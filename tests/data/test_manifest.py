@@ -12,8 +12,18 @@ import pytest
 from PIL import Image
 
 from vfmgl_lib.data import images as module
+from vfmgl_lib.data.divisions import fold, resplit, with_held_out
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
-from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, read_manifest, write_manifest
+from vfmgl_lib.data.manifest import (
+    COLUMNS,
+    Manifest,
+    ManifestError,
+    check_manifest,
+    division_units,
+    read_manifest,
+    table_findings,
+    write_manifest,
+)
 
 
 def write_image(path, seed=0, size=(8, 8), mode="RGB"):
@@ -161,17 +171,86 @@ def test_center_with_nothing_but_test_samples_is_external(manifest):
     assert list(nothing) == [f"center {center!r} has no train samples, expected at least one" for center in ("A", "B")]
 
 
-def test_same_content_across_splits_and_centers(manifest):
+def test_same_content_in_two_splits_of_a_center_is_a_problem(manifest):
+    other = manifest.table.loc[4]
+    assert (other["center"], other["split"]) == ("A", "test")
+    (problem,) = problems(changed(manifest, 0, sha256=other["sha256"]), files=False)
+    assert "A/train/0.png (train), A/test/0.png (test)" in problem and other["sha256"][:12] in problem
+    third = changed(changed(manifest, 0, sha256=other["sha256"]), 12, sha256=other["sha256"])
+    assert "is in several splits" in problems(third, files=False)[0], "a copy at another center makes it no better"
+
+
+def test_same_content_at_two_centers_is_a_warning(manifest):
     other = manifest.table.loc[12]
     assert (other["center"], other["split"]) == ("B", "test")
-    (problem,) = problems(changed(manifest, 0, sha256=other["sha256"]), files=False)
-    assert "A/train/0.png (train), B/test/0.png (test)" in problem and other["sha256"][:12] in problem
+    (warning,) = check_manifest(changed(manifest, 0, sha256=other["sha256"]), files=False)
+    assert "is at 2 centers, in several splits: what one center trains on another tests on" in warning
+    assert "A/train/0.png (train), B/test/0.png (test)" in warning and other["sha256"][:12] in warning
+
+
+def test_lines_of_somebodys_table_are_told(manifest):
+    found, _ = table_findings(changed(manifest, 0, patient="Atest1"), lines={"A/train/0.png": 7, "A/test/1.png": 12})
+    assert found == [
+        "center 'A': patient 'Atest1' is in train (A/train/0.png, line 7) and test (A/test/1.png, line 12), expected in one split only"
+    ]
+
+
+def grouped(manifest, **groups):
+    """Groups by row, patients else."""
+    table = manifest.table.assign(group=manifest.table["patient"])
+    for row, group in groups.items():
+        table.loc[int(row[1:]), "group"] = group
+    return replace(manifest, table=table)
+
+
+def test_groups_are_written_read_and_part_of_the_hash(manifest, tmp_path):
+    family = grouped(manifest, _0="F", _1="F")
+    assert family.sha256 != manifest.sha256 and check_manifest(family) == []
+    write_manifest(family, tmp_path / "manifest.csv")
+    again = read_manifest(tmp_path / "manifest.csv", manifest.root)
+    assert again.table.equals(family.table) and again.sha256 == family.sha256
+    assert list(division_units(again.table)[:3]) == ["F", "F", "Atrain2"]
+    assert list(division_units(manifest.table)) == list(manifest.table["patient"])
+
+
+def test_groups_on_both_sides_and_patients_in_two_groups(manifest):
+    (problem,) = problems(grouped(manifest, _0="F", _4="F"), files=False)
+    assert problem == "center 'A': group 'F' is in train (A/train/0.png) and test (A/test/0.png), expected in one split only"
+    (problem,) = problems(grouped(changed(manifest, 1, patient="Atrain0"), _0="F", _1="G"), files=False)
+    assert problem == "patient 'Atrain0' is in the groups 'F' (A/train/0.png) and 'G' (A/train/1.png), expected in one"
+    (problem,) = problems(grouped(manifest, _0="F", _8="F"), files=False)
+    assert problem.startswith("group 'F' is in the centers 'A' (A/train/0.png) and 'B' (B/train/0.png), expected in one only")
+    (problem,) = problems(grouped(manifest, _0="Fam", _1="fam"), files=False)
+    assert "one name in 2 spellings" in problem
+
+
+def test_no_division_parts_a_group(manifest):
+    table = pd.concat([manifest.table.assign(id=manifest.table["id"] + f"+{n}", path=manifest.table["path"] + f"+{n}",
+                                             patient=manifest.table["patient"] + f"+{n}") for n in range(4)])  # fmt: skip
+    table = table.assign(split="train", group=[f"{row.center}{row.label}{int(row.patient[-1]) // 2}" for row in table.itertuples()])
+    whole = replace(manifest, table=table)
+    parted = [with_held_out(whole, 0.4, seed, "test", ("A", "B")) for seed in range(3)] + [fold(whole, 2, 1, 0), resplit(whole, 0.5, 1)]
+    for divided in parted:
+        units = divided.table.groupby(["center", "group"])["split"].nunique()
+        assert (units == 1).all() and {"train", "test"} <= set(divided.table["split"])
+        assert divided.table.groupby("group")["patient"].nunique().min() > 1
+
+
+def test_a_center_without_one_of_three_classes(manifest):
+    three = replace(manifest, classes=("benign", "malignant", "unclear"))
+    three = changed(changed(three, 0, label=2), 4, label=2)  # only at A
+    assert check_manifest(three, files=False) == [
+        f"center 'B': no {split} samples of class 'unclear': one class against the rest is undefined there" for split in ("test", "train")
+    ]
 
 
 def test_same_content_inside_a_split_is_a_warning(manifest):
+    same = changed(manifest, 0, sha256=manifest.table.loc[3, "sha256"])
+    (warning,) = check_manifest(same, files=False)
+    assert "there 2 times with different labels: A/train/0.png (train), A/train/3.png (train)" in warning
     same = changed(manifest, 0, sha256=manifest.table.loc[9, "sha256"])
     (warning,) = check_manifest(same, files=False)
-    assert "A/train/0.png (train), B/train/1.png (train)" in warning and "different labels" in warning
+    assert "at 2 centers with different labels: A/train/0.png (train), B/train/1.png (train)" in warning
 
 
 def test_center_with_one_class_is_a_warning(manifest):

@@ -15,6 +15,7 @@ from PIL import Image
 from vfmgl_lib.data.dicom import read_series
 from vfmgl_lib.tasks.cases import Findings, SourceError
 from vfmgl_lib.tasks.endometrial.reader import FORMATS, cases_volumes, radiological, recognise_volumes
+from vfmgl_lib.tasks.prepare import prepare
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -401,6 +402,29 @@ def test_fourth_axis_of_one_is_none(source):
 def test_bad_regions(source, rows, expected):
     rewritten(source, *rows)
     assert problems(source) == [f"roi.csv: {expected}"]
+
+
+def test_regions_of_patients_of_one_name(source):
+    (source / "B/traindata/0_NMI/B5").rename(source / "B/traindata/0_NMI/A1")
+    text = (source / "roi.csv").read_text(encoding="utf-8").replace("B5,1,", "A1,2,").replace("B5,3,", "A1,0,")
+    (source / "roi.csv").write_text(text, encoding="utf-8")
+    (problem,) = problems(source)
+    assert problem == (
+        "roi.csv: line 2: patient 'a1' is at the centers A and B, expected a column center that says whose regions these are"
+    )
+    header, *lines = text.splitlines()
+    centers = [f"{'B' if number in (8, 9) else line[0]}" for number, line in enumerate(lines)]
+    (source / "roi.csv").write_text("\n".join([f"center,{header}", *(f"{c},{line}" for c, line in zip(centers, lines, strict=True))]))
+    cases, findings = found(source)
+    assert findings.problems == []
+    slices = {case.center: [picture.name for picture in case.read()] for case in cases if case.patient == "A1"}
+    assert slices == {"A": ["1", "3"], "B": ["2", "0"]}
+    done = prepare("endometrial", source, source.parent / "out", progress=False)
+    assert {"A/A1", "B/A1", "B/B6"} <= set(done.manifest.table["patient"])
+    assert "1 patient name(s) are at several centers (A1 at A and B)" in "".join(done.warnings)
+    lines[0] = lines[0].replace("A1", "A9")
+    (source / "roi.csv").write_text("\n".join([f"center,{header}", *(f"{c},{line}" for c, line in zip(centers, lines, strict=True))]))
+    assert problems(source) == ["roi.csv: line 2: the patient has no folder, expected <center>/{traindata,testdata}/<class>/<patient>"]
 
 
 def test_patient_without_a_region(source):

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.manifest import ManifestError, check_manifest
 from vfmgl_lib.tasks.folders import read_folders
+from vfmgl_lib.tasks.records import TASKS
 
 
 def write_image(path, seed, size=(8, 8)):
@@ -229,25 +231,75 @@ def test_patient_on_both_sides(endometrial):
     assert "test (A/testdata/MI/AtrNMI1/1.png)" in problem and "train (A/traindata/NMI/AtrNMI1/1.png)" in problem
 
 
-def test_patient_in_two_centers(endometrial):
+def test_a_name_at_two_centers_is_two_patients(endometrial):
+    plain = read_folders(endometrial, "endometrial", progress=False).table
     write_image(endometrial / "C/traindata/MI/AtrNMI1/1.png", 702)
-    problem, _ = problems(endometrial, "endometrial")
+    notes = []
+    table = read_folders(endometrial, "endometrial", progress=False, notes=notes).table
+    assert (
+        "1 patient name(s) are at several centers (AtrNMI1 at A and C): taken for different patients, each called CENTER/NAME" in notes[0]
+    )
+    assert set(table["patient"]) == {f"{row.center}/{row.patient}" for row in plain.itertuples()} | {"C/AtrNMI1"}
+    assert (table.groupby("patient")["center"].nunique() == 1).all()
+
+
+def test_patient_in_two_centers_that_share_their_names(endometrial):
+    write_image(endometrial / "C/traindata/MI/AtrNMI1/1.png", 702)
+    problem, _ = problems(endometrial, "endometrial", names="shared")
     assert "patient 'AtrNMI1' is in the centers 'A' (A/traindata/NMI/AtrNMI1/1.png) and 'C' (C/traindata/MI" in problem
 
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_same_content_in_train_and_test(endometrial, verify):
     source = endometrial / "A/traindata/MI/AtrMI0/1.png"
-    (endometrial / "C/testdata/NMI/CteNMI0/copy.png").write_bytes(source.read_bytes())
+    (endometrial / "A/testdata/NMI/AteNMI0/copy.png").write_bytes(source.read_bytes())
     (problem,) = problems(endometrial, "endometrial", verify=verify)
-    assert "A/traindata/MI/AtrMI0/1.png (train)" in problem and "C/testdata/NMI/CteNMI0/copy.png (test)" in problem
+    assert "A/traindata/MI/AtrMI0/1.png (train)" in problem and "A/testdata/NMI/AteNMI0/copy.png (test)" in problem
 
 
 def test_same_content_in_train_and_val(nuclei):
     source = nuclei / "SiteA/train/images/SiteAtrain0_0_0.png"
-    (nuclei / "SiteB/val/images/SiteBval1_0_0.png").write_bytes(source.read_bytes())
+    (nuclei / "SiteA/val/images/SiteAval1_0_0.png").write_bytes(source.read_bytes())
     (problem,) = problems(nuclei, "nuclei")
-    assert "SiteA/train/images/SiteAtrain0_0_0.png (train), SiteB/val/images/SiteBval1_0_0.png (val)" in problem
+    assert "SiteA/train/images/SiteAtrain0_0_0.png (train), SiteA/val/images/SiteAval1_0_0.png (val)" in problem
+
+
+def test_a_pattern_says_who_is_the_patient(nuclei):
+    for file in sorted(nuclei.rglob("*.png")):
+        center, split, _, name = file.parts[-4:]
+        file.rename(file.with_name(f"Image_{ord(center[-1])}{len(split)}{name[len(center + split)]}{'LR'[len(split) % 2]}.png"))
+    with pytest.raises(ManifestError, match="who is the patient: the patient is what the image's name has before its first '_'"):
+        read_folders(nuclei, "nuclei", progress=False)
+    table = read_folders(nuclei, "nuclei", progress=False, patient_pattern="Image_(?P<patient>[0-9]+)[LR]").table
+    assert set(table["patient"]) == {Path(path).stem[6:-1] for path in table["path"]} and len(set(table["patient"])) == 12
+    by_path = read_folders(nuclei, "nuclei", progress=False, patient_pattern="(Site./[a-z]+)/").table
+    assert set(by_path["patient"]) == {f"Site{c}/{s}" for c in "AB" for s in ("train", "val", "test")}, "a slash: in the path"
+    found = problems(nuclei, "nuclei", patient_pattern="Image_(660+)")
+    assert len(found) == 12 and all("--patient-pattern 'Image_(660+)' finds no patient in it, expected one" in text for text in found)
+    for pattern, words in (("Image_(", "no regular expression"), ("Image_[0-9]+", "has no group, expected the patient in parentheses")):
+        with pytest.raises(ManifestError, match=words):
+            read_folders(nuclei, "nuclei", progress=False, patient_pattern=pattern)
+
+
+def test_class_folders_by_number_or_name_of_the_task(endometrial, tmp_path, monkeypatch):
+    record = TASKS["endometrial"].model_copy(update={"classes": ("absent", "present")})
+    monkeypatch.setitem(TASKS, "endometrial", record)
+    found = problems(endometrial, "endometrial")
+    assert found[:2] == (
+        "class folder 'MI' (center A, B, C) is no class of the task, expected one of absent, present, or their numbers 0 to 1",
+        "class folder 'NMI' (center A, B, C) is no class of the task, expected one of absent, present, or their numbers 0 to 1",
+    )
+    folders = [path for path in sorted(endometrial.glob("*/*/*")) if path.is_dir()]
+    for folder in folders:
+        folder.rename(folder.with_name(str(int(folder.name == "MI"))))
+    notes = []
+    manifest = read_folders(endometrial, "endometrial", progress=False, notes=notes)
+    assert manifest.classes == ("absent", "present") and "classes are given by number: 0 = absent, 1 = present" in notes
+    assert all(row.label == int(row.path.split("/")[2]) for row in manifest.table.itertuples())
+    folder = endometrial / "A/testdata/1"
+    folder.rename(folder.with_name("Present"))
+    (problem,) = problems(endometrial, "endometrial")
+    assert problem == "class folders are called by names ('Present') and by numbers ('0'), expected one way in all"
 
 
 def test_same_content_inside_a_split_is_a_warning(endometrial, caplog):

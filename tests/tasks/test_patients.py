@@ -248,6 +248,26 @@ def test_groups_beside_paper_without_a_patient_table():
     assert groups.iloc[0, :2].tolist() == [49, 1] and groups["mean age (years)", "measured"].isna().all()
 
 
+def test_patients_of_one_name_at_two_centres(tmp_path):
+    rows = [("A", "train", 0, "A/1"), ("B", "train", 0, "B/1"), ("A", "test", 1, "A/2"), ("B", "test", 1, "B/3")]
+    ours = manifest(rows)
+    (tmp_path / "patients.csv").write_text("patient,age,figo,histology\n1,50,I,I\n2,60,I,I\nB/3,70,I,I\n", encoding="utf-8")
+    warnings = patient_warnings(ours, read_patients(tmp_path))
+    assert warnings == [
+        "patients.csv: no images of '1'",
+        "patients.csv: no row for 'A/1', 'B/1', who have images; centers have patients of one name: add a column center, or write"
+        " CENTER/NAME",
+    ]
+    lines = "center,patient,age,figo,histology\nA,1,50,I,I\nB,1,80,I,I\nA,2,60,I,I\nb,3,70,I,I\n"
+    (tmp_path / "patients.csv").write_text(lines, encoding="utf-8")
+    assert patient_warnings(ours, read_patients(tmp_path)) == []
+    found = patients_of(replace(ours, root=tmp_path))
+    assert dict(zip(found["patient"], found["age"], strict=True)) == {"A/1": 50.0, "B/1": 80.0, "A/2": 60.0, "B/3": 70.0}
+    (tmp_path / "patients.csv").write_text(lines + "A,1,51,I,I\n", encoding="utf-8")
+    with pytest.raises(ManifestError, match="line 6: patient '1' is in line 2 already"):
+        read_patients(tmp_path)
+
+
 def test_patients_of_a_converted_set_lie_beside_its_images_folder(tmp_path):
     write(tmp_path, "a1,50,I,I")
     images = tmp_path / "data"

@@ -126,7 +126,7 @@ def test_all_problems_are_listed_with_status_one(call, source, tmp_path):
         (("prepare", "nuclei", "--source", "a", "--out", "b", "--seed", "x"), "argument --seed: 'x' is no whole number from 0"),
         (
             ("prepare", "nuclei", "--source", "a", "--out", "b", "--format", "wilds"),
-            "argument --format: 'wilds' is no format of nuclei (choose from folders, downloads)",
+            "argument --format: 'wilds' is no format of nuclei (choose from folders, downloads, samples)",
         ),
         (("verify",), "the following arguments are required: DIR"),
         (("fetch", "camelyon17"), "the following arguments are required: --out"),
@@ -146,15 +146,40 @@ def test_help_says_what_there_is(call):
     for task, forms in ((name, formats_of(record)) for name, record in TASKS.items()):
         for form in forms:
             assert re.search(rf"^  {task} +{form.name}: {re.escape(form.description)}$", said, re.MULTILINE)
-    for option in ("--source", "--out", "--format", "--split {patient,source,image}", "--seed"):
+    options = ("--samples", "--patients {own,shared}", "--patient-pattern")
+    for option in ("--source", "--out", "--format", "--split {patient,source,image}", "--seed", *options):
         assert option in said
     for command, words in {
         "verify": ("DIR",),
         "fetch": (*TASKS, "--out", "--only"),
-        "": ("prepare", "verify", "fetch", "Exit status"),
+        "template": ("DIR", "--task", "--out", "--patient-pattern", "--force"),
+        "": ("template", "prepare", "verify", "fetch", "Exit status"),
     }.items():
         status, said, _ = call(*filter(None, (command, "--help")))
         assert status == 0 and all(word in said for word in words)
+
+
+def test_from_a_folder_by_a_table_to_a_set(call, source, tmp_path):
+    status, said, _ = call("template", source, "--task", "nuclei", "--patient-pattern", "^([^_]+)_")
+    assert status == 0 and said.startswith(f"{source}/samples.csv: ") and "  center: the name of folder 1" in said
+    status, _, errors = call("template", source)
+    assert (
+        status == 1
+        and errors == f"{source}/samples.csv: is there already and is not replaced; --force replaces it, --out FILE writes another one\n"
+    )
+    assert call("template", source, "--task", "nuclei", "--patient-pattern", "^([^_]+)_", "--force")[0] == 0
+    assert call("template", source, "--out", tmp_path / "other.csv")[0] == 0 and (tmp_path / "other.csv").is_file()
+    given = ("--source", source, "--out", tmp_path / "out", "--patients", "shared")
+    status, said, _ = call("prepare", "nuclei", *given)
+    assert status == 0 and said.startswith(f"{tmp_path / 'out'}: prepared, format samples\n")
+    status, _, errors = call("prepare", "nuclei", *given[:-1], "own")
+    assert status == 1 and "patients 'shared' instead of 'own'" in errors
+    status, said, _ = call("prepare", "nuclei", "--source", source, "--out", tmp_path / "b", "--samples", tmp_path / "other.csv")
+    assert status == 0 and "format samples" in said
+    status, said, _ = call(
+        "prepare", "nuclei", "--source", source, "--out", tmp_path / "c", "--format", "folders", "--patient-pattern", "^([^_]+)_"
+    )
+    assert status == 0 and "format folders" in said
 
 
 def test_split_seed_and_format_are_handed_on(call, source, tmp_path):

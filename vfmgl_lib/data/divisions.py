@@ -1,4 +1,7 @@
-"""Ways to cut a manifest: a validation set, a new division of the patients, folds, a subset. All but `subset` move whole patients."""
+"""Ways to cut a manifest: a validation set, a new division of the patients, folds, a subset. All but `subset` move whole patients.
+
+Where the manifest has groups of patients, whole groups move (`manifest.division_units`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
+from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError, division_units
 
 RESPLIT_VALIDATION = 0.2  # of the training patients, as in the 64/16/20 of the prepared sets
 
@@ -37,12 +40,13 @@ def with_held_out(manifest: Manifest, share: float, seed: int, split: Literal["v
     table, purpose = manifest.table.copy(), {"val": "validation", "test": "test"}[split]
     for center in centers:
         train = table[(table["center"] == center) & (table["split"] == "train")]
-        patients = train["patient"].nunique()
+        units = division_units(train)
+        patients = units.nunique()
         if patients < 2:
             raise ManifestError(f"center {center!r} has {patients} training patient(s), expected at least 2 to set one aside for {purpose}")
         count = min(max(1, int(share * patients + 0.5)), patients - 1)
         chosen = _draw_patients(manifest, train, count, np.random.default_rng(seed_sequence(seed, purpose, center)))
-        table.loc[train.index[train["patient"].isin(chosen)], "split"] = split
+        table.loc[train.index[units.isin(chosen)], "split"] = split
     return replace(manifest, table=table)
 
 
@@ -83,10 +87,11 @@ def fold(manifest: Manifest, folds: int, number: int, seed: int) -> Manifest:
     split = table["split"].copy()
     for center in centers:
         own = table[table["center"] == center]
-        if (patients := own["patient"].nunique()) < folds:
+        units = division_units(own)
+        if (patients := units.nunique()) < folds:
             raise ManifestError(f"center {center!r} has {patients} patient(s), expected at least {folds}, one a fold")
         order = _by_kind(manifest, own, np.random.default_rng(seed_sequence(seed, "folds", center)))
-        split[own.index[own["patient"].isin(order[number - 1 :: folds])]] = "test"
+        split[own.index[units.isin(order[number - 1 :: folds])]] = "test"
     return with_held_out(replace(manifest, table=table.assign(split=split)), RESPLIT_VALIDATION, seed, "val", validated)
 
 
@@ -111,7 +116,7 @@ def _by_kind(manifest: Manifest, rows: pd.DataFrame, generator: np.random.Genera
 def _kinds(manifest: Manifest, rows: pd.DataFrame) -> dict[tuple[int, ...], list[str]]:
     """The classes that a patient has -> patients, sorted."""
     kinds: dict[tuple[int, ...], list[str]] = {}
-    for patient, own in rows.groupby("patient"):
+    for patient, own in rows.groupby(division_units(rows)):
         labels = own["label"] if manifest.task_kind == "classification" else ()
         kinds.setdefault(tuple(sorted(set(labels))), []).append(patient)
     return kinds
@@ -123,7 +128,7 @@ def _draw_patients(manifest: Manifest, rows: pd.DataFrame, count: int, generator
     # Rarest kind first; what it cannot give without losing its last patient, a more common one gives.
     for _, names in sorted(_kinds(manifest, rows).items(), key=lambda kind: (len(kind[1]), kind[0])):
         shuffled = [names[position] for position in generator.permutation(len(names))]
-        due += count * len(names) / rows["patient"].nunique()
+        due += count * len(names) / division_units(rows).nunique()
         take = min(int(due + 0.5) - len(chosen), len(names) - 1)
         chosen += shuffled[:take]
         left += shuffled[take:]

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,10 +29,11 @@ from vfmgl_lib.data.names import name_problems
 TaskKind = Literal["classification", "segmentation"]
 SplitUnit = Literal["patient", "image"]
 COLUMNS = ("id", "path", "sha256", "center", "patient", "split", "label", "spacing")
+GROUP = "group"  # a ninth column, where patients stay together in one split: of one family, say
 SPLITS = ("train", "val", "test")
 NEEDED_SPLITS = ("train", "test")
 SHOWN_PROBLEMS = 20
-_RECURRING = ("center", "patient", "split", "label", "spacing")
+_RECURRING = ("center", "patient", "split", "label", "spacing", GROUP)
 _PART = 256  # rows worked on at a time: few enough to stay in the processor's cache
 _INDEX = re.compile("-?[0-9]{1,9}")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -64,15 +65,16 @@ class Manifest:
         root: the data folder that all paths are relative to.
         task_kind: "classification" or "segmentation".
         classes: class names; a classification label is the index into them.
-        table: one row a sample, columns `COLUMNS`:
+        table: one row a sample, columns `COLUMNS`, and `GROUP` where a group holds several patients:
             id       unique, "center/split/…/stem", no extension; keeps the split of the folder the file came from
             path     POSIX, relative to root
             sha256   of the image file
             center   centre's name
-            patient  unique per person across centres
+            patient  unique per person across centres (`data.patients` makes it so)
             split    "train", "val" or "test"
             label    classification: class index (int64); segmentation: path of the mask, POSIX, relative to root
             spacing  "" or mm per pixel, (row, column), as "0.625,0.625"
+            group    unique across centres; divisions move whole groups (`division_units`). Intervals and tests are over patients
         reading: what is white and what lies behind transparent pixels, where the files do not say it (`images.Reading`).
         split_unit: "patient", or "image" where images of one patient may lie on both sides: leakage, asked for and said aloud.
         mask_values: the value of each class in mask files (`label_masks.values_of`); (): the default of so many classes.
@@ -90,9 +92,9 @@ class Manifest:
     def __post_init__(self):
         if self.task_kind not in get_args(TaskKind):
             raise ManifestError(f"task_kind must be one of {', '.join(get_args(TaskKind))}, got {self.task_kind!r}")
-        if tuple(self.table.columns) != COLUMNS:
+        if tuple(self.table.columns) not in (COLUMNS, (*COLUMNS, GROUP)):
             raise ManifestError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(map(str, self.table.columns))}")
-        table = self.table.reset_index(drop=True).astype(dict.fromkeys(COLUMNS, str)).fillna("")
+        table = self.table.reset_index(drop=True).astype(dict.fromkeys(self.table.columns, str)).fillna("")
         # Files and folders are named after centres.
         paths = [center for center in table["center"].unique() if center in (".", "..") or "/" in center or "\0" in center]
         if paths:
@@ -123,17 +125,22 @@ class Manifest:
         return tuple(sorted(self.table.loc[self.table["split"] == "train", "center"].unique()))
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """`COLUMNS`, and `GROUP` where there are groups."""
+        return tuple(self.table.columns)
+
+    @property
     def sha256(self) -> str:
         """Hash of the task, the classes, what differs from the default, and the table's rows in their order; not of where root lies.
 
         What differs: a largest value if there is one, another way than stretching, the values of masks if they are not those of
         `label_masks.values_of`.
         """
-        # As json.dumps([task_kind, classes, COLUMNS, rows]) writes it, but a part at a time: the whole is larger than the table.
+        # As json.dumps([task_kind, classes, columns, rows]) writes it, but a part at a time: the whole is larger than the table.
         read: list[float | str] = [] if self.reading.max_value is None else [self.reading.max_value]
         read += [] if self.reading.resize == "stretch" else [self.reading.resize]
         labels = [list(self.mask_values)] if self.mask_values != values_of(len(self.classes)) and self.mask_values else []
-        head = json.dumps([self.task_kind, list(self.classes), list(COLUMNS), *read, *labels], ensure_ascii=False)
+        head = json.dumps([self.task_kind, list(self.classes), list(self.columns), *read, *labels], ensure_ascii=False)
         digest = hashlib.sha256(f"{head[:-1]}, [".encode())
         separator = ""
         for rows in self._rows():
@@ -161,7 +168,7 @@ class Manifest:
 
     def _rows(self) -> Iterator[list[tuple[str, ...]]]:
         """All rows in order, `_PART` at a time."""
-        columns = {column: self.table[column].tolist() for column in COLUMNS}
+        columns = {column: self.table[column].tolist() for column in self.columns}
         rows = zip(*(columns | {"label": map(str, columns["label"])}).values(), strict=True)
         while part := list(itertools.islice(rows, _PART)):
             yield part
@@ -171,13 +178,18 @@ class Manifest:
         return f"one of {names}"
 
 
+def division_units(table: pd.DataFrame) -> pd.Series:
+    """(rows,) what a division keeps together: groups where the table has them, else patients."""
+    return table[GROUP if GROUP in table else "patient"]
+
+
 def check_manifest(manifest: Manifest, files: bool = True, progress: bool = False) -> list[str]:
     """Check the table and, with `files`, every file it names (presence, sha256, decoding, masks).
 
     Args:
         files: False skips the files; right after `read_layout`, which has just looked into each of them.
         progress: draw a progress bar with the time left.
-    Returns: warnings: a centre with one class, a file twice inside one split.
+    Returns: warnings: a centre without one of the classes, a file twice inside one split, or at two centres.
     Raises: ManifestError: with all problems; each names the file or patient, the value, and what would have been right.
     """
     problems, warnings = table_findings(manifest)
@@ -203,21 +215,24 @@ def check_manifest(manifest: Manifest, files: bool = True, progress: bool = Fals
     return warnings
 
 
-def table_findings(manifest: Manifest, need_splits: bool = True, patient_rule: str = "") -> tuple[list[str], list[str]]:
+def table_findings(
+    manifest: Manifest, need_splits: bool = True, patient_rule: str = "", lines: Mapping[str, int] | None = None
+) -> tuple[list[str], list[str]]:
     """(problems, warnings) of the table alone, no file is opened.
 
     Args:
         need_splits: False where the caller has reported centres without train or test samples itself.
         patient_rule: what made a file's patient, and how to say it otherwise: told with patients that are in several places.
+        lines: path -> its line in the table that somebody wrote, to be told beside it.
     """
-    table = manifest.table
+    table = _with_lines(manifest.table, lines) if lines else manifest.table
     if not len(table):
         return ["the manifest has no samples, expected at least one a centre and split"], []
     problems, training = _cell_problems(manifest) + _name_problems(manifest), manifest.training_centers
     if need_splits:
         problems += _empty_splits(manifest)
     divided, moved = _patient_problems(table)
-    leaks, warnings = _shared_content(manifest)
+    leaks, warnings = _shared_content(manifest.task_kind, table)
     if manifest.split_unit == "image" and divided:
         count = table.groupby("patient")["split"].nunique().gt(1).sum()
         warnings = [f"LEAKAGE, as asked for: {count} of {table['patient'].nunique()} patients have images in several splits", *warnings]
@@ -227,7 +242,11 @@ def table_findings(manifest: Manifest, need_splits: bool = True, patient_rule: s
     ]
     problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
     problems += [f"who is the patient: {patient_rule}"] if patient_rule and (divided or moved) else []
-    return problems + leaks, external + warnings + _one_class_warnings(manifest)
+    return problems + leaks, external + warnings + _class_warnings(manifest)
+
+
+def _with_lines(table: pd.DataFrame, lines: Mapping[str, int]) -> pd.DataFrame:
+    return table.assign(path=[f"{path}, line {lines[path]}" if path in lines else path for path in table["path"]])
 
 
 def missing_classes(manifest: Manifest, inspections: Sequence[Inspection]) -> list[str]:
@@ -266,8 +285,14 @@ def _lacking_warnings(manifest: Manifest, inspections: Sequence[Inspection]) -> 
 
 
 def _name_problems(manifest: Manifest) -> list[str]:
-    patients = manifest.table.drop_duplicates("patient")
-    return name_problems(manifest.centers, manifest.classes, dict(zip(patients["patient"], patients["path"], strict=True)))
+    people = manifest.table.drop_duplicates("patient")
+    groups = manifest.table.drop_duplicates(GROUP) if GROUP in manifest.table else None
+    return name_problems(
+        manifest.centers,
+        manifest.classes,
+        dict(zip(people["patient"], people["path"], strict=True)),
+        None if groups is None else dict(zip(groups[GROUP], groups["path"], strict=True)),
+    )
 
 
 def _cell_problems(manifest: Manifest) -> list[str]:
@@ -335,59 +360,65 @@ def _repeated(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def _patient_problems(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Patients in several splits, and patients in several centres."""
-    problems = []
-    sides = table.drop_duplicates(["center", "patient", "split"])
-    several = sides[sides.duplicated(["center", "patient"], keep=False)]
-    for (center, patient), rows in several.groupby(["center", "patient"]):
-        found = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
-        problems.append(f"center {center!r}: patient {patient!r} is in {found}, expected in one split only")
-    places, moved = sides.drop_duplicates(["center", "patient"]), []
-    several = places[places.duplicated("patient", keep=False)]
-    for patient, rows in several.groupby("patient"):
-        found = " and ".join(f"{row.center!r} ({row.path})" for row in rows.itertuples())
-        moved.append(
-            f"patient {patient!r} is in the centers {found}, expected in one only; rename the patients if these are different people"
-        )
+    """Patients (and groups) in several splits, and in several centres."""
+    problems, moved = [], []
+    for kind in ("patient", *([GROUP] if GROUP in table else [])):
+        sides = table.drop_duplicates(["center", kind, "split"])
+        several = sides[sides.duplicated(["center", kind], keep=False)]
+        for (center, name), rows in several.groupby(["center", kind]):
+            found = " and ".join(f"{row.split} ({row.path})" for row in rows.itertuples())
+            problems.append(f"center {center!r}: {kind} {name!r} is in {found}, expected in one split only")
+        places = sides.drop_duplicates(["center", kind])
+        several = places[places.duplicated(kind, keep=False)]
+        for name, rows in several.groupby(kind):
+            found = " and ".join(f"{row.center!r} ({row.path})" for row in rows.itertuples())
+            moved.append(
+                f"{kind} {name!r} is in the centers {found}, expected in one only; leave out the images of all but one, or rename the"
+                f" {kind}s if these are different"
+            )
+    if GROUP in table:
+        memberships = table.drop_duplicates(["patient", GROUP])
+        for patient, rows in memberships[memberships.duplicated("patient", keep=False)].groupby("patient"):
+            found = " and ".join(f"{getattr(row, GROUP)!r} ({row.path})" for row in rows.itertuples())
+            problems.append(f"patient {patient!r} is in the groups {found}, expected in one")
     return problems, moved
 
 
-def _shared_content(manifest: Manifest) -> tuple[list[str], list[str]]:
+def _shared_content(kind: TaskKind, table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The same content in several splits of a centre is a problem; twice in one split, or at several centres, a warning."""
     problems, warnings = [], []
-    again = manifest.table[manifest.table.duplicated("sha256", keep=False)]
+    again = table[table.duplicated("sha256", keep=False)]
     again = again[again["sha256"] != ""]  # an empty one is reported as such
     for sha256, rows in again.groupby("sha256", sort=False):
         files = ", ".join(f"{row.path} ({row.split})" for row in rows.head(4).itertuples())
-        if rows["split"].nunique() > 1:
-            problems.append(f"the same file content (sha256 {sha256[:12]}…) is in several splits: {files}; expected in one")
+        contradicts = kind == "classification" and rows["label"].nunique() > 1
+        labels = " with different labels" if contradicts else ""
+        content, centers = f"the same file content (sha256 {sha256[:12]}…)", rows["center"].nunique()
+        if rows.groupby("center")["split"].nunique().gt(1).any():
+            problems.append(f"{content} is in several splits: {files}; expected in one")
+        elif centers > 1:
+            apart = rows["split"].nunique() > 1
+            leak = ", in several splits: what one center trains on another tests on, if these are images of one person" if apart else ""
+            warnings.append(f"{content} is at {centers} centers{labels}{leak}: {files}")
         else:
-            contradicts = manifest.task_kind == "classification" and rows["label"].nunique() > 1
-            labels = " with different labels" if contradicts else ""
-            warnings.append(f"the same file content (sha256 {sha256[:12]}…) is there {len(rows)} times{labels}: {files}")
+            warnings.append(f"{content} is there {len(rows)} times{labels}: {files}")
     return problems, warnings
 
 
-def _one_class_warnings(manifest: Manifest) -> list[str]:
+def _class_warnings(manifest: Manifest) -> list[str]:
+    """The classes that a centre's split lacks: what is measured of them is undefined there."""
     if manifest.task_kind != "classification":
         return []
-    warnings = _absent_classes(manifest) if len(manifest.classes) > 2 else []
-    labels = manifest.table.groupby(["center", "split"])["label"].agg(["min", "max", "size"])
-    for (center, split), low, high, count in labels.itertuples():
-        if low == high and 0 <= low < len(manifest.classes):
-            name = manifest.classes[low]
-            warnings.append(f"center {center!r}: all {count} {split} samples are of class {name!r}, AUC is NaN there")
-    return warnings
-
-
-def _absent_classes(manifest: Manifest) -> list[str]:
-    """Of more than two classes: which ones a centre's split lacks; two or more of the others are there."""
-    warnings = []
+    warnings, several = [], len(manifest.classes) > 2
     for (center, split), labels in manifest.table.groupby(["center", "split"])["label"]:
-        absent = [name for number, name in enumerate(manifest.classes) if not (labels == number).any()]
-        if absent and labels.nunique() > 1:
-            named = ", ".join(map(repr, absent))
+        found = [number for number in range(len(manifest.classes)) if (labels == number).any()]
+        if len(found) == 1:
+            name, auc = manifest.classes[found[0]], "AUC is NaN there" if not several else "no AUC is defined there"
+            warnings.append(f"center {center!r}: all {len(labels)} {split} samples are of class {name!r}, {auc}")
+        elif len(found) < len(manifest.classes):
+            missing = ", ".join(repr(name) for number, name in enumerate(manifest.classes) if number not in found)
             warnings.append(
-                f"center {center!r}: none of the {len(labels)} {split} samples is of class {named}; its one-vs-rest AUC there, and the "
+                f"center {center!r}: none of the {len(labels)} {split} samples is of class {missing}; its one-vs-rest AUC there, and the "
                 "means over the classes, are NaN"
             )
     return warnings
@@ -398,7 +429,7 @@ def write_manifest(manifest: Manifest, path: Path | str) -> None:
     path = Path(path)
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(manifest.columns)
     for rows in manifest._rows():
         writer.writerows(rows)
     notes: dict[str, Any] = {"task_kind": manifest.task_kind, "classes": list(manifest.classes), "sha256": manifest.sha256}
@@ -471,27 +502,29 @@ def _read_table(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}), expected a manifest as CSV") from error
     content = content.removeprefix(codecs.BOM_UTF8)
+    names: tuple[str, ...] = COLUMNS
     header: list[str] = []
-    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     odd: list[tuple[int, int]] = []  # line, fields
     try:
         content.decode("utf-8")  # as a whole, for the error's position; a StringIO of it would take four bytes a letter
         reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=""), strict=True)
         header = next(reader, [])
+        names = (*COLUMNS, GROUP) if header[len(COLUMNS) :] == [GROUP] else COLUMNS
+        columns: dict[str, list[str]] = {name: [] for name in names}
         # Into columns a part at a time: half a million row lists are slow to make and to keep.
         line = 2
         while rows := list(itertools.islice(reader, _PART)):
-            odd += [(number, len(row)) for number, row in enumerate(rows, line) if len(row) != len(COLUMNS)]
+            odd += [(number, len(row)) for number, row in enumerate(rows, line) if len(row) != len(names)]
             line += len(rows)
-            for name, values in zip(COLUMNS, zip(*rows, strict=False), strict=False):
+            for name, values in zip(names, zip(*rows, strict=False), strict=False):
                 # One text for all rows that have it: less memory, and faster comparisons ever after.
                 columns[name].extend(map(sys.intern, values) if name in _RECURRING else values)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: is not CSV in UTF-8 ({error})") from error
-    if tuple(header) != COLUMNS:
+    if tuple(header) != names:
         missing = [name for name in COLUMNS if name not in header]
         detail = f"; missing: {', '.join(missing)}" if missing else ""
         raise ManifestError(f"{path}: header is {','.join(header)!r}, expected {','.join(COLUMNS)!r}{detail}")
     if odd:
-        raise ManifestError.listing(path, [f"line {line}: {fields} fields, expected {len(COLUMNS)}" for line, fields in odd])
+        raise ManifestError.listing(path, [f"line {line}: {fields} fields, expected {len(names)}" for line, fields in odd])
     return pd.DataFrame(columns, dtype=str)

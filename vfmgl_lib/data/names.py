@@ -44,12 +44,14 @@ def center_problems(name: str) -> list[str]:
     return problems + _cell_problems("center", name)
 
 
-def name_problems(centers: Iterable[str], classes: Iterable[str], patients: Mapping[str, str]) -> list[str]:
+def name_problems(
+    centers: Iterable[str], classes: Iterable[str], patients: Mapping[str, str], groups: Mapping[str, str] | None = None
+) -> list[str]:
     """Names that cannot be told apart or written safely, each with what to do.
 
     Args:
         centers, classes: all names in use.
-        patients: all names in use -> a file of each, for the message.
+        patients, groups: all names in use -> a file of each, for the message.
     """
     centers, classes = list(centers), list(classes)
     problems = [problem for name in centers for problem in center_problems(name)]
@@ -57,7 +59,8 @@ def name_problems(centers: Iterable[str], classes: Iterable[str], patients: Mapp
     problems += [problem for name in patients for problem in _cell_problems("patient", name)]
     problems += _clashes("center", "centre", dict.fromkeys(centers, ""))
     problems += _clashes("class", "class", dict.fromkeys(classes, ""))
-    return problems + _clashes("patient", "person", patients)
+    problems += _clashes("patient", "person", patients)
+    return problems + _clashes("group", "group", groups or {})
 
 
 def _cell_problems(kind: str, name: str) -> list[str]:

@@ -20,6 +20,7 @@ from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.feature_cache import FeatureCache, teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset, draw_orientations, epoch_batches, fixed_batches, load_batches
+from vfmgl_lib.data.manifest import division_units
 from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.servers import State, Switches, Update
 from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
@@ -297,7 +298,7 @@ class Client:
         if transfer.teacher_scale == "channel" and not hgkt.scale:
             hgkt.scale = channel_scale(self.teacher_features(batch) for _, _, batch in self.unaugmented())
         if transfer.projection == "ridge":
-            spared = set() if self.validation else set(held_out_rows(self.data.table["patient"]))
+            spared = set() if self.validation else set(held_out_rows(division_units(self.data.table)))
             hgkt.fit_projections(self._with_features(self.data, [row for row in range(len(self.data)) if row not in spared]))
 
     def _measured_fit(self, hgkt: HGKT) -> tuple[Tensor | None, str]:
@@ -308,7 +309,7 @@ class Client:
         if self.validation:
             data, rows, name = self.validation, list(range(len(self.validation))), "validation"
         elif self.settings.transfer.projection == "ridge":
-            rows, name = held_out_rows(self.data.table["patient"]), "held-out training"
+            rows, name = held_out_rows(division_units(self.data.table)), "held-out training"
         if len(rows) < 2:
             return None, ""
         return hgkt.r_squared(self._with_features(data, rows[:: math.ceil(len(rows) / R2_IMAGES)])), name

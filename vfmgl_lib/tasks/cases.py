@@ -44,6 +44,7 @@ class Case:
         read: decodes and converts it; raises SourceError.
         label: the class's name in a classification, "" in a segmentation.
         split: "train", "val" or "test" as the source says; "": the task's split rule decides, by patient.
+        group: what its patient stays together with in one split; "": nobody.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Case:
     read: Callable[[], list[Picture]]
     label: str = ""
     split: str = ""
+    group: str = ""
 
 
 @dataclass
@@ -61,11 +63,13 @@ class Findings:
 
     Attributes:
         reading: how the set's images are to be read, for the reader.
+        lines: path of an image -> its line in the table that somebody wrote, if there is one.
     """
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reading: Reading = PLAIN
+    lines: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

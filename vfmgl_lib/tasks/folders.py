@@ -7,7 +7,7 @@ laid out the same way is read as well. Readers only read: nothing is ever writte
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +25,17 @@ from vfmgl_lib.data.manifest import (
     missing_classes,
     table_findings,
 )
+from vfmgl_lib.data.people import PatientNames, with_unique_patients
 from vfmgl_lib.data.scan import Scan, masks_of_others, skipped, visible
 from vfmgl_lib.tasks.cases import Format
+from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.records import TaskRecord, find_task
 
 logger = logging.getLogger(__name__)
 
 CLASS_FOLDERS = {"traindata": "train", "testdata": "test"}
-ROOT_FILES = ("phantoms.json", "patients.csv")  # the phantoms' own description, the patient table (`tasks.patients`)
+# The phantoms' own description, the patient table (`tasks.patients`), a table of samples that is not read here (`tasks.samples`).
+ROOT_FILES = ("phantoms.json", "patients.csv", "samples.csv")
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ def read_folders(
     progress: bool = True,
     notes: list[str] | None = None,
     reading: Reading = PLAIN,
+    names: PatientNames = "own",
+    patient_pattern: str = "",
 ) -> Manifest:
     """Makes a manifest of folders of images in the layout that the task's record names.
 
     class_folders root/<center>/{traindata,testdata}/<class>/<patient>/<images>
-        Classification; classes are those that the task's record names, and a centre may lack some; otherwise the sorted class
-        folder names, the union over the centres: then, with three or more, one that only a single centre has is taken for a
+        Classification. Where the record names classes, the folders are called by their names or numbers. Else classes are the sorted
+        class folder names, the union over the centres; with three or more names one that only a single centre has is taken for a
         stray folder. A patient may have images of several classes.
     mask_folders  root/<center>/{train,val,test}/{images,labels}, `val` optional
         Segmentation; the mask is labels/<stem of the image>.png with values 0/255 (0/1 is accepted too), or the
@@ -73,6 +78,8 @@ def read_folders(
         progress: draw a progress bar with the time left.
         notes: gets what was passed over, and what was done to images; None: it is logged.
         reading: of the set's images.
+        names: whether a patient's name is its centre's or the whole set's (`data.people`).
+        patient_pattern: a regular expression that finds the patient in a file's name (`pattern_of`); "": as the layout says.
     Returns: the manifest. Its warnings are logged; `check_manifest(manifest, files=False)` returns them.
     Raises: ManifestError: with all problems found; each names the file, the value, and what would have been right.
     """
@@ -88,18 +95,21 @@ def read_folders(
     if not centers and not scan.problems:
         raise ManifestError(f"{root}: data folder is empty, {expected}")
 
-    samples = LAYOUTS[record.folders].scan(scan, centers, record.classes)
-    classes = record.classes or tuple(sorted({sample.label for sample in samples}))
-    folders = record.class_folders or classes
+    pattern = pattern_of(patient_pattern) if patient_pattern else None
+    samples = LAYOUTS[record.folders].scan(scan, centers)
+    labels = sorted({sample.label for sample in samples})
+    classes, number = record.classes or tuple(labels), class_number(record, labels)
     if not record.is_segmentation:
-        samples = of_classes(samples, folders, scan, record)
+        samples = of_classes(samples, scan, record)
+    if pattern:
+        samples = _with_patients(scan, samples, pattern)
     if not samples:
         raise ManifestError.listing(root, scan.problems)
 
     paths = [scan.name(sample.path) for sample in samples]
     masks = [sample.label if record.is_segmentation else None for sample in samples]
-    labels = record.stored_mask_values
-    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading, mask_values=labels)
+    values = record.stored_mask_values
+    inspections = inspect_files(home, paths, masks, decode=verify, progress=progress, reading=reading, mask_values=values)
     rows = [
         (
             f"{sample.center}/{sample.split}/{sample.name}",
@@ -108,19 +118,22 @@ def read_folders(
             sample.center,
             sample.patient,
             sample.split,
-            sample.label if record.is_segmentation else folders.index(sample.label),
+            sample.label if record.is_segmentation else number(sample.label),
             "",
         )
         for sample, path, found in zip(samples, paths, inspections, strict=True)
     ]
-    manifest = Manifest(home, record.kind, classes, pd.DataFrame(rows, columns=list(COLUMNS)), reading=reading, mask_values=labels)
+    table, apart = with_unique_patients(pd.DataFrame(rows, columns=list(COLUMNS)), names)
+    manifest = Manifest(home, record.kind, classes, table, reading=reading, mask_values=values)
 
     unreadable = [problem for found in inspections for problem in found.problems] + missing_classes(manifest, inspections)
     readable = replace(manifest, table=manifest.table[[bool(found.sha256) for found in inspections]])
-    in_table, warnings = table_findings(readable, False, record.patient_rule) if len(readable.table) else ([], [])
+    rule = "" if pattern else record.patient_rule
+    in_table, warnings = table_findings(readable, False, rule) if len(readable.table) else ([], [])
     if problems := scan.problems + unreadable + in_table:
         raise ManifestError.listing(root, problems)
-    noted = skipped(scan.skipped) + remark_warnings(zip(paths, (found.remarks for found in inspections), strict=True), reading)
+    noted = apart + (_class_words(record).notes(labels) if record.classes and not record.is_segmentation else [])
+    noted += skipped(scan.skipped) + remark_warnings(zip(paths, (found.remarks for found in inspections), strict=True), reading)
     for warning in warnings + foreground_warnings(manifest, inspections) + (noted if notes is None else []):
         logger.warning("%s: %s", root, warning)
     if notes is not None:
@@ -128,27 +141,33 @@ def read_folders(
     return manifest
 
 
-def of_classes(samples: list[_Sample], classes: tuple[str, ...], scan: Scan, record: TaskRecord) -> list[_Sample]:
+def of_classes(samples: list[_Sample], scan: Scan, record: TaskRecord) -> list[_Sample]:
     """The samples whose class folder is a class of the record; what is not, and a class without a folder, is a problem."""
-    folders = {sample.label: sample.path.parent.parent for sample in samples}
-    for name in sorted(set(folders) - set(classes)):
-        where = scan.name(folders[name])
-        scan.problems.append(
-            f"{where}: {name!r} is no class of {record.name}, which has {', '.join(classes)}; rename the folder or the class"
-        )
-    for name in sorted(set(classes) - set(folders)):
-        scan.problems.append(f"no center has images of class {name!r} of {record.name}; found are {', '.join(sorted(folders)) or 'none'}")
-    return [sample for sample in samples if sample.label in classes]
+    labels = sorted({sample.label for sample in samples})
+    scan.problems += _class_problems(record, labels, samples) if record.classes else _stray_classes(scan, samples)
+    number = class_number(record, labels)
+    return [sample for sample in samples if number(sample.label) is not None]
 
 
-def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
+def class_number(record: TaskRecord, labels: Sequence[str]) -> Callable[[str], int | None]:
+    """The number of the class that a folder is of, by the folder's name; None: of none.
+
+    Args:
+        labels: all folders' names, sorted: the classes of a record that names none.
+    """
+    return _class_words(record).number if record.classes else dict(zip(labels, range(len(labels)), strict=True)).get
+
+
+def _class_words(record: TaskRecord) -> ClassWords:
+    return ClassWords(record.class_folders or record.classes or ())
+
+
+def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:
     samples = []
-    homes: dict[str, set[str]] = {}  # class -> the centres that have such a folder
     for center in centers:
         for split_folder in scan.folders(center, "traindata and testdata", tuple(CLASS_FOLDERS)):
             split = CLASS_FOLDERS[split_folder.name]
             for class_folder in scan.folders(split_folder, "one folder per class"):
-                homes.setdefault(class_folder.name, set()).add(center.name)
                 for patient in scan.folders(class_folder, "one folder per patient"):
                     images = scan.images(patient)
                     if not images:
@@ -159,27 +178,82 @@ def _scan_classes(scan: Scan, centers: list[Path], named: tuple[str, ...] | None
                     for image in images:
                         name = f"{class_folder.name}/{patient.name}/{image.stem}"
                         samples.append(_Sample(image, name, center.name, patient.name, split, class_folder.name))
-    classes = tuple(sorted(homes))
-    if len(classes) < 2:
-        scan.problems.append(
-            f"{scan.root}: {len(classes)} class folder(s) ({', '.join(classes)}) in all centers together, expected at"
-            " least two in <center>/traindata/<class>/<patient>/<image>"
-        )
-    if len(centers) > 1 and len(classes) > 2 and not named:  # of named classes a centre may lack some
-        shared = [name for name in classes if len(homes[name]) > 1]
-        for name in classes:
-            if len(homes[name]) == 1:
-                (only,) = homes[name]
-                scan.problems.append(
-                    f"{only}: class folder {name!r} exists in this center only; expected the classes of the others"
-                    f" ({', '.join(shared) or 'which agree on none'})"
-                )
     folders = {split: f"{folder}/<class>/<patient>/<image>" for folder, split in CLASS_FOLDERS.items()}
     _report_empty_splits(scan, centers, samples, folders)
     return samples
 
 
-def _scan_masks(scan: Scan, centers: list[Path], named: tuple[str, ...] | None) -> list[_Sample]:
+def _class_problems(record: TaskRecord, labels: Sequence[str], samples: Sequence[_Sample]) -> list[str]:
+    """Folders that are no class of the task, classes that no centre has, names and numbers side by side."""
+    words, problems = _class_words(record), []
+    for label in labels:
+        if words.number(label) is None:
+            places = ", ".join(sorted({sample.center for sample in samples if sample.label == label}))
+            problems.append(f"class folder {label!r} (center {places}) is no class of {record.name}, expected {words.expected}")
+    if mixed := words.mixed(labels):
+        problems.append(f"class folders are called by names ({mixed[0]!r}) and by numbers ({mixed[1]!r}), expected one way in all")
+    known = {words.number(label) for label in labels}
+    return problems + [
+        f"class {name!r} has no folder at any center, expected images of it, or a task without it"
+        for number, name in enumerate(words.classes)
+        if number not in known
+    ]
+
+
+def _stray_classes(scan: Scan, samples: Sequence[_Sample]) -> list[str]:
+    """Of a task that takes its classes from the folders: too few of them, or one of many at a single centre."""
+    homes: dict[str, set[str]] = {}
+    for sample in samples:
+        homes.setdefault(sample.label, set()).add(sample.center)
+    classes, problems = tuple(sorted(homes)), []
+    if len(classes) < 2:
+        problems.append(
+            f"{scan.root}: {len(classes)} class folder(s) ({', '.join(classes)}) in all centers together, expected at"
+            " least two in <center>/traindata/<class>/<patient>/<image>"
+        )
+    if len(set.union(set(), *homes.values())) > 1 and len(classes) > 2:
+        shared = [name for name in classes if len(homes[name]) > 1]
+        for name in classes:
+            if len(homes[name]) == 1:
+                (only,) = homes[name]
+                problems.append(
+                    f"{only}: class folder {name!r} exists in this center only; expected the classes of the others"
+                    f" ({', '.join(shared) or 'which agree on none'})"
+                )
+    return problems
+
+
+def pattern_of(text: str) -> re.Pattern[str]:
+    """A pattern that finds who is the patient: its group called `patient`, or its first, is the name.
+
+    It is looked for in the file's name; where it has a "/", in the path below the data folder.
+
+    Raises: ManifestError: no regular expression, or one without a group.
+    """
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ManifestError(f"--patient-pattern {text!r}: no regular expression ({error}), expected one as 'Image_([0-9]+)'") from error
+    if not pattern.groups:
+        raise ManifestError(f"--patient-pattern {text!r}: has no group, expected the patient in parentheses, as in 'Image_([0-9]+)'")
+    return pattern
+
+
+def patient_by(pattern: re.Pattern[str], path: str) -> str:
+    """The patient of a file by its path below the data folder; "": the pattern does not find one."""
+    found = pattern.search(path if "/" in pattern.pattern else path.rsplit("/", 1)[-1])
+    return (found["patient" if "patient" in pattern.groupindex else 1] or "").strip() if found else ""
+
+
+def _with_patients(scan: Scan, samples: Sequence[_Sample], pattern: re.Pattern[str]) -> list[_Sample]:
+    found = [replace(sample, patient=patient_by(pattern, scan.name(sample.path))) for sample in samples]
+    for sample in found:
+        if not sample.patient:
+            scan.problems.append(f"{scan.name(sample.path)}: --patient-pattern {pattern.pattern!r} finds no patient in it, expected one")
+    return [sample for sample in found if sample.patient]
+
+
+def _scan_masks(scan: Scan, centers: list[Path]) -> list[_Sample]:
     samples = []
     for center in centers:
         for split_folder in scan.folders(center, f"only {', '.join(SPLITS)}", SPLITS):
@@ -231,7 +305,7 @@ class Layout:
     """A layout of folders of images, as a format that a task reads, and how its samples are found."""
 
     format: Format
-    scan: Callable[[Scan, list[Path], tuple[str, ...] | None], list[_Sample]]  # the last: the record's classes
+    scan: Callable[[Scan, list[Path]], list[_Sample]]
 
 
 FOLDERS = "folders"

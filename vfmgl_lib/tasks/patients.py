@@ -3,6 +3,7 @@
 `patients.csv` in the data root is optional; one row a patient, in any order of columns:
 
     patient    the patient's name in the manifest (the name of the folder)
+    center     optional: the centre's name, where centres have patients of one name; CENTER/NAME under `patient` says it too
     age        years, 0 to 120; with a decimal point or comma
     figo       FIGO stage: I, II, III or IV, without sub-stages
     histology  histopathologic type: I or II (Table 1 has these two; the paper does not define them, the usual reading is
@@ -23,6 +24,7 @@ import pandas as pd
 from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.manifest import Manifest, ManifestError
 from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.people import matching_names
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
 from vfmgl_lib.tasks.datasheets import class_titles
 
@@ -38,11 +40,12 @@ SETS = ("train", "test", "external")
 SHOWN_NAMES = 5
 
 
-def read_csv(path: Path, columns: Sequence[str], further: bool = False) -> list[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, columns: Sequence[str], further: bool = False, optional: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV typed by people, as (line, {column: text}); surrounding blanks and empty lines are dropped.
 
     Args:
         columns: the header: exactly these in this order or, with `further`, these and others in any order.
+        optional: columns that may stand before or behind the others.
     Raises: ManifestError: what `spreadsheets` refuses, a wrong header, a row of another length, no rows.
     """
     try:
@@ -51,7 +54,8 @@ def read_csv(path: Path, columns: Sequence[str], further: bool = False) -> list[
         raise ManifestError(f"{path}: cannot be read ({error.strerror}), expected a CSV") from error
 
     def fits(header: list[str]) -> bool:
-        expected = set(columns) <= set(header) if further else header == list(columns)
+        needed = [name for name in header if name not in optional]
+        expected = set(columns) <= set(header) if further else needed == list(columns)
         return expected and len(set(header)) == len(header) and "" not in header
 
     try:
@@ -88,10 +92,10 @@ def read_patients(root: Path | str) -> pd.DataFrame | None:
     for _, row in rows:
         row["age"] = row["age"].replace(",", ".")
     problems = []
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for number, row in rows:
         problems += [f"line {number}: {problem}" for problem in _row_problems(row)]
-        first = seen.setdefault(same_name(row["patient"]), number)
+        first = seen.setdefault((same_name(row.get("center", "")), same_name(row["patient"])), number)
         if first != number:
             problems.append(f"line {number}: patient {row['patient']!r} is in line {first} already, expected one row a patient")
     if problems:
@@ -113,12 +117,15 @@ def _row_problems(row: dict[str, str]) -> list[str]:
 
 def patient_warnings(manifest: Manifest, patients: pd.DataFrame) -> list[str]:
     """Warnings: patients of the table without images, patients with images but without a row."""
-    listed = {same_name(name): name for name in patients["patient"]}
+    own = dict(zip(matching_names(patients, manifest.table), patients["patient"], strict=True))
+    listed = {same_name(name): written for name, written in own.items()}
     pictured = {same_name(name): name for name in manifest.table["patient"]}
     missing = [listed[key] for key in sorted(listed.keys() - pictured.keys())]
     unlisted = [pictured[key] for key in sorted(pictured.keys() - listed.keys())]
     warnings = [f"{PATIENTS_FILE}: no images of {_names(missing)}"] if missing else []
-    return warnings + ([f"{PATIENTS_FILE}: no row for {_names(unlisted)}, who have images"] if unlisted else [])
+    ambiguous = {key.split("/", 1)[-1] for key in pictured.keys() - listed.keys() if "/" in key} & listed.keys()
+    remedy = "; centers have patients of one name: add a column center, or write CENTER/NAME" if ambiguous else ""
+    return warnings + ([f"{PATIENTS_FILE}: no row for {_names(unlisted)}, who have images{remedy}"] if unlisted else [])
 
 
 def _names(names: list[str]) -> str:

@@ -17,38 +17,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
-from vfmgl_lib.base.randomness import seed_sequence
-from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
-from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
+from vfmgl_lib.data.manifest import (
+    COLUMNS,
+    GROUP,
+    Manifest,
+    ManifestError,
+    check_manifest,
+    read_manifest,
+    table_findings,
+    write_manifest,
+)
+from vfmgl_lib.data.people import PatientNames, matching_names
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
 from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
-from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
+from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, pattern_of, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
+from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
+from vfmgl_lib.tasks.samples import SAMPLES, SampleTable, read_samples, volume_cases
 from vfmgl_lib.tasks.series import series_format
+from vfmgl_lib.tasks.splits import shuffled, told_apart, with_groups, with_splits
 
 SplitRule = Literal["patient", "source", "image"]
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
 PREPARED, PHANTOMS = "prepared.json", "phantoms.json"
-SETTINGS = ("task", "source", "format", "split", "seed", "max_value")  # a folder holds one set of these
+# A folder holds one set of these; what a set of before does not say is as here.
+SETTINGS = ("task", "source", "format", "split", "seed", "max_value", "samples", "patients", "patient_pattern")
+EARLIER = {"samples": "", "patients": "own", "patient_pattern": ""}
 RECORD = "record"  # and of a task of one's own what its record said
 
 
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
-    """What the task's images may be handed out as; a folder is tried in this order."""
+    """What the task's images may be handed out as. A folder is tried in this order, a table of samples before all others."""
     if record.series:
         return (series_format(record),)
-    if record.reader:
-        return record.reader.FORMATS
-    return (LAYOUTS[record.folders].format,) if record.folders else ()
+    own = record.reader.FORMATS if record.reader else (LAYOUTS[record.folders].format,) if record.folders else ()
+    return (*own, SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,9 @@ def prepare(
     split: SplitRule = "patient",
     seed: int = 42,
     max_value: float | None = None,
+    samples: Path | str = "",
+    patients: PatientNames = "own",
+    patient_pattern: str = "",
     progress: bool = True,
 ) -> Prepared:
     """Makes a manifest, and images where they have to be converted, of a download; goes on where an earlier call was interrupted.
@@ -84,12 +97,17 @@ def prepare(
             of slices where its lists lie in the source). The last two leak; the set says so wherever it is used.
         seed: of the split; 42 is the one the paper names for its endometrial task.
         max_value: what is white in images of more than 8 bits whose files do not declare it; None: as the datasheet says.
+        samples: a table of the images (`tasks.samples`), its paths relative to `source`; "": samples.csv in `source`, if it is there.
+        patients: "own": patients belong to their centre, one name at two centres is two patients; "shared": it is one (`data.people`).
+        patient_pattern: of folders of images, who is the patient by the file's name (`folders.pattern_of`); "": as the layout says.
     Returns: the set; `reused` if it was complete and its source is unchanged (names, sizes and times of the files).
     Raises: ManifestError: with all problems found, none of which stops before the others are known; or `out` holds another set.
     """
     source, out = Path(source), Path(out)
     record = find_task(task)
     task = record.name
+    if patients not in get_args(PatientNames):
+        raise ManifestError(f"unknown patients {patients!r}, expected one of {', '.join(get_args(PatientNames))}")
     if split not in get_args(SplitRule):
         raise ManifestError(f"unknown split rule {split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if not source.is_dir():
@@ -102,24 +120,33 @@ def prepare(
     sheet = datasheet_of(task)
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
-    chosen = _format(record, source, format)
-    settings: dict[str, Any] = dict(zip(SETTINGS, (task, str(source.resolve()), chosen.name, split, seed, reading.max_value), strict=True))
+    table = _listed_in(source, samples)
+    chosen = SAMPLES if samples and format in ("", SAMPLES.name) else _format(record, source, format)
+    _check_choice(chosen, samples, patient_pattern)
+    values = (task, str(source.resolve()), chosen.name, split, seed, reading.max_value, str(table), patients, patient_pattern)
+    settings: dict[str, Any] = dict(zip(SETTINGS, values, strict=True)) | ({} if chosen is SAMPLES else {"samples": ""})
     settings |= {} if record.is_built_in else {RECORD: record.prepared_as}
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
-    patients = _patients(source, findings) if record.patient_table else None
-    cases = chosen.cases(source, findings) if chosen.cases else None
-    state = fingerprint(_listing(record, source.resolve(), chosen, cases), reading, record.stored_mask_values)
+    people = _patients(source, findings) if record.patient_table else None
+    listed = SampleTable(Path(str(settings["samples"])), source, record) if chosen is SAMPLES else None
+    cases: list[Case] | None
+    if listed and listed.has_volumes:
+        cases = volume_cases(listed, findings, names=patients, may_divide=split != "patient")
+    else:
+        cases = chosen.cases(source, findings) if chosen.cases else None
+    listing = _listing(record, source.resolve(), chosen, cases, str(settings["samples"]))
+    state = fingerprint(listing, reading, record.stored_mask_values)
     if done.get("state") == state and not findings.problems and (prepared := _whole(out, done)):
         if prepared.manifest.classes == (record.classes or prepared.manifest.classes):
             return prepared
     if cases is not None:
         manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
-        manifest = _read_in_place(record, source, chosen, findings, settings, progress)
-    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS else "")
-    _finish(task, source, out, manifest, patients, findings, settings | {"state": state})
+        manifest = _read_in_place(record, source, chosen, findings, settings, progress, listed)
+    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS and not patient_pattern else "")
+    _finish(task, source, out, manifest, people, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
 
@@ -155,12 +182,15 @@ def _check_task(folder: Path, notes: dict, record: TaskRecord) -> None:
 
 
 def patients_of(manifest: Manifest) -> pd.DataFrame | None:
-    """The patient table that belongs to a manifest: beside its images or, if they were converted, beside their folder; None: there is none.
+    """The patient table that belongs to a manifest, with its names for the patients; None: there is none.
+
+    It lies beside the images or, if they were converted, beside their folder.
 
     Raises: ManifestError: as `read_patients`.
     """
     above = manifest.root.parent
-    return read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
+    listed = read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
+    return None if listed is None else listed.assign(patient=matching_names(listed, manifest.table))
 
 
 def is_prepared(folder: Path | str) -> bool:
@@ -197,7 +227,7 @@ def _format(record: TaskRecord, source: Path, name: str) -> Format:
             if candidate.name == name:
                 return candidate
         raise ManifestError(f"unknown format {name!r} of {task}, expected one of {', '.join(f.name for f in formats)}")
-    for candidate in formats:
+    for candidate in (SAMPLES, *formats):
         if candidate.recognise(source):
             return candidate
     expected = "; ".join(f"{f.name}: {f.description}" for f in formats)
@@ -212,6 +242,7 @@ def _earlier(out: Path, settings: dict) -> dict:
         if strange := [name for name in entries if not name.startswith(".")]:
             raise ManifestError(f"{out}: holds other files ({', '.join(strange[:3])}), expected a new folder or a set of 'prepare'")
         return {}
+    notes = EARLIER | notes
     differing = [f"{key} {notes.get(key)!r} instead of {value!r}" for key, value in settings.items() if notes.get(key) != value]
     if differing:
         raise ManifestError(f"{out}: holds a set prepared otherwise: {'; '.join(differing)}; choose another folder or delete it")
@@ -257,7 +288,7 @@ def _check(source: Path, manifest: Manifest, findings: Findings, patient_rule: s
     """Raises what is wrong with the source and with the table made of it, together; the table's warnings come first."""
     problems: list[str] = []
     if len(manifest.table) or not findings.problems:
-        problems, warnings = table_findings(manifest, not findings.problems, patient_rule)
+        problems, warnings = table_findings(manifest, not findings.problems, patient_rule, findings.lines)
         findings.warnings[:0] = warnings
     if findings.problems or problems:
         raise ManifestError.listing(source, list(dict.fromkeys([*findings.problems, *problems])))
@@ -267,7 +298,8 @@ def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd
     if patients is not None:
         findings.warnings += patient_warnings(manifest, patients)
     sheet = datasheet_of(task)
-    if sheet and not (source / PHANTOMS).is_file():  # those have counts of their own choosing
+    own = notes["format"] == SAMPLES.name or (source / PHANTOMS).is_file()  # these have counts of their own choosing
+    if sheet and not own:
         findings.warnings += compare_counts(manifest, sheet)
     converted = manifest.root != source.resolve()
     masks = {}
@@ -296,27 +328,62 @@ def _patients(source: Path, findings: Findings) -> pd.DataFrame | None:
         return None
 
 
-def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case] | None) -> Iterator[Path]:
+def _listed_in(source: Path, samples: Path | str) -> Path:
+    """The table of samples: a file of this name from here, else in the source.
+
+    Raises: ManifestError: there is none, or one here and another one in the source.
+    """
+    if not samples:
+        return source.resolve() / SAMPLES_FILE
+    found = list(dict.fromkeys(path.resolve() for path in (Path(samples), source / samples) if path.is_file()))
+    if len(found) > 1:
+        raise ManifestError(f"--samples {samples}: is {found[0]} or {found[1]}; name it by its whole path")
+    if not found:
+        raise ManifestError(f"--samples {samples}: no such file, neither from here ({Path.cwd()}) nor in {source}")
+    return found[0]
+
+
+def _check_choice(chosen: Format, samples: Path | str, patient_pattern: str) -> None:
+    if samples and chosen is not SAMPLES:
+        raise ManifestError(f"--samples {samples} and --format {chosen.name}: expected one of them, the table says where the images are")
+    if patient_pattern:
+        pattern_of(patient_pattern)
+        if chosen.name != FOLDERS:
+            raise ManifestError(
+                f"--patient-pattern is for folders of images, the format here is {chosen.name}, which says who is the patient"
+            )
+
+
+def _listing(record: TaskRecord, source: Path, chosen: Format, cases: list[Case] | None, samples: str) -> Iterator[Path]:
     """What says whether a source has changed: what its cases are read from, or its list of images where it has one; else all its files."""
+    if samples:
+        yield Path(samples)
     if cases is not None:
         yield from (file for case in cases for file in case.files)
         yield from sorted(entry for entry in source.iterdir() if entry.is_file())  # lists and tables beside the centres
         return
     lists = [source / name for name in getattr(record.reader, "LISTS", ()) if (source / name).is_file()]
-    yield from lists if lists and chosen.name != FOLDERS else sorted(source.rglob("*"))
+    yield from lists if lists and chosen.name not in (FOLDERS, SAMPLES.name) else sorted(source.rglob("*"))
 
 
-def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool) -> Manifest:
+def _read_in_place(
+    record: TaskRecord, source: Path, chosen: Format, findings: Findings, settings: dict, progress: bool, listed: SampleTable | None
+) -> Manifest:
     home = source.resolve()
     try:
-        if chosen.manifest:
+        if listed:
+            rules = {"names": settings["patients"], "may_divide": settings["split"] != "patient"}
+            read = read_samples(listed, findings, progress=progress, **rules)
+        elif chosen.manifest:
             read = chosen.manifest(source, findings)
         else:
-            read = read_folders(source, record, progress=progress, notes=findings.warnings, reading=findings.reading)
+            rules = {"names": settings["patients"], "patient_pattern": settings["patient_pattern"]}
+            read = read_folders(source, record, progress=progress, notes=findings.warnings, reading=findings.reading, **rules)
     except ManifestError as error:
-        raise ManifestError.listing(source, [*findings.problems, *(error.problems or (str(error),))]) from error
+        where = settings["samples"] or source
+        raise ManifestError.listing(where, [*findings.problems, *(error.problems or (str(error),))]) from error
     if isinstance(read, Manifest):  # a layout of folders, checked and hashed by its reader
-        return _with_splits(read, settings, findings)
+        return with_splits(read, settings, findings)
     if record.classes is None:
         raise ManifestError(f"{record.name}: its reader lists images by number of class, but task.yaml names no classes; add them there")
     if findings.problems:  # what is not there is reported already
@@ -329,7 +396,7 @@ def _read_in_place(record: TaskRecord, source: Path, chosen: Format, findings: F
     table = read.assign(sha256=[found.sha256 for found in inspections], spacing="")[list(COLUMNS)]
     readable = table.loc[[not found.problems for found in inspections]]
     manifest = Manifest(home, record.kind, record.classes, readable, reading=findings.reading, mask_values=labels)
-    return _with_splits(manifest, settings, findings)
+    return with_splits(told_apart(manifest, settings, findings), settings, findings)
 
 
 def _convert(
@@ -341,14 +408,16 @@ def _convert(
     segmentation = record.is_segmentation
     classes = record.classes or tuple(sorted({case.label for case in cases}))
     listed = [
-        (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "") for c in cases
+        (f"{c.center}/{c.name}", "", "", c.center, c.patient, c.split, "-" if segmentation else classes.index(c.label), "", c.group)
+        for c in cases
     ]
-    table, labels = pd.DataFrame(listed, columns=list(COLUMNS)), record.stored_mask_values
+    table, labels = with_groups(listed), record.stored_mask_values
     divided = Manifest(out / "data", record.kind, classes, table, reading=findings.reading, mask_values=labels)
+    divided = told_apart(divided, settings, findings)
     if settings["split"] == "image":  # divided when all images are known
         divided = replace(divided, table=divided.table.replace({"split": {"": "train"}}))
     else:
-        divided = _with_splits(divided, settings, findings)
+        divided = with_splits(divided, settings, findings)
     _begin(out, settings)
     rows, notes = [], set()
     for case, side in zip(
@@ -357,74 +426,17 @@ def _convert(
         case = replace(case, split=side)
         notes.add(note_file(out, case))
         try:
-            rows += convert_case(record, out, case, findings.reading)
+            rows += [row | {"group": case.group} for row in convert_case(record, out, case, findings.reading)]
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)
-    columns = [
-        (f"{r['center']}/{r['split']}/{r['name']}", r["path"], r["sha256"], r["center"], r["patient"], r["split"], r["label"], r["spacing"])
-        for r in rows
-    ]
-    table = pd.DataFrame(columns, columns=list(COLUMNS))
+    columns = [(f"{r['center']}/{r['split']}/{r['name']}", *(r[name] for name in (*COLUMNS[1:], GROUP))) for r in rows]
+    table = with_groups(columns)
     if not segmentation:
         table["label"] = [classes.index(label) for label in table["label"]]
-    manifest = replace(divided, root=(out / "data").resolve(), table=table)
+    manifest = told_apart(replace(divided, root=(out / "data").resolve(), table=table), settings, findings)
     if settings["split"] == "image":
-        manifest = _shuffled(record, source, manifest, settings["seed"], findings)
+        manifest = shuffled(record, source, manifest, settings["seed"], findings)
     if not findings.problems:
         remove_unused(out, notes, {file for row in rows for file in noted_sizes([row])})
     return manifest
-
-
-def _with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manifest:
-    """The manifest with every row in a split, by the rule of `prepare`; external centres stay external."""
-    table, rule, seed = manifest.table, settings["split"], settings["seed"]
-    given = table["split"] != ""
-    divides = given.all() and (table.groupby("patient")["split"].nunique() > 1).any()
-    if given.all() and (rule == "source" or (rule == "patient" and not divides)):
-        return replace(manifest, split_unit="image" if divides else "patient")
-    if given.any() and not given.all():
-        raise ManifestError(f"{manifest.root}: {given.sum()} of {len(table)} samples have a split, expected all or none")
-    if rule == "source":
-        raise ManifestError(f"{manifest.root}: --split source: the source names no split; use patient")
-    centers = manifest.training_centers if given.all() else manifest.centers
-    units = table["patient"] if rule == "patient" else table["id"]
-    whole = replace(manifest, table=table.assign(split=table["split"].mask(table["center"].isin(centers), "train"), patient=units))
-    counts = whole.table.groupby("center")["patient"].nunique()
-    few = [center for center in centers if counts[center] < len(SPLITS)]
-    expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
-    findings.problems += [f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}" for center in few]
-    centers = tuple(center for center in centers if center not in few)
-    test = with_held_out(whole, TEST_SHARE, seed, "test", centers)
-    divided = with_held_out(test, VALIDATION_SHARE, seed, "val", centers).table["split"]
-    if divides and rule == "patient":
-        findings.warnings.append("the source's own split divides patients, so it was not used; --split source would keep it")
-    return replace(manifest, table=table.assign(split=divided), split_unit="patient" if rule == "patient" else "image")
-
-
-def _shuffled(record: TaskRecord, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:
-    """Images divided without regard to patients: in a published order where the source has one, else drawn by the seed.
-
-    The limits are HarmoFL's, rounded down. External centres stay external.
-    """
-    table, published = manifest.table.copy(), getattr(record.reader, "image_order", None)
-    for center in manifest.training_centers:
-        own = table.index[table["center"] == center]
-        names = table.loc[own, "id"].str.rsplit("/", n=1).str[-1]
-        try:
-            order = published(source, center) if published else None
-        except SourceError as error:
-            findings.problems.append(str(error))
-            continue
-        if order is None:
-            order = names.iloc[np.random.default_rng(seed_sequence(seed, "images", center)).permutation(len(own))].tolist()
-        elif unknown := sorted(set(order) ^ set(names)):
-            findings.problems.append(f"{center}-dir.npy: HarmoFL's list and the slices of {center} differ, e.g. {', '.join(unknown[:3])}")
-            continue
-        training = (1 - TEST_SHARE) * len(order) * (1 - VALIDATION_SHARE)
-        limits = int(training), int(training + ((1 - TEST_SHARE) * len(order) - training))
-        place = {name: position for position, name in enumerate(order)}
-        sides = ["train" if place[name] < limits[0] else "val" if place[name] < limits[1] else "test" for name in names]
-        table.loc[own, "split"] = sides
-    table["id"] = [f"{row.center}/{row.split}/{row.id.split('/', 2)[-1]}" for row in table.itertuples()]
-    return replace(manifest, table=table, split_unit="image")

@@ -4,7 +4,8 @@ A task of one's own is such a record in a YAML file anywhere (`read_task`). Its 
 (`DataSettings.own_task`), so that other processes, and whoever reads the study later, need no file.
 
     reader.py    FORMATS, the downloads that it reads beside folders of images (`tasks.cases.Format`); optionally
-                 `image_order(source, center)`, a published order of images for the split rule "image"
+                 `image_order(source, center)`, a published order of images for the split rule "image", and
+                 `volume_case(root, volume, mask, name, center, patient)`, for volumes that a table lists (`tasks.samples`)
     phantom.py   its generator (`tasks.phantoms`)
 
 Both may be absent. A folder of such folders is added by `add_tasks_from`, or named by the environment variable VFMGL_TASKS.

@@ -12,12 +12,13 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from vfmgl_lib.data.images import Reading, decode_mask, read_image, size_problem
 from vfmgl_lib.data.preprocessing import stacked_series
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, Scan
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
-from vfmgl_lib.tasks.folders import LAYOUTS, ROOT_FILES, of_classes
+from vfmgl_lib.tasks.folders import LAYOUTS, ROOT_FILES, class_number, of_classes
 from vfmgl_lib.tasks.records import TaskRecord
 
 
@@ -68,27 +69,28 @@ def series_format(record: TaskRecord) -> Format:
 def _cases(record: TaskRecord, source: Path, findings: Findings) -> list[Case]:
     home = source.resolve()
     scan = SeriesScan(home, record.series)
-    samples = LAYOUTS[record.folders].scan(scan, scan.folders(home, "one folder per center", files=ROOT_FILES), record.classes)
-    classes = record.classes or tuple(sorted({sample.label for sample in samples}))
+    samples = LAYOUTS[record.folders].scan(scan, scan.folders(home, "one folder per center", files=ROOT_FILES))
+    labels = sorted({sample.label for sample in samples})
+    classes, number = record.classes or tuple(labels), class_number(record, labels)
     if not record.is_segmentation:
-        samples = of_classes(samples, record.class_folders or classes, scan, record)
+        samples = of_classes(samples, scan, record)
     findings.problems += scan.problems
     cases = []
     for sample in samples:
         mask = home / sample.label if record.is_segmentation else None
         files = scan.files[sample.path]
-        label = "" if mask else classes[(record.class_folders or classes).index(sample.label)]
-        read = partial(_read, files, mask, findings.reading)
+        label = "" if mask else classes[cast(int, number(sample.label))]
+        read = partial(_read, files, mask, findings.reading, record.stored_mask_values)
         sources = (*files, mask) if mask else files
         cases.append(Case(sample.path.stem, sample.center, sample.patient, sources, read, label, sample.split))
     return cases
 
 
-def _read(files: tuple[Path, ...], mask: Path | None, reading: Reading) -> list[Picture]:
+def _read(files: tuple[Path, ...], mask: Path | None, reading: Reading, mask_values: tuple[int, ...]) -> list[Picture]:
     try:
         read = [read_image(file, reading=reading) for file in files]
         stack = stacked_series([image for image, _ in read], list(map(str, files)))
-        labels = None if mask is None else decode_mask(mask)
+        labels = None if mask is None else decode_mask(mask, mask_values=mask_values)
     except (ValueError, OSError) as error:
         raise SourceError(str(error)) from error
     if mask is not None and labels is not None and (problem := size_problem(str(files[0]), read[0][0].size, str(mask), labels)):

@@ -1,7 +1,8 @@
 """Reader of endometrial volumes: a DICOM series or a NIfTI a patient, cut to the rectangle around the uterus.
 
     <center>/{traindata,testdata}/<class>/<patient>/    one DICOM series (files of any name), or one .nii or .nii.gz
-    roi.csv                                             patient,slice,row_start,row_stop,column_start,column_stop
+    roi.csv                                             patient,slice,row_start,row_stop,column_start,column_stop and, where centres
+                                                        have patients of one name, center
     patients.csv                                        optional, see `vfmgl_lib.tasks.patients`
 
 A row of roi.csv is one picture. Its numbers count from 0, stops are exclusive, and they count the pixels as stored: rows and
@@ -49,6 +50,9 @@ class Region:
     slice: int
     rows: tuple[int, int]
     columns: tuple[int, int]
+
+
+Regions = dict[tuple[str, str], tuple[Region, ...]]  # (centre, or "" where no row says it; patient), as `same_name` has them
 
 
 class _PatientScan(Scan):
@@ -113,8 +117,10 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
     for center, split, label, folder in _patient_folders(scan):
         before = len(scan.problems)
         files = scan.volumes(folder)
-        own = (regions or {}).get(same_name(folder.name), ())
-        unpictured.pop(same_name(folder.name), None)
+        keys = [(place, same_name(folder.name)) for place in (same_name(center), "")]
+        own = tuple(region for key in keys for region in (regions or {}).get(key, ()))
+        for key in keys:
+            unpictured.pop(key, None)
         if not files:
             if len(scan.problems) == before:  # else it is said what it holds
                 scan.problems.append(f"{scan.name(folder)}: holds no volume, expected one DICOM series or one .nii or .nii.gz")
@@ -134,7 +140,7 @@ def cases_volumes(source: Path, findings: Findings) -> list[Case]:
         cases.append(Case(folder.name, center, folder.name, (*files, home / REGIONS_FILE), read, label, split))
     expected = "expected <center>/{traindata,testdata}/<class>/<patient>"
     scan.problems += [f"{REGIONS_FILE}: line {own[0].line}: the patient has no folder, {expected}" for own in unpictured.values()]
-    scan.problems += _twice(cases)
+    scan.problems += _twice(cases) + _at_several_centers(regions or {}, cases)
     findings.problems += scan.problems
     findings.warnings += skipped(scan.skipped)
     if scan.left_out:
@@ -179,23 +185,36 @@ def _twice(cases: list[Case]) -> list[str]:
     ]
 
 
-def _read_regions(path: Path, findings: Findings) -> dict[str, tuple[Region, ...]] | None:
-    """Patient → regions; None, and a problem, where the file cannot be used."""
+def _at_several_centers(regions: Regions, cases: list[Case]) -> list[str]:
+    homes: dict[str, set[str]] = {}
+    for case in cases:
+        homes.setdefault(same_name(case.patient), set()).add(case.center)
+    return [
+        f"{REGIONS_FILE}: line {own[0].line}: patient {name!r} is at the centers {' and '.join(sorted(homes[name]))}, expected a column"
+        " center that says whose regions these are"
+        for (center, name), own in regions.items()
+        if not center and len(homes.get(name, ())) > 1
+    ]
+
+
+def _read_regions(path: Path, findings: Findings) -> Regions | None:
+    """(centre or "", patient) → regions; None, and a problem, where the file cannot be used."""
     try:
-        rows = read_csv(path, REGION_COLUMNS)
+        rows = read_csv(path, REGION_COLUMNS, optional=("center",))
     except ManifestError as error:
         findings.problems += [f"{path.name}: {text}" for text in error.problems or (str(error).removeprefix(f"{path}: "),)]
         return None
-    regions: dict[str, tuple[Region, ...]] = {}
+    regions: Regions = {}
     for line, row in rows:
         problem = _region_problem(row)
         if not problem:
             region = Region(line, int(row["slice"]), *((int(row[f"{axis}_start"]), int(row[f"{axis}_stop"])) for axis in ("row", "column")))
-            before = regions.get(same_name(row["patient"]), ())
+            key = same_name(row.get("center", "")), same_name(row["patient"])
+            before = regions.get(key, ())
             if region.slice in [other.slice for other in before]:
                 problem = f"patient {row['patient']!r} has a region in slice {region.slice} already, expected one a slice"
             else:
-                regions[same_name(row["patient"])] = (*before, region)
+                regions[key] = (*before, region)
         if problem:
             findings.problems.append(f"{path.name}: line {line}: {problem}")
     return regions

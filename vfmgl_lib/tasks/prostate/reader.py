@@ -190,16 +190,23 @@ def _pairs(scan: Scan, files: Iterable[Path], pattern: re.Pattern) -> list[tuple
     return [(found["case"], volume, mask) for found, volume, mask in both if found]
 
 
+def volume_case(root: Path, volume: str, mask: str, name: str, center: str, patient: str) -> tuple[Case, bool]:
+    """(case, whether its spacing is known) of a volume and its mask, paths below `root`, from the headers alone.
+
+    Raises: SourceError: they cannot be used.
+    """
+    grid = _check_grids(root / volume, root / mask, volume, mask)
+    files = (root / volume, root / mask, *(data for path in (volume, mask) if (data := data_file(root / path, path))))
+    return Case(name, center, patient, files, partial(_read, root / volume, root / mask, volume, mask)), grid.spaced
+
+
 def _case(scan: Scan, center: str, name: str, volume: Path, mask: Path) -> tuple[Case | None, bool]:
-    """(case, whether its spacing is known), from the headers alone; None and a problem where they say that it cannot be used."""
-    names = scan.name(volume), scan.name(mask)
+    """As `volume_case`; None and a problem where the headers say that it cannot be used."""
     try:
-        grid = _check_grids(volume, mask, *names)
-        files = (volume, mask, *(data for path in (volume, mask) if (data := data_file(path, scan.name(path)))))
+        return volume_case(scan.root, scan.name(volume), scan.name(mask), name, center, f"{center}-{name}")
     except SourceError as error:
         scan.problems.append(str(error))
         return None, True
-    return Case(name, center, f"{center}-{name}", files, partial(_read, volume, mask, *names)), grid.spaced
 
 
 def _warn_of_spacing(findings: Findings, center: str, found: list[tuple[Case | None, bool]]) -> None:

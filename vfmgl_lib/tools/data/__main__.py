@@ -1,5 +1,6 @@
-"""vfmgl data {prepare,verify,fetch,new-task}: from the official downloads to a verified manifest; a task of one's own.
+"""vfmgl data {template,prepare,verify,fetch,new-task}: from your images, or the official downloads, to a verified manifest.
 
+    vfmgl data template DIR                          a first samples.csv of your images, by guesses that are told
     vfmgl data fetch TASK --out DIR                  download what is public; say what to request from whom
     vfmgl data prepare TASK --source DIR --out DIR   images and manifest of an unpacked download, checked
     vfmgl data verify DIR                            read every file of a prepared set again
@@ -22,10 +23,13 @@ import requests
 from vfmgl_lib.base.files import reason
 from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.manifest import SPLITS, Manifest, ManifestError
+from vfmgl_lib.data.people import PatientNames
 from vfmgl_lib.tasks.datasheets import DatasheetError
 from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.tasks.prepare import SplitRule, formats_of, prepare, read_prepared, verify
 from vfmgl_lib.tasks.records import TASKS, TaskError, find_task
+from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
+from vfmgl_lib.tasks.template import guess_samples, write_samples
 from vfmgl_lib.tools.data.new_task import add_new_task, new_task
 
 
@@ -34,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vfmgl data", description=__doc__.split("\n", 1)[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{prepare,verify,fetch,new-task}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{template,new-task,prepare,verify,fetch}")
+    _add_template(commands)
     _add_prepare(commands)
     add_new_task(commands)
     one = commands.add_parser("verify", help="read every file of a prepared set again and compare it with the manifest")
@@ -47,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(find_task(given.task))])):
         parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
-        return {"prepare": _prepare, "verify": _verify, "fetch": _fetch, "new-task": _new_task}[given.command](given)
+        run = {"template": _template, "new-task": _new_task, "prepare": _prepare, "verify": _verify, "fetch": _fetch}
+        return run[given.command](given)
     except (ManifestError, DatasheetError, FetchError, requests.RequestException) as error:
         sys.stderr.write(f"{error}\n")
     except OSError as error:
@@ -56,6 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted; the same call goes on with what is done\n")
         return 130
     return 1
+
+
+def _add_template(commands: argparse._SubParsersAction) -> None:
+    one = commands.add_parser(
+        "template",
+        help="a first samples.csv of your images, to be corrected by hand",
+        description="Writes DIR/samples.csv from the names of folders and files, and says what was guessed. Images are not opened.",
+    )
+    one.add_argument("folder", type=Path, metavar="DIR", help="the folder with your images; only read")
+    one.add_argument("--task", default="", metavar="NAME", help="whose classes the folders are called by; default: guessed from the files")
+    one.add_argument("--out", type=Path, metavar="FILE", help=f"default: DIR/{SAMPLES_FILE}")
+    _add_pattern(one)
+    one.add_argument("--force", action="store_true", help="replace a table that is there")
+
+
+def _add_pattern(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--patient-pattern",
+        default="",
+        metavar="REGEX",
+        help="who is the patient by a file's name: the group called patient, or the first; 'Image_([0-9]+)' finds 01 in Image_01L.jpg",
+    )
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
@@ -70,6 +98,16 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--source", type=Path, required=True, metavar="DIR", help="the unpacked download; only read")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the prepared set; an interrupted one is completed")
     one.add_argument("--format", default="", metavar="NAME", help="default: what the folder looks like")
+    one.add_argument(
+        "--samples", default="", metavar="FILE", help=f"the table of the images; default: {SAMPLES_FILE} in the source, if it is there"
+    )
+    one.add_argument(
+        "--patients",
+        default="own",
+        choices=get_args(PatientNames),
+        help="own (default): one name at two centers is two patients; shared: it is one",
+    )
+    _add_pattern(one)
     one.add_argument(
         "--split",
         default="patient",
@@ -106,8 +144,17 @@ def _largest(text: str) -> float:
     return value
 
 
+def _template(given: argparse.Namespace) -> int:
+    file = given.out or given.folder / SAMPLES_FILE
+    guessed = guess_samples(given.folder, task=given.task, patient_pattern=given.patient_pattern)
+    write_samples(file, guessed.table, force=given.force)
+    _say(f"{file}: {len(guessed.table)} images, by these guesses:", *(f"  {guess}" for guess in guessed.told), "correct them in the file")
+    return 0
+
+
 def _prepare(given: argparse.Namespace) -> int:
-    rules = {"format": given.format, "split": given.split, "seed": given.seed, "max_value": given.max_value}
+    names = ("format", "split", "seed", "max_value", "samples", "patients", "patient_pattern")
+    rules = {name: getattr(given, name) for name in names}
     prepared = prepare(given.task, given.source, given.out, **rules)
     state = "complete already, source unchanged" if prepared.reused else "prepared"
     _say(f"{given.out}: {state}, format {prepared.format}", *_summary(prepared.manifest, prepared.warnings))

@@ -1,0 +1,100 @@
+"""Guesses from names: what they make of common trees, what they leave open, and that a table is not lost."""
+
+import pandas as pd
+import pytest
+
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.tasks.template import guess_samples, write_samples
+
+
+def tree(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")  # nothing is opened
+    return root
+
+
+def guessed(root, **options):
+    found = guess_samples(root, **options)
+    return found.table.set_index("image").sort_index(), "\n".join(found.told)
+
+
+def test_classes_below_centers_with_patients(tmp_path):
+    names = [f"{c}/{k}/{c}{k}{p}/{i}.png" for c in ("Nord", "Süd") for k in ("benign", "malignant") for p in range(3) for i in range(2)]
+    table, told = guessed(tree(tmp_path, *names))
+    assert list(table.columns) == ["center", "patient", "label"] and len(table) == 24
+    row = table.loc["Süd/malignant/Südmalignant1/0.png"]
+    assert (row["center"], row["patient"], row["label"]) == ("Süd", "Südmalignant1", "malignant")
+    assert "label: the name of folder 2" in told and "center: the name of folder 1" in told and "3 of" not in told.split("\n")[0]
+
+
+def test_classes_above_centers_by_the_words_of_the_task(tmp_path):
+    names = [f"{k}/{c}/Image_{n:02}{eye}.JPG" for k in ("Normal", "1") for c in "AB" for n in range(3) for eye in "LR"]
+    table, told = guessed(tree(tmp_path, *names), task="camelyon17")
+    row = table.loc["1/B/Image_02R.JPG"]
+    assert (row["center"], row["patient"], row["label"]) == ("B", "Image_02", "1")
+    assert "patient at A: the name before L or R, 3 patients of 12 images" in told
+    table, told = guessed(tmp_path, task="camelyon17", patient_pattern="Image_([0-9]+)")
+    assert table.loc["1/B/Image_02R.JPG", "patient"] == "02" and "by the pattern" in told
+
+
+def test_masks_in_folders_and_endings(tmp_path):
+    tree(
+        tmp_path,
+        *(f"images/A/{n}.tif" for n in (1, 2)),
+        *(f"masks/A/{n}_gt.png" for n in (1, 2)),
+        *(f"B/x{n}.png" for n in (3, 4)),
+        *(f"B/x{n}_mask.png" for n in (3, 9)),
+        *(f"B/x{n}_seg.png" for n in (3,)),
+        "B/.hidden.png",
+        "B/Thumbs.db",
+    )
+    table, told = guessed(tmp_path)
+    assert list(table.columns) == ["center", "patient", "mask"]
+    assert table["mask"].to_dict() == {
+        "images/A/1.tif": "masks/A/1_gt.png",
+        "images/A/2.tif": "masks/A/2_gt.png",
+        "B/x3.png": "B/x3_mask.png",
+        "B/x4.png": "",
+    }
+    assert "1 without one, e.g. B/x4.png" in told and "1 images have several" in told and "e.g. B/x9_mask.png" in told
+
+
+def test_splits_are_taken_over_where_every_image_has_one(tmp_path):
+    tree(tmp_path, *(f"A/{s}/images/1{s}_{n}.png" for s in ("training", "test") for n in range(2)), "A/training/labels/1training_0.png")
+    table, told = guessed(tmp_path, task="nuclei")
+    assert table["split"].value_counts().to_dict() == {"train": 2, "test": 2} and "split: by folders" in told
+    assert table.loc["A/test/images/1test_0.png", "patient"] == "1test"
+    tree(tmp_path, "A/5.png")
+    table, told = guessed(tmp_path, task="nuclei")
+    assert "split" not in table and "1 of 5 images lie in no folder such as train or test" in told
+
+
+def test_what_cannot_be_told_is_left_open(tmp_path):
+    tree(tmp_path / "Klinik", "one.png", "two.png")
+    table, told = guessed(tmp_path / "Klinik")
+    assert set(table["center"]) == {"Klinik"} and set(table["patient"]) == {""} and set(table["label"]) == {""}
+    assert told.count("FILL IN") == 2 and "WRITE the centres" in told
+    with pytest.raises(ManifestError, match="no image found"):
+        guess_samples(tree(tmp_path / "none", "a.txt"))
+    with pytest.raises(ManifestError, match="folder not found"):
+        guess_samples(tmp_path / "nowhere")
+    with pytest.raises(ManifestError, match="unknown task 'liver'"):
+        guess_samples(tmp_path, task="liver")
+
+
+def test_centers_by_the_names_of_files(tmp_path):
+    table, told = guessed(tree(tmp_path, *(f"{c}_{n:03}-{k}.png" for c in ("RVA", "UHS") for n in range(3) for k in (1, 2))))
+    assert table.loc["UHS_002-1.png", ["center", "patient"]].tolist() == ["UHS", "UHS_002"]
+    assert "center: the letters that the file's name begins with: 6 RVA, 6 UHS" in told
+
+
+def test_a_table_is_never_replaced_unasked(tmp_path):
+    file, table = tmp_path / "samples.csv", pd.DataFrame({"image": ["Ä,1.png"], "center": ["A"]})
+    write_samples(file, table)
+    assert file.read_bytes() == '\ufeffimage,center\n"Ä,1.png",A\n'.encode()
+    with pytest.raises(ManifestError, match="is there already and is not replaced; --force replaces it"):
+        write_samples(file, table.head(0))
+    assert b"1.png" in file.read_bytes()
+    write_samples(file, table.head(0), force=True)
+    assert file.read_bytes() == b"\xef\xbb\xbfimage,center\n"

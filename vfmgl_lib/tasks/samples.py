@@ -1,0 +1,418 @@
+"""`samples.csv`: a set of images as its owner lists it, whatever its files and folders are called.
+
+    image      path below the data folder
+    center     the centre's name
+    patient    the patient's name at this centre
+    label      classification: the class's name, or its number from 0
+    mask       segmentation: path of the mask below the data folder
+    split      optional: train, val or test, for all images of a centre or for none
+    external   optional: yes where the centre takes no part in training and is tested on only; for all images of a centre alike
+    group      optional: what stays in one split together beyond a patient, such as a family; empty: the patient is alone.
+               Divisions move whole groups. Intervals and tests count patients: what belongs to one person (two eyes) is one patient.
+    spacing    optional: mm per pixel, one number or row and column as "0.5 x 0.7"
+
+In any order, in any of the forms that `data.spreadsheets` reads. The table is checked as a whole: all problems are told together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from vfmgl_lib.base.files import portable, real_path, shown
+from vfmgl_lib.data.images import inspect_files, remark_warnings
+from vfmgl_lib.data.lookup import Files
+from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, missing_classes, table_findings
+from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.people import PatientNames, with_unique_patients
+from vfmgl_lib.data.scan import VOLUME_SUFFIXES
+from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
+from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
+from vfmgl_lib.tasks.classes import ClassWords
+from vfmgl_lib.tasks.datasheets import class_titles
+from vfmgl_lib.tasks.records import TaskRecord
+from vfmgl_lib.tasks.splits import with_groups
+
+FILE = "samples.csv"
+NEEDED = ("image", "center", "patient")
+OPTIONAL = ("split", "external", GROUP, "spacing")
+YES, NO = ("yes", "true", "1"), ("no", "false", "0", "")
+LARGEST_SPACING = 100.0  # mm a pixel
+SHOWN = 3
+_NUMBER = r"[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?"
+
+SAMPLES = Format(
+    "samples",
+    f"{FILE}: image, center, patient, and label or mask; optionally {', '.join(OPTIONAL)}",
+    lambda source: (source / FILE).is_file(),
+)
+
+
+@dataclass
+class Row:
+    """A line of the table, as it is understood; None or "" where it is not, or not given.
+
+    Attributes:
+        line: in the file, from 1.
+        cells: column -> text.
+        image, mask: POSIX, relative to the data folder, as the file system has them.
+        label: number of the class.
+    """
+
+    line: int
+    cells: dict[str, str]
+    image: str = ""
+    mask: str = ""
+    label: int | None = None
+    external: bool | None = False
+    split: str = ""
+    spacing: str = ""
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells.get(column, "")
+
+    @property
+    def is_volume(self) -> bool:
+        return self.image.lower().endswith(VOLUME_SUFFIXES)
+
+
+def label_column(record: TaskRecord) -> str:
+    """Where the table has what is to be learnt: "mask" or "label"."""
+    return "mask" if record.is_segmentation else "label"
+
+
+def read_samples(
+    listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False, progress: bool = True
+) -> Manifest:
+    """The manifest of the images that a table lists, read in place; rows without a split have split "".
+
+    Args:
+        findings: gets warnings, and `lines`.
+        names: whether a patient's name is its centre's or the whole set's (`data.people`).
+        may_divide: a patient in several splits is allowed: leakage, asked for.
+    Raises: ManifestError: with all problems of the table and of the files that it names.
+    """
+    record, rows, problems = listed.record, listed.rows, listed.problems
+    findings.lines.update({row.image: row.line for row in rows if row.image})
+    usable = [row for row in rows if row.image and (row.mask or not record.is_segmentation)]
+    masks, values = [row.mask or None for row in usable], record.stored_mask_values
+    inspections = inspect_files(
+        listed.home, [row.image for row in usable], masks, progress=progress, reading=findings.reading, mask_values=values
+    )
+    problems += [f"line {row.line}: {text}" for row, found in zip(usable, inspections, strict=True) for text in found.problems]
+    whole = [(row, found) for row, found in zip(usable, inspections, strict=True) if listed.is_whole(row) and not found.problems]
+    content, apart = with_unique_patients(_manifest_table(record, [(row, found.sha256) for row, found in whole]), names)
+    manifest = Manifest(listed.home, record.kind, listed.classes, content, reading=findings.reading, mask_values=values)
+    problems += missing_classes(manifest, inspections)
+    _raise_problems(listed, manifest, may_divide, findings.lines)
+    findings.warnings += apart + listed.warnings() + foreground_warnings(manifest, [found for _, found in whole])
+    findings.warnings += remark_warnings(((row.image, found.remarks) for row, found in whole), findings.reading)
+    return manifest
+
+
+def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False) -> list[Case]:
+    """The volumes that a table lists, to be converted slice by slice as the task's reader does it; else as `read_samples`."""
+    record, problems = listed.record, listed.problems
+    read = getattr(record.reader, "volume_case", None)
+    if read is None or "volume" not in record.reads:
+        found = next(row for row in listed.rows if row.is_volume)
+        text = f"line {found.line}: image {found.image!r} is a volume, the task {record.name} reads images: write its slices as PNG"
+        raise ManifestError.listing(listed.table, [*problems, text])
+    findings.lines.update({row.image: row.line for row in listed.rows if row.image})
+    cases, rows, unspaced, taken = [], [], 0, set()
+    for row in listed.rows:
+        if row.image and not row.is_volume:
+            problems.append(f"line {row.line}: image {row.image!r} is no volume, others are; expected one kind in all rows")
+        elif row.spacing:
+            problems.append(f"line {row.line}: spacing {row['spacing']!r} of a volume, expected nothing: its header has it")
+        elif listed.is_whole(row):
+            name = _volume_name(row.image)
+            name = name if (row["center"], name) not in taken else portable(row.image.replace("/", "_"))
+            taken.add((row["center"], name))
+            try:
+                case, spaced = read(listed.home, row.image, row.mask, name, row["center"], row["patient"])
+            except SourceError as error:
+                problems += [f"line {row.line}: {text}" for text in str(error).splitlines()]
+                continue
+            unspaced += not spaced
+            cases.append(replace(case, split=row.split, group=row[GROUP]))
+            rows.append((row, f"{row.line:064x}"))  # content is compared slice by slice, later
+    table = with_unique_patients(_manifest_table(record, rows), names)[0]
+    _raise_problems(listed, Manifest(listed.home, record.kind, listed.classes, table), may_divide, findings.lines)
+    findings.warnings += listed.warnings()
+    if unspaced:
+        findings.warnings.append(f"{unspaced} of {len(cases)} volumes have no spacing in their header, distances will be in pixels")
+    return cases
+
+
+def _volume_name(path: str) -> str:
+    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, lines: dict[str, int]) -> None:
+    """Raises what was found wrong, with what the table says of patients and equal files; rows without a split are in one for now."""
+    problems = list(listed.problems)
+    if len(manifest.table):
+        known = manifest.table.assign(split=manifest.table["split"].replace("", "train"))
+        unit: SplitUnit = "image" if may_divide else "patient"
+        problems += table_findings(replace(manifest, table=known, split_unit=unit), False, lines=lines)[0]
+    if problems:
+        raise ManifestError.listing(listed.table, list(dict.fromkeys(problems)))
+
+
+def _manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
+    """The rows of a manifest, each with the hash of its image."""
+    stems: dict[tuple[str, str], int] = {}
+    for row, _ in found:
+        key = row["center"], str(PurePosixPath(row.image).with_suffix(""))
+        stems[key] = stems.get(key, 0) + 1
+    rows = []
+    for row, sha256 in found:
+        stem = str(PurePosixPath(row.image).with_suffix(""))
+        name = stem if stems[row["center"], stem] == 1 else row.image  # a.png beside a.jpg
+        label = row.mask if record.is_segmentation else row.label
+        values = (f"{row['center']}/{name}", row.image, sha256, row["center"], row["patient"], row.split, label, row.spacing)
+        rows.append((*values, row[GROUP]))
+    return with_groups(rows)
+
+
+class SampleTable:
+    """A table of samples, read and checked; of the files it names, only whether they are there."""
+
+    def __init__(self, table: Path, source: Path, record: TaskRecord):
+        self.table, self.source, self.record = table, source, record
+        self.home = source.resolve()
+        self.label_column = label_column(record)
+        self.files = Files(self.home)
+        self.problems: list[str] = []
+        self.rows = self._parsed()
+        for row in self.rows:
+            self._read_row(row)
+        self.classes, self.words = self._classes()
+        if not record.is_segmentation:
+            self._read_labels()
+        self._check_repeated()
+        self._check_centers()
+
+    def is_whole(self, row: Row) -> bool:
+        """Whether a row can be one of a manifest."""
+        known = row.mask if self.record.is_segmentation else row.label is not None
+        return bool(
+            row.image and known and row["center"] and row["patient"] and "/" not in row["center"] and row["center"] not in (".", "..")
+        )
+
+    @property
+    def has_volumes(self) -> bool:
+        return any(row.is_volume for row in self.rows)
+
+    def warnings(self) -> list[str]:
+        """What is worth a second look in a table without problems."""
+        found = []
+        if not self.record.is_segmentation:
+            found += self.words.notes(row["label"] for row in self.rows)
+            if self.record.classes is None:
+                order = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))
+                found.append(f"the classes are numbered by their sorted names: {order}; the last one is the positive one")
+        found += self._masks_used_again()
+        known = [bool(row.spacing) for row in self.rows]
+        if any(known) and not all(known):
+            found.append(f"{known.count(False)} of {len(known)} images have no spacing: distances will be in pixels everywhere")
+        members: dict[tuple[str, str], set[str]] = {}
+        for row in self.rows:
+            if row[GROUP]:
+                members.setdefault((row["center"], row[GROUP]), set()).add(row["patient"])
+        several = sum(len(patients) > 1 for patients in members.values())
+        if several:
+            found.append(
+                f"{several} group(s) of several patients stay in one split each; intervals and tests count their patients one by one"
+            )
+        listed = {path for row in self.rows for path in (row.image, row.mask)}
+        alone = [path for path in self.files.images if path not in listed]
+        if alone:
+            found.append(f"{len(alone)} image file(s) in the folder are not in {self.table.name} and not used, e.g. {shown(alone[0])}")
+        return found
+
+    def _say(self, row: Row, text: str) -> None:
+        self.problems.append(f"line {row.line}: {text}")
+
+    def _parsed(self) -> list[Row]:
+        known = (*NEEDED, self.label_column, *OPTIONAL)
+        try:
+            content = self.table.read_bytes()
+            header, lines = parsed(decoded(content), lambda names: len({same_name(name) for name in names} & {*known, "label", "mask"}) > 1)
+            rows = list(lines)
+        except OSError as error:
+            raise ManifestError(f"{self.table}: cannot be read ({error.strerror}), expected a CSV with {', '.join(known)}") from error
+        except TableError as error:
+            raise ManifestError(f"{self.table}: {error}") from error
+        columns = [same_name(name) for name in header]
+        self._check_header(header, columns, known)
+        if not rows:
+            self.problems.append("has a header only, expected a row an image")
+        found = []
+        for line, cells in rows:
+            if len(cells) != len(columns):
+                remedy = "a cell that holds the separator is put in quotes"
+                self.problems.append(f"line {line}: {len(cells)} fields, expected the header's {len(columns)}; {remedy}")
+            else:
+                found.append(Row(line, dict(zip(columns, cells, strict=True))))
+        return found
+
+    def _check_header(self, header: list[str], columns: list[str], known: tuple[str, ...]) -> None:
+        missing = [name for name in (*NEEDED, self.label_column) if name not in columns]
+        for name, column in zip(header, columns, strict=True):
+            if column in known:
+                continue
+            text = f"header: unknown column {name!r}, expected {', '.join(known)}"
+            other = {"label", "mask"} - {self.label_column}
+            if column in other:
+                kind = self.record.kind
+                text = f"header: column {name!r} does not belong to {self.record.name}, a {kind}: it reads {self.label_column!r}"
+            elif close := difflib.get_close_matches(column, [n for n in known if n not in columns], 1, 0.6):
+                text += f"; is {close[0]!r} meant? Then call it so"
+            else:
+                text += "; leave it out"
+            self.problems.append(text)
+        for column in dict.fromkeys(columns):
+            if columns.count(column) > 1:
+                self.problems.append(f"header: column {column!r} is there {columns.count(column)} times, expected once")
+        self.problems += [
+            f"header: column {name!r} is missing, expected {', '.join(known[:4])}; got {', '.join(header)!r}" for name in missing
+        ]
+
+    def _read_row(self, row: Row) -> None:
+        for column in ("image", *(["mask"] if self.record.is_segmentation else [])):
+            if column in row.cells:
+                path, problem = self.files.find(row[column])
+                setattr(row, column, path)
+                if problem:
+                    self._say(row, f"{column} {problem}")
+        if row.image and row.image == row.mask:
+            self._say(row, f"mask {row['mask']!r} is the image itself, expected the file of its mask")
+            row.mask = ""
+        for column in ("center", "patient"):
+            if column in row.cells and not row[column]:
+                remedy = "the centre's name" if column == "center" else "who it is; a name of its own where each image is another person's"
+                self._say(row, f"{column} is empty, expected {remedy}")
+        if "/" in row["center"] or row["center"] in (".", ".."):
+            self._say(row, f"center {row['center']!r}, expected a name that is no path; rename it")
+        row.split = same_name(row["split"]) if row["split"] else ""
+        if row.split not in ("", *SPLITS):
+            close = difflib.get_close_matches(row.split, SPLITS, 1, 0.4)
+            remedy = f"; write {close[0]}" if close else ""
+            self._say(row, f"split {row['split']!r}, expected one of {', '.join(SPLITS)}, or nothing in all rows of the centre{remedy}")
+            row.split = ""
+        word = same_name(row["external"]) if row["external"] else ""
+        row.external = True if word in YES else False if word in NO else None
+        if row.external is None:
+            self._say(row, f"external {row['external']!r}, expected yes or no")
+        row.spacing, problem = spacing_of(row["spacing"])
+        if problem:
+            self._say(row, problem)
+
+    def _classes(self) -> tuple[tuple[str, ...], ClassWords]:
+        """The record's; else those of the table, sorted, one spelling each."""
+        if self.record.classes is not None:
+            return self.record.classes, ClassWords(self.record.classes)
+        found = tuple(sorted({row["label"] for row in self.rows} - {""}))
+        if len(found) < 2 and "label" in (self.rows[0].cells if self.rows else ()):
+            self.problems.append(f"label: {len(found)} class(es) ({', '.join(found)}), expected at least two")
+        return found, ClassWords(found)
+
+    def _read_labels(self) -> None:
+        for row in self.rows:
+            if "label" not in row.cells:
+                continue
+            row.label = self.classes.index(row["label"]) if row["label"] in self.classes else self.words.number(row["label"])
+            if not row["label"]:
+                self._say(row, f"label is empty, expected {self.words.expected}")
+            elif row.label is None:
+                close = difflib.get_close_matches(same_name(row["label"]), [same_name(t) for t in class_titles(self.classes)], 1)
+                remedy = f"; is {close[0]!r} meant?" if close else ""
+                self._say(row, f"label {row['label']!r} is no class of {self.record.name}, expected {self.words.expected}{remedy}")
+        if self.record.classes is None or not self.rows or "label" not in self.rows[0].cells:
+            return
+        if mixed := self.words.mixed(row["label"] for row in self.rows):
+            places = [next(row.line for row in self.rows if row["label"] == word) for word in mixed]
+            self.problems.append(
+                f"label: names ({mixed[0]!r}, line {places[0]}) and numbers ({mixed[1]!r}, line {places[1]}) side by side; expected one way"
+                " in all rows, so that it is sure what the numbers mean"
+            )
+        known = {row.label for row in self.rows}
+        for number, name in enumerate(self.classes):
+            if number not in known:
+                self.problems.append(f"label: no row has class {name!r} ({number}), expected images of it, or a task without it")
+
+    def _check_repeated(self) -> None:
+        first: dict[Path, Row] = {}
+        for row in self.rows:
+            if row.image:
+                before = first.setdefault(real_path(self.home / row.image), row)
+                if before is not row:
+                    self._say(row, f"image {row['image']!r} is in line {before.line} already, expected one row an image")
+                    row.image = ""  # else it would be told again of its patient and its content
+
+    def _check_centers(self) -> None:
+        centers: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row["center"]:
+                centers.setdefault(row["center"], []).append(row)
+        for center, rows in centers.items():
+            yes, no = ([row for row in rows if row.external is value] for value in (True, False))
+            if yes and no:
+                self.problems.append(
+                    f"center {center!r}: external is {yes[0]['external']!r} in line {yes[0].line} and {no[0]['external']!r} in line"
+                    f" {no[0].line}, expected one answer for all images of a centre"
+                )
+            for row in yes:
+                if row.split not in ("", "test"):
+                    self._say(row, f"split {row['split']!r} of the external center {center!r}, expected test or nothing: it does not train")
+                row.split = "test"
+            blank = [row for row in rows if not row.split]
+            if blank and len(blank) < len(rows):
+                lines = ", ".join(str(row.line) for row in blank[:SHOWN]) + (", …" if len(blank) > SHOWN else "")
+                self.problems.append(
+                    f"center {center!r}: {len(blank)} of {len(rows)} images have no split (line {lines}), expected one for all images of a"
+                    " centre, or for none"
+                )
+        if centers and all(row.external for row in self.rows):
+            self.problems.append("external: all centers are, expected at least one that trains")
+
+    def _masks_used_again(self) -> list[str]:
+        users: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row.mask:
+                users.setdefault(row.mask, []).append(row)
+        again = {mask: rows for mask, rows in users.items() if len(rows) > 1}
+        if not again:
+            return []
+        mask, rows = next(iter(again.items()))
+        lines = " and ".join(str(row.line) for row in rows[:SHOWN])
+        return [f"{len(again)} mask(s) belong to several images, e.g. {mask} in lines {lines}: right only where these show the same"]
+
+
+def spacing_of(text: str) -> tuple[str, str]:
+    """(spacing as the manifest has it, problem) of a cell: "", "0.5", "0,5", "0.5 x 0.7", "0.5,0.7", "0,5;0,7".
+
+    One comma between whole numbers is refused where it may part two of them or decimals ("1,5").
+    """
+    expected = "expected mm per pixel: one number as 0.5, or row and column as '0.5 x 0.7'"
+    if not text:
+        return "", ""
+    if re.fullmatch(r"[0-9]+,[0-9]+", text) and int(text.split(",")[0]) and int(text.split(",")[1]):
+        decimals, (rows, columns) = text.replace(",", "."), text.split(",")
+        return "", f"spacing {text!r}: {decimals} mm, or {rows} and {columns} mm? Write {decimals} or '{rows} x {columns}'"
+    one, two = re.fullmatch(_NUMBER, text), re.fullmatch(rf"({_NUMBER})\s*[x×;\s]\s*({_NUMBER})", text, re.IGNORECASE)
+    pointed = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*,\s*([0-9]*\.?[0-9]+)", text) if "." in text else None
+    found = pointed or two
+    parts = found.groups() if found else (text, text) if one else ()
+    values = [float(part.replace(",", ".")) for part in parts]
+    if not values or not all(math.isfinite(value) and 0 < value <= LARGEST_SPACING for value in values):
+        return "", f"spacing {text!r}, {expected}, above 0 and at most {LARGEST_SPACING:g}"
+    return ",".join(f"{value:.10g}" for value in values), ""

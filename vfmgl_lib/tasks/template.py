@@ -1,0 +1,302 @@
+"""A first `samples.csv` of a folder, by guesses from the names of folders and files. Each guess is told; nothing is opened.
+
+center   the first level of folders that is no split, class, or folder of images or masks; else the letters that files begin with
+label    the folders that are called as the task's classes; else a level whose names return below every center
+mask     a file of the image's name in a folder of masks (labels, masks, gt, ...), or with an ending such as _mask
+split    folders such as train, val, testdata, where every image lies in one
+patient  a level of folders below the others; else what a centre's files are called before their eye, tile or slice; else left empty
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from vfmgl_lib.base.files import is_control, shown, write_bytes
+from vfmgl_lib.data.lookup import list_files
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
+from vfmgl_lib.tasks.classes import ClassWords
+from vfmgl_lib.tasks.folders import patient_by, pattern_of
+from vfmgl_lib.tasks.records import find_task
+
+SPLIT_WORDS = {
+    word: split
+    for split, words in {
+        "train": "train training traindata trainset",
+        "val": "val valid validation valdata valset dev",
+        "test": "test testing testdata testset",
+    }.items()
+    for word in words.split()
+}
+IMAGE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures"}
+MASK_WORDS = {
+    "label",
+    "labels",
+    "mask",
+    "masks",
+    "gt",
+    "groundtruth",
+    "ground_truth",
+    "annotation",
+    "annotations",
+    "segmentation",
+    "manual",
+}
+MASK_ENDING = re.compile(
+    r"[ _.-](segmentation|seg|mask|gt|labels?|annotation|manual\d?|1stho|2ndho)$|^(mask|gt|seg|label)[ _.-]", re.IGNORECASE
+)
+MOST_CLASSES = 20
+# What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
+PATIENT_FORMS = {
+    "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
+    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE),
+    "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
+    "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
+    "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
+}
+CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
+
+
+@dataclass
+class Guessed:
+    """A table in the form of `samples.csv`, and what was guessed, a line each."""
+
+    table: pd.DataFrame
+    told: list[str]
+
+
+@dataclass
+class _Image:
+    path: str
+    levels: list[str]
+    split: str = ""
+    mask: str = ""
+    center: str = ""
+    label: str = ""
+    patient: str = ""
+    used: set[int] = field(default_factory=set)
+
+    @property
+    def stem(self) -> str:
+        return _stem(self.path)
+
+
+def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "") -> Guessed:
+    """Lists a folder's images with who, where and what they probably are.
+
+    Args:
+        task: whose classes and kind are known; "": a segmentation where most images have a mask, else a classification.
+        patient_pattern: finds the patient (`folders.pattern_of`); "": guessed.
+    Raises: ManifestError: no such folder, no image in it, an unknown task, a pattern that is none.
+    """
+    home = Path(folder).resolve()
+    if not home.is_dir():
+        raise ManifestError(f"{folder}: folder not found, expected one with images")
+    record, pattern = find_task(task) if task else None, pattern_of(patient_pattern) if patient_pattern else None
+    files, told = _usable_files(home)
+    masks = _masks(files)
+    images = [_Image(path, *_levels(path)) for path in files if path not in masks and not _is_mask(path)]
+    if not images:
+        raise ManifestError(
+            f"{folder}: no image found, expected files ending in {', '.join(IMAGE_SUFFIXES)} (or {', '.join(VOLUME_SUFFIXES)})"
+        )
+    told += _take_masks(images, masks, [path for path in files if _is_mask(path) and path not in masks])
+    segmentation = record.is_segmentation if record else 2 * sum(bool(image.mask) for image in images) >= len(images)
+    kind = f"the task {record.name} is one" if record else "most images have a mask" if segmentation else "images have no masks"
+    told.append(f"kind: {'segmentation' if segmentation else 'classification'}, since {kind}")
+    told += _guess_split(images)
+    if not segmentation:
+        told += _guess_label(images, ClassWords(record.classes) if record and record.classes else None)
+    told += _guess_center(images, home.name)
+    told += _guess_patient(images, pattern)
+    columns = ["image", "center", "patient", "mask" if segmentation else "label", *(["split"] if any(i.split for i in images) else [])]
+    rows = [[getattr(image, "path" if column == "image" else column) for column in columns] for image in images]
+    return Guessed(pd.DataFrame(rows, columns=columns, dtype=str), told)
+
+
+def write_samples(file: Path | str, table: pd.DataFrame, force: bool = False) -> None:
+    """Writes a table as CSV in UTF-8 with a byte order mark, by which spreadsheets know it.
+
+    Raises: ManifestError: the file is there and `force` does not say to replace it.
+    """
+    file = Path(file)
+    if (file.exists() or file.is_symlink()) and not force:
+        raise ManifestError(f"{file}: is there already and is not replaced; --force replaces it, --out FILE writes another one")
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.itertuples(index=False))
+    write_bytes(file, buffer.getvalue().encode("utf-8-sig"))
+
+
+def _usable_files(home: Path) -> tuple[list[str], list[str]]:
+    listed = list_files(home, lambda name: name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)))
+    odd = [path for path in listed if any(is_control(letter) for letter in path)]
+    told = [f"{len(odd)} file(s) left out, rename them: no UTF-8 or control characters in the name, e.g. {shown(odd[0])}"] if odd else []
+    return [path for path in listed if path not in set(odd)], told
+
+
+def _stem(path: str) -> str:
+    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def _levels(path: str) -> tuple[list[str], str]:
+    """The folders that may mean something, and the split that others name."""
+    levels, split = [], ""
+    for name in PurePosixPath(path).parts[:-1]:
+        if name.lower() in SPLIT_WORDS:
+            split = SPLIT_WORDS[name.lower()]
+        elif name.lower() not in IMAGE_WORDS | MASK_WORDS:
+            levels.append(name)
+    return levels, split
+
+
+def _is_mask(path: str) -> bool:
+    return any(part.lower() in MASK_WORDS for part in PurePosixPath(path).parts[:-1]) or MASK_ENDING.search(_stem(path)) is not None
+
+
+def _masks(files: Sequence[str]) -> dict[str, str]:
+    """Masks whose image is there -> the image."""
+
+    def place(path: str, stem: str) -> tuple[tuple[str, ...], str]:
+        folders = (name.lower() for name in PurePosixPath(path).parts[:-1])
+        return tuple(name for name in folders if name not in IMAGE_WORDS | MASK_WORDS), stem.lower()
+
+    images = {place(path, _stem(path)): path for path in files if not _is_mask(path)}
+    found = {}
+    for path in files:
+        if _is_mask(path):
+            stem = _stem(path)
+            places = [place(path, stem), place(path, MASK_ENDING.sub("", stem))]
+            image = next((images[key] for key in places if key in images), None)
+            if image:
+                found[path] = image
+    return found
+
+
+def _take_masks(images: list[_Image], masks: dict[str, str], alone: list[str]) -> list[str]:
+    own: dict[str, list[str]] = {}
+    for mask, path in sorted(masks.items()):
+        own.setdefault(path, []).append(mask)
+    for image in images:
+        image.mask = own.get(image.path, [""])[0]
+    told = []
+    if own:
+        lacking = [image.path for image in images if not image.mask]
+        more = f"; {len(lacking)} without one, e.g. {lacking[0]}" if lacking else ""
+        one = next(iter(own))
+        told.append(f"mask: {len(own)} images have one, e.g. {one} has {own[one][0]}{more}")
+    if several := [path for path, found in own.items() if len(found) > 1]:
+        told.append(f"mask: {len(several)} images have several, the first is taken, e.g. {' and '.join(own[several[0]])}")
+    if alone:
+        told.append(f"mask: {len(alone)} file(s) look like masks of images that are not there and are left out, e.g. {alone[0]}")
+    return told
+
+
+def _guess_split(images: list[_Image]) -> list[str]:
+    counts = Counter(image.split for image in images)
+    if not counts.keys() - {""}:
+        return ["split: no folder names one; 'prepare' divides each centre's patients"]
+    if counts[""]:
+        for image in images:
+            image.split = ""
+        return [f"split: {counts['']} of {len(images)} images lie in no folder such as train or test, so no split is taken over"]
+    return [f"split: by folders, {', '.join(f'{count} {split}' for split, count in counts.items())}; take the column out to divide anew"]
+
+
+def _level(images: list[_Image], number: int) -> list[str]:
+    return [image.levels[number] if number < len(image.levels) else "" for image in images]
+
+
+def _guess_label(images: list[_Image], words: ClassWords | None) -> list[str]:
+    depth = min(len(image.levels) for image in images)
+    chosen = None
+    for number in range(depth):
+        names = set(_level(images, number))
+        if words:
+            fits = all(words.number(name) is not None for name in names)
+        else:
+            parents: dict[str, set[tuple[str, ...]]] = {}
+            for image in images:
+                parents.setdefault(image.levels[number], set()).add(tuple(image.levels[:number]))
+            above = len({parent for found in parents.values() for parent in found})
+            # With one level of folders it is the classes; else names that return below most of the folders above.
+            returns = above > 1 and sum(map(len, parents.values())) >= above * len(parents) / 2
+            fits = 2 <= len(names) <= MOST_CLASSES and (depth == 1 or (number > 0 and returns))
+        if fits:
+            chosen = number
+            break
+    if chosen is None:
+        expected = f", none is called {words.expected}" if words else ""
+        return [f"label: no level of folders looks like classes{expected}; FILL IN the column"]
+    for image in images:
+        image.label, image.used = image.levels[chosen], {chosen}
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(image.label for image in images).items()))
+    return [f"label: the name of folder {chosen + 1} of the path (without splits): {counts}"]
+
+
+def _guess_center(images: list[_Image], home: str) -> list[str]:
+    free = [number for number in range(min(len(image.levels) for image in images)) if number not in images[0].used]
+    if free:
+        for image in images:
+            image.center = image.levels[free[0]]
+            image.used = image.used | {free[0]}
+        how = f"the name of folder {free[0] + 1} of the path (without splits)"
+    else:
+        found = [CENTER_FORM.match(image.stem) for image in images]
+        names = Counter(match[1] for match in found if match)
+        if all(found) and 2 <= len(names) <= MOST_CLASSES and min(names.values()) > 1:
+            for image, match in zip(images, found, strict=True):
+                image.center = match[1] if match else ""
+            how = "the letters that the file's name begins with"
+        else:
+            for image in images:
+                image.center = home
+            how = "no folder and no file's name tells it, so the folder's own name; WRITE the centres"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(image.center for image in images).items())[:MOST_CLASSES])
+    return [f"center: {how}: {counts}"]
+
+
+def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> list[str]:
+    if pattern:
+        for image in images:
+            image.patient = patient_by(pattern, image.path)
+        lacking = [image.path for image in images if not image.patient]
+        more = f"; not found in {len(lacking)}, e.g. {lacking[0]}: FILL IN" if lacking else ""
+        return [f"patient: by the pattern {pattern.pattern!r}{_example(images)}{more}"]
+    if all(image.path.lower().endswith(VOLUME_SUFFIXES) for image in images):
+        for image in images:
+            image.patient = image.stem
+        return [f"patient: each volume is one, called as its file{_example(images)}"]
+    told = []
+    for center in sorted({image.center for image in images}):
+        own = [image for image in images if image.center == center]
+        free = [number for number in range(min(len(image.levels) for image in own)) if number not in own[0].used]
+        how = f"the name of folder {free[-1] + 1} of the path (without splits)" if free else ""
+        for words, form in () if free else PATIENT_FORMS.items():
+            if all(form.search(image.stem) for image in own):
+                how = words
+                break
+        for image in own:
+            match = PATIENT_FORMS[how].search(image.stem) if how in PATIENT_FORMS else None
+            image.patient = image.levels[free[-1]] if free else match[1].strip() if match else ""
+        told.append(
+            f"patient at {center}: {how}{_example(own)}"
+            if how
+            else f"patient at {center}: not told by the files' names (e.g. {own[0].path}); FILL IN the column, or give --patient-pattern"
+        )
+    return told
+
+
+def _example(images: list[_Image]) -> str:
+    people = len({(image.center, image.patient) for image in images if image.patient})
+    first = next((image for image in images if image.patient), None)
+    return f", {people} patients of {len(images)} images, e.g. {first.path} is {first.patient!r}" if first else ""
