@@ -220,6 +220,19 @@ def test_figures_have_a_colour_and_a_legend_entry_for_each_class(studies, final)
     assert len(drawn) == 3, "one colour a class"
 
 
+def test_the_chart_of_the_classes_holds_the_results(final):
+    results = results_table(final, unit="image")
+    figure, table = overview.class_chart(results, CLASSES, "rounds")
+    assert set(table["metric"]) == {"dice", "iou", "assd", "hd95"} and set(table["class"]) == set(CLASSES[1:])
+    home = results[(results["model_center"] == "B") & (results["test_center"] == "B") & (results["split"] == "test")]
+    row = home[(home["metric"] == "iou[bar]") & (home["method"] == "vfmgl")]
+    own = table[(table["center"] == "B") & (table["metric"] == "iou") & (table["class"] == "bar") & (table["method"] == "vfmgl")]
+    assert own["value"].item() == row["value"].item()
+    assert len(figure.axes) == 3 and [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(CLASSES[1:])
+    _, none = overview.class_chart(results[~results["metric"].str.contains("[", regex=False)], CLASSES[:2], "rounds")
+    assert none.empty
+
+
 def test_maps_are_of_the_foreground_or_of_the_class_asked_for(studies):
     workspace, done = studies
     manifest, size = workspace.manifest, SIDE
