@@ -22,6 +22,7 @@ from vfmgl_lib.interpretation import local_models
 from vfmgl_lib.interpretation.features import median_cases, own_cases
 from vfmgl_lib.study.study import trivial_baseline
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tasks.prepare import prepare, read_prepared
 from vfmgl_lib.tasks.records import TASKS, TaskError, add_tasks_from
 from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
@@ -312,6 +313,20 @@ def test_a_mask_value_that_is_no_class_stops_the_preparation(organs, tmp_path):
     write_organs(tmp_path / "data", values=(0, 50, 100, 7))
     with pytest.raises(ManifestError, match=r"labels/.*\.png: mask has value 7, expected only 0, 50, 100, 200"):
         open_workspace(TASK, "smoke", data=tmp_path / "data", runs=tmp_path / "runs")
+
+
+def test_other_values_in_the_record_make_a_prepared_set_stale(organs, tmp_path):
+    root, out = write_organs(tmp_path / "data"), tmp_path / "out"
+    assert not prepare(TASK, root, out, progress=False).reused and prepare(TASK, root, out, progress=False).reused
+    record = TASKS[TASK]
+    TASKS[TASK] = record.model_copy(update={"mask_values": (0, 100, 50, 200)})
+    try:
+        with pytest.raises(ManifestError, match=r"prepared with masks of 0, 50, 100, 200, the task's record says 0, 100, 50, 200"):
+            read_prepared(out)
+        again = prepare(TASK, root, out, progress=False)
+    finally:
+        TASKS[TASK] = record
+    assert not again.reused and again.manifest.mask_values == (0, 100, 50, 200)
 
 
 @pytest.mark.parametrize(

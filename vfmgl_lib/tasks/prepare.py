@@ -25,6 +25,7 @@ from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
+from vfmgl_lib.data.label_masks import in_words
 from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, ManifestError, check_manifest, read_manifest, table_findings, write_manifest
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
@@ -32,7 +33,7 @@ from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note
 from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
 from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, read_folders
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
-from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
+from vfmgl_lib.tasks.records import TASKS, TaskRecord, earlier_reading, find_task
 
 SplitRule = Literal["patient", "source", "image"]
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2  # 64/16/20: a fifth for the test, then a fifth of the rest
@@ -122,7 +123,7 @@ def read_prepared(folder: Path | str, task: str = "") -> Prepared:
 
     Args:
         task: what it has to be of; "": any.
-    Raises: ManifestError: the folder holds none, an incomplete one, or one of another task.
+    Raises: ManifestError: the folder holds none, an incomplete one, one of another task, or of other values of its classes in masks.
     """
     folder = Path(folder)
     notes = _read_notes(folder)
@@ -134,7 +135,12 @@ def read_prepared(folder: Path | str, task: str = "") -> Prepared:
         )
     if task and notes["task"] != task:
         raise ManifestError(f"{folder}: holds a set of the task {notes['task']}, expected one of {task}")
-    return _reuse(folder, notes)
+    prepared = _reuse(folder, notes)
+    record, found = TASKS.get(notes["task"]), prepared.manifest
+    if record and record.is_segmentation and found.classes == record.classes and found.mask_values != record.stored_mask_values:
+        named, now = in_words(found.mask_values), in_words(record.stored_mask_values)
+        raise ManifestError(f"{folder}: was prepared with masks of {named}, the task's record says {now} (mask_values); prepare it anew")
+    return prepared
 
 
 def patients_of(manifest: Manifest) -> pd.DataFrame | None:
