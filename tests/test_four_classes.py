@@ -22,6 +22,7 @@ from vfmgl_lib.interpretation import local_models
 from vfmgl_lib.interpretation.features import median_cases, own_cases
 from vfmgl_lib.study.study import trivial_baseline
 from vfmgl_lib.study.workspace import open_workspace
+from vfmgl_lib.tasks.prepare import prepare, read_prepared
 from vfmgl_lib.tasks.records import TASKS, TaskError, add_tasks_from
 from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
@@ -220,6 +221,19 @@ def test_figures_have_a_colour_and_a_legend_entry_for_each_class(studies, final)
     assert len(drawn) == 3, "one colour a class"
 
 
+def test_the_chart_of_the_classes_holds_the_results(final):
+    results = results_table(final, unit="image")
+    figure, table = overview.class_chart(results, CLASSES, "rounds")
+    assert set(table["metric"]) == {"dice", "iou", "assd", "hd95"} and set(table["class"]) == set(CLASSES[1:])
+    home = results[(results["model_center"] == "B") & (results["test_center"] == "B") & (results["split"] == "test")]
+    row = home[(home["metric"] == "iou[bar]") & (home["method"] == "vfmgl")]
+    own = table[(table["center"] == "B") & (table["metric"] == "iou") & (table["class"] == "bar") & (table["method"] == "vfmgl")]
+    assert own["value"].item() == row["value"].item()
+    assert len(figure.axes) == 3 and [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(CLASSES[1:])
+    _, none = overview.class_chart(results[~results["metric"].str.contains("[", regex=False)], CLASSES[:2], "rounds")
+    assert none.empty
+
+
 def test_maps_are_of_the_foreground_or_of_the_class_asked_for(studies):
     workspace, done = studies
     manifest, size = workspace.manifest, SIDE
@@ -299,6 +313,20 @@ def test_a_mask_value_that_is_no_class_stops_the_preparation(organs, tmp_path):
     write_organs(tmp_path / "data", values=(0, 50, 100, 7))
     with pytest.raises(ManifestError, match=r"labels/.*\.png: mask has value 7, expected only 0, 50, 100, 200"):
         open_workspace(TASK, "smoke", data=tmp_path / "data", runs=tmp_path / "runs")
+
+
+def test_other_values_in_the_record_make_a_prepared_set_stale(organs, tmp_path):
+    root, out = write_organs(tmp_path / "data"), tmp_path / "out"
+    assert not prepare(TASK, root, out, progress=False).reused and prepare(TASK, root, out, progress=False).reused
+    record = TASKS[TASK]
+    TASKS[TASK] = record.model_copy(update={"mask_values": (0, 100, 50, 200)})
+    try:
+        with pytest.raises(ManifestError, match=r"prepared with masks of 0, 50, 100, 200, the task's record says 0, 100, 50, 200"):
+            read_prepared(out)
+        again = prepare(TASK, root, out, progress=False)
+    finally:
+        TASKS[TASK] = record
+    assert not again.reused and again.manifest.mask_values == (0, 100, 50, 200)
 
 
 @pytest.mark.parametrize(

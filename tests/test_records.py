@@ -160,6 +160,12 @@ def test_the_built_in_tasks_are_complete():
             "kind: Input should be 'classification' or 'segmentation', got 'regression'",
         ),
         (TASK.replace("kind: classification", "kind: segmentation"), "classes: a segmentation names them, the background first"),
+        (TASK + "classes: [bright]\n", "classes: one alone leaves nothing to tell apart, name at least two, got .'bright'."),
+        (TASK + "classes: [bright, dark, bright]\n", "classes: one is named twice"),
+        (
+            TASK.replace("kind: classification", "kind: segmentation\nclasses: [back, front]\nordinal: true"),
+            "ordinal: a segmentation's classes have no order",
+        ),
         (TASK + "colour: red\n", "colour: Extra inputs are not permitted, got 'red'"),
         (TASK + "loss: again\n", "'loss' is in this table twice"),
         ("- a\n", "expected keys of a task, got list"),

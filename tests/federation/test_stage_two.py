@@ -19,6 +19,15 @@ from vfmgl_lib.kernels.overlap import soft_dice_loss
 FROZEN = {"nuclei": ("encoder1", "encoder3"), "endometrial": ("stem", "layer2")}
 
 
+def test_the_worth_of_more_classes_is_the_mean_auc_of_each_against_the_others():
+    logits, truth = torch.randn((30, 3), generator=torch.Generator().manual_seed(0)), np.arange(30) % 3
+    chances = stage_two._chances(logits).double().numpy()
+    expected = np.mean([roc_auc_score(truth == number, chances[:, number]) for number in range(3)])
+    assert stage_two._auc(truth, chances) == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(stage_two._auc(np.minimum(truth, 1), chances)), "no sample of the third"
+    assert stage_two._chances(logits[:, :2]).shape == (30,)
+
+
 def _equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 

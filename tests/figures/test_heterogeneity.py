@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.evaluation import samples
 from vfmgl_lib.evaluation.heterogeneity import center_distances, stain_profile
 from vfmgl_lib.figures import heterogeneity
@@ -57,6 +59,25 @@ def test_image_grid(count: int, mask: bool, tmp_path):
     assert figure.axes[0].get_ylabel() == "a centre with a\nvery long name\nindeed"
     save_figure(figure, table.drop(columns=["image", "mask"]), tmp_path, "grid")
     assert (tmp_path / "grid.png").stat().st_size > 1000
+
+
+def test_an_image_grid_of_several_classes_has_a_legend(collisions):
+    table = pictures(["A", "B"], mask=True)
+    several = [mask.astype(np.uint8) * (1 + place % 2) for place, mask in enumerate(table["mask"])]
+    figure = heterogeneity.image_grid(table.assign(mask=pd.Series(several, dtype=object)), classes=("background", "disc", "a $bar$"))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["disc", r"a \$bar\$"] and not collisions(figure)
+    assert not heterogeneity.image_grid(table, classes=("background", "disc")).legends
+
+
+def test_the_shares_of_pixels_have_the_colours_of_the_outlines():
+    about = {"center": ["A", "A", "B"], "split": ["train", "test", "train"], "images": [3, 1, 2], "patients": [3, 1, 2]}
+    table = pd.DataFrame(about | {"share[disc]": [0.1, 0.3, 0.0], "share[bar]": [0.2, 0.2, 0.4]})
+    right = heterogeneity.counts(table, "foreground pixels", of_pixels=True).axes[1]
+    widths = {to_hex(patch.get_facecolor()): [] for patch in right.patches}
+    for patch in right.patches:
+        widths[to_hex(patch.get_facecolor())].append(patch.get_width())
+    assert widths[class_color(1).lower()] == pytest.approx([15, 0]) and widths[class_color(2).lower()] == pytest.approx([20, 40])
 
 
 @pytest.mark.parametrize("count", [2, 8])

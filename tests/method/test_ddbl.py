@@ -195,6 +195,27 @@ def test_no_batch_within_the_margin_can_be_dropped(reduction, tau_squared):
     assert largest > 0.6, "the bound is far from what can happen"
 
 
+@pytest.mark.parametrize("classes", [3, 5])
+def test_no_batch_of_more_classes_is_dropped_within_the_margin(classes):
+    """There the margin is of the range over the classes of the difference of the logits; two classes far apart reach it nearly."""
+    settings = load_settings("endometrial", "paper").deduction.model_copy(update={"tau_squared": False})
+    margin, generator = margin_to_drop(settings, 0.4), torch.Generator().manual_seed(classes)
+    largest = 0.0
+    for size in (0.0, 1.0, 10.0, 100.0):
+        for two_alone in (False, True):
+            shared = size * torch.randn((64, classes), generator=generator, dtype=torch.float64)
+            apart = torch.randn((64, classes), generator=generator, dtype=torch.float64)
+            if two_alone:  # the third and all others have no probability
+                shared[:, 2:] -= 1e4
+                shared[:, 1] = shared[:, 0] - margin / 2
+                apart[:, 0], apart[:, 1:] = 0, 1
+            apart *= margin / (apart.amax(1) - apart.amin(1)).square().mean().sqrt()
+            divergence = temperature_kl(shared + apart, shared, effective_temperature(settings, shared)).mean().item()
+            largest = max(largest, divergence / (settings.keep_ratio * 0.4))
+            assert largest <= 1 + 1e-9
+    assert largest > 0.6, "the bound is far from what can happen"
+
+
 def test_the_margin_at_the_papers_settings():
     classification, segmentation = (load_settings(task, "paper").deduction for task in ("camelyon17", "nuclei"))
     assert margin_to_drop(classification, 0.35) == pytest.approx(5 * math.sqrt(8 * 4 * 0.35)) == pytest.approx(16.7, abs=0.05)

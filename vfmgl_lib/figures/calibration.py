@@ -15,7 +15,7 @@ from vfmgl_lib.figures.style import (
     MM,
     MUTED,
     REFERENCE,
-    columns_for,
+    columns_of,
     footnote,
     journal,
     method_style,
@@ -45,7 +45,7 @@ def reliability_diagrams(table: pd.DataFrame, methods: Sequence[str] = PAPER_MET
     drawn, absent = in_order(table["method"], methods)
     centers = sorted(table["center"].unique())
     printed, styles = names(centers), method_style(drawn)
-    per_row = columns_for(len(centers))
+    per_row = columns_of(centers)
     figure, axes = panel_grid(len(centers), per_row=per_row, panel=50 * MM, extra=20 * MM)
     for place, (axis, center) in enumerate(zip(axes, centers, strict=True)):
         here = table[table["center"] == center]

@@ -31,6 +31,7 @@ from vfmgl_lib.figures.style import (
     REFERENCE,
     SINGLE,
     columns_for,
+    columns_of,
     footnote,
     grid,
     journal,
@@ -75,7 +76,7 @@ def decision_curves(dca: pd.DataFrame, methods: Sequence[str] | None = None, bud
     own = dca[dca["method"].isin(drawn)].drop_duplicates(["center", "method", "seed"])
     lacking = undefined(own.assign(metric="", value=own["net_benefit"]), printed, lead="No curve")
     lacking = lacking and f" {lacking}"
-    per_row = columns_for(len(centers))
+    per_row = columns_of(centers)
     figure, axes = panel_grid(len(centers), per_row=per_row, panel=48 * MM, extra=18 * MM)
     for place, (axis, center) in enumerate(zip(axes, centers, strict=True)):
         here = curves[curves["center"] == center]

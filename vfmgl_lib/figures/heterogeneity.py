@@ -53,7 +53,7 @@ TABLE_ROWS = (
 
 
 @journal
-def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6, classes: Sequence[str] = ()) -> Figure:
+def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6, classes: Sequence[str] = (), overlaid: bool = False) -> Figure:
     """Images in rows, one row for each value of the column `row`, in the order of the table.
 
     Args:
@@ -61,11 +61,12 @@ def image_grid(samples: pd.DataFrame, row: str = "center", columns: int = 6, cla
             of class indices in one colour a class; a label is text on the image.
         columns: at most so many images a row.
         classes: names, the background first: for the legend where masks hold class indices.
+        overlaid: of a segmentation whose classes are in the images already, as `vfmgl predict --overlay` writes them.
     """
     groups = [(name, group.head(columns)) for name, group in samples.groupby(row, sort=False)]
     columns = max(len(group) for _, group in groups)
     cell = min(28 * MM, (DOUBLE - LABEL) / columns)
-    several = has_classes(samples["mask"])
+    several = has_classes(samples["mask"]) or (overlaid and len(classes) > 2)
     figure = new_figure(columns * cell + LABEL, len(groups) * cell + (8 if several else 2) * MM, layout="compressed")
     axes = figure.subplots(len(groups), columns, squeeze=False)
     for line, (name, group) in zip(axes, groups, strict=True):

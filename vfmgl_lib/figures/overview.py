@@ -20,9 +20,10 @@ from vfmgl_lib.evaluation.classification import class_names, is_classification
 from vfmgl_lib.evaluation.comparison import statistics_table
 from vfmgl_lib.evaluation.confusion import confusion_table
 from vfmgl_lib.evaluation.curves import decision_curve, reliability, roc_points
+from vfmgl_lib.evaluation.of_classes import of_each_class
 from vfmgl_lib.evaluation.one_vs_rest import BETWEEN, for_each_class, results_for_each_class, with_class
 from vfmgl_lib.evaluation.samples import overlay_table, read_samples, telling_images
-from vfmgl_lib.figures import calibration, comparison, confusion, heterogeneity, interpretation, overlays, roc, style
+from vfmgl_lib.figures import calibration, comparison, confusion, heterogeneity, interpretation, of_classes, overlays, roc, style
 from vfmgl_lib.figures.statistics_tables import write_statistics
 from vfmgl_lib.interpretation.cam import case_table
 from vfmgl_lib.interpretation.features import neighbors
@@ -114,6 +115,14 @@ def outline_chart(final: pd.DataFrame, manifest: Manifest, data: DataSettings, b
     pictures = read_samples(manifest, telling["id"], data)
     table = overlay_table(telling, pictures, final, budget=budget, mask_values=manifest.mask_values)
     return overlays.overlays(table, classes=manifest.classes), table.drop(columns=["image", "truth", "mask"])
+
+
+def class_chart(results: pd.DataFrame, classes: Sequence[str], budget: str) -> Drawn:
+    """Dice of each foreground class; the numbers hold IoU and the distances too."""
+    table = of_each_class(results, budget)
+    if table.empty:
+        return _none("Only a segmentation of more than two classes has a Dice of each class.")
+    return of_classes.dice_of_classes(table, classes), table
 
 
 def counts_chart(counts: pd.DataFrame, classes: Sequence[str], is_segmentation: bool) -> Figure:

@@ -19,7 +19,7 @@ from vfmgl_lib.figures.style import (
     MUTED,
     REFERENCE,
     center_style,
-    columns_for,
+    columns_of,
     empty_figure,
     footnote,
     journal,
@@ -126,7 +126,7 @@ def _roc_figure(
     """A panel a centre with the curves, and below it a table of AUCs which is the legend as well."""
     centers = sorted(points["center"].unique())
     printed, chosen = names(centers), chosen or {}
-    columns = columns_for(len(centers))
+    columns = columns_of(centers)
     width = {1: 66 * MM, 2: 124 * MM}.get(columns, DOUBLE)
     rows = math.ceil(len(centers) / columns)
     square, table = width / columns - 7 * MM, LINE * (len(titles) + 0.5)

@@ -141,6 +141,13 @@ def columns_for(count: int) -> int:
     return count if count <= 4 else math.ceil(count / 2) if count <= 8 else 4
 
 
+def columns_of(places: Sequence[str]) -> int:
+    """`columns_for`; of centres and classes ("centre · class") a row a centre, where it has at most four."""
+    first = places[0].partition(BETWEEN)
+    classes = sum(place.startswith(f"{first[0]}{BETWEEN}") for place in places) if first[1] else 0
+    return classes if 1 < classes <= 4 else columns_for(len(places))
+
+
 def names(centers: Iterable[str]) -> dict[str, str]:
     """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics.
 

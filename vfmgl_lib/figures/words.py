@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from vfmgl_lib.evaluation.one_vs_rest import AUC_OF
+from vfmgl_lib.evaluation.segmentation import metric_and_class
 from vfmgl_lib.methods.registry import METHODS
 
 TITLES = {
@@ -32,9 +32,9 @@ SHORT = TITLES | {"dice": "Dice", "dice_mean_of_classes": "Dice, mean of classes
 
 
 def title(metric: str, names: Mapping[str, str] = TITLES) -> str:
-    """A metric's name; that of one class against the others says which."""
-    one = AUC_OF.fullmatch(metric)
-    return f"AUC of {one[1]}".replace("$", r"\$") if one else names.get(metric, metric)
+    """A metric's name; that of one class (an AUC against the others) says which."""
+    base, one = metric_and_class(metric)
+    return names.get(metric, metric) if one is None else f"{SHORT.get(base, base)} of {one}".replace("$", r"\$")
 
 
 def short(metric: str) -> str:
