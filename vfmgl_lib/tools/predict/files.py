@@ -97,19 +97,20 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
     if not usable:
         return list(rows)
     logits, maps = predictor.run(np.stack([squashed(image, side) for image in usable]))
-    assert maps is not None  # a classification's model gives it
-    results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
+    # A model whose classifier does not read the mean of the last map gives none: then there is no evidence to show.
+    activations = predictor.activation(maps) if maps is not None else [None] * len(usable)
+    results = iter(zip(predictor.probability(logits), activations, strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
         if image is None:
             continue
         probability, activation = next(results)
-        if not (np.isfinite(probability) and np.isfinite(activation).all()):
+        if not (np.isfinite(probability) and (activation is None or np.isfinite(activation).all())):
             row["error"] = f"{row['file']}: {UNDEFINED}"
             continue
-        row |= {"probability": float(probability), "evidence": float(np.abs(activation).max())}
+        row |= {"probability": float(probability)} | ({} if activation is None else {"evidence": float(np.abs(activation).max())})
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
-        if out.overlay:
+        if out.overlay and activation is not None:
             out.write(row, "overlay_file", "overlays", name, ".png", png(evidence_overlay(image, activation)))
     return list(rows)
 
