@@ -135,19 +135,20 @@ def _classified(predictor: Predictor, inputs: Sequence[tuple[Path, str]], out: _
     if not usable:
         return list(rows)
     logits, maps = predictor.run(_squares(predictor.description, usable))
-    assert maps is not None  # a classification's model gives it
-    results = iter(zip(predictor.probability(logits), predictor.activation(maps), strict=True))
+    # A model whose classifier does not read the mean of the last map gives none: then there is no evidence to show.
+    activations = predictor.activation(maps) if maps is not None else [None] * len(usable)
+    results = iter(zip(predictor.probability(logits), activations, strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
         if image is None:
             continue
         probability, activation = next(results)
-        if not (np.isfinite(probability) and np.isfinite(activation).all()):
+        if not (np.isfinite(probability) and (activation is None or np.isfinite(activation).all())):
             row["error"] = f"{row['file']}: {UNDEFINED}"
             continue
-        row |= {"probability": float(probability), "evidence": float(np.abs(activation).max())}
+        row |= {"probability": float(probability)} | ({} if activation is None else {"evidence": float(np.abs(activation).max())})
         if predictor.description.unit == "image":
             row["predicted"] = named_class(predictor.description, float(probability))
-        if out.overlay:
+        if out.overlay and activation is not None:
             out.write(row, "overlay_file", "overlays", name, ".png", _evidence(predictor, image, activation))
     return list(rows)
 
@@ -160,23 +161,23 @@ def _told_apart(evidence_for: str, predictor: Predictor, inputs: Sequence[tuple[
     if not usable:
         return list(rows)
     logits, maps = predictor.run(_squares(about, usable))
-    assert maps is not None  # a classification's model gives it
     chances = predictor.probabilities(logits)
     called = np.where(np.isfinite(chances), chances, 0).argmax(1)
     targets = np.full(len(called), about.classes.index(evidence_for)) if evidence_for else called
-    results = iter(zip(chances, called, targets, predictor.activation(maps, targets), strict=True))
+    activations = predictor.activation(maps, targets) if maps is not None else [None] * len(usable)
+    results = iter(zip(chances, called, targets, activations, strict=True))
     for (_, name), row, image in zip(inputs, rows, images, strict=True):
         if image is None:
             continue
         chance, number, target, activation = next(results)
-        if not (np.isfinite(chance).all() and np.isfinite(activation).all()):
+        if not (np.isfinite(chance).all() and (activation is None or np.isfinite(activation).all())):
             row["error"] = f"{row['file']}: {UNDEFINED}"
             continue
         row |= dict(zip(map(probability_column, about.classes), chance.tolist(), strict=True))
-        row |= {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
+        row |= {} if activation is None else {"evidence": float(np.abs(activation).max()), "evidence_for": about.classes[target]}
         if about.unit == "image":
             row["predicted"] = about.classes[number]
-        if out.overlay:
+        if out.overlay and activation is not None:
             out.write(row, "overlay_file", "overlays", name, ".png", _evidence(predictor, image, activation))
     return list(rows)
 
