@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("vfmgl_lib.tools.batch.__main__", "run the notebooks; tables, figures and an index page (run_all.sh calls this)"),
     "lab": ("vfmgl_lib.tools.lab", "open the notebooks in JupyterLab"),
     "data": ("vfmgl_lib.tools.data.__main__", "fetch, prepare and verify data sets"),
+    "teachers": ("vfmgl_lib.tools.teachers", "which networks can be teachers, with size, licence and whether they are here"),
     "sweep": ("vfmgl_lib.tools.sweep.__main__", "many studies: methods, seeds, divisions of the patients, tuning, a whole plan"),
     "export": ("vfmgl_lib.tools.export.__main__", "a trained model as ONNX, checked, with its card"),
     "predict": ("vfmgl_lib.tools.predict.__main__", "an exported model at work on files, without torch"),

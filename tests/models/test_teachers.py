@@ -246,7 +246,7 @@ def test_the_pocket_teacher_is_small_says_so_and_is_checked(tmp_path, monkeypatc
 def test_a_second_choice_is_taken_where_the_hub_is_out_of_reach_and_nothing_is_cached(monkeypatch):
     both = f"{NAME} else pocket_vit"
     reach = {"cached": False, "answers": False}
-    monkeypatch.setattr(teachers, "_is_cached", lambda repository: reach["cached"])
+    monkeypatch.setattr(teachers, "is_cached", lambda repository: reach["cached"])
     monkeypatch.setattr(teachers, "_hub_refusal", lambda repository: "" if reach["answers"] else "the hub is out of reach")
     assert first_available(both) == "pocket_vit" and first_available(NAME) == NAME
     for what in reach:
@@ -270,7 +270,7 @@ def test_the_hub_is_asked_for_a_moment_only_and_what_it_says_is_passed_on(monkey
     def gated(url, timeout):
         raise GatedRepoError("401", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(teachers, "_is_cached", lambda repository: False)
+    monkeypatch.setattr(teachers, "is_cached", lambda repository: False)
     for answer, said in ((out_of_reach, "the hub is out of reach"), (gated, r"the hub has or gives no a/b \(GatedRepoError\)")):
         monkeypatch.setattr(teachers.huggingface_hub, "get_hf_file_metadata", answer)
         caplog.clear()
@@ -319,9 +319,9 @@ def test_what_is_cached_is_known_without_the_hub(monkeypatch):
 
     monkeypatch.setattr(teachers.huggingface_hub, "try_to_load_from_cache", cached)
     known = teachers._repository("vit_base_patch14_dinov2.lvd142m")
-    assert teachers._is_cached(known) and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
-    assert teachers._is_cached(teachers._repository("hf-hub:some/dinov2")) and asked[-1] == "some/dinov2"
-    assert not teachers._is_cached("timm/other")
+    assert teachers.is_cached(known) and asked == ["timm/vit_base_patch14_dinov2.lvd142m"]
+    assert teachers.is_cached(teachers._repository("hf-hub:some/dinov2")) and asked[-1] == "some/dinov2"
+    assert not teachers.is_cached("timm/other")
 
 
 def test_without_the_hub_the_error_names_the_two_ways_to_get_the_weights(monkeypatch):

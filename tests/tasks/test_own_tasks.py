@@ -50,7 +50,7 @@ def test_a_minimal_file_gets_the_rest_from_its_kind(tmp_path):
         (SHORT + "class_folders: ['0']\n", "line 4: class_folders: 0, expected 2 names, one for each class"),
         (SHORT + "settings: {data: {layout: nuclei}}\n", "line 4: settings: data.layout is this very task; leave it out"),
         (SHORT + "settings: {data: }\n", "line 4: settings.data: Input should be a valid dictionary, got None"),
-        ("kind: classification\n", "use: Field required"),
+        ("kind: classification\n", "use: Field required; add this key$"),
         ("kind: segmentation\nuse: x\n", "classes: a segmentation names them"),
         ("name: nuclei\n" + SHORT, "name 'nuclei' is taken by a built-in task; give another with the key `name`"),
         ("name: a/b\n" + SHORT, "name 'a/b' is no name of a task"),

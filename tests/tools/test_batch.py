@@ -256,7 +256,7 @@ def test_the_engine_is_for_the_notebook_of_the_rounds_alone():
 
 def test_all_notebooks_of_a_batch_get_the_one_of_two_teachers_that_could_be_had_first(tmp_path: Path, monkeypatch):
     reach = [True]
-    monkeypatch.setattr(teachers, "_is_cached", lambda repository: False)
+    monkeypatch.setattr(teachers, "is_cached", lambda repository: False)
     monkeypatch.setattr(teachers, "_hub_refusal", lambda repository: "" if reach[0] else "the hub is out of reach")
     common = {"tasks": ["nuclei"], "data": None, "teacher": "", "device": "cpu", "seed": 0, "runs": None, "only": [], "here": tmp_path}
     settings_module._available.cache_clear()

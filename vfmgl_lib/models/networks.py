@@ -46,6 +46,7 @@ class Form:
         step: pixels that divide every side; of blocks the patch.
         own: the side that the network was built for.
         sides: those that it takes: "any" multiple of `step`, whole "multiples" of `own`, or "own" alone.
+        usual: arguments that it is built with unless others are asked for: for images of any size.
     """
 
     indices: tuple[int, ...]
@@ -56,6 +57,7 @@ class Form:
     step: int
     own: int
     sides: Literal["any", "multiples", "own"]
+    usual: dict[str, Any]
 
     def maps(self, network: Any, images: Tensor) -> list[Tensor]:
         """Stacks (B, M, C, g, g) of images (B, 3, S, S), normalised as the network expects."""
@@ -98,7 +100,20 @@ def network_form(name: str, arguments: dict, blocks: tuple[int, ...] | None = No
     Raises: TeacherError: an unknown network, one without maps, blocks that it does not have.
     """
     with torch.device("meta"):
-        network = create(name, {key: value for key, value in arguments.items() if key != "dynamic_img_size"}, plain=True).eval()
+        network = create(name, {key: value for key, value in arguments.items() if key != "dynamic_img_size"}).eval()
+    if _is_listed(name, arguments, network):
+        if blocks:
+            raise _has_no_blocks(name, blocks, [f"stride {stride}" for stride in CNN_STRIDES])
+        (own, _), _ = _own_size(network)
+        return Form((), tuple(f"stride {stride}" for stride in CNN_STRIDES), False, False, True, max(CNN_STRIDES), own, "any", {})
+    return form_of(network, name, blocks)
+
+
+def form_of(network: Any, name: str, blocks: tuple[int, ...] | None = None) -> Form:
+    """The form of a network that timm has built on the meta device with its own arguments, by `forward_intermediates`.
+
+    Raises: as `network_form`.
+    """
     info = _feature_info(network, name)
     strides, widths = [one["reduction"] for one in info], [one["num_chs"] for one in info]
     same = len({*zip(strides, widths, strict=True)}) == 1 < len(info)
@@ -108,33 +123,29 @@ def network_form(name: str, arguments: dict, blocks: tuple[int, ...] | None = No
     else:
         indices, names = _levels(strides)
         if blocks:
-            raise TeacherError(
-                f"teacher.blocks {list(blocks)}: {name} has no blocks of one grid but levels ({', '.join(names)}), all of which are taken; "
-                "leave teacher.blocks out"
-            )
-    own, fixed = _own_side(network, name)
-    if not same and _is_listed(name, arguments, network):
-        strides_named = tuple(f"stride {stride}" for stride in CNN_STRIDES)
-        return Form((), strides_named, False, False, True, max(CNN_STRIDES), own, "any")
-    dynamic = _takes_dynamic_size(network)
+            raise _has_no_blocks(name, blocks, names)
+    (own, width), fixed = _own_size(network)
+    dynamic = "dynamic_img_size" in inspect.signature(type(network).__init__).parameters
     any_side = not fixed or (same and (dynamic or hasattr(network, "set_input_size")))
     step = strides[0] if same else max(strides[index] for index in indices)
     sides: Literal["any", "multiples", "own"] = "any" if any_side else "multiples" if dynamic else "own"
-    return Form(tuple(indices), tuple(names), same, _has_norm(network, info, own), False, step, own, sides)
+    if sides != "any" and own != width:
+        raise TeacherError(f"teacher {name}: it takes images of {own} x {width} alone; only networks of square images can be used")
+    usual: dict[str, Any] = {"dynamic_img_size": True} if dynamic else {}
+    if is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
+        usual = {"num_classes": 0, "dynamic_img_size": True}
+    return Form(tuple(indices), tuple(names), same, _has_norm(network, info, own), False, step, own, sides, usual)
 
 
-def create(name: str, arguments: dict, from_hub: str = "", plain: bool = False) -> nn.Module:
+def create(name: str, arguments: dict, from_hub: str = "") -> nn.Module:
     """A network of timm's.
 
     Args:
         arguments: of its model; layers may be named by timm's names of them (`mlp_layer`: "SwiGLUPacked").
         from_hub: the hub's name of its weights; "": random ones, the same each time.
-        plain: with these arguments alone; else it is built for images of any size where its kind can be.
     Raises: TeacherError: an unknown name, arguments that do not fit. Errors of the hub's client are passed on.
     """
     check_name(name)
-    if not plain:
-        arguments = usual_arguments(name, arguments) | arguments
     layers = {key: getattr(timm.layers, value, value) for key, value in arguments.items() if key == "mlp_layer" and isinstance(value, str)}
     with torch_seed(seed_sequence(0, "teacher", name)):
         try:
@@ -147,22 +158,13 @@ def create(name: str, arguments: dict, from_hub: str = "", plain: bool = False) 
             raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
 
 
-def usual_arguments(name: str, arguments: dict) -> dict:
-    """What a network is built with unless its arguments say otherwise: for images of any size."""
-    if is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
-        return {"num_classes": 0, "dynamic_img_size": True}
-    with torch.device("meta"):
-        dynamic = _takes_dynamic_size(create(name, arguments, plain=True))
-    return {"dynamic_img_size": True} if dynamic else {}
-
-
 def extractor(full: nn.Module, form: Form, name: str, arguments: dict, side: int) -> nn.Module:
     """A network with its weights as the form takes it, for images of this side."""
     if form.listed:
         return _feature_levels(full, name, arguments)
     network: Any = full
-    own, fixed = _own_side(network, name)
-    if fixed and own != side and hasattr(network, "set_input_size"):
+    size, fixed = _own_size(network)
+    if fixed and size != (side, side) and hasattr(network, "set_input_size"):
         network.set_input_size(img_size=(side, side))
     return full
 
@@ -170,7 +172,7 @@ def extractor(full: nn.Module, form: Form, name: str, arguments: dict, side: int
 def network_for_counting(name: str, arguments: dict, side: int) -> nn.Module:
     """The whole network without a classifier, for images of this side, with random weights (or none, on the meta device)."""
     form = network_form(name, arguments)
-    network = create(name, {"num_classes": 0} | arguments)
+    network = create(name, {"num_classes": 0} | form.usual | arguments)
     return network if form.listed else extractor(network, form, name, arguments, side)
 
 
@@ -202,7 +204,7 @@ def _feature_info(network: Any, name: str) -> list[dict]:
 def _alike(name: str) -> list[str]:
     """Names near this one whose networks give maps."""
     found = []
-    for near in get_close_matches(name.split(".")[0], timm.list_models(), 12, 0.3):
+    for near in get_close_matches(name.split(".")[0], timm.list_models(), 6, 0.3):
         with torch.device("meta"):
             network = timm.create_model(near)
         if getattr(network, "feature_info", None) and hasattr(network, "forward_intermediates"):
@@ -217,6 +219,13 @@ def _checked_blocks(name: str, blocks: tuple[int, ...] | None, depth: int) -> tu
     return blocks
 
 
+def _has_no_blocks(name: str, blocks: tuple[int, ...], levels: list[str]) -> TeacherError:
+    return TeacherError(
+        f"teacher.blocks {list(blocks)}: {name} has no blocks of one grid but levels ({', '.join(levels)}), all of which are taken; leave "
+        "teacher.blocks out"
+    )
+
+
 def _levels(strides: list[int]) -> tuple[list[int], list[str]]:
     """The deepest levels and their names: by stride, or by number where several have one stride."""
     indices = list(range(len(strides)))[-LEVELS:]
@@ -226,17 +235,11 @@ def _levels(strides: list[int]) -> tuple[list[int], list[str]]:
     return indices, [f"level {index + 1}" for index in indices]
 
 
-def _own_side(network: nn.Module, name: str) -> tuple[int, bool]:
-    """The side that a network was built for, and whether it takes no other."""
+def _own_size(network: nn.Module) -> tuple[tuple[int, int], bool]:
+    """Height and width that a network was built for, and whether it takes no other."""
     config = get_model_input_config(network)
     height, width = config["input_size"][-2:]
-    if height != width:
-        raise TeacherError(f"teacher {name}: its images are {height} x {width}; only networks of square images can be used")
-    return height, config["fixed_input_size"]
-
-
-def _takes_dynamic_size(network: nn.Module) -> bool:
-    return "dynamic_img_size" in inspect.signature(type(network).__init__).parameters
+    return (height, width), config["fixed_input_size"]
 
 
 def _has_norm(network: Any, info: list[dict], side: int) -> bool:
@@ -257,6 +260,9 @@ def _is_listed(name: str, arguments: dict, whole: nn.Module) -> bool:
 
     So it is of the CNNs that 0.1.0 knew, whose features are kept under these names.
     """
+    strides = {one["reduction"] for one in _feature_info(whole, name)}
+    if not strides.issuperset(CNN_STRIDES):
+        return False
     options = {"features_only": True} | {key: value for key, value in arguments.items() if key != "num_classes"}
     try:
         with torch.device("meta"):

@@ -138,14 +138,13 @@ def load_teacher(
         _check_pocket()
     found = _described(source)
     name, metadata, arguments = found.name, found.metadata, found.arguments | (model_args or {})
-    weights = None
+    form, weights = network_form(name, arguments, blocks), None
+    side = form.side(name, grid, image_size)
     if found.file:  # before memory is taken for what the arguments ask for
         with torch.device("meta"):
-            empty = create(name, arguments)
+            empty = create(name, form.usual | arguments)
         weights = read_weights(found.file, empty, name, found.tensors)
-    form = network_form(name, arguments, blocks)
-    side = form.side(name, grid, image_size)
-    full = _full_network(source, name, arguments, weights)
+    full = _full_network(source, name, form.usual | arguments, weights)
     usual = resolve_model_data_config(full)
     mean = tuple(mean) if mean else _three_numbers(found, "mean") if "mean" in metadata else tuple(usual["mean"])
     std = tuple(std) if std else _three_numbers(found, "std") if "std" in metadata else tuple(usual["std"])
@@ -233,7 +232,7 @@ def _by_config(config: Path, weights: Path | None, file: Path | None) -> _Descri
         return _Described(name, arguments, metadata)
     tensors = read_tensors(weights)
     with torch.device("meta"):
-        told = told_by_weights(create(name, arguments, plain=True), tensors)
+        told = told_by_weights(create(name, arguments), tensors)
     return _Described(name, told | arguments, metadata, told, file, tensors if file else None)
 
 
@@ -283,7 +282,7 @@ def first_available(text: str) -> str:
         if source.weights != "hub" or source.random:
             return one
         repository = _repository(source.name)
-        if _is_cached(repository) or not (refusal := _hub_refusal(repository)):
+        if is_cached(repository) or not (refusal := _hub_refusal(repository)):
             return one
         log.warning("teacher %s: its weights are not cached and %s; the next choice of %r is looked at", one, refusal, text)
     return last
@@ -298,7 +297,8 @@ def _repository(name: str) -> str:
     return (known.hf_hub_id if known else None) or ""
 
 
-def _is_cached(repository: str) -> bool:
+def is_cached(repository: str) -> bool:
+    """Whether weights of a repository of the hub are on this machine."""
     files = ("model.safetensors", "pytorch_model.bin")
     return bool(repository) and any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)
 

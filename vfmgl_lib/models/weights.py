@@ -244,6 +244,8 @@ def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], needed: Mappin
     tied = [prefix for prefix, count in hits.items() if count >= ALIKE * max(hits.values())]
     for preferred in (ROOTS.__contains__, AVERAGED.search):
         tied = [prefix for prefix in tied if preferred(prefix)] or tied
+    if len(tied) > 1 and max(hits.values()) < len(needed) / 2:  # names that are alike by chance: another network's
+        return ""
     if len(tied) > 1:
         raise TeacherError(
             f"teacher weights {path}: {name} is in it {len(tied)} times, as {', '.join(sorted(tied)[:3])}; save one of them alone"

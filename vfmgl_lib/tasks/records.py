@@ -328,6 +328,8 @@ def _explained(error: ValidationError, file: Path) -> list[str]:
             remedy = f"; did you mean {alike[0]}?" if alike else f"; the keys are {', '.join(TaskRecord.model_fields)}"
         elif found["type"] == "string_type":
             remedy = "; write it in quotes"
+        elif found["type"] == "missing":  # what was got is the whole record
+            text, remedy = f"{key}: {found['msg']}", "; add this key"
         explained.append(f"{place}{text}{remedy}")
     return explained
 
