@@ -72,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out.is_mount():
             raise InputError(f"{given.out}: is where another disk is mounted, expected a new folder; give one inside it")
         predictor = Predictor(given.model, given.task, given.threads, given.device)
+        about = predictor.description
+        if given.overlay and about.kind == "classification" and not about.evidence:
+            notes.append(
+                "no overlays: this model gives no class activation map, its classifier reads something else than a mean of its map"
+            )
         inputs = find_inputs(given.inputs, notes)
         predictions = _predicted(predictor, inputs, given)
     except (ModelError, InputError, FolderInUseError) as error:
@@ -85,7 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3 if isinstance(error, OSError) else 130
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
-    about = predictor.description
     write_out(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
     write_out(f"batch normalisation: {about.batch_norm}\n")
     write_out("".join(f"note: {note}\n" for note in notes))
