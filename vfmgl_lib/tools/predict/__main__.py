@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor = Predictor(given.model, given.task, given.threads, given.device)
         about = predictor.description
         if given.overlay and about.kind == "classification" and not about.evidence:
-            notes.append(
-                "no overlays: this model gives no class activation map, its classifier reads something else than a mean of its map"
-            )
+            notes.append("no overlays: this model gives no class activation map, as its classifier does not read a map's mean")
         inputs = find_inputs(given.inputs, notes)
         predictions = _predicted(predictor, inputs, given)
     except (ModelError, InputError, FolderInUseError) as error:
