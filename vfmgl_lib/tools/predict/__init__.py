@@ -50,8 +50,8 @@ class Description:
         study: key, method, seed, split_id, round, stage, model_center, profile, manifest_sha256 of the study.
         teacher, data: in words; random weights and phantoms are named as such.
         precision: "float32" or "int8".
-        evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty where there is none, as of
-            a segmentation.
+        evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; empty where there is no
+            CAM, as of a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
         reading: what was white and what lay behind transparent pixels.
     """
