@@ -16,6 +16,7 @@ from vfmgl_lib.models.students import STUDENTS
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.predict import Predictor
+from vfmgl_lib.tools.predict.__main__ import main as predict_command
 from vfmgl_lib.tools.predict.files import predict_files
 
 SMALL = {
@@ -63,7 +64,7 @@ def test_its_stages_are_in_the_tables_and_a_resumed_run_ends_with_the_same_bits(
     assert once and _models(again) == once
 
 
-def test_it_is_exported_and_predicts_as_in_the_study(finished, tmp_path):
+def test_it_is_exported_and_predicts_as_in_the_study(finished, tmp_path, capsys):
     workspace, study = finished
     center = study.manifest.training_centers[0]
     files = export_model(study, center, tmp_path / "out").files
@@ -76,6 +77,10 @@ def test_it_is_exported_and_predicts_as_in_the_study(finished, tmp_path):
     inputs = [(study.manifest.root / path, str(number)) for number, path in enumerate(rows["path"])]
     found = predict_files(predictor, inputs, tmp_path / "predicted", overlay=True)
     assert len(found) == len(rows)
+    has_overlays = study.settings.is_segmentation or bool(predictor.description.evidence)
+    assert all(bool(name) == has_overlays for name in found["overlay_file"])
+    command = [str(files["onnx"]), str(inputs[0][0]), "--out", str(tmp_path / "by_command"), "--overlay"]
+    assert predict_command(command) == 0 and ("no overlays: this model" in capsys.readouterr().out) == (not has_overlays)
     if study.settings.is_segmentation:
         return  # `export_model` has held its masks against the study's
     own = study.predictions.query("model_center == @center and test_center == @center and split == 'test' and round == @study.last_round")

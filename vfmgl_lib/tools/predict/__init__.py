@@ -59,7 +59,7 @@ class Description:
         teacher, data: in words; random weights and phantoms are named as such.
         precision: "float32" or "int8".
         evidence: of each channel of the last stage's map for class 1 (the classifier's w_1 − w_0), for the CAM; of more classes for each of
-            them against the mean of the others, one class after another; empty for a segmentation.
+            them against the mean of the others, one class after another; empty where there is no CAM, as of a segmentation.
         batch_norm: which statistics of batch normalisation the model carries, in words. Models of 0.1.0, which do not say, have the first.
         reading: what was white, what lay behind transparent pixels, and how an image becomes a square.
         mask_values: of a segmentation the value of each class in masks (`data.label_masks`); (): 255 (in volumes 1) for class 1, else 0.

@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"{given.out}: is where another disk is mounted, expected a new folder; give one inside it")
         predictor = Predictor(given.model, given.task, given.threads, given.device)
         _check_class(predictor, given.evidence_for)
+        about = predictor.description
+        if given.overlay and about.kind == "classification" and not about.evidence:
+            notes.append("no overlays: this model gives no class activation map, as its classifier does not read a map's mean")
         inputs = find_inputs(given.inputs, notes)
         predictions = _predicted(predictor, inputs, given)
     except (ModelError, InputError, FolderInUseError) as error:
@@ -94,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3 if isinstance(error, OSError) else 130
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
-    about = predictor.description
     write_out(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
     write_out(f"batch normalisation: {about.batch_norm}\n")
     write_out("".join(f"note: {note}\n" for note in notes))
