@@ -5,7 +5,7 @@ For every pair (teacher block m, student stage n)
     L_match = beta sum_mn mean_b [ lambda_b,mn sum_c w_bc,mn mean_hw ( up(T_m)_bc,hw - (P_mn S_n)_bc,hw )^2 ]
 
 with channel weights w = softmax(Linear(GAP T_m)) and pair weights lambda = relu6(Linear(GAP T_m)). Symbols: theta student, P projections,
-phi = {both families of Linear}. One step on a batch (`HGKT.step`):
+phi = {both families of Linear}; `MetaNetworks.forward` gives both, lambda as `pair_weights`. One step on a batch (`HGKT.step`):
 
     1  theta, P <- SGD(L_task + L_match), the transfer optimiser. This is the step that is kept.
     2  from there, virtually: T steps on L_match, then one on L_task, with the same optimiser's momentum and weight decay
