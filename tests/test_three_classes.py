@@ -104,6 +104,7 @@ def test_a_resumed_study_ends_with_the_same_bits(workspace, study, tmp_path):
     assert (study.folder / "rounds" / f"{study.last_round:03d}" / "shared.safetensors").read_bytes() == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_round_with_three_classes(method, workspace):
     overrides = {"data__classes": NAMES, "optimizer__batch_size": 5, "student__width": 4, "data__image_size": 32, "data__workers": 0}
