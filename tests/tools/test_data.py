@@ -119,7 +119,7 @@ def test_all_problems_are_listed_with_status_one(call, source, tmp_path):
         ((), "the following arguments are required"),
         (("convert",), "invalid choice: 'convert'"),
         (("prepare",), "the following arguments are required: task, --source, --out"),
-        (("prepare", "liver", "--source", "a", "--out", "b"), "invalid choice: 'liver'"),
+        (("prepare", "liver", "--source", "a", "--out", "b"), "argument task: unknown task 'liver', expected one of"),
         (("prepare", "nuclei", "--source", "a"), "the following arguments are required: --out"),
         (("prepare", "nuclei", "--source", "a", "--out", "b", "--split", "random"), "argument --split: invalid choice: 'random'"),
         (("prepare", "nuclei", "--source", "a", "--out", "b", "--seed", "-1"), "argument --seed: '-1' is no whole number from 0"),

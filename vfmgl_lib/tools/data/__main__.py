@@ -94,7 +94,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
         description=f"Formats that are recognised:\n{forms}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    one.add_argument("task", type=_task, metavar="TASK|FILE", help=f"{', '.join(TASKS)}, or the YAML file of your own")
+    one.add_argument("task", type=_task, help=f"{', '.join(TASKS)}, or the YAML file of your own")
     one.add_argument("--source", type=Path, required=True, metavar="DIR", help="the unpacked download; only read")
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the prepared set; an interrupted one is completed")
     one.add_argument("--format", default="", metavar="NAME", help="default: what the folder looks like")
