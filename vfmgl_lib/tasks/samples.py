@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from vfmgl_lib.base.files import portable, real_path, shown
+from vfmgl_lib.base.files import portable, shown
 from vfmgl_lib.data.images import inspect_files, remark_warnings
 from vfmgl_lib.data.lookup import Files
 from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, table_findings
@@ -351,7 +351,7 @@ class SampleTable:
         first: dict[Path, Row] = {}
         for row in self.rows:
             if row.image:
-                before = first.setdefault(real_path(self.home / row.image), row)
+                before = first.setdefault(self.files.real(row.image), row)
                 if before is not row:
                     self._say(row, f"image {row['image']!r} is in line {before.line} already, expected one row an image")
                     row.image = ""  # else it would be told again of its patient and its content
