@@ -226,6 +226,18 @@ def test_own_splits_and_external_centers(source):
     assert run(source, out="b").manifest.training_centers == ("A", "B")
 
 
+def test_files_of_one_name_with_other_endings(source):
+    picture(source / "A/p0 0.png.TIF", 801)
+    picture(source / "A/p0 0.jpg", 802)
+    change(source, ("A/p0 0.png,A", "A/p0 0.jpg,A,0,normal\nA/p0 0.png.TIF,A,0,normal\nA/p0 0.png,A"))
+    table = run(source).manifest.table
+    assert table["id"].is_unique and list(table["id"][:3]) == ["A/A/p0 0.jpg", "A/A/p0 0.png.TIF", "A/A/p0 0.png"]
+
+
+def test_the_folder_above_has_the_table(source):
+    assert f"there is a samples.csv in the folder above: give {source}" in problems(source / "A", out="../out")[0]
+
+
 def test_groups_stay_in_one_split(source):
     with_column(source, "group", lambda line: "siblings" if line in (2, 3, 4, 5, 12, 13, 14, 15) else "")
     for seed in range(6):

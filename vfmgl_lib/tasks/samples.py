@@ -49,7 +49,7 @@ _NUMBER = r"[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?"
 
 SAMPLES = Format(
     "samples",
-    f"{FILE}: image, center, patient, and label or mask; optionally {', '.join(OPTIONAL)}",
+    f"{FILE} with image, center, patient, and label or mask (vfmgl data template writes a first one)",
     lambda source: (source / FILE).is_file(),
 )
 
@@ -166,14 +166,11 @@ def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, l
 
 def _manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
     """The rows of a manifest, each with the hash of its image."""
-    stems: dict[tuple[str, str], int] = {}
-    for row, _ in found:
-        key = row["center"], str(PurePosixPath(row.image).with_suffix(""))
-        stems[key] = stems.get(key, 0) + 1
+    stems = [str(PurePosixPath(row.image).with_suffix("")) for row, _ in found]
+    if len({(row["center"], stem) for (row, _), stem in zip(found, stems, strict=True)}) < len(found):  # a.png beside a.jpg
+        stems = [row.image for row, _ in found]
     rows = []
-    for row, sha256 in found:
-        stem = str(PurePosixPath(row.image).with_suffix(""))
-        name = stem if stems[row["center"], stem] == 1 else row.image  # a.png beside a.jpg
+    for (row, sha256), name in zip(found, stems, strict=True):
         label = row.mask if record.is_segmentation else row.label
         values = (f"{row['center']}/{name}", row.image, sha256, row["center"], row["patient"], row.split, label, row.spacing)
         rows.append((*values, row[GROUP]))
