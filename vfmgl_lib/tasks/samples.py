@@ -214,7 +214,7 @@ class SampleTable:
             if self.record.classes is None:
                 order = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))
                 found.append(f"the classes are numbered by their sorted names: {order}; the last one is the positive one")
-        found += self._masks_used_again()
+        found += self._masks_used_again() + self._alike_patients()
         known = [bool(row.spacing) for row in self.rows]
         if any(known) and not all(known):
             found.append(f"{known.count(False)} of {len(known)} images have no spacing: distances will be in pixels everywhere")
@@ -378,6 +378,19 @@ class SampleTable:
                 )
         if centers and all(row.external for row in self.rows):
             self.problems.append("external: all centers are, expected at least one that trains")
+
+    def _alike_patients(self) -> list[str]:
+        """Numbers that a spreadsheet may have written in two ways: 01 and 1, 1 and 1.0."""
+        spellings: dict[tuple[str, str], dict[str, int]] = {}
+        for row in self.rows:
+            if number := re.fullmatch(r"0*([0-9]+)([.,]0+)?", row["patient"]):
+                spellings.setdefault((row["center"], number[1]), {}).setdefault(row["patient"], row.line)
+        return [
+            f"center {center!r}: patients {' and '.join(f'{name!r} (line {line})' for name, line in names.items())} are taken for different"
+            " people; spreadsheets write one number so in two ways"
+            for (center, _), names in spellings.items()
+            if len(names) > 1
+        ]
 
     def _masks_used_again(self) -> list[str]:
         users: dict[str, list[Row]] = {}
