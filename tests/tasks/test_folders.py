@@ -226,7 +226,7 @@ def test_one_class_in_all(endometrial):
 def test_patient_on_both_sides(endometrial):
     write_image(endometrial / "A/testdata/MI/AtrNMI1/1.png", 701)
     problem, rule = problems(endometrial, "endometrial")
-    assert rule.startswith("who is the patient: the patient is the name of the folder") and "e.g. A_001" in rule
+    assert rule.startswith("who is the patient: the patient is the name of the folder") and "list the images in a samples.csv" in rule
     assert "center 'A': patient 'AtrNMI1' is in" in problem
     assert "test (A/testdata/MI/AtrNMI1/1.png)" in problem and "train (A/traindata/NMI/AtrNMI1/1.png)" in problem
 
@@ -632,7 +632,10 @@ def test_patients_by_the_name_of_the_file_say_so(nuclei):
             write_mask(nuclei / f"SiteA/{split}/labels/Image_0{number}{split}.png")
     problem, rule = problems(nuclei, "nuclei")
     assert "patient 'Image' is in" in problem
-    assert "before its first '_' (Image_01L.png: 'Image')" in rule and "e.g. A01_left.png" in rule
+    assert (
+        "before its first '_' (Image_01L.png: 'Image')" in rule
+        and "--patient-pattern, e.g. 'Image_([0-9]+)', or list the images in a samples.csv" in rule
+    )
 
 
 def test_system_folders_are_counted_at_every_level(endometrial, caplog):

@@ -226,6 +226,28 @@ def test_own_splits_and_external_centers(source):
     assert run(source, out="b").manifest.training_centers == ("A", "B")
 
 
+def test_numbers_of_patients_that_look_alike_are_told(source):
+    assert not any("in two ways" in text for text in run(source).warnings)
+    change(source, ("A/p1 0.png,A,1", "A/p1 0.png,A,001"), ("B/p2 1.png,B,2", "B/p2 1.png,B,2.0"))
+    told = [text for text in run(source, out="b").warnings if "in two ways" in text]
+    assert [text.split(" are")[0] for text in told] == [
+        "center 'A': patients '001' (line 4) and '1' (line 5)",
+        "center 'B': patients '2' (line 14) and '2.0' (line 15)",
+    ]
+
+
+def test_files_of_one_name_with_other_endings(source):
+    picture(source / "A/p0 0.png.TIF", 801)
+    picture(source / "A/p0 0.jpg", 802)
+    change(source, ("A/p0 0.png,A", "A/p0 0.jpg,A,0,normal\nA/p0 0.png.TIF,A,0,normal\nA/p0 0.png,A"))
+    table = run(source).manifest.table
+    assert table["id"].is_unique and list(table["id"][:3]) == ["A/A/p0 0.jpg", "A/A/p0 0.png.TIF", "A/A/p0 0.png"]
+
+
+def test_the_folder_above_has_the_table(source):
+    assert f"there is a samples.csv in the folder above: give {source}" in problems(source / "A", out="../out")[0]
+
+
 def test_groups_stay_in_one_split(source):
     with_column(source, "group", lambda line: "siblings" if line in (2, 3, 4, 5, 12, 13, 14, 15) else "")
     for seed in range(6):

@@ -19,7 +19,8 @@ class Files:
 
     def __init__(self, home: Path):
         self.home = home
-        self._names: dict[str, dict[str, list[str]]] = {}  # folder -> plain name -> names
+        self._names: dict[str, tuple[set[str], dict[str, list[str]]]] = {}  # folder -> its names; plain name -> names
+        self._folders: dict[str, Path] = {}  # folder -> where it really is
 
     def find(self, text: str) -> tuple[str, str]:
         """(path as the file system has it, problem): one of them is ""."""
@@ -40,41 +41,50 @@ class Files:
             if path is None:
                 continue
             file = self.home / path
-            if not real_path(file).is_relative_to(self.home):
-                return "", f"{text!r} leads out of the data folder to {real_path(file)}, expected a file inside it"
-            if file.is_dir():
-                return "", f"{text!r} is a folder, expected a file"
+            if not (real := self.real(path)).is_relative_to(self.home):
+                return "", f"{text!r} leads out of the data folder to {real}, expected a file inside it"
             if file.is_file():
                 return path, ""
+            if file.is_dir():
+                return "", f"{text!r} is a folder, expected a file"
         return "", f"{text!r}: file not found {here}{self._similar(text.replace(chr(92), '/'))}"
+
+    def real(self, path: str) -> Path:
+        """Where a path of `find` leads, links followed; each folder is looked at once."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = real_path(self.home / folder)
+        file = self._folders[folder] / name
+        return real_path(file) if file.is_symlink() else file
 
     def _as_stored(self, parts: Iterable[str]) -> str | None:
         """The path in the file system's own letters: in whichever Unicode form, and with blanks at the ends, which a table drops."""
         found = ""
         for part in parts:
-            exact = f"{found}/{part}" if found else part
-            if not os.path.lexists(self.home / exact):
-                several = self._listed(found).get(_plain(part), [])
+            exact, plain = self._listed(found)
+            if part not in exact:
+                several = plain.get(_plain(part), [])
                 if len(several) != 1:
                     return None
-                exact = f"{found}/{several[0]}" if found else several[0]
-            found = exact
+                part = several[0]
+            found = f"{found}/{part}" if found else part
         return found or None
 
-    def _listed(self, folder: str) -> dict[str, list[str]]:
+    def _listed(self, folder: str) -> tuple[set[str], dict[str, list[str]]]:
         if folder not in self._names:
-            names: dict[str, list[str]] = {}
             try:
-                for name in sorted(os.listdir(self.home / folder)):
-                    names.setdefault(_plain(name), []).append(name)
+                names = sorted(os.listdir(self.home / folder))
             except OSError:
-                names = {}  # no folder: nothing is found in it
-            self._names[folder] = names
+                names = []  # no folder: nothing is found in it
+            plain: dict[str, list[str]] = {}
+            for name in names:
+                plain.setdefault(_plain(name), []).append(name)
+            self._names[folder] = set(names), plain
         return self._names[folder]
 
     def _similar(self, text: str) -> str:
         name, folder = PurePosixPath(text).name, PurePosixPath(text).parent.as_posix()
-        beside = [other for names in self._listed("" if folder == "." else folder).values() for other in names]
+        beside = sorted(self._listed("" if folder == "." else folder)[0])
         if close := difflib.get_close_matches(name, beside, 1, 0.75):
             return f"; there is {(PurePosixPath(folder) / close[0]).as_posix()!r}"
         elsewhere = self._by_name.get(name.casefold(), [])

@@ -231,7 +231,9 @@ def _format(record: TaskRecord, source: Path, name: str) -> Format:
         if candidate.recognise(source):
             return candidate
     expected = "; ".join(f"{f.name}: {f.description}" for f in formats)
-    raise ManifestError(f"{source}: not recognised as {task}, {held(source)}; expected one of: {expected}")
+    above = source.resolve().parent
+    hint = f"; there is a {SAMPLES_FILE} in the folder above: give {above}" if SAMPLES.recognise(above) else ""
+    raise ManifestError(f"{source}: not recognised as {task}, {held(source)}; expected one of: {expected}{hint}")
 
 
 def _earlier(out: Path, settings: dict) -> dict:

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from vfmgl_lib.base.files import portable, real_path, shown
+from vfmgl_lib.base.files import portable, shown
 from vfmgl_lib.data.images import inspect_files, remark_warnings
 from vfmgl_lib.data.lookup import Files
 from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, missing_classes, table_findings
@@ -49,7 +49,7 @@ _NUMBER = r"[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?"
 
 SAMPLES = Format(
     "samples",
-    f"{FILE}: image, center, patient, and label or mask; optionally {', '.join(OPTIONAL)}",
+    f"{FILE} with image, center, patient, and label or mask (vfmgl data template writes a first one)",
     lambda source: (source / FILE).is_file(),
 )
 
@@ -168,14 +168,11 @@ def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, l
 
 def _manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
     """The rows of a manifest, each with the hash of its image."""
-    stems: dict[tuple[str, str], int] = {}
-    for row, _ in found:
-        key = row["center"], str(PurePosixPath(row.image).with_suffix(""))
-        stems[key] = stems.get(key, 0) + 1
+    stems = [str(PurePosixPath(row.image).with_suffix("")) for row, _ in found]
+    if len({(row["center"], stem) for (row, _), stem in zip(found, stems, strict=True)}) < len(found):  # a.png beside a.jpg
+        stems = [row.image for row, _ in found]
     rows = []
-    for row, sha256 in found:
-        stem = str(PurePosixPath(row.image).with_suffix(""))
-        name = stem if stems[row["center"], stem] == 1 else row.image  # a.png beside a.jpg
+    for (row, sha256), name in zip(found, stems, strict=True):
         label = row.mask if record.is_segmentation else row.label
         values = (f"{row['center']}/{name}", row.image, sha256, row["center"], row["patient"], row.split, label, row.spacing)
         rows.append((*values, row[GROUP]))
@@ -219,7 +216,7 @@ class SampleTable:
             if self.record.classes is None:
                 order = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))
                 found.append(f"the classes are numbered by their sorted names: {order}; the last one is the positive one")
-        found += self._masks_used_again()
+        found += self._masks_used_again() + self._alike_patients()
         known = [bool(row.spacing) for row in self.rows]
         if any(known) and not all(known):
             found.append(f"{known.count(False)} of {len(known)} images have no spacing: distances will be in pixels everywhere")
@@ -353,7 +350,7 @@ class SampleTable:
         first: dict[Path, Row] = {}
         for row in self.rows:
             if row.image:
-                before = first.setdefault(real_path(self.home / row.image), row)
+                before = first.setdefault(self.files.real(row.image), row)
                 if before is not row:
                     self._say(row, f"image {row['image']!r} is in line {before.line} already, expected one row an image")
                     row.image = ""  # else it would be told again of its patient and its content
@@ -383,6 +380,19 @@ class SampleTable:
                 )
         if centers and all(row.external for row in self.rows):
             self.problems.append("external: all centers are, expected at least one that trains")
+
+    def _alike_patients(self) -> list[str]:
+        """Numbers that a spreadsheet may have written in two ways: 01 and 1, 1 and 1.0."""
+        spellings: dict[tuple[str, str], dict[str, int]] = {}
+        for row in self.rows:
+            if number := re.fullmatch(r"0*([0-9]+)([.,]0+)?", row["patient"]):
+                spellings.setdefault((row["center"], number[1]), {}).setdefault(row["patient"], row.line)
+        return [
+            f"center {center!r}: patients {' and '.join(f'{name!r} (line {line})' for name, line in names.items())} are taken for different"
+            " people; spreadsheets write one number so in two ways"
+            for (center, _), names in spellings.items()
+            if len(names) > 1
+        ]
 
     def _masks_used_again(self) -> list[str]:
         users: dict[str, list[Row]] = {}
