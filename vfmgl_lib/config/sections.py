@@ -126,8 +126,8 @@ Deviation = Annotated[float, Field(gt=0, le=1)]
 class TeacherSettings(Settings):
     source: str = Field(min_length=1, description="as vfmgl_lib.models.teachers names it; a second choice after ' else '")
     grid: int = Field(ge=1, description="tokens along a side; 16 in the paper's FLOP count, 64 in the released code")
-    image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch")
-    blocks: tuple[int, ...] | None = Field(description="1-based ViT blocks; none: 1, D/3, 2D/3, D")
+    image_size: int | None = Field(description="explicit side of the teacher's input; none: grid x patch, or the nearest it takes")
+    blocks: tuple[int, ...] | None = Field(description="1-based, of a network of blocks; none: 1, D/3, 2D/3, D")
     cache_gib: float = Field(ge=0, description="disk for features of all teachers, GiB; 0: computed anew in every epoch")
     mean: tuple[Mean, Mean, Mean] | None = Field(default=None, description="its images are normalised by; none: as its file or timm says")
     std: tuple[Deviation, Deviation, Deviation] | None = Field(default=None, description="the same")

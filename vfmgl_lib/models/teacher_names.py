@@ -4,8 +4,9 @@ A teacher is named by one text:
 
     pocket_vit      the small ViT that comes with this project (pocket_vit.md), for where nothing can be downloaded
     NAME            timm model with its pretrained weights from the hub, e.g. vit_base_patch14_dinov2.lvd142m, or hf-hub:OWNER/REPOSITORY
-    FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std
-    NAME=FILE       weights in timm's layout or in DINOv2's original one (.safetensors, .pth, .pt, .bin), see `models.weights`
+    FILE            weights that describe themselves: safetensors whose metadata names architecture, model_args, mean and std, or a file
+                    beside which the config.json of its repository lies
+    NAME=FILE       weights in timm's layout or one that timm converts (.safetensors, .pth, .pt, .bin), see `models.weights`
     random:TEXT     the network of any of these with random weights: the control of a teacher, teaches nothing; every output says so
 
 A text that is an existing file as a whole is FILE, whatever its suffix and whether or not "=" is in it.
