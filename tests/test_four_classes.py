@@ -329,7 +329,6 @@ def test_a_prepared_set_of_other_values_in_the_record_is_refused(organs, tmp_pat
         TASKS[TASK] = record
 
 
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
