@@ -20,7 +20,6 @@ from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.models.batch_norm import recalibrate
 from vfmgl_lib.models.students import Student
-from vfmgl_lib.tasks.records import find_task
 
 
 @dataclass
@@ -146,7 +145,7 @@ class RoundEvaluation:
 
 def with_order(predictions: pd.DataFrame, settings: StudySettings) -> pd.DataFrame:
     """Predictions of more than two classes that have an order (`TaskRecord.ordinal`) with a column `ordinal` of 1; others as they came."""
-    ordinal = class_names(predictions) and find_task(settings.data.layout).ordinal
+    ordinal = class_names(predictions) and settings.data.record.ordinal
     return predictions.assign(ordinal=1) if ordinal else predictions
 
 
