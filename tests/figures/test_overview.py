@@ -85,7 +85,8 @@ def test_a_sheet_has_each_case_with_the_nearest_training_images(monkeypatch):
     cases = pd.DataFrame({"center": "A", "label": [0, 1], "id": ["a", "b"], "score": [0.2, 0.8]})
     maps = pd.DataFrame({"id": ["a", "b"], "map": [np.eye(4, dtype=np.float32)] * 2})
     size = type("Data", (), {"image_size": 8})()
-    draw = overview.case_drawer(cases, (("no", "yes"), "score"), None, size, maps, {}, {"A": features})
+    manifest = type("Manifest", (), {"classes": ("no", "yes")})()
+    draw = overview.case_drawer(cases, (("no", "yes"), "score"), manifest, size, maps, {}, {"A": features})
     both, one = draw(["a", "b"]), draw(["b"])
     assert len(both.axes) - len(one.axes) == 4  # image, map and the two training images
     titles = [axis.get_title(loc="left") for axis in one.axes]
