@@ -29,7 +29,8 @@ from torch import Tensor
 
 from vfmgl_lib.data.images import decode_image
 from vfmgl_lib.data.loading import ImageDataset, epoch_batches, load_batches
-from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, check_manifest, read_manifest, write_manifest
+from vfmgl_lib.data.manifest import COLUMNS, SPLITS, Manifest, check_manifest
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 
 BATCH = 32
 SIZES = ((96, 224, 1024), (512, 256, 256))  # of the file, of the network's input, images an epoch: use cases 2 and 4

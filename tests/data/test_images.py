@@ -11,8 +11,10 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from vfmgl_lib.data import depth
 from vfmgl_lib.data import images as module
-from vfmgl_lib.data.images import ImageError, Reading, decode_image, decode_mask, image_size, inspect_files, read_image, remark_warnings
-from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
+from vfmgl_lib.data.images import ImageError, Reading, decode_image, decode_mask, image_size, read_image
+from vfmgl_lib.data.inspection import inspect_files, remark_warnings
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 from vfmgl_lib.tasks import prepare as sources
 from vfmgl_lib.tasks.prepare import prepare, read_prepared, verify
 from vfmgl_lib.tools import predict

@@ -10,7 +10,8 @@ from PIL import Image
 from vfmgl_lib.data.images import ImageError, decode_mask
 from vfmgl_lib.data.label_masks import class_indices, encoded, values_of
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, read_manifest, write_manifest
+from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 
 VALUES = (0, 3, 1, 200)  # not in the order of their sizes
 INDICES = np.array([[0, 1, 2], [3, 3, 0]], np.uint8)

@@ -14,16 +14,8 @@ from PIL import Image
 from vfmgl_lib.data import images as module
 from vfmgl_lib.data.divisions import fold, resplit, with_held_out
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
-from vfmgl_lib.data.manifest import (
-    COLUMNS,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    division_units,
-    read_manifest,
-    table_findings,
-    write_manifest,
-)
+from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, division_units, table_findings
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 
 
 def write_image(path, seed=0, size=(8, 8), mode="RGB"):

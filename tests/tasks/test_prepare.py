@@ -18,7 +18,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from vfmgl_lib.data.divisions import subset, with_validation
-from vfmgl_lib.data.manifest import ManifestError, read_manifest, write_manifest
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks import conversion
 from vfmgl_lib.tasks import folders as layouts

@@ -4,23 +4,19 @@ A picture becomes 8-bit RGB, as viewers show it: turned by its orientation tag, 
 bits scaled by the value that is declared to be white. Colour profiles are not applied. Each error names the file.
 """
 
-import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageChops
 from PIL.TiffImagePlugin import TiffImageFile
-from tqdm import tqdm
 
-from vfmgl_lib.base.files import real_path
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
 from vfmgl_lib.data.label_masks import class_indices, in_words, palette_values
 from vfmgl_lib.data.preprocessing import RESIZES, near_integers
@@ -33,7 +29,7 @@ _PHOTOMETRIC = 0x0106  # TIFF's tag, 0 where 0 is white
 _ORIENTATION, _COLOR_MAP = 0x0112, 0x0140  # EXIF's and TIFF's tags
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2))
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_REMARKS = {
+REMARKS = {
     "transparent": "have transparent pixels, which become {background}",
     "turned": "are turned as their orientation tag says, as viewers show them; masks and outlines have to lie so too",
     "scaled": "have more than 8 bits a channel and are scaled to 8 from the largest value that the file or --max-value declares",
@@ -400,111 +396,3 @@ def _naming(name: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     # Pillow puts the address of the file object into some messages: useless, and different in every run.
     return re.sub(r"<_io\.\w+.*>", "file", str(error)) or type(error).__name__
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the files of one sample hold."""
-
-    sha256: str  # of the image, "" if it cannot be read
-    problems: tuple[str, ...]
-    has_foreground: bool | None  # of the mask, None without one
-    remarks: tuple[str, ...] = ()  # of the image, `remark_warnings`
-    classes: tuple[int, ...] = ()  # of the mask's pixels, by index
-
-
-def inspect_files(
-    root: Path,
-    paths: Sequence[str],
-    masks: Sequence[str | None],
-    decode: bool = True,
-    progress: bool = False,
-    reading: Reading = PLAIN,
-    mask_values: Sequence[int] = (),
-) -> list[Inspection]:
-    """Hash every image and, with `decode`, decode every image and mask once, two files at a time.
-
-    Args:
-        paths: images, relative to root.
-        masks: as long as `paths`, relative to root, None where a sample has no mask.
-        decode: False only hashes the images and looks whether the masks are there.
-        progress: draw a progress bar with the time left.
-        reading, mask_values: of the set.
-    Returns: one Inspection a sample, in order.
-    """
-    home = root.resolve()
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        # The pool takes a kilobyte for every file that waits: half a million go in a part at a time.
-        parts = [slice(start, start + 256) for start in range(0, len(paths), 256)]
-        found = (
-            inspection
-            for part in parts
-            for inspection in pool.map(
-                lambda path, mask: _inspect(home, path, mask, decode, reading, mask_values), paths[part], masks[part]
-            )
-        )
-        return list(tqdm(found, total=len(paths), desc="checking images", unit="image", disable=not progress))
-
-
-def _inspect(root: Path, path: str, mask: str | None, decode: bool, reading: Reading, mask_values: Sequence[int]) -> Inspection:
-    problems = [text for text in (_location_problem(root, path), mask and _location_problem(root, mask)) if text]
-    if problems:
-        return Inspection("", tuple(problems), None)
-    sha256, size, foreground = "", None, None
-    remarks: tuple[str, ...] = ()
-    classes: tuple[int, ...] = ()
-    try:
-        with open(root / path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if decode:
-            image, remarks = read_image(root / path, path, reading)
-            size = image.size
-    except (OSError, ImageError) as error:
-        problems.append(_with_name(path, error))
-    if mask and decode:
-        try:
-            pixels = decode_mask(root / mask, mask, mask_values)
-            foreground, classes = bool(pixels.any()), tuple(np.flatnonzero(np.bincount(pixels.ravel())).tolist())
-            problem = size_problem(path, size, mask, pixels) if size else None
-            problems += [problem] if problem else []
-        except (OSError, ImageError) as error:
-            problems.append(_with_name(mask, error))
-    return Inspection(sha256, tuple(problems), foreground, remarks, classes)
-
-
-def size_problem(path: str, size: tuple[int, int], mask: str, pixels: np.ndarray) -> str | None:
-    """What is wrong with a mask (H, W) for an image of `size` (width, height); None if they fit."""
-    height, width = pixels.shape
-    if (width, height) == tuple(size):
-        return None
-    across = "; it lies across: masks are turned by their own orientation tag, as images are" if (height, width) == tuple(size) else ""
-    return f"{mask}: mask is {width}x{height}, expected {size[0]}x{size[1]} as its image {path}{across}"
-
-
-def remark_warnings(found: Iterable[tuple[str, Sequence[str]]], reading: Reading) -> list[str]:
-    """One line for each thing that was done to images: (path, remarks of `read_image`) of each."""
-    paths: dict[str, list[str]] = {}
-    for path, remarks in found:
-        for remark in remarks:
-            paths.setdefault(remark, []).append(path)
-    return [
-        f"{len(paths[remark])} image(s) {what.format(background=reading.background)}, e.g. {paths[remark][0]}"
-        for remark, what in _REMARKS.items()
-        if remark in paths
-    ]
-
-
-def _location_problem(root: Path, path: str) -> str | None:
-    relative = PurePosixPath(path)
-    if not path or relative.is_absolute() or ".." in relative.parts:
-        return f"{path!r}: a path must be relative to the data folder and stay in it"
-    file = root / path
-    if not real_path(file).is_relative_to(root):
-        return f"{path}: leads out of the data folder to {real_path(file)}, expected a file inside it"
-    if not file.is_file():
-        return f"{path}: file not found in {root}"
-    return None
-
-
-def _with_name(path: str, error: OSError | ImageError) -> str:
-    return str(error) if isinstance(error, ImageError) else f"{path}: cannot be read ({error.strerror or error})"

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vfmgl_lib.data.images import ImageError, decode_image, decode_mask, size_problem
+from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
+from vfmgl_lib.data.inspection import size_problem
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.preprocessing import squashed, squashed_mask
 

@@ -26,7 +26,8 @@ from vfmgl_lib.base.checkpoint import load_tensors
 from vfmgl_lib.base.files import sha256
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.data.manifest import Manifest, read_manifest
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.manifest_files import read_manifest
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows, with_order

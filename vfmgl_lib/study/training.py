@@ -19,7 +19,8 @@ from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import is_locked, locked, new_folder, write_json, write_text
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.config import ConfigError, StudySettings, setting_value
-from vfmgl_lib.data.manifest import Manifest, write_manifest
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.manifest_files import write_manifest
 from vfmgl_lib.evaluation.prediction import scoring_unit
 from vfmgl_lib.evaluation.rounds import RoundEvaluation
 from vfmgl_lib.federation.client import Client

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vfmgl_lib.data.images import PLAIN, Reading, remark_warnings
+from vfmgl_lib.data.images import PLAIN, Reading
+from vfmgl_lib.data.inspection import remark_warnings
 from vfmgl_lib.data.manifest import (
     COLUMNS,
     NEEDED_SPLITS,

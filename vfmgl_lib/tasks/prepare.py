@@ -21,17 +21,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import real_path, sha256, write_bytes, write_json
-from vfmgl_lib.data.images import Reading, inspect_files, remark_warnings
-from vfmgl_lib.data.manifest import (
-    COLUMNS,
-    GROUP,
-    Manifest,
-    ManifestError,
-    check_manifest,
-    read_manifest,
-    table_findings,
-    write_manifest,
-)
+from vfmgl_lib.data.images import Reading
+from vfmgl_lib.data.inspection import inspect_files, remark_warnings
+from vfmgl_lib.data.manifest import COLUMNS, GROUP, Manifest, ManifestError, check_manifest, table_findings
+from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 from vfmgl_lib.data.people import PatientNames, matching_names
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError

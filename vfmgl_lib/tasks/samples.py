@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from vfmgl_lib.base.files import portable, shown
-from vfmgl_lib.data.images import inspect_files, remark_warnings
+from vfmgl_lib.data.inspection import inspect_files, remark_warnings
 from vfmgl_lib.data.lookup import Files
 from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, missing_classes, table_findings
 from vfmgl_lib.data.names import same_name

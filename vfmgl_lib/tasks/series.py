@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from vfmgl_lib.data.images import Reading, decode_mask, read_image, size_problem
+from vfmgl_lib.data.images import Reading, decode_mask, read_image
+from vfmgl_lib.data.inspection import size_problem
 from vfmgl_lib.data.preprocessing import stacked_series
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, Scan
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError

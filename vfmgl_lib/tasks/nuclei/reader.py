@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vfmgl_lib.data.images import ImageError, Reading, decode_mask, image_size, read_image, size_problem
+from vfmgl_lib.data.images import ImageError, Reading, decode_mask, image_size, read_image
+from vfmgl_lib.data.inspection import size_problem
 from vfmgl_lib.data.scan import Scan, skipped, system_kind
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.tasks.folders import LAYOUTS

@@ -33,7 +33,8 @@ from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
 from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.base.surroundings import keep_freed_memory, proxy_for
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
-from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest, read_manifest
+from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest
+from vfmgl_lib.data.manifest_files import read_manifest
 from vfmgl_lib.data.names import name_problems
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS, new_server

@@ -27,7 +27,8 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import new_folder, write_json
-from vfmgl_lib.data.manifest import Manifest, write_manifest
+from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.data.manifest_files import write_manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
