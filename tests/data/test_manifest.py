@@ -14,6 +14,7 @@ from PIL import Image
 from vfmgl_lib.data import images as module
 from vfmgl_lib.data.divisions import fold, resplit, with_held_out
 from vfmgl_lib.data.images import ImageError, decode_image, decode_mask
+from vfmgl_lib.data.inspection import inspect_files
 from vfmgl_lib.data.manifest import COLUMNS, Manifest, ManifestError, check_manifest, division_units, table_findings
 from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
 
@@ -232,7 +233,8 @@ def test_a_center_without_one_of_three_classes(manifest):
     three = replace(manifest, classes=("benign", "malignant", "unclear"))
     three = changed(changed(three, 0, label=2), 4, label=2)  # only at A
     assert check_manifest(three, files=False) == [
-        f"center 'B': no {split} samples of class 'unclear': one class against the rest is undefined there" for split in ("test", "train")
+        f"center 'B': none of the {count} {split} samples is of class 'unclear'; its one-vs-rest AUC there, and the means over the classes, are NaN"
+        for split, count in (("test", 4), ("train", 4))
     ]
 
 
@@ -457,8 +459,8 @@ def test_inspections_come_in_order_whatever_their_number(tmp_path):
     names = [write_image(tmp_path / f"{seed}.png", seed=seed).name for seed in range(3)]
     hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
     paths = [names[number * number % 3] for number in range(600)]
-    assert [found.sha256 for found in module.inspect_files(tmp_path, paths, [None] * 600)] == [hashes[path] for path in paths]
-    assert module.inspect_files(tmp_path, [], []) == []
+    assert [found.sha256 for found in inspect_files(tmp_path, paths, [None] * 600)] == [hashes[path] for path in paths]
+    assert inspect_files(tmp_path, [], []) == []
 
 
 @pytest.mark.parametrize(
