@@ -160,8 +160,8 @@ def test_the_built_in_tasks_are_complete():
             "kind: Input should be 'classification' or 'segmentation', got 'regression'",
         ),
         (TASK.replace("kind: classification", "kind: segmentation"), "classes: a segmentation names them, the background first"),
-        (TASK + "classes: [bright]\n", "classes: one alone leaves nothing to tell apart, name at least two, got .'bright'."),
-        (TASK + "classes: [bright, dark, bright]\n", "classes: one is named twice"),
+        (TASK + "classes: [bright]\n", "classes: 1 .bright., expected at least two to tell apart"),
+        (TASK + "classes: [bright, dark, bright]\n", "classes: 'bright' is there twice"),
         (
             TASK.replace("kind: classification", "kind: segmentation\nclasses: [back, front]\nordinal: true"),
             "ordinal: a segmentation's classes have no order",

@@ -286,8 +286,8 @@ def test_class_folders_by_number_or_name_of_the_task(endometrial, tmp_path, monk
     monkeypatch.setitem(TASKS, "endometrial", record)
     found = problems(endometrial, "endometrial")
     assert found[:2] == (
-        "class folder 'MI' (center A, B, C) is no class of the task, expected one of absent, present, or their numbers 0 to 1",
-        "class folder 'NMI' (center A, B, C) is no class of the task, expected one of absent, present, or their numbers 0 to 1",
+        "class folder 'MI' (center A, B, C) is no class of endometrial, expected one of absent, present, or their numbers 0 to 1",
+        "class folder 'NMI' (center A, B, C) is no class of endometrial, expected one of absent, present, or their numbers 0 to 1",
     )
     folders = [path for path in sorted(endometrial.glob("*/*/*")) if path.is_dir()]
     for folder in folders:

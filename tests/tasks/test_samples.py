@@ -1,6 +1,7 @@
 """A set by its table: names of all kinds, patients and groups, what is refused with its line, and sets of every task."""
 
 import importlib.util
+import itertools
 import os
 import re
 import unicodedata
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from vfmgl_lib.data.manifest import ManifestError
@@ -17,6 +19,7 @@ from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.prepare import prepare, verify
 from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tasks.samples import spacing_of
+from vfmgl_lib.tasks.template import guess_samples, write_samples
 
 spec = importlib.util.spec_from_file_location("prostate_builders", Path(__file__).with_name("test_prostate.py"))
 volumes = importlib.util.module_from_spec(spec)
@@ -193,7 +196,7 @@ def test_three_classes_by_name_or_number(source, monkeypatch):
     change(source, ("B/p3 1.png,B,3,tumor", "B/p3 1.png,B,3,ITC"), ("A/p0 0.png,A,0,normal", "A/p0 0.png,A,0,Normal"))
     named = run(source, split="image")
     assert named.manifest.table["label"].tolist().count(2) == 1 and named.manifest.classes == record.classes
-    assert "one class against the rest is undefined there" in "".join(named.warnings)
+    assert "one-vs-rest AUC there" in "".join(named.warnings)
     text = (source / "samples.csv").read_text()
     for word, number in (("normal", "0"), ("Normal", "0.0"), ("tumor", "1"), ("ITC", "2")):
         text = text.replace(f",{word}\n", f",{number}\n")
@@ -475,3 +478,19 @@ def test_few_and_odd_names_are_told(source):
     found = problems(source)
     assert any("begins with '=', a formula to spreadsheets" in text for text in found)
     assert any("center 'B' and 'b': one name in 2 spellings" in text for text in found)
+
+
+@pytest.mark.parametrize("folders", ["['1', '0']", "[ben, mal]"])
+def test_folders_called_otherwise_mean_the_same_in_a_table(tmp_path, folders):
+    """One tree and one record: read by its folders, and by the table that is guessed of them."""
+    task, data = tmp_path / "t.yaml", tmp_path / "data"
+    task.write_text(f"kind: classification\nclasses: [benign, malignant]\nclass_folders: {folders}\nuse: x\n")
+    words = yaml.safe_load(folders)
+    for number, (center, split, word) in enumerate(itertools.product("AB", ("traindata", "testdata"), words)):
+        for patient in range(3):
+            picture(data / center / split / word / f"{split}{word}{patient}" / "x.png", 10 * number + patient)
+    by_folders = prepare(task, data, tmp_path / "one", progress=False).manifest.table
+    write_samples(tmp_path / "s.csv", guess_samples(data, str(task)).table)
+    by_table = prepare(task, data, tmp_path / "two", samples=str(tmp_path / "s.csv"), progress=False).manifest.table
+    assert by_folders.set_index("path")["label"].to_dict() == by_table.set_index("path")["label"].to_dict()
+    assert set(by_table["label"]) == {0, 1}

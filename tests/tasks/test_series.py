@@ -17,7 +17,7 @@ from vfmgl_lib.tasks.records import TaskError, read_task
 from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.predict import Predictor
 from vfmgl_lib.tools.predict.files import predict_files
-from vfmgl_lib.tools.predict.inputs import InputError, find_inputs, one_a_case, series_files
+from vfmgl_lib.tools.predict.inputs import InputError, check_stacked, find_inputs, one_a_case, series_files
 
 SERIES = "channels: series\nseries: [T1, t2]\n"
 
@@ -134,3 +134,42 @@ def test_the_files_of_a_case_are_found_beside_one_of_them(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "b.png")
     with pytest.raises(InputError, match=r"b\.png and .*b_T1\.png: their outputs would both be called b"):
         one_a_case(find_inputs([tmp_path]), ("t1", "t2"))
+
+
+def test_a_model_of_one_series_sees_it_in_one_channel(tmp_path):
+    """As in training: what is stacked follows from the file's name, not from how many files there are."""
+    data = split_series(write_classes(tmp_path / "data", patients=8))
+    for file in data.rglob("*_t2.png"):
+        file.unlink()
+    task = write_task(tmp_path / "one.yaml", CLASSIFICATION + "channels: series\nseries: [T1]\n")
+    smallest = __file__.rsplit("/tasks/", 1)[0] + "/smallest.yaml"
+    workspace = open_workspace(task, smallest, data=data, runs=tmp_path / "runs", federation__match_updates=False, federation__rounds=1)
+    study = workspace.run("local", progress=False)
+    exported = export_model(study, "North", tmp_path / "model")
+    cases = one_a_case(find_inputs([data / "North" / "testdata"]), ("T1",))
+    found = predict_files(Predictor(exported.files["onnx"]), cases, tmp_path / "out")
+    assert len(found) and not found["error"].any()
+    known = study.predictions.query("model_center == 'North' and test_center == 'North' and split == 'test' and round == 1")
+    assert np.abs(np.sort(found["probability"]) - np.sort(known["probability"].astype(float))).max() < 1e-4
+
+
+def test_an_image_that_is_no_stack_of_the_series_is_refused(tmp_path):
+    grey, stack = np.full((8, 8, 3), 90, np.uint8), np.dstack([np.full((8, 8), value, np.uint8) for value in (90, 20, 0)])
+    check_stacked(stack, ("t1", "t2"), "case.png")
+    for pixels, series in ((grey, ("t1", "t2")), (grey, ("t1",)), (stack, ("t1",))):
+        with pytest.raises(InputError, match="names no series and is no stack of t1"):
+            check_stacked(pixels, series, "case.png")
+
+
+def test_a_table_of_samples_beside_series_is_refused(task, images, tmp_path):
+    data = shutil.copytree(images, tmp_path / "data")
+    (data / "samples.csv").write_text("image,center,patient,label\n", encoding="utf-8")
+    with pytest.raises(ManifestError, match=r"of several series \(T1, t2\), a table of samples has one image a row; take samples.csv away"):
+        prepare(task, data, tmp_path / "out", progress=False)
+
+
+def test_cases_of_one_name_at_several_patients_are_divided_one_by_one(task, images, tmp_path):
+    """`--split image`: every case here is called "0"."""
+    table = prepare(task, images, tmp_path / "out", split="image", progress=False).manifest.table
+    shares = table.groupby(["center", "split"]).size().unstack()
+    assert (shares.loc[["North", "South"], ["train", "val", "test"]] > 0).all(axis=None)

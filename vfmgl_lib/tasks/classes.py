@@ -20,10 +20,11 @@ class ClassWords:
     (1, 1)
     """
 
-    def __init__(self, classes: Sequence[str]):
+    def __init__(self, classes: Sequence[str], folders: Sequence[str] = ()):
+        """folders: what their folders are called, where not so (`TaskRecord.class_folders`): as good as the names, and no numbers then."""
         self.classes = tuple(classes)
         named: dict[str, set[int]] = {}
-        for names in (self.classes, class_titles(self.classes)):
+        for names in (self.classes, class_titles(self.classes), folders):
             for number, name in enumerate(names):
                 named.setdefault(same_name(name), set()).add(number)
         self._named = {word: numbers.pop() for word, numbers in named.items() if len(numbers) == 1}

@@ -160,7 +160,7 @@ def class_number(record: TaskRecord, labels: Sequence[str]) -> Callable[[str], i
 
 
 def _class_words(record: TaskRecord) -> ClassWords:
-    return ClassWords(record.class_folders or record.classes or ())
+    return ClassWords(record.classes or (), record.class_folders or ())
 
 
 def _scan_classes(scan: Scan, centers: list[Path]) -> list[_Sample]:

@@ -113,6 +113,11 @@ def prepare(
     sheet = datasheet_of(task)
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
+    if record.series and (samples or SAMPLES.recognise(source)):
+        raise ManifestError(
+            f"{task}: its cases are of several series ({', '.join(record.series)}), a table of samples has one image a row; take "
+            f"{samples or SAMPLES_FILE} away and lay the images out as {series_format(record).description}"
+        )
     table = _listed_in(source, samples)
     chosen = SAMPLES if samples and format in ("", SAMPLES.name) else _format(record, source, format)
     _check_choice(chosen, samples, patient_pattern)

@@ -215,7 +215,8 @@ class SampleTable:
             found += self.words.notes(row["label"] for row in self.rows)
             if self.record.classes is None:
                 order = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))
-                found.append(f"the classes are numbered by their sorted names: {order}; the last one is the positive one")
+                positive = "; the last one is the positive one" if len(self.classes) == 2 else ""
+                found.append(f"the classes are numbered by their sorted names: {order}{positive}")
         found += self._masks_used_again() + self._alike_patients()
         known = [bool(row.spacing) for row in self.rows]
         if any(known) and not all(known):
@@ -316,7 +317,7 @@ class SampleTable:
     def _classes(self) -> tuple[tuple[str, ...], ClassWords]:
         """The record's; else those of the table, sorted, one spelling each."""
         if self.record.classes is not None:
-            return self.record.classes, ClassWords(self.record.classes)
+            return self.record.classes, ClassWords(self.record.classes, self.record.class_folders or ())
         found = tuple(sorted({row["label"] for row in self.rows} - {""}))
         if len(found) < 2 and "label" in (self.rows[0].cells if self.rows else ()):
             self.problems.append(f"label: {len(found)} class(es) ({', '.join(found)}), expected at least two")

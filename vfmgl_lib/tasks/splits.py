@@ -80,6 +80,8 @@ def shuffled(record: TaskRecord, source: Path, manifest: Manifest, seed: int, fi
         except SourceError as error:
             findings.problems.append(str(error))
             continue
+        if order is None and not names.is_unique:  # cases of several patients called alike: each is told by its patient's folder, too
+            names = table.loc[own, "id"]
         if order is None:
             order = names.iloc[np.random.default_rng(seed_sequence(seed, "images", center)).permutation(len(own))].tolist()
         elif unknown := sorted(set(order) ^ set(names)):

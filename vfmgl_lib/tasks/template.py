@@ -114,7 +114,7 @@ def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "")
     told.append(f"kind: {'segmentation' if segmentation else 'classification'}, since {kind}")
     told += _guess_split(images)
     if not segmentation:
-        told += _guess_label(images, ClassWords(record.classes) if record and record.classes else None)
+        told += _guess_label(images, ClassWords(record.classes, record.class_folders or ()) if record and record.classes else None)
     told += _guess_center(images, home.name)
     told += _guess_patient(images, pattern)
     columns = ["image", "center", "patient", "mask" if segmentation else "label", *(["split"] if any(i.split for i in images) else [])]

@@ -18,7 +18,7 @@ from vfmgl_lib.data.names import probability_column, same_name
 from vfmgl_lib.data.preprocessing import restored, squashed, stacked_series, volume_slices
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES, SourceError
 from vfmgl_lib.tools.predict import Description, Predictor
-from vfmgl_lib.tools.predict.inputs import known_suffix, series_files
+from vfmgl_lib.tools.predict.inputs import case_of, check_stacked, known_suffix, series_files
 
 UNDEFINED = "the model gives NaN or infinity for this image, so that its prediction is undefined: it overflows, or a weight is damaged"
 COLUMNS = {
@@ -187,9 +187,12 @@ def _opened(predictor: Predictor, file: Path, name: str) -> tuple[dict, Image.Im
     try:
         if known_suffix(file).lower() in VOLUME_SUFFIXES:
             raise ImageError(f"{file}: a volume, but the model for {predictor.description.task} reads images; prepare slices of it first")
-        reading, files = predictor.description.reading, series_files(file, predictor.description.series)
+        reading, series = predictor.description.reading, predictor.description.series
+        files, names_series = series_files(file, series), bool(case_of(file, series))
         images = [decode_image(one, reading=reading) for one in files]
-        image = images[0] if len(files) == 1 else Image.fromarray(stacked_series(images, list(map(str, files))))
+        image = Image.fromarray(stacked_series(images, list(map(str, files)))) if names_series else images[0]
+        if series and not names_series:
+            check_stacked(np.asarray(image), series, str(file))
     except (ValueError, OSError) as error:  # of a series that is missing or does not fit, too
         return row | {"error": shown(str(error))}, None
     return row | {"width": image.width, "height": image.height}, image

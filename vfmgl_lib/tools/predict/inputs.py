@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES, SourceError, counted, held, masks_of_others, skipped, system_kind
 
 
@@ -112,7 +114,7 @@ def series_files(file: Path, series: Sequence[str]) -> tuple[Path, ...]:
 
     Raises: InputError: a series without an image, or with two.
     """
-    case = _case_of(file.name.removesuffix(known_suffix(file)), series)
+    case = case_of(file, series)
     if not case:
         return (file,)
     found = []
@@ -124,6 +126,21 @@ def series_files(file: Path, series: Sequence[str]) -> tuple[Path, ...]:
             raise InputError(f"{file}: {len(there)} images of series {name}, expected one called {case}_{name} beside it")
         found += there
     return tuple(found)
+
+
+def case_of(file: Path, series: Sequence[str]) -> str:
+    """The case that a file is a series of; "" where it names none."""
+    return _case_of(file.name.removesuffix(known_suffix(file)), series)
+
+
+def check_stacked(pixels: np.ndarray, series: Sequence[str], name: str) -> None:
+    """Raises: InputError: an image (H, W, 3) whose name has no series and which is no stack of them: a single series, a mask."""
+    grey = pixels.any() and (pixels == pixels[..., :1]).all()
+    if pixels[..., len(series) :].any() or (len(series) > 1 and grey):
+        endings = ", ".join(f"_{one}" for one in series)
+        raise InputError(
+            f"{name}: names no series and is no stack of {', '.join(series)}; call a case's images <case> and one of {endings}"
+        )
 
 
 def _case_of(name: str, series: Sequence[str]) -> str:
