@@ -286,7 +286,7 @@ def test_data_with_other_classes_are_refused(place, tmp_path, request):
         place / "data" / "North" / "testdata" / "grey" / "North-grey-5" / "image.png",
         tmp_path / "data" / "North" / "traindata" / "red" / "p1",
     )
-    with pytest.raises(ManifestError, match="class folder 'red' .center North. is no class of shades, expected one of dark, grey, bright"):
+    with pytest.raises(ManifestError, match=r"class folder 'red' .center North. is no class of shades, expected one of dark, grey, bright"):
         open_workspace("shades", profile, data=tmp_path / "data", runs=tmp_path / "runs")
 
 

@@ -233,7 +233,8 @@ def test_a_center_without_one_of_three_classes(manifest):
     three = replace(manifest, classes=("benign", "malignant", "unclear"))
     three = changed(changed(three, 0, label=2), 4, label=2)  # only at A
     assert check_manifest(three, files=False) == [
-        f"center 'B': none of the 4 {split} samples is of class 'unclear'; its one-vs-rest AUC there, and the means over the classes, are NaN"
+        f"center 'B': none of the 4 {split} samples is of class 'unclear'; "
+        "its one-vs-rest AUC there, and the means over the classes, are NaN"
         for split in ("test", "train")
     ]
 
