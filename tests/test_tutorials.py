@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
+from tests.own_tasks import CLASSIFICATION, write_classes, write_task
 from tests.test_notebooks import LONGEST_CELL, code_cells, parsed
 from vfmgl_lib.tools.batch.runner import kernel_environment
 
@@ -31,13 +33,18 @@ def test_form(file: Path):
             assert not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.While), cell["id"]
 
 
+def run(folder: Path, **parameters: object) -> subprocess.CompletedProcess:
+    """own_data by papermill, started in `folder`."""
+    words = [str(ROOT / "notebooks" / "tutorials" / "own_data.ipynb"), "out.ipynb", "--no-progress-bar"]
+    given = {"runs": folder / "runs", "profile": ROOT / "tests" / "smallest.yaml"} | parameters
+    words += [word for name, value in given.items() for word in ("-p", name, str(value))]
+    with kernel_environment():
+        return subprocess.run([sys.executable, "-m", "papermill", *words], cwd=folder, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_own_data(tmp_path: Path):
-    notebook = ROOT / "notebooks" / "tutorials" / "own_data.ipynb"
-    call = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", "-p", "runs", str(tmp_path / "runs")]
-    call += ["-p", "profile", str(ROOT / "tests" / "smallest.yaml")]
-    with kernel_environment():
-        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    done = run(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     home = tmp_path / "runs" / "tutorial"
     table = pd.read_csv(home / "images" / "samples.csv")
@@ -45,5 +52,20 @@ def test_own_data(tmp_path: Path):
     results = pd.read_csv(next(tmp_path.glob("runs/smallest/shapes-images/figures/tutorial/results.csv")))
     assert set(results["method"]) == {"local", "fedavg", "vfmgl"}
     assert {"auc", "auc[disc]", "auc[ring]", "auc[bars]", "kappa"} <= set(results["metric"])
-    predictions = list((home / "predictions" / "overlays").glob("*.png"))
-    assert len(predictions) == 6
+    assert len(list((home / "predictions" / "overlays").glob("*.png"))) == 6
+
+
+@pytest.mark.slow
+def test_own_data_with_a_folder_and_a_task_of_one_s_own(tmp_path: Path):
+    """The first run writes a table and stops at what is missing in it; the next one takes the table as it then is."""
+    images, task = write_classes(tmp_path / "images"), write_task(tmp_path / "moles.yaml", CLASSIFICATION, "pad")
+    (images / "North" / "traindata" / "benign").rename(images / "North" / "traindata" / "unnamed")
+    done = run(tmp_path, images=images, task=task)
+    assert done.returncode and "label is empty, expected one of benign, malign" in done.stderr
+    table = pd.read_csv(images / "samples.csv", dtype=str, keep_default_na=False)
+    table["label"] = np.where(table["image"].str.contains("/malign/"), "malign", "benign")
+    table.to_csv(images / "samples.csv", index=False)
+    done = run(tmp_path, images=images, task=task)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = pd.read_csv(tmp_path / "runs" / "smallest" / "moles-images" / "figures" / "tutorial" / "results.csv")
+    assert set(results["method"]) == {"local", "fedavg", "vfmgl"} and "auc" in set(results["metric"])

@@ -276,7 +276,8 @@ class Recorder:
 
     def __init__(self, reading):
         self.shown = []
-        self.description = SimpleNamespace(kind="segmentation", reads=("image",), image_size=SIDE, reading=reading, task="nuclei")
+        about = {"task": "nuclei", "kind": "segmentation", "classes": ("background", "nucleus"), "mask_values": (), "series": ()}
+        self.description = SimpleNamespace(reads=("image",), image_size=SIDE, reading=reading, **about)
 
     def run(self, images):
         self.shown += list(images)
