@@ -77,11 +77,17 @@ def test_a_folder_with_a_hostile_name(kept, phantoms, tmp_path):
 def test_the_card_is_text(monkeypatch):
     for part in ("_training", "_data", "_performance"):
         monkeypatch.setattr(model_card, part, lambda *given: {})
-    settings = SimpleNamespace(method="local")
+    settings = SimpleNamespace(method="local", data=SimpleNamespace(own_task=None))
     study = SimpleNamespace(settings=settings, manifest=SimpleNamespace(sha256="0", split_unit="patient"))
     about = SimpleNamespace(task="nuclei", study={"model_center": HOSTILE}, data="PHANTOM", teacher="", kind="segmentation", reads=())
     about.__dict__.update(
-        classes=["{{ 7 * 7 }}", HOSTILE], cutoff=None, cutoff_from="", preprocessing={}, reading=SimpleNamespace(max_value=0)
+        classes=["{{ 7 * 7 }}", HOSTILE],
+        mask_values=(0, 255),
+        series=(),
+        cutoff=None,
+        cutoff_from="",
+        preprocessing={},
+        reading=SimpleNamespace(max_value=0),
     )
     files, table = pd.DataFrame({"file": [HOSTILE], "bytes": [1], "sha256": ["0"]}), pd.DataFrame({"low": [0.5]})
     text = model_card.model_card(study, about, files, table, table, {"parameters": 1, "macs": 1, "flops": 2}, table)
