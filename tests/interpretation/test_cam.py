@@ -8,7 +8,7 @@ from PIL import Image
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.interpretation import cam
-from vfmgl_lib.models.students import ResNet18, UNet
+from vfmgl_lib.models.students import ResNet18, UNet, build_student
 from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.phantoms import lesion_masks, write_phantoms
 
@@ -193,6 +193,38 @@ def test_randomised_draws_the_named_parts_anew_and_no_other(resnet):
     assert not torch.equal(cam.randomised(resnet, 1).state_dict()["net.conv1.weight"], before["net.conv1.weight"])
     with pytest.raises(ValueError, match=r"parts \['layer9'\] are not among \['head', 'stem'"):
         cam.randomised(resnet, 0, ["layer9"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_resnet",
+        "test_convnext",  # LayerScale
+        "test_efficientnet_gn",
+        "test_nfnet",  # gains of its convolutions
+        "test_efficientnet_evos",
+        "convnextv2_atto",  # GRN
+        "hgnetv2_b0",  # learnt affine blocks
+        "unet:test_convnext",
+    ],
+)
+def test_nothing_that_was_learnt_is_left_where_all_is_drawn_anew(name):
+    torch.manual_seed(0)
+    student = build_student(name, 2, 4)
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.1 + 0.03 * torch.rand_like(tensor)
+    before = {key: tensor.clone() for key, tensor in student.state_dict().items() if tensor.is_floating_point()}
+    drawn, again = (cam.randomised(student, seed).state_dict() for seed in (5, 5))
+    for key, tensor in before.items():
+        assert torch.equal(student.state_dict()[key], tensor), "the student itself was touched"
+        assert torch.isfinite(drawn[key]).all() and torch.equal(drawn[key], again[key]), key
+        assert not (drawn[key] == tensor).any(), f"{key} is as it was trained"
+    last = list(student.stages)[-1]
+    part, ours = cam.randomised(student, 5, [last]), {id(p) for module in student.stages[last] for p in module.parameters()}
+    for (key, old), new in zip(student.named_parameters(), part.parameters(), strict=True):
+        assert torch.equal(old, new) != (id(old) in ours), key
 
 
 def test_rank_correlation():

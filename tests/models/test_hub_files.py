@@ -107,6 +107,28 @@ def test_a_name_is_taken_at_its_word_whatever_lies_beside_the_file(tmp_path):
         load_teacher(f"vit_large_patch16_224={tmp_path / 'here' / 'model.safetensors'}", grid=4, model_args=SMALL | {"img_size": 64})
 
 
+@pytest.mark.parametrize("mean", [0, [], "", False])
+def test_a_mean_that_is_none_is_not_imagenets_instead(mean, tmp_path):
+    folder = tmp_path / "here"
+    _checkpoint("MahmoodLab/UNI", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": {"mean": mean}}))
+    with pytest.raises(TeacherError, match="mean"):
+        load_teacher(str(folder / "model.safetensors"), grid=2)
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": {"mean": None, "license": "x"}}))
+    assert load_teacher(str(folder / "model.safetensors"), grid=2).mean.flatten().tolist() == pytest.approx(IMAGENET["mean"])
+
+
+def test_a_config_says_no_paths_nor_endless_depths(tmp_path):
+    folder = tmp_path / "here"
+    _checkpoint("MahmoodLab/UNI", folder)
+    config = json.loads((folder / "config.json").read_text())
+    for more, said in (({"checkpoint_path": "x.pth"}, "checkpoint_path"), ({"depth": 10**9}, "depth is 1000000000; at most 1000")):
+        (folder / "config.json").write_text(json.dumps(config | {"model_args": config["model_args"] | more}))
+        with pytest.raises(TeacherError, match=said):
+            load_teacher(str(folder / "model.safetensors"), grid=2)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("{", "JSONDecodeError"), ("[]", "TypeError"), ('{"model_args": {}}', "architecture"), ('{"architecture": 3}', "must be a text")],

@@ -13,7 +13,7 @@ from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.networks import network_form
 from vfmgl_lib.models.students import ResNet18
 from vfmgl_lib.models.teacher_names import TeacherError
-from vfmgl_lib.models.teachers import load_teacher
+from vfmgl_lib.models.teachers import _identity, load_teacher
 from vfmgl_lib.models.weights import read_weights
 
 PLAIN = {"embed_dim": 24, "depth": 6, "num_heads": 2}
@@ -157,6 +157,75 @@ def test_windows_keep_their_size_where_images_grow():
     one, other = (load_teacher(f"random:{name}", image_size=size, model_args=SWIN).backbone.state_dict() for size in (224, 448))
     tables = [key for key in one if key.endswith("relative_position_bias_table")]
     assert len(tables) == 5 and all(torch.equal(one[key], other[key]) for key in tables)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "window"),
+    [
+        ("swin_tiny_patch4_window7_224", SWIN | {"depths": (1, 1, 1, 2)}, 7),
+        ("swinv2_tiny_window8_256", SWIN | {"depths": (1, 1, 1, 2)}, 8),
+        ("swinv2_cr_tiny_224", SWIN | {"depths": (1, 1, 1, 2)}, 7),
+    ],
+)
+def test_windows_are_shifted_at_every_stage_where_images_grow(name, arguments, window):
+    """As in the network that timm builds for the larger side with the windows of the smaller."""
+    side = 512 if window == 8 else 448
+    teacher = load_teacher(f"random:{name}", image_size=side, model_args=arguments, mean=(0, 0, 0), std=(1, 1, 1))
+    with torch.no_grad():  # the blocks of version 2 start as identities
+        for parameter in teacher.backbone.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    network = timm.create_model(name, img_size=side, window_size=window, **arguments).eval()
+    mixed = network.load_state_dict(
+        {key: tensor for key, tensor in teacher.backbone.state_dict().items() if "mask" not in key}, strict=False
+    )
+    assert not mixed.unexpected_keys and all("mask" in key for key in mixed.missing_keys)
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network.forward_intermediates(images, norm=teacher.form.norm, output_fmt="NCHW", intermediates_only=True)
+    for found, level in zip(teacher(images), expected[-4:], strict=True):
+        torch.testing.assert_close(found[:, 0], level)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    (
+        "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir scriptable exportable no_jit features_only "
+        "pretrained_strict pretrained_model_args"
+    ).split(),
+)
+def test_arguments_that_are_not_the_network_s_are_refused_by_name(argument):
+    with pytest.raises(TeacherError, match=f"model arguments {argument} are not the network's"):
+        load_teacher("random:vit_tiny_patch16_224", grid=2, model_args=PLAIN | {argument: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 10**9}),
+        ("swin_tiny_patch4_window7_224", {"depths": [2, 2, 990, 7]}),
+        ("crossvit_9_240", {"depth": [[1, 500, 0]] * 3}),
+        ("resnet50", {"layers": [1, 1, 1, 10**400]}),
+        ("densenet121", {"block_config": [1, float("nan")]}),
+        ("hiera_tiny_224", {"stages": [1] * 1001}),
+        ("vit_tiny_patch16_224", {"class_token": [0] * 1001}),
+        ("vit_tiny_patch16_224", {"embed_dim": 192 * 10**7}),
+        ("vit_tiny_patch16_224", {"cfg": {"depth": 10**9}}),
+    ],
+)
+def test_arguments_that_would_exhaust_the_memory_are_refused_before_anything_is_built(name, arguments, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(TeacherError, match=rf"teacher {name}: model argument \w+ is .*; at most \d+ can be, and 1000 entries"):
+        load_teacher(f"random:{name}", model_args=arguments)
+
+
+def test_the_identity_does_not_know_the_classifier():
+    name, arguments, _, _ = MATRIX["BEiT"]
+    one, other = (load_teacher(f"random:{name}", grid=2, model_args=arguments | more) for more in ({}, {"num_classes": 3}))
+    state = {key: tensor for key, tensor in one.backbone.state_dict().items() if not key.startswith("head.")}
+    other.backbone.load_state_dict(state, strict=False)
+    assert _identity(one, name, arguments) == one.identity == _identity(other, name, arguments | {"num_classes": 3})
+    other.backbone.blocks[0].mlp.fc1.bias[0] += 1
+    assert _identity(other, name, arguments) != one.identity
 
 
 def test_blocks_are_chosen_and_levels_are_not():

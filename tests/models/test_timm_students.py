@@ -191,6 +191,7 @@ def test_batch_statistics_and_the_layers_that_fedbn_keeps():
     assert "net.bn1.running_mean" in part_names(build_student("test_resnet", 2, 4), "batch_norm")
     assert "net.stages.0.blocks.0.norm.weight" in part_names(build_student("test_convnext", 2, 4), "batch_norm")
     assert "net.bn1.weight" in part_names(build_student("test_efficientnet_gn", 2, 4), "batch_norm")
+    assert "net.stages.0.blocks.0.mlp.grn.weight" in part_names(build_student("convnextv2_atto", 2, 4), "batch_norm")
     with pytest.raises(StudentError, match="no layer of the part 'batch_norm': nothing would stay"):
         part_names(build_student("test_nfnet", 2, 4), "batch_norm")
 
@@ -230,11 +231,32 @@ def test_weights_from_a_file(name, tmp_path):
         ("convmixer_768_32", r"has no stages, its maps at 224 px are 768 x 32 x 32, .* take a CNN that halves its maps, e.g. resnet34"),
         ("test_vit", "has no stages"),
         ("unet:test_vit", "student unet:test_vit: has no stages"),
+        (
+            "unet:inception_v3",
+            r"unet:inception_v3: has maps that do not halve, at 320 px they are 64 x 157 x 157, .* take a CNN with padded",
+        ),
     ],
 )
 def test_what_is_no_student_is_said(name, message):
     with pytest.raises(StudentError, match=message):
         build_student(name, 2, 4)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b1", "xception41"])
+def test_an_encoder_that_was_trained_with_240_or_299_px_has_the_strides_of_any_other(name):
+    student = build_student(f"unet:{name}", 2, 2).eval()
+    assert student.table.strides == (2, 4, 8, 16, 32) and student.multiple == 32
+    with torch.inference_mode():
+        assert student(torch.rand(1, 3, 64, 32)).shape == (1, 2, 64, 32)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "unet:test_convnext"])
+def test_another_student_of_this_kind_starts_as_one_that_is_built(name):
+    student = build_student(name, 3, 4)
+    torch.manual_seed(7)
+    other = student.anew().state_dict()
+    torch.manual_seed(7)
+    assert all(torch.equal(other[key], tensor) for key, tensor in build_student(name, 3, 4).state_dict().items())
 
 
 def test_an_encoder_names_a_size_that_it_cannot_halve():

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.data.images import decode_mask
@@ -309,10 +309,29 @@ def randomised(student: Student, seed: int, parts: Sequence[str] | None = None) 
     model = copy.deepcopy(student)
     staged = {id(child): stage for stage, modules in model.stages.items() for module in modules for child in module.modules()}
     with torch_seed(seed_sequence(seed, "randomised weights")):
-        for module in model.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)) and (parts is None or staged.get(id(module), HEAD) in parts):
-                reset()
+        chosen = [(name, module) for name, module in model.named_modules() if parts is None or staged.get(id(module), HEAD) in parts]
+        left = [(name, module, keys) for name, module in chosen if (keys := _not_reset(module))]
+        if left:  # scales of timm's layers, which have no reset of their own: those of another student at its start
+            start = student.anew()
+            for name, module, keys in left:
+                for key in keys:
+                    _own_tensors(module)[key].copy_(_own_tensors(start.get_submodule(name))[key])
     return model.eval()
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a module itself holds: parameters, and statistics or filters of floating point."""
+    buffers = {key: tensor for key, tensor in module.named_buffers(recurse=False) if tensor.is_floating_point()}
+    return {key: parameter.data for key, parameter in module.named_parameters(recurse=False)} | buffers
+
+
+def _not_reset(module: nn.Module) -> list[str]:
+    """Draws what a module itself holds anew, as far as it can do that; the names of what it cannot."""
+    for tensor in _own_tensors(module).values():
+        tensor.fill_(torch.nan)  # whatever is still so afterwards was not drawn
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
+    return [key for key, tensor in _own_tensors(module).items() if bool(tensor.isnan().any())]
 
 
 def cascade(

@@ -54,7 +54,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
         config = json.loads(path.read_text(encoding="utf-8"))
         name, arguments = config["architecture"], config.get("model_args") or {}
         known = config.get("pretrained_cfg") or config  # at the root in the first years of the hub
-        numbers = {key: json.dumps(known.get(key) or getattr(PretrainedCfg(), key)) for key in ("mean", "std")}
+        given = {key: known.get(key) for key in ("mean", "std")}
+        numbers = {key: json.dumps(getattr(PretrainedCfg(), key) if value is None else value) for key, value in given.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         expected = 'expected JSON of timm\'s form with "architecture", "model_args" and "pretrained_cfg"'
         raise TeacherError(f"teacher {path}: {expected} ({type(error).__name__}: {str(error)[:80]})") from error

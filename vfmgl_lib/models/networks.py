@@ -21,7 +21,7 @@ from typing import Any, Literal
 import timm
 import timm.layers
 import torch
-from timm.models import get_model_input_config, get_pretrained_cfg, is_model_in_modules
+from timm.models import build_model_with_cfg, get_model_input_config, get_pretrained_cfg, is_model_in_modules
 from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
@@ -30,6 +30,11 @@ from vfmgl_lib.models.teacher_names import TeacherError
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
 GRID_STRIDE = 16  # a hierarchical network's grid is that of stride 16, so that `grid` means about the same for all
+# Arguments of `timm.create_model` that are none of the model's: they choose weights, even files and folders, or another kind of network.
+CONTROLS = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters} - {"kwargs"}
+CONTROLS |= {"features_only", "model_name"}
+COUNTS_OF_LAYERS = ("layers", "num_layers", "stages", "num_blocks", "block_config", "levels", "k_sec")  # in timm's words, beside depth(s)
+MOST_LAYERS, LARGEST = 1000, 10**6  # that an argument may ask for; the deepest of timm's networks has 200 blocks
 LEVELS = 4  # at most, of a hierarchical network
 
 
@@ -141,11 +146,12 @@ def create(name: str, arguments: dict, from_hub: str = "") -> nn.Module:
     """A network of timm's.
 
     Args:
-        arguments: of its model; layers may be named by timm's names of them (`mlp_layer`: "SwiGLUPacked").
+        arguments: of its model, none of `create_model` itself; layers may be named by timm's names of them (`mlp_layer`: "SwiGLUPacked").
         from_hub: the hub's name of its weights; "": random ones, the same each time.
     Raises: TeacherError: an unknown name, arguments that do not fit. Errors of the hub's client are passed on.
     """
     check_name(name)
+    _check_arguments(name, arguments)
     layers = {key: getattr(timm.layers, value, value) for key, value in arguments.items() if key == "mlp_layer" and isinstance(value, str)}
     with torch_seed(seed_sequence(0, "teacher", name)):
         try:
@@ -158,15 +164,54 @@ def create(name: str, arguments: dict, from_hub: str = "") -> nn.Module:
             raise TeacherError(f"teacher {name}: cannot be built with {arguments}: {error}") from error
 
 
+def _check_arguments(name: str, arguments: dict) -> None:
+    """Arguments may come out of a file that somebody else wrote, and are looked at before anything is built.
+
+    Raises: TeacherError: one that is none of the model's, a number or a list that would exhaust the memory.
+    """
+    if controls := sorted(CONTROLS & arguments.keys()):
+        raise TeacherError(
+            f"teacher {name}: model arguments {', '.join(controls)} are not the network's but say how timm builds and loads it; take them "
+            "out, and name weights by NAME=FILE"
+        )
+    tables = [arguments]
+    while tables:
+        for key, value in tables.pop().items():
+            most = MOST_LAYERS if "depth" in key or key in COUNTS_OF_LAYERS else LARGEST
+            waiting, numbers = [value], list[float]()
+            while waiting:
+                part = waiting.pop()
+                if isinstance(part, dict):
+                    tables.append(part)
+                elif isinstance(part, (list, tuple)):
+                    waiting += part
+                elif isinstance(part, (int, float)):
+                    numbers.append(part)
+            # Each first: a sum of very large ones overflows. NaN is not at most anything.
+            if len(numbers) > MOST_LAYERS or not all(number <= most for number in numbers) or sum(numbers) > most:
+                raise TeacherError(
+                    f"teacher {name}: model argument {key} is {str(value)[:60]}; at most {most} can be, and {MOST_LAYERS} entries"
+                )
+
+
 def extractor(full: nn.Module, form: Form, name: str, arguments: dict, side: int) -> nn.Module:
     """A network with its weights as the form takes it, for images of this side."""
     if form.listed:
         return _feature_levels(full, name, arguments)
     network: Any = full
     size, fixed = _own_size(network)
-    if fixed and size != (side, side) and hasattr(network, "set_input_size"):
+    if form.sides == "multiples" and size != (side, side) and hasattr(network, "set_input_size"):
+        # Windows stay as they were trained; where the larger grid has several, they are shifted as everywhere else.
+        network.set_input_size(img_size=(side, side), window_size=_windows(network))
+    elif fixed and size != (side, side) and hasattr(network, "set_input_size"):
         network.set_input_size(img_size=(side, side))
     return full
+
+
+def _windows(network: Any) -> list:
+    """Of each of a Swin's stages the sides of its windows."""
+    stages = network.layers if hasattr(network, "layers") else network.stages
+    return [stage.blocks[0].window_size for stage in stages]
 
 
 def network_for_counting(name: str, arguments: dict, side: int) -> nn.Module:

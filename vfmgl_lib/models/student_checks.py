@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
@@ -120,6 +121,15 @@ def check_second_derivatives(student: Student, name: str) -> None:
     )
 
 
+class _NoFloat32(TorchFunctionMode):
+    """Keeps a float64 network so where a layer asks for float32 (timm's LiteMLA): its rounding would drown a difference of gradients."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.float and args[0].dtype is torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _loss_of_all(model: Student, seed: int) -> Callable[[], Tensor]:
     images = _images(model, torch.float64, seed)
 
@@ -145,7 +155,7 @@ def _missing(loss: Callable[[], Tensor], leaves: list[Tensor], seed: int) -> str
 
     def gradients(create_graph: bool) -> tuple[Tensor, ...]:
         # As HGKT takes them, whose layers have double backwards of their own.
-        with twice_differentiable_layers():
+        with twice_differentiable_layers(), _NoFloat32():
             return torch.autograd.grad(loss(), leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
     def gradients_at(step: float) -> Tensor:

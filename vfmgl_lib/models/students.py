@@ -17,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from vfmgl_lib.models.batch_norm import use_batch_statistics
@@ -35,6 +36,7 @@ NORMALISATION: tuple[type[nn.Module], ...] = (
     timm.layers.RmsNorm2d,
     timm.layers.SimpleNorm,
     timm.layers.SimpleNorm2d,
+    GlobalResponseNorm,
 )
 
 
@@ -84,6 +86,10 @@ class Student(nn.Module):
     def pooled_classifier(self) -> nn.Linear | None:
         """The layer that reads the mean of the last stage's map and gives the logits, for a CAM; None: something else gives them."""
         return None
+
+    def anew(self) -> Student:
+        """Another student of this kind, with weights as at the start of a training from nothing, drawn with torch's random numbers."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
 
     def infer(self, batch: dict[str, Tensor], image_hashes: list[str], device: torch.device) -> Tensor:
         """Logits of a batch as `data.loading` gives it; a model that reads something else than the image overrides this.

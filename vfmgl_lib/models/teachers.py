@@ -364,7 +364,10 @@ def _identity(teacher: Teacher, name: str, arguments: dict) -> str:
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}  # no feature depends on the classifier
     parts = [name, list(teacher.blocks), teacher.image_size, *([arguments] if arguments not in ({}, POCKET_ARGUMENTS) else [])]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for key, tensor in sorted({**teacher.backbone.state_dict(), "mean": teacher.mean, "std": teacher.std}.items()):
+    classifier = (getattr(teacher.backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = tuple(f"{place}." for place in ([classifier] if isinstance(classifier, str) else classifier))
+    state = {key: tensor for key, tensor in teacher.backbone.state_dict().items() if not key.startswith(heads)}
+    for key, tensor in sorted({**state, "mean": teacher.mean, "std": teacher.std}.items()):
         digest.update(key.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

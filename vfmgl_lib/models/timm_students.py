@@ -54,6 +54,7 @@ class TimmClassifier(Student):
 
     def __init__(self, name: str, classes: int, weights: str = "none"):
         super().__init__()
+        self.name, self.classes = name, classes
         self.table = stage_table(name, False)
         self.net = _network(name, classes, weights)
         self.stage_channels = self.table.stage_channels
@@ -79,6 +80,9 @@ class TimmClassifier(Student):
         for module, training in modes.items():
             module.training = training
         return classifier if torch.allclose(found, classifier(noise.mean((2, 3))), rtol=1e-4, atol=1e-5) else None
+
+    def anew(self) -> Student:
+        return TimmClassifier(self.name, self.classes)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W) -> the stages' maps (B, C_n, h_n, w_n); what their sides are is the network's."""
@@ -110,6 +114,7 @@ class TimmUNet(Student):
 
     def __init__(self, name: str, classes: int, width: int = 32, weights: str = "none"):
         super().__init__()
+        self.name, self.classes, self.width = name, classes, width
         self.table = stage_table(name, True)
         self.net = _without_head(_network(name, classes, weights))
         self.stage_channels = self.table.stage_channels
@@ -133,6 +138,9 @@ class TimmUNet(Student):
     @property
     def last_layer(self) -> nn.Module:
         return self.head
+
+    def anew(self) -> Student:
+        return TimmUNet(self.name, self.classes, self.width)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """images (B, 3, H, W), H and W multiples of `multiple` -> the encoder's maps (B, C_n, H/r_n, W/r_n)."""
@@ -189,13 +197,21 @@ def stage_table(name: str, encoder: bool) -> StageTable:
         if not hasattr(net, "forward_intermediates"):
             raise StudentError(f"{called}: a {type(net).__name__} has no stages that can be tapped; take another CNN, {EXAMPLES}")
         net = (_without_head(net) if encoder else net).eval()
-        side = (getattr(net, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+        config = getattr(net, "pretrained_cfg", None) or {}
+        side = config.get("input_size", (3, 224, 224))[-1]
+        if encoder and not config.get("fixed_input_size"):
+            side = -(-side // 64) * 64  # strides are read off it
         maps = _maps(net, torch.zeros(1, 3, side, side), encoder)
         ends = [*maps] if encoder else [*maps, net.forward_head(maps[-1])]
     sides = [found.shape[-1] if found.dim() == 4 else 0 for found in maps]
     if len(set(sides)) < 2 or sides != sorted(sides, reverse=True) or 0 in sides or (not encoder and maps[-1].shape[1] != net.num_features):
         raise StudentError(
             f"{called}: has no stages, its maps at {side} px are {_shapes(maps)}; take a CNN that halves its maps, {EXAMPLES}"
+        )
+    if encoder and any(side % own for own in sides):
+        raise StudentError(
+            f"{called}: has maps that do not halve, at {side} px they are {_shapes(maps)}, so that a decoder's do not fit them; take a CNN "
+            f"with padded convolutions, {EXAMPLES}"
         )
     first = _first_user(net, ends)
     if unused := [parameter for parameter, _ in net.named_parameters() if parameter not in first]:
