@@ -29,6 +29,9 @@ from traitlets.config import Config
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import FIRST_VERSION
+from vfmgl_lib.models.networks import check_name
+from vfmgl_lib.models.teacher_names import HUB, TeacherSource
+from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.batch.index_page import write_index
 from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings
@@ -79,13 +82,15 @@ def run_batch(notebooks: Path, settings: BatchSettings, progress: bool = True) -
         settings: what to run; its paths must be absolute.
         progress: tqdm bars on stderr.
     Returns: what ran, in order.
-    Raises: BatchError: before anything runs, if a notebook or one of its parameters is unknown.
+    Raises: BatchError: before anything runs, if a notebook or one of its parameters is unknown, or `check_task` refuses a task.
     """
     chosen = find_notebooks(notebooks, settings.only)
     for notebook in chosen:
         check_parameters(notebook, settings.parameters(settings.tasks[0], notebook.stem))
     log = settings.results / "runs.csv"
     folders = {task: folder_name(find_task(task).name, settings.data, read_log(log)) for task in settings.tasks}
+    for task in settings.tasks:
+        check_task(task, settings)
     jobs = [(task, notebook) for task in settings.tasks for notebook in chosen]
     done: list[NotebookRun] = []
     with kernel_environment(), tqdm(total=len(jobs), unit="notebook", disable=not progress) as bar:
@@ -194,6 +199,23 @@ def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> None:
     unknown = [name for name in parameters if name not in known]
     if unknown:
         raise BatchError(f"{notebook} has no parameter {', '.join(unknown)}; valid are {', '.join(known)}")
+
+
+def check_task(task: str, settings: BatchSettings) -> None:
+    """Opens a task's workspace as every notebook will, so that what needs no training is refused before the first kernel starts.
+
+    Images that are no prepared set are prepared here, phantoms are written: the notebooks find them.
+
+    Raises: BatchError: data, settings or record that `study.workspace.open_workspace` refuses; a teacher's name that timm does not know.
+    """
+    given = settings.parameters(task)
+    try:
+        source = TeacherSource.parse(settings.teacher_of(task))
+        if source.name and not source.name.startswith(HUB):
+            check_name(source.name)
+        open_workspace(**given)  # type: ignore[arg-type]
+    except ValueError as error:  # every error of the library's about what it was given
+        raise BatchError(str(error)) from error
 
 
 def without_fields(path: Path) -> str:
