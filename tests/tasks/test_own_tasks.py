@@ -128,7 +128,7 @@ def test_a_wrong_setting_of_a_record_names_file_and_line_and_not_the_profile(set
     with pytest.raises(ConfigError, match=message) as error:
         load_settings(file, "smoke")
     assert "profile" not in str(error.value) and str(error.value).startswith(str(file))
-    with pytest.raises(ConfigError, match="task mine, profile smoke: seed: .*, got -1") as error:
+    with pytest.raises(ConfigError, match=r"task mine, profile smoke: seed: .*, got -1") as error:
         load_settings(file, "smoke", seed=-1)
     assert str(error.value).count("mine.yaml: line") == 1, "what a call gave is not looked for in a file"
 
