@@ -141,13 +141,34 @@ def test_without_data_it_says_that_there_are_no_phantoms(tmp_path):
 def test_another_record_of_the_same_name_does_not_meet_its_results(own, tmp_path):
     workspace = own["moles"][0]
     data, runs = workspace.manifest.root, workspace.folder.parents[1]
-    for before, after, named in (
-        ("black", "white", "background 'black' before, 'white' now"),
-        ("batch_size: 6", "batch_size: 4", "settings"),
-    ):
+    changes = {
+        ("black", "white"): "background 'black' before, 'white' now",
+        ("[benign, malign]", "[malign, benign]"): r"classes \['benign', 'malign'\] before, \['malign', 'benign'\] now",
+        ("background", "ordinal: true\nbackground"): "ordinal False before, True now",
+    }
+    for (before, after), named in changes.items():
         changed = write_task(tmp_path / "moles.yaml", CLASSIFICATION.replace(before, after), "pad")
         with pytest.raises(ConfigError, match=f"holds results of another record of this name: {named}.*give the new record another name"):
             open_workspace(changed, SMALLEST, data=data, runs=runs)
     text = write_task(tmp_path / "moles.yaml", CLASSIFICATION.replace("dark fields", "light fields"), "pad")
     again = open_workspace(text, SMALLEST, data=data, runs=runs, federation__match_updates=False)
     assert again.study("local").complete, "another text changes no number"
+
+
+def test_a_changed_setting_of_the_record_gets_a_new_study(own, tmp_path, caplog):
+    """And is told: figures that are not drawn again would be taken for its own."""
+    workspace = own["moles"][0]
+    data, runs = workspace.manifest.root, workspace.folder.parents[1]
+
+    def opened(lines: str):
+        caplog.clear()
+        file = write_task(tmp_path / "moles.yaml", CLASSIFICATION.replace("{{batch_size: 6}}", lines), "pad")
+        return open_workspace(file, SMALLEST, data=data, runs=runs, federation__match_updates=False)
+
+    other = opened("{{batch_size: 6, lr: 0.003}}")
+    assert "optimizer.lr not set before, 0.003 now; its studies are run anew" in caplog.text
+    assert other.folder == workspace.folder and not other.study("local").complete and other.study("local").rounds_done == 0
+    assert opened("{{batch_size: 6, lr: 3e-3}}").study("local").folder == other.study("local").folder and not caplog.text, "a text in YAML"
+    opened("{{batch_size: 4, lr: 3.0e-3}}")
+    assert "optimizer.batch_size 6 before, 4 now" in caplog.text and "lr" not in caplog.text
+    assert opened("{{batch_size: 6}}").study("local").complete, "the first study is found again"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.own_tasks import CLASSIFICATION, SEGMENTATION, write_classes, write_task
-from vfmgl_lib.config import task_names
+from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.methods.settings import changed_settings, checked_settings, load_settings
 from vfmgl_lib.tasks.prepare import prepare, read_prepared
@@ -112,6 +112,35 @@ def test_the_names_of_built_in_studies_are_as_they_were():
         assert "own_task" not in data and data["layout"] == task
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("optimiser: {lr: 0.01}", r"mine.yaml: line 5: optimiser: Extra inputs are not permitted, got .*; did you mean optimizer\?"),
+        ("optimizer:\n    lr: 0.01\n    batchsize: 4", r"mine.yaml: line 7: optimizer.batchsize: Extra .*; did you mean batch_size\?"),
+        ("transfer: {qqqq: 1}", r"mine.yaml: line 5: transfer.qqqq: .*; the keys are .*beta"),
+        ("optimizer: {lr: fast}", r"mine.yaml: line 5: optimizer.lr: .*valid number.*got 'fast'"),
+        ("data: {split: {train: 1.5, seed: 1}}", r"mine.yaml: line 5: data.split.train: Input should be less than 1"),
+    ],
+)
+def test_a_wrong_setting_of_a_record_names_file_and_line_and_not_the_profile(settings, message, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(SHORT + f"settings:\n  {settings}\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        load_settings(file, "smoke")
+    assert "profile" not in str(error.value) and str(error.value).startswith(str(file))
+    with pytest.raises(ConfigError, match=r"task mine, profile smoke: seed: .*, got -1") as error:
+        load_settings(file, "smoke", seed=-1)
+    assert str(error.value).count("mine.yaml: line") == 1, "what a call gave is not looked for in a file"
+
+
+def test_a_wrong_setting_of_a_profile_names_its_file_and_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text(SHORT)
+    (tmp_path / "own.yaml").write_text("all:\n  optimizer: {lr: fast}\ntasks:\n  camelyon17:\n    data: {image_sise: 32}\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: line 5: data.image_sise: .*; did you mean image_size\?") as error:
+        load_settings(tmp_path / "mine.yaml", tmp_path / "own.yaml")
+    assert "mine.yaml: line" not in str(error.value)
+
+
 def test_another_name_in_the_settings_is_refused(tmp_path):
     values = load_settings(write_task(tmp_path / "moles.yaml", CLASSIFICATION), "smoke").model_dump(mode="json")
     values["data"]["layout"] = "nuclei"
@@ -128,7 +157,7 @@ def test_another_name_in_the_settings_is_refused(tmp_path):
 )
 def test_settings_of_a_record_are_checked(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(SHORT + text + "\n")
-    with pytest.raises(ValueError, match=f"task mine.*{message}"):
+    with pytest.raises(ValueError, match=f"mine.*{message}"):
         load_settings(tmp_path / "mine.yaml", "smoke")
 
 

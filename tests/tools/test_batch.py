@@ -111,6 +111,18 @@ def test_every_task_in_an_unchanged_environment(folder: Path, tmp_path: Path, mo
     assert dict(os.environ) == before
 
 
+def test_the_message_of_a_failed_notebook_comes_before_its_traceback(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The whole message, also where it has several lines, of which the last alone would say nothing."""
+    write_notebook(folder / "01_fails.ipynb", "raise ValueError('set: 2 problems\\n  - class a\\n  - class b')")
+    assert main(["--task", "nuclei", "--runs", str(tmp_path / "runs")], notebooks=folder) == 1
+    lines = capsys.readouterr().out.strip().splitlines()
+    said = "ValueError: set: 2 problems - class a - class b"
+    assert lines[:2] == ["FAILED: 01_fails, task nuclei", said]
+    assert "  - class b" in lines[3:], "and the traceback below"
+    assert log_rows(tmp_path / "runs" / "smoke")[0]["error"] == said
+    assert said in (tmp_path / "runs" / "smoke" / "index.html").read_text()
+
+
 def test_dead_kernel_is_a_failure(folder: Path, tmp_path: Path):
     write_notebook(folder / "01_dies.ipynb", "import os; os._exit(3)")
     done = run_batch(folder, BatchSettings(tasks=("nuclei",), runs=tmp_path / "runs"), progress=False)

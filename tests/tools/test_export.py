@@ -24,7 +24,7 @@ from vfmgl_lib.tools.export import checks, export_model
 from vfmgl_lib.tools.export.__main__ import main
 from vfmgl_lib.tools.export.checks import TOLERANCE, ExportError
 from vfmgl_lib.tools.export.formats import onnx_model
-from vfmgl_lib.tools.export.model_card import what_left
+from vfmgl_lib.tools.export.model_card import model_card, what_left
 from vfmgl_lib.tools.predict import KEY, Predictor
 from vfmgl_lib.tools.predict.files import predict_files
 from vfmgl_lib.tools.predict.inputs import find_inputs
@@ -198,6 +198,30 @@ def test_the_card_says_what_has_to_be_said(exported, studies):
     assert "external: test only" in exported["endometrial"].files["card"].read_text()
 
 
+def test_the_card_names_class_and_unit_and_why_there_is_no_interval(exported, studies):
+    """A test set of few patients has no interval for its own reason, which is not that the study kept no predictions."""
+    study, text = studies["endometrial"], exported["endometrial"].files["card"].read_text()
+    about = Predictor(exported["endometrial"].files["onnx"]).description
+    assert (
+        f"Cutoff: {about.cutoff:.6f}, the probability of {about.classes[1]} from which on a {about.unit} is called {about.classes[1]}"
+        in text
+    )
+    assert " a image" not in text and "class 1" not in text and "kept no predictions" not in text
+    results = export._card_results(study, about)
+    assert set(results["reason"]) - {""}, "phantoms of so few patients have no intervals"
+    for reason in set(results.loc[results["low"].isna(), "reason"]):
+        assert f"| – ({reason}) |" in text or f"| undefined: {reason} | – |" in text, reason
+    assert ("95 % intervals." in text) == results["low"].notna().any()
+    few = exported["nuclei"].files["card"].read_text()
+    assert "Without intervals; why not, the table says." in few and "| – (no interval: 2 patients, at least 5 are needed) |" in few
+    earlier = load_study(studies["nuclei"].folder)
+    vars(earlier)["predictions"] = earlier.predictions.iloc[:0]
+    about = export._describe(earlier, earlier.student("SiteA", "I"), "SiteA", "I", earlier.last_round)
+    counts, files = {"parameters": 1, "macs": 1, "flops": 2}, pd.DataFrame([{"file": "m.onnx", "bytes": 1, "sha256": "0"}])
+    text = model_card(earlier, about, files, pd.DataFrame(), pd.DataFrame(), counts, export._card_results(earlier, about))
+    assert "Without intervals; why not, the table says." in text and f"| – ({export.NO_PREDICTIONS}) |" in text
+
+
 @pytest.mark.parametrize(("task", "metric"), [("endometrial", "auc"), ("nuclei", "dice")])
 def test_the_card_has_this_very_models_numbers_with_intervals(task, metric, studies):
     study = studies[task]
@@ -253,7 +277,15 @@ def test_the_command_line_refuses_with_reasons(studies, tmp_path, capsys):
     (tmp_path / "full" / "a").touch()
     for arguments, message in (
         ([str(tmp_path), "--center", "SiteA", "--out", str(tmp_path / "x")], "not a study's folder"),
-        ([str(study.folder), "--center", "Nowhere", "--out", str(tmp_path / "x")], "model 'Nowhere' has no stage"),
+        (
+            [str(study.folder), "--center", "Nowhere", "--out", str(tmp_path / "x")],
+            "there is no such centre: 'Nowhere'; in round 4 there are",
+        ),
+        ([str(study.folder), "--center", "siteB", "--out", str(tmp_path / "x")], "models of SiteA, SiteB; did you mean 'SiteB'?"),
+        (
+            [str(study.folder), "--center", "shared", "--out", str(tmp_path / "x")],
+            "has no shared model; in round 4 there are models of SiteA",
+        ),
         (
             [str(study.folder), "--center", "SiteA", "--stage", "II", "--out", str(tmp_path / "x")],
             "has no stage 'II' in round 4; there is SiteA: I",

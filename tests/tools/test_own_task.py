@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.own_tasks import CLASSIFICATION, write_classes, write_task
+from tests.tools.test_batch import write_notebook
 from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.prepare import prepare, read_prepared
 from vfmgl_lib.tasks.records import read_task
+from vfmgl_lib.tools.batch.__main__ import main as batch_main
 from vfmgl_lib.tools.batch.runner import folder_name
 from vfmgl_lib.tools.batch.settings import BatchError, read_settings
 from vfmgl_lib.tools.data.__main__ import main as data_main
@@ -84,6 +87,33 @@ def test_a_batch_gives_every_notebook_the_file_s_absolute_place(tmp_path):
         read_settings(tasks=["moles.yaml"], data=None, here=tmp_path, **GIVEN)
     with pytest.raises(BatchError, match=r"none\.yaml: no such task file"):
         read_settings(tasks=["none.yaml"], data="data", here=tmp_path, **GIVEN)
+
+
+def test_a_batch_refuses_what_needs_no_training_before_a_notebook_starts(tmp_path, capsys):
+    """A set of another task, another record of the name, a misspelt teacher, images without a class: the message alone, and status 2."""
+    file, data = write_task(tmp_path / "moles.yaml", CLASSIFICATION), write_classes(tmp_path / "data")
+    prepare(file, data, tmp_path / "set", progress=False)
+    (tmp_path / "odd" / "North").mkdir(parents=True)
+    notebooks, common = tmp_path / "notebooks", ["--profile", SMALLEST, "--runs", str(tmp_path / "runs")]
+    notebooks.mkdir()
+    write_notebook(notebooks / "01_one.ipynb", "raise AssertionError('a notebook was started')")
+    open_workspace(file, SMALLEST, data=tmp_path / "set", runs=tmp_path / "runs")
+    other = write_task(
+        tmp_path / "other.yaml", "name: moles\n" + CLASSIFICATION.replace("background: black", "ordinal: true\nbackground: black")
+    )
+    own = ["--task", str(file), "--data", str(tmp_path / "set")]
+    for words, message in (
+        (["--task", "nuclei", "--data", str(tmp_path / "set")], "holds a set of the task moles, expected one of nuclei"),
+        (["--task", str(other), "--data", str(tmp_path / "set")], "holds results of another record of this name: ordinal False before"),
+        (["--task", str(file), "--data", str(tmp_path / "odd")], "odd"),
+        ([*own, "--teacher", "vit_bse"], "teacher 'vit_bse' is not a timm model; similar names: "),
+    ):
+        capsys.readouterr()
+        assert batch_main([*words, *common], notebooks=notebooks) == 2, words
+        said = capsys.readouterr()
+        assert message in said.err and said.err.startswith("run_all.sh: ") and "Traceback" not in said.err and not said.out
+        assert not list((tmp_path / "runs").glob("**/*.ipynb"))
+    assert batch_main([*own, *common], notebooks=notebooks) == 1 and "a notebook was started" in capsys.readouterr().out
 
 
 def test_prepare_takes_the_file(tmp_path, capsys):

@@ -338,6 +338,27 @@ def test_inputs_are_found_and_named(tmp_path):
         find_inputs([tmp_path / "empty"])
 
 
+def test_the_summary_says_of_which_class_the_probability_is_and_the_cutoff(files, tmp_path, capsys):
+    Image.new("RGB", (40, 24), (200,) * 3).save(tmp_path / "a.png")
+    changes = {
+        "image": ({"cutoff": 0.25}, "from 0.25 on an image is called metastasis, below no_metastasis"),
+        "patient": ({"cutoff": 0.25, "unit": "patient"}, "from 0.25 on a patient (mean of its images: patients.csv) is called metastasis"),
+        "none": ({"cutoff": None, "cutoff_from": "none: few"}, "no class is named (none: few)"),
+    }
+    for name, (values, said) in changes.items():
+        file = _changed(files["classifier"], tmp_path / f"{name}.onnx", **values, data="images of the centres A, B")
+        assert main([str(file), str(tmp_path / "a.png"), "--out", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert "1 of 1 files predicted. The model of A for task camelyon17; training data: images of the centres A, B;" in out
+        assert f"probability is that of metastasis: {said}" in out
+    assert main([str(files["segmenter"]), str(tmp_path / "a.png"), "--out", str(tmp_path / "masks")]) == 0
+    assert "probability" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "class 1" not in told and all(f"    {name} " in told for name in ("probability", "predicted", "evidence"))
+
+
 def test_the_cutoff_of_patients_names_patients(files, tmp_path):
     file = _changed(files["classifier"], tmp_path / "p.onnx", unit="patient", cutoff=0.0)
     for name in ("in/P1/0.png", "in/P1/1.png", "in/P2/0.png"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -41,15 +43,46 @@ def key_lines(path: Path) -> dict[str, int]:
     return {str(key.value): key.start_mark.line + 1 for key in keys}
 
 
-def problems(error: ValidationError, whole: str) -> list[str]:
+def key_line(path: Path, keys: Sequence[str]) -> int:
+    """The line, from 1, of a key below others of a YAML file that `read_yaml` has read; of the last of them that is written out there."""
+    node, line = yaml.compose(path.read_bytes(), Loader=_StrictLoader), 1
+    for wanted in keys:
+        found = [pair for pair in node.value if str(pair[0].value) == wanted] if isinstance(node, yaml.MappingNode) else []
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return line
+
+
+def place_of(found: Mapping[str, Any]) -> list[str]:
+    """The names that lead to what a finding of pydantic's is about."""
+    # A part that begins with "_" is the name of a choice, no part of a setting's name.
+    return [part for part in map(str, found["loc"]) if not part.startswith("_")]
+
+
+def problems(error: ValidationError, whole: str, model: type[BaseModel] | None = None) -> list[str]:
     """What pydantic found wrong with values read from a file: "place: what is wrong, got the value" each.
 
     Args:
         whole: what stands for the place where a finding is about all of the values.
+        model: what the values were to become, for the names that an unknown key may have meant; None: none are named.
     """
-    # A part that begins with "_" is the name of a choice, no part of a setting's name.
-    places = (".".join(part for part in map(str, found["loc"]) if not part.startswith("_")) for found in error.errors())
-    return [f"{place or whole}: {found['msg']}, got {found['input']!r:.80}" for place, found in zip(places, error.errors(), strict=True)]
+    texts = []
+    for found in error.errors():
+        place = place_of(found)
+        meant = similar_key(model, place) if model and found["type"] == "extra_forbidden" else ""
+        texts.append(f"{'.'.join(place) or whole}: {found['msg']}, got {found['input']!r:.80}{meant}")
+    return texts
+
+
+def similar_key(model: type[BaseModel], place: Sequence[str]) -> str:
+    """What an unknown key of a model may have meant: "; did you mean optimizer?", else which keys there are."""
+    section: Any = model
+    for part in place[:-1]:
+        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+    names = list(getattr(section, "model_fields", {}))
+    alike = difflib.get_close_matches(place[-1], names, 1)
+    return f"; did you mean {alike[0]}?" if alike else f"; the keys are {', '.join(names)}" * bool(names)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -193,7 +193,7 @@ def profile_values(profile: str | Path, own: TaskRecord | None = None) -> dict[s
         own: a task of one's own, to be there beside the known ones.
     Raises: ConfigError: no such profile, not YAML, unknown keys or tasks.
     """
-    path = Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    path = profile_file(profile)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ConfigError(f"profile {profile}: {path} does not exist; give one of {names} or a YAML file")
@@ -207,6 +207,11 @@ def profile_values(profile: str | Path, own: TaskRecord | None = None) -> dict[s
     if unknown := sorted(set(content.get("tasks") or {}) - set(records)):
         raise ConfigError(f"profile {path}: unknown tasks {unknown}; there are {sorted(records)}")
     return {name: _task_values(record, paper, content) for name, record in records.items()}
+
+
+def profile_file(profile: str | Path) -> Path:
+    """The YAML file of a profile, whether it is there or not."""
+    return Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
 
 
 def _task_values(record: TaskRecord, paper: dict, profile: dict) -> dict:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, create_model
 
-from vfmgl_lib.base.strict_yaml import problems
-from vfmgl_lib.config import ConfigError, StudySettings, merge, nested, profile_values
+from vfmgl_lib.base.strict_yaml import key_line, place_of, problems, read_yaml
+from vfmgl_lib.config import ConfigError, StudySettings, merge, nested, profile_file, profile_values
 from vfmgl_lib.config.sections import ComparatorSettings
 from vfmgl_lib.methods.budgets import epoch_factor
 from vfmgl_lib.methods.registry import METHODS
-from vfmgl_lib.tasks.records import find_task, is_task_file
+from vfmgl_lib.tasks.records import TaskRecord, find_task, is_task_file
 
 
 def load_settings(task: str | Path, profile: str | Path = "smoke", **overrides: Any) -> StudySettings:
@@ -32,10 +32,53 @@ def load_settings(task: str | Path, profile: str | Path = "smoke", **overrides: 
         raise ConfigError(
             f"task {name!r} is not in profile {profile}; it has {', '.join(sorted(tasks))}; a task of your own is named by its YAML file"
         )
+    given: dict[str, Any] = {}
+    for setting, value in overrides.items():
+        merge(given, nested(setting.split("__"), value))
     values = {"task": name, "profile": Path(profile).stem, **tasks[name]}
-    for name, value in overrides.items():
-        merge(values, nested(name.split("__"), value))
-    return checked_settings(values)
+    merge(values, given)
+    try:
+        return _settings_class(tuple(METHODS))(**values)
+    except ValidationError as error:
+        raise ConfigError(_with_places(error, values, [(None, (), given), *_layers(profile, own or find_task(name), task)])) from error
+
+
+# A file's table of settings: the file (None: what a call gave), the keys that lead to the table, and what it holds.
+_Layer = tuple[Path | None, tuple[str, ...], Any]
+
+
+def _layers(profile: str | Path, record: TaskRecord, task: str | Path) -> list[_Layer]:
+    """The files that a task's settings are from, but for the paper's: what comes first is laid over what comes later."""
+    file = profile_file(profile)
+    content, tasks = read_yaml(file), read_yaml(file).get("tasks") or {}
+    layers: list[_Layer] = [(file, ("tasks", record.name), tasks.get(record.name)), (file, ("all",), content.get("all"))]
+    if is_task_file(task):
+        like = record.settings_like
+        layers[1:1] = [(Path(task), ("settings",), record.settings), (file, ("tasks", like), tasks.get(like))]
+    return layers
+
+
+def _with_places(error: ValidationError, values: Mapping[str, Any], layers: Sequence[_Layer]) -> str:
+    """What is wrong with settings, each finding with the file and the line that it is from; else with task and profile."""
+    texts, head = [], f"task {values['task']}, profile {values['profile']}: "
+    for text, found in zip(problems(error, values["task"], _settings_class(tuple(METHODS))), error.errors(), strict=True):
+        place = place_of(found)
+        file, keys = next(((file, keys) for file, keys, table in layers if _holds(table, place, found)), (None, ()))
+        if file:
+            texts.append(f"{file}: line {key_line(file, [*keys, *place])}: {text}")
+        else:
+            texts.append(head + text)
+            head = ""
+    return "; ".join(texts)
+
+
+def _holds(table: Any, place: Sequence[str], found: Mapping[str, Any]) -> bool:
+    """Whether a finding about one value, and not about how a section fits together, is about one that this table gives."""
+    for part in place:
+        if not isinstance(table, dict) or part not in table:
+            return False
+        table = table[part]
+    return bool(place) and (found["type"] == "extra_forbidden" or not isinstance(found["input"], dict))
 
 
 def checked_settings(values: dict[str, Any]) -> StudySettings:
@@ -46,8 +89,7 @@ def checked_settings(values: dict[str, Any]) -> StudySettings:
     try:
         return _settings_class(tuple(METHODS))(**values)
     except ValidationError as error:
-        task = values["task"]
-        raise ConfigError(f"task {task}, profile {values['profile']}: " + "; ".join(problems(error, task))) from error
+        raise ConfigError(_with_places(error, values, ())) from error
 
 
 def changed_settings(settings: StudySettings, changes: Mapping[str, Any]) -> StudySettings:

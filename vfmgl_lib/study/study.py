@@ -13,6 +13,7 @@ the library's version, the data's manifest and the teacher, so a changed setting
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -162,6 +163,8 @@ class Study:
         known = {center: list(part["stage"]) for center, part in done.groupby("center")}
         if (round_folder(self.folder, number) / "shared.safetensors").is_file() and not METHODS[self.settings.method].switches.keeps:
             known["shared"] = ["shared"]
+        if known and model_center not in known:
+            raise ValueError(f"{self.folder.name}: {self._no_model(model_center, number, list(known))}")
         if stage not in known.get(model_center, []):
             there = "; ".join(f"{center}: {', '.join(stages)}" for center, stages in known.items()) or "no model"
             raise ValueError(f"{self.folder.name}: model {model_center!r} has no stage {stage!r} in round {number}; there is {there}")
@@ -175,6 +178,18 @@ class Study:
             raise ValueError(f"{self.folder.name}: the model of {self.settings.method} is not a plain {self.settings.student.name}")
         student.load_state_dict(state)
         return student.eval()
+
+    def _no_model(self, model_center: str, number: int, known: list[str]) -> str:
+        """Why there is no model of this centre in a round that has models of others."""
+        there = f"in round {number} there are models of {', '.join(known)}"
+        if model_center == "shared":
+            return f"{METHODS[self.settings.method].title} has no shared model; {there}"
+        if model_center in self.manifest.centers:
+            external = model_center not in self.manifest.training_centers
+            return f"centre {model_center!r} trained no model{', it is external' if external else ''}; {there}"
+        plain = {name.casefold(): name for name in known}
+        alike = difflib.get_close_matches(model_center.casefold(), plain, 1)
+        return f"there is no such centre: {model_center!r}; {there}" + (f"; did you mean {plain[alike[0]]!r}?" if alike else "")
 
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
         """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""

@@ -15,7 +15,7 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import real_path, write_json
-from vfmgl_lib.config import ConfigError, StudySettings
+from vfmgl_lib.config import ConfigError, StudySettings, flatten, setting_value
 from vfmgl_lib.config.sections import Division
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.exchange import in_words
@@ -146,7 +146,7 @@ def open_workspace(
     manifest = taking_part(prepared.manifest, settings)
     settings = with_classes(settings, manifest, str(root))
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_record(record, folder)
+    _keep_record(settings, folder)
     if reserved_seed(settings):
         log.warning("seed %s", reserved_seed(settings))
     return Workspace(settings, manifest, folder, prepared.warnings, on_phantoms=not data, prepared=prepared.manifest)
@@ -159,24 +159,47 @@ def reserved_seed(settings: StudySettings) -> str:
     return f"{settings.seed} is the tuning's (comparison.tuning.seed): settings were chosen on it, its results are not to be reported"
 
 
-def _keep_record(record: TaskRecord, folder: Path) -> None:
+def _keep_record(settings: StudySettings, folder: Path) -> None:
     """Keeps the record of a task of one's own beside its results, for those who read them later.
 
-    Raises: ConfigError: the folder's results are of another record of this name. Studies are told apart by their settings, but tables and
-        figures have no more than the folder's name.
+    Its settings may change: they are in the name of every study, so that a changed one is run anew. What the rest of a record says
+    (classes, how images are read) tables and figures do not repeat, and they have no more than the folder's name.
+
+    Raises: ConfigError: the folder's results are of another record of this name.
     """
+    record, file = settings.data.record, folder / RECORD
     if record.is_built_in:
         return
-    file = folder / RECORD
     if file.is_file():
         earlier = TaskRecord(**json.loads(file.read_text(encoding="utf-8")))
-        here, there = record.identity | {"settings": record.settings}, earlier.identity | {"settings": earlier.settings}
+        here, there = record.identity, earlier.identity
         if differing := [f"{key} {there[key]!r} before, {here[key]!r} now" for key in here if here[key] != there.get(key)]:
             raise ConfigError(
                 f"task {record.name}: {folder} holds results of another record of this name: {'; '.join(differing)}; "
                 "give the new record another name, or move that folder away"
             )
+        if changed := _changed_in_record(settings, record, earlier):
+            log.warning(
+                "task %s: %s: %s; its studies are run anew under other names, but figures and tables in %s stay those of the earlier "
+                "settings until their notebook is run again",
+                record.name,
+                "a setting has changed" if len(changed) == 1 else "settings have changed",
+                "; ".join(changed),
+                folder,
+            )
     write_json(file, record.model_dump(mode="json"))
+
+
+def _changed_in_record(settings: StudySettings, record: TaskRecord, earlier: TaskRecord) -> list[str]:
+    """The settings that two records of a task say differently, in words; 1e-3, which YAML takes for a text, and 0.001 are the same."""
+    now, then = flatten(record.settings), flatten(earlier.settings)
+    differing = [name for name in sorted(now | then) if now.get(name) != then.get(name)]
+    try:
+        before = changed_settings(settings, {name: then[name] for name in differing if name in then})
+    except ConfigError:  # the earlier ones do not fit the others of now: then they are no equal ones in another form
+        before = None
+    alike = {name for name in differing if before and name in then and setting_value(before, name) == setting_value(settings, name)}
+    return [f"{name} {then.get(name, 'not set')} before, {now.get(name, 'not set')} now" for name in differing if name not in alike]
 
 
 def _prepared(record: TaskRecord, root: Path, folder: Path) -> Prepared:

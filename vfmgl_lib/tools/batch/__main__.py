@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path = ROOT / "noteb
     failed = [run for run in done if run.status == "failed"]
     for run in failed:
         executed = settings.results / run.folder / "notebooks" / f"{run.notebook}.ipynb"
-        sys.stdout.write(f"\nFAILED: {run.notebook}, task {run.task} ({executed})\n{run.traceback}\n")
+        sys.stdout.write(f"\nFAILED: {run.notebook}, task {run.task}\n{run.error}\n\n{executed}\n{run.traceback}\n")
     ran = len(done) - len(failed)
     sys.stdout.write(f"\n{ran} of {len(done)} notebooks ran to their end. Results: {settings.results / 'index.html'}\n")
     return 1 if failed else 0

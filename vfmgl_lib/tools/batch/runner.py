@@ -29,12 +29,16 @@ from traitlets.config import Config
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import FIRST_VERSION
+from vfmgl_lib.models.networks import check_name
+from vfmgl_lib.models.teacher_names import HUB, TeacherSource
+from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.batch.index_page import write_index
 from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings
 
 KERNEL = "vfmgl"
 TRACEBACK_LINES = 12
+COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class NotebookRun:
         status: "ok" or "failed".
         seconds: wall time.
         peak_memory_mib: highest resident memory of the kernel and its children together, sampled, in MiB.
-        error: the error's last line, empty if there is none.
+        error: the error's kind and whole message in one line, empty if there is none.
         version: of the library.
         traceback: the traceback's last lines; not in runs.csv.
     """
@@ -79,13 +83,15 @@ def run_batch(notebooks: Path, settings: BatchSettings, progress: bool = True) -
         settings: what to run; its paths must be absolute.
         progress: tqdm bars on stderr.
     Returns: what ran, in order.
-    Raises: BatchError: before anything runs, if a notebook or one of its parameters is unknown.
+    Raises: BatchError: before anything runs, if a notebook or one of its parameters is unknown, or `check_task` refuses a task.
     """
     chosen = find_notebooks(notebooks, settings.only)
     for notebook in chosen:
         check_parameters(notebook, settings.parameters(settings.tasks[0], notebook.stem))
     log = settings.results / "runs.csv"
     folders = {task: folder_name(find_task(task).name, settings.data, read_log(log)) for task in settings.tasks}
+    for task in settings.tasks:
+        check_task(task, settings)
     jobs = [(task, notebook) for task in settings.tasks for notebook in chosen]
     done: list[NotebookRun] = []
     with kernel_environment(), tqdm(total=len(jobs), unit="notebook", disable=not progress) as bar:
@@ -107,35 +113,35 @@ def run_one(notebook: Path, task: str, folder: Path, settings: BatchSettings, pr
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock = time.perf_counter()
     with PeakMemory() as memory:
-        failure = execute(notebook, folder / "notebooks" / notebook.name, settings.parameters(task, notebook.stem), progress)
+        error, failure = execute(notebook, folder / "notebooks" / notebook.name, settings.parameters(task, notebook.stem), progress)
     return NotebookRun(
         started=started,
         folder=folder.name,
         task=find_task(task).name,
         notebook=notebook.stem,
-        status="failed" if failure else "ok",
+        status="failed" if error else "ok",
         seconds=round(time.perf_counter() - clock, 1),
         peak_memory_mib=round(memory.peak / 2**20),
         data="" if settings.data is None else str(settings.data),
         teacher=settings.teacher_of(task),
         device=settings.device,
         seed=settings.seed,
-        error=failure.rpartition("\n")[2],
+        error=error,
         traceback=failure,
     )
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, object], progress: bool) -> str:
+def execute(notebook: Path, target: Path, parameters: Mapping[str, object], progress: bool) -> tuple[str, str]:
     """Runs one notebook from its own folder and writes `target` and its HTML, also if it fails.
 
     A run that is killed leaves what an earlier one wrote as it was.
 
-    Returns: the traceback's last lines, "" if the notebook ran to its end.
+    Returns: the error's kind and message in one line, and the traceback's last lines; "" and "" if the notebook ran to its end.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.partial.ipynb")
     encryption = "auto" if zmq.has("curve") else "disabled"
-    failure = ""
+    message = failure = ""
     try:
         papermill.execute_notebook(
             without_fields(notebook),
@@ -149,8 +155,10 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, object], prog
             config=Config(KernelManager={"transport_encryption": encryption}),
         )
     except papermill.PapermillExecutionError as error:
-        failure = last_lines("\n".join(error.traceback) or f"{error.ename}: {error.evalue}")
+        message = one_line(f"{error.ename}: {error.evalue}")
+        failure = last_lines("\n".join(error.traceback) or message)
     except Exception as error:  # a kernel that died or never started: the other notebooks are to run all the same
+        message = one_line(f"{type(error).__name__}: {error}")
         failure = last_lines(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         partial.unlink(missing_ok=True)
@@ -158,7 +166,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, object], prog
     if partial.exists():
         write_html(partial, target.with_suffix(".html"))
         os.replace(partial, target)
-    return failure
+    return message, failure
 
 
 def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
@@ -194,6 +202,23 @@ def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> None:
     unknown = [name for name in parameters if name not in known]
     if unknown:
         raise BatchError(f"{notebook} has no parameter {', '.join(unknown)}; valid are {', '.join(known)}")
+
+
+def check_task(task: str, settings: BatchSettings) -> None:
+    """Opens a task's workspace as every notebook will, so that what needs no training is refused before the first kernel starts.
+
+    Images that are no prepared set are prepared here, phantoms are written: the notebooks find them.
+
+    Raises: BatchError: data, settings or record that `study.workspace.open_workspace` refuses; a teacher's name that timm does not know.
+    """
+    given = settings.parameters(task)
+    try:
+        source = TeacherSource.parse(settings.teacher_of(task))
+        if source.name and not source.name.startswith(HUB):
+            check_name(source.name)
+        open_workspace(**given)  # type: ignore[arg-type]
+    except ValueError as error:  # every error of the library's about what it was given
+        raise BatchError(str(error)) from error
 
 
 def without_fields(path: Path) -> str:
@@ -292,9 +317,14 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
+def one_line(text: str) -> str:
+    """A message of several lines, such as a list of problems, in one; without colour codes."""
+    return " ".join(COLOR_CODE.sub("", text).split())
+
+
 def last_lines(text: str) -> str:
     """The last lines of a traceback, without colour codes and empty lines."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    plain = COLOR_CODE.sub("", text)
     return "\n".join([line.rstrip() for line in plain.splitlines() if line.strip()][-TRACEBACK_LINES:])
 
 

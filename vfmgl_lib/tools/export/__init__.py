@@ -37,6 +37,8 @@ from vfmgl_lib.tools.export.formats import int8_model, onnx_model, torchscript_m
 from vfmgl_lib.tools.export.model_card import model_card
 from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, RUNNING, Description, Predictor, preprocessing_of
 
+NO_PREDICTIONS = "no interval: the study kept no predictions of this round"
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -154,7 +156,7 @@ def _describe(study: Study, student: Student, center: str, stage: str, round_num
             "manifest_sha256": manifest.sha256,
         },
         teacher=study.teacher_description,
-        data=f"{'PHANTOM images (synthetic), ' if phantoms else ''}layout {settings.data.layout}, centres {', '.join(manifest.centers)}",
+        data=f"{'PHANTOM images (synthetic)' if phantoms else 'images'} of the centres {', '.join(manifest.training_centers)}",
         precision="float32",
         evidence=tuple(evidence),
         batch_norm=_statistics(study, center) if batch_norms(student) else "the network has none",
@@ -218,4 +220,5 @@ def _card_results(study: Study, about: Description) -> pd.DataFrame:
         return results[(results["split"] == "test") & (results["test_center"] != "all") & (results["metric"] != "cutoff")][columns]
     rows = study.metrics[(study.metrics["model_center"] == made["model_center"]) & (study.metrics["split"] == "test")]
     rows = rows[(rows["round"] == made["round"]) & (rows["stage"] == made["stage"])]
-    return rows.assign(low=np.nan, high=np.nan, interval="")[columns]
+    why = rows["reason"].where(rows["value"].isna(), NO_PREDICTIONS)  # of an interval, where there is a value
+    return rows.assign(low=np.nan, high=np.nan, interval="", reason=why)[columns]

@@ -172,7 +172,7 @@ def agreement_of(study: Study) -> str:
     """What `agreement` holds beside one another, in words."""
     if study.settings.is_segmentation:
         return "Dice of an image"
-    return "probability of class 1" if len(study.manifest.classes) == 2 else "probability of the image's own class"
+    return f"probability of {study.manifest.classes[1]}" if len(study.manifest.classes) == 2 else "probability of the image's own class"
 
 
 def refuse(check: pd.DataFrame, files: dict[str, Path]) -> None:

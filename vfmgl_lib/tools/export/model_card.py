@@ -39,6 +39,7 @@ def model_card(
         template_path=str(TEMPLATE),
         about=about,
         center=center,
+        unit=f"{'an' if about.unit == 'image' else 'a'} {about.unit}",
         doubts=["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher),
         use=(study.settings.data.own_task or find_task(about.task)).use,
         mask_values=_table(["class", "value in masks", "colour of overlays"], _mask_values(about)),
@@ -113,6 +114,8 @@ def _performance(center: str, results: pd.DataFrame) -> list[list[str]]:
     for row in order.itertuples():
         value = f"{row.value:.3f}" if pd.notna(row.value) else f"undefined: {row.reason}"
         interval = f"{row.low:.3f} to {row.high:.3f} ({row.interval})" if pd.notna(row.low) else "–"
+        if pd.isna(row.low) and pd.notna(row.value) and row.reason:
+            interval += f" ({row.reason})"
         rows.append([f"{row.test_center}{' (own)' if row.test_center == center else ''}", row.metric, value, interval, f"{row.n:.0f}"])
     return rows
 

@@ -4,14 +4,24 @@ What the model needs to know of itself (classes, input size, how images become i
 `vfmgl export`. An input is an image (PNG, JPEG, TIFF, BMP), for a prostate model also a volume (.nii, .nii.gz, .mhd,
 .mha), or a folder of these. Of a model of several series (T1, T2, ...) a case's images lie side by side, called <case>_<series>.
 
-    DIR/predictions.csv    a row a file: the probability of class 1 (of more than two classes of each), or what was segmented; a file that
+    DIR/predictions.csv    a row a file: probabilities and class, or what was segmented (columns: see below); a file that
                            cannot be used, or for which the model gives NaN or infinity, has no class and no mask, and its reason there
     DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
                            with a reason where one of its images has no prediction
     DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid;
                            of more than two classes each has the value that the model names for it (its card lists them)
-    DIR/overlays/          with --overlay: where the evidence for class 1 lies; of more than two classes of pixels each in its colour, which
-                           colours.csv lists
+    DIR/overlays/          with --overlay: where the evidence for the positive class lies; of more than two classes of pixels each in its
+                           colour, which colours.csv lists
+
+Columns of predictions.csv, of a classification:
+
+    probability            of two classes: of the positive one, which is the last of the model's classes. The summary and the model's card
+                           name it. Of more classes: probability[NAME], a column each
+    predicted              of two classes: the positive one where its probability is at or above the model's cutoff, else the other. The
+                           summary and the card say the cutoff; it was chosen on training or validation images, and is rarely 0.5.
+                           Empty where the model has no cutoff, or where it belongs to patients: then patients.csv has the class
+    evidence               the scale of the overlay's colours: the largest absolute value of the class activation map, in logits. It says
+                           how strongly the strongest place of the image speaks for or against the class. It is no probability
 
 Of more than two classes the one with the highest probability is predicted, and an overlay shows the evidence for it against the others, or
 with --class NAME that for another one.
@@ -49,7 +59,7 @@ from vfmgl_lib import __version__
 from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
 from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.names import FORMULA
-from vfmgl_lib.tools.predict import ModelError, Predictor
+from vfmgl_lib.tools.predict import Description, ModelError, Predictor
 from vfmgl_lib.tools.predict.files import patients, predict_files
 from vfmgl_lib.tools.predict.inputs import InputError, file_state, find_inputs, one_a_case
 
@@ -97,10 +107,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3 if isinstance(error, OSError) else 130
     failed = predictions[predictions["error"] != ""]
     sys.stderr.write("".join(f"{error}\n" for error in failed["error"]))
-    write_out(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted by {about.task}, {about.data}; ")
-    write_out(f"batch normalisation: {about.batch_norm}\n")
+    write_out(f"{given.out}: {len(predictions) - len(failed)} of {len(predictions)} files predicted. {_in_words(about)}\n")
     write_out("".join(f"note: {note}\n" for note in notes))
     return int(len(failed) > 0)
+
+
+def _in_words(about: Description) -> str:
+    """Which model it was, and what its numbers mean."""
+    center = about.study.get("model_center", "unknown")
+    whose = "shared model" if center == "shared" else f"model of {center}"
+    words = [f"The {whose} for task {about.task}; training data: {about.data}; batch normalisation: {about.batch_norm}."]
+    if about.kind == "classification" and len(about.classes) == 2:
+        other, positive = about.classes
+        called = f"no class is named ({about.cutoff_from})"
+        if about.cutoff is not None:
+            unit = "an image" if about.unit == "image" else f"a {about.unit} (mean of its images: patients.csv)"
+            called = f"from {about.cutoff:.6g} on {unit} is called {positive}, below {other}"
+        words.append(f"probability is that of {positive}: {called}.")
+    return "\n".join(words)
 
 
 def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: argparse.Namespace) -> pd.DataFrame:
