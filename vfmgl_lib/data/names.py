@@ -72,12 +72,13 @@ def near_names(names: Iterable[str]) -> list[tuple[str, str]]:
 def _words(name: str) -> tuple[str, ...]:
     letters = unicodedata.normalize("NFKD", same_name(name))
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    return tuple(sorted(re.findall(r"[0-9]+|[^\W\d_]+", re.sub("([aou])e", r"\1", plain))))
+    return tuple(re.findall(r"[0-9]+|[^\W\d_]+", re.sub("([aou])e", r"\1", plain)))
 
 
 def _near(one: Sequence[str], other: Sequence[str]) -> bool:
-    if one == other or "".join(one) == "".join(other):
+    if "".join(one) == "".join(other):
         return True
+    one, other = sorted(one), sorted(other)
     if len(one) != len(other):
         return False
     differing = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
