@@ -251,8 +251,8 @@ def _center_warnings(manifest: Manifest) -> list[str]:
     ]
     if len(manifest.training_centers) == 1:
         warnings.append(
-            f"one training centre ({manifest.training_centers[0]!r}): nothing is federated, no centre learns from another; expected"
-            " at least two; look at the names of the centres"
+            f"one training centre ({manifest.training_centers[0]!r}): nothing is federated, unless this is one site's set of a federation"
+            " (`vfmgl federation`); expected at least two centres, look at their names"
         )
     return warnings
 

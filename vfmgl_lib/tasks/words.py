@@ -61,7 +61,7 @@ def stem_of(path: str) -> str:
 
 
 def lone_patients(listed: Sequence[tuple[str, str, str]], is_class: Callable[[str], bool]) -> list[str]:
-    """A warning for the centres where every image is another patient, with two files that may be one person's.
+    """One line for the centres where every image is another patient, with two files that may be one person's.
 
     Args:
         listed: (image's path, center, patient) of each row.
@@ -72,13 +72,11 @@ def lone_patients(listed: Sequence[tuple[str, str, str]], is_class: Callable[[st
     for path, center, patient in listed:
         images.setdefault(center, []).append(path)
         people.setdefault(center, set()).add(patient)
-    found = []
-    for center, paths in images.items():
-        if 1 < len(paths) == len(people[center]):
-            pair = _perhaps_one(paths, is_class)
-            example = f" (perhaps {pair[0]} and {pair[1]})" if pair else ""
-            found.append(f"at {center} every image is another patient; if some are of one person, give them one name{example}")
-    return found
+    lone = [center for center, paths in images.items() if 1 < len(paths) == len(people[center])]
+    pair = next((pair for center in lone if (pair := _perhaps_one(images[center], is_class))), None)
+    example = f" (perhaps {pair[0]} and {pair[1]})" if pair else ""
+    text = "every image is another patient; if some are of one person, give them one name"
+    return [f"at {', '.join(lone)} {text}{example}"] if lone else []
 
 
 def _perhaps_one(paths: Sequence[str], is_class: Callable[[str], bool]) -> tuple[str, str] | None:
