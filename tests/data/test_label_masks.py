@@ -43,7 +43,9 @@ def test_a_mask_comes_back_as_it_was_written(tmp_path):
 
 def test_a_value_that_is_no_class_is_an_error_that_names_it(tmp_path):
     Image.fromarray(np.array([[0, 3], [7, 255]], np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(ImageError, match=r"^m: mask has values 7, 255, expected only 0, 3, 1, 200$"):
+    with pytest.raises(
+        ImageError, match=r"^m: mask has values 7, 255, expected only 0, 3, 1, 200; `mask_values` in the task's file names others$"
+    ):
         decode_mask(tmp_path / "m.png", "m", VALUES)
     Image.fromarray(np.full((2, 2, 3), (0, 3, 1), np.uint8)).save(tmp_path / "rgb.png")
     with pytest.raises(ImageError, match=r"coloured \(mode RGB\), expected one channel of 0, 3, 1, 200"):

@@ -258,7 +258,7 @@ def test_center_with_one_class_is_a_warning(manifest):
 def test_all_problems_are_counted_twenty_are_shown(manifest):
     table = manifest.table.copy()
     table["split"] = [f"s{number}" for number in range(len(table))]
-    table["spacing"] = "x"
+    table["spacing"] = [f"x{number}" for number in range(len(table))]
     with pytest.raises(ManifestError) as caught:
         check_manifest(replace(manifest, table=table), files=False)
     count = len(caught.value.problems)
@@ -482,3 +482,17 @@ def test_names_are_checked_when_made_and_when_read_back(manifest, tmp_path, colu
     write_manifest(changed, tmp_path / "m.csv")
     with pytest.raises(ManifestError, match=words):
         read_manifest(tmp_path / "m.csv", manifest.root)
+
+
+def test_a_set_with_one_training_centre_says_that_nothing_is_federated(manifest):
+    table = manifest.table.copy()
+    table.loc[table["center"] == "B", "split"] = "test"
+    warnings = check_manifest(replace(manifest, table=table), files=False)
+    assert any("one training centre ('A'): nothing is federated" in warning for warning in warnings)
+    assert not any("nothing is federated" in warning for warning in check_manifest(manifest, files=False))
+
+
+def test_centres_of_nearly_one_name_are_told(manifest):
+    named = manifest.table.assign(center=manifest.table["center"].map({"A": "Uniklinik Koeln", "B": "Uniklinik Köln"}))
+    (warning,) = check_manifest(replace(manifest, table=named), files=False)
+    assert warning == "centers 'Uniklinik Koeln' and 'Uniklinik Köln' are counted as two; if they are one, give it one name"

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from vfmgl_lib.data.names import LONGEST_CENTER, RESERVED, name_problems, same_name
+from vfmgl_lib.data.names import LONGEST_CENTER, RESERVED, close_name, marks, name_problems, near_names, same_name
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,39 @@ def test_ordinary_names(name):
 def test_files_are_called_by_a_centre():
     (problem,) = name_problems(["片" * 34], (), {})
     assert f"at most {LONGEST_CENTER} bytes" in problem
+
+
+def test_spellings_that_cannot_be_seen_alike_need_no_codes():
+    (problem,) = name_problems(["Uni Köln", "Uni  Köln"], ("0", "1"), {})
+    assert "'Uni Köln'" in problem and "'Uni  Köln'" in problem and "xf6" not in problem and "two blanks for one" in problem
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Uniklinik Köln", "Uniklinik Koeln"),
+        ("Uniklinik Köln", "Uniklinik Koln"),
+        ("Uniklinik Köln", "uniklinikköln"),
+        ("Uniklinik Köln", "Köln, Uniklinik"),
+        ("Uniklinik Köln", "Uniklinikum Koeln"),
+        ("Freiburg", "Freibrug"),
+        ("Hôpital Nord", "Hopital Nord"),
+    ],
+)
+def test_names_that_are_probably_one(one, other):
+    assert near_names({one, other, "Elsewhere"}) == [tuple(sorted((one, other)))]
+
+
+def test_names_that_are_near_and_two():
+    pairs = [("Klinik 1", "Klinik 2"), ("Klinik A", "Klinik B"), ("Kiel", "Biel"), ("North", "South"), ("Köln", "KÖLN")]
+    pairs += [("University Hospital East", "University Hospital West"), ("SiteA", "SiteB"), ("center_0", "center_10"), ("Bern", "Berlin")]
+    assert [pair for pair in pairs if near_names(pair)] == []
+
+
+def test_a_name_with_another_number_or_side_is_no_slip():
+    assert (
+        marks("06_seg") == marks("6_seg") != marks("16_seg")
+        and marks("01L") != marks("01R")
+        and marks("3 left eye") != marks("3 right eye")
+    )
+    assert close_name("grade 3", ["grade 1", "grade 2"]) == "" and close_name("grad 2", ["grade 1", "grade 2"]) == "grade 2"

@@ -5,6 +5,7 @@ import codecs
 import pytest
 
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.data.spreadsheets import parsed
 from vfmgl_lib.tasks.patients import read_csv
 
 COLUMNS = ("patient", "slice", "note")
@@ -70,3 +71,8 @@ def test_the_rest_is_one_line_with_the_cause(tmp_path, content, message):
     with pytest.raises(ManifestError, match=message) as caught:
         read_csv(tmp_path / "t.csv", COLUMNS)
     assert len(str(caught.value).splitlines()) == 1 and "t.csv" in str(caught.value)
+
+
+def test_foreign_headers_are_parted_by_the_separator_of_most_columns():
+    header, rows = parsed("bild;klinik;patient, name;diagnose\na;b;c;d\n", lambda names: False)
+    assert header == ["bild", "klinik", "patient, name", "diagnose"] and list(rows) == [(2, ["a", "b", "c", "d"])]

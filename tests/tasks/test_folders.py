@@ -275,7 +275,7 @@ def test_a_pattern_says_who_is_the_patient(nuclei):
     by_path = read_folders(nuclei, "nuclei", progress=False, patient_pattern="(Site./[a-z]+)/").table
     assert set(by_path["patient"]) == {f"Site{c}/{s}" for c in "AB" for s in ("train", "val", "test")}, "a slash: in the path"
     found = problems(nuclei, "nuclei", patient_pattern="Image_(660+)")
-    assert len(found) == 12 and all("--patient-pattern 'Image_(660+)' finds no patient in it, expected one" in text for text in found)
+    assert len(found) == 12 and all("--patient-pattern Image_(660+) finds no patient in it, expected one" in text for text in found)
     for pattern, words in (("Image_(", "no regular expression"), ("Image_[0-9]+", "has no group, expected the patient in parentheses")):
         with pytest.raises(ManifestError, match=words):
             read_folders(nuclei, "nuclei", progress=False, patient_pattern=pattern)

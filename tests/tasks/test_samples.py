@@ -20,6 +20,7 @@ from vfmgl_lib.tasks.prepare import prepare, verify
 from vfmgl_lib.tasks.records import TASKS
 from vfmgl_lib.tasks.samples import spacing_of
 from vfmgl_lib.tasks.template import guess_samples, write_samples
+from vfmgl_lib.tasks.words import lone_patients
 
 spec = importlib.util.spec_from_file_location("prostate_builders", Path(__file__).with_name("test_prostate.py"))
 volumes = importlib.util.module_from_spec(spec)
@@ -330,7 +331,7 @@ def test_all_problems_come_together_each_with_its_line(source, tmp_path):
     home = source.resolve()
     assert found == [
         "line 17: 8 fields, expected the header's 7; a cell that holds the separator is put in quotes",
-        f"line 2: image 'A/p0.png': file not found in {home}; there is 'A/p3 0.png'",
+        f"line 2: image 'A/p0.png': file not found in {home}",
         f"line 3: image '../outside.png' leads out of its folder by '..', expected a path below the data folder {home}",
         "line 3: split 'training', expected one of train, val, test, or nothing in all rows of the centre; write train",
         f"line 4: image '{source}/A/p1 0.png' is an absolute path, expected one that begins below the data folder {home}, here"
@@ -344,7 +345,7 @@ def test_all_problems_come_together_each_with_its_line(source, tmp_path):
         "line 8: spacing '1,5': 1.5 mm, or 1 and 5 mm? Write 1.5 or '1 x 5'",
         "line 9: spacing 'wide', expected mm per pixel: one number as 0.5, or row and column as '0.5 x 0.7', above 0 and at most 100",
         "line 10: center is empty, expected the centre's name",
-        f"line 13: image 'P0 1.PNG': file not found in {home}; there is 'A/p0 1.png'",
+        f"line 13: image 'P0 1.PNG': file not found in {home}; 2 files elsewhere are called so, e.g. 'A/p0 1.png' and 'B/p0 1.png'",
         "line 16: center 'B/2', expected a name that is no path; rename it",
         "line 7: label 'tumour' is no class of camelyon17, expected one of normal, tumor, or their numbers 0 to 1; is 'tumor' meant?",
         "line 11: label is empty, expected one of normal, tumor, or their numbers 0 to 1",
@@ -443,7 +444,7 @@ def test_masks_of_another_size_missing_twice_or_the_image_itself(tmp_path):
     write_table(source, lines)
     found = problems(source, task="nuclei")
     assert found == [
-        f"line 5: mask 'm9.png': file not found in {source.resolve()}; there is 'm7.png'",
+        f"line 5: mask 'm9.png': file not found in {source.resolve()}",
         "line 6: mask is empty, expected a path below the data folder",
         "line 7: mask '5.png' is the image itself, expected the file of its mask",
         "line 4: m2.png: mask is 7x9, expected 9x7 as its image 2.png; it lies across: masks are turned by their own orientation tag, as"
@@ -494,3 +495,59 @@ def test_folders_called_otherwise_mean_the_same_in_a_table(tmp_path, folders):
     by_table = prepare(task, data, tmp_path / "two", samples=str(tmp_path / "s.csv"), progress=False).manifest.table
     assert by_folders.set_index("path")["label"].to_dict() == by_table.set_index("path")["label"].to_dict()
     assert set(by_table["label"]) == {0, 1}
+
+
+def warned(source, words, **options):
+    return [warning for warning in run(source, **options).warnings if words in warning]
+
+
+def test_a_centre_where_every_image_is_another_patient_is_told(source):
+    assert warned(source, "every image is another patient") == []
+    header, *lines = (source / "samples.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    write_table(source, [header, *(f"{c[0]},{c[1]},{n if c[1] == 'A' else c[2]},{c[3]}" for n, c in enumerate(cells))])
+    assert warned(source, "every image is another patient", out="other") == [
+        "at A every image is another patient; if some are of one person, give them one name (perhaps A/p0 0.png and A/p0 1.png)"
+    ]
+
+
+def test_folders_of_people_and_of_classes():
+    def alone(*paths):
+        return lone_patients([(path, "A", path) for path in paths], lambda folder: folder == "benign")
+
+    assert "(perhaps A/Meyer/x.png and A/Meyer/y.png)" in alone("A/Meyer/x.png", "A/Meyer/y.png", "A/Huber/z.png")[0]
+    assert alone("A/benign/x.png", "A/benign/y.png", "A/train/z.png", "A/train/w.png") == [
+        "at A every image is another patient; if some are of one person, give them one name"
+    ]
+    assert alone("A/x.png") == []
+
+
+def test_a_misspelt_centre_is_told(source):
+    for center, name in (("A", "Uniklinik Köln"), ("B", "Bonn")):
+        text = (source / "samples.csv").read_text(encoding="utf-8")
+        (source / "samples.csv").write_text(text.replace(f".png,{center},", f".png,{name},"), encoding="utf-8")
+    change(source, ("p3 0.png,Uniklinik Köln", "p3 0.png,Uniklinik Koeln"), ("p3 1.png,Uniklinik Köln", "p3 1.png,Uniklinik Koeln"))
+    assert problems(source) == [
+        "center 'Uniklinik Koeln': 1 patient(s) to divide, expected at least 3, one for each of train, val, test; is it 'Uniklinik Köln' in"
+        " another spelling? Then give both one name"
+    ]
+    with_column(source, "split", lambda line: ("train", "train", "train", "train", "test", "test", "train", "train")[(line - 2) % 8])
+    text = (source / "samples.csv").read_text(encoding="utf-8").replace("Koeln,3,tumor,train", "Koeln,3,tumor,test")
+    (source / "samples.csv").write_text(text, encoding="utf-8")
+    assert warned(source, "counted as two", out="other") == [
+        "centers 'Uniklinik Koeln' and 'Uniklinik Köln' are counted as two; if they are one, give it one name"
+    ]
+
+
+def test_a_wrong_header_is_told_before_images_are_read(source, monkeypatch):
+    def read(*arguments, **options):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr("vfmgl_lib.tasks.samples.inspect_files", read)
+    lines = (source / "samples.csv").read_text().splitlines()[1:]
+    write_table(source, ["bild;klinik;patient;diagnose", *(line.replace(",", ";") for line in lines)])
+    found = problems(source)
+    assert [text.rsplit("; ", 1)[1] for text in found[:3]] == [
+        f"is {name!r} meant? Then call it so" for name in ("image", "center", "label")
+    ]
+    assert [text.split(" is missing")[0] for text in found[3:]] == [f"header: column {name!r}" for name in ("image", "center", "label")]

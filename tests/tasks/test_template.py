@@ -98,3 +98,43 @@ def test_a_table_is_never_replaced_unasked(tmp_path):
     assert b"1.png" in file.read_bytes()
     write_samples(file, table.head(0), force=True)
     assert file.read_bytes() == b"\xef\xbb\xbfimage,center\n"
+
+
+def test_one_level_of_folders_is_the_centres_and_never_the_classes(tmp_path):
+    tree(tmp_path, *(f"{c}/{n}.png" for c in ("Klinik Nord", "Klinik Süd") for n in range(3)))
+    table, told = guessed(tmp_path)
+    assert set(table["center"]) == {"Klinik Nord", "Klinik Süd"} and set(table["label"]) == {""}
+    assert "(Klinik Nord, Klinik Süd) may be the centers or the classes; it is taken for the centers, FILL IN the label" in told
+    assert "give --task FILE" in told and "kind: classification, since 0 of 6 images have a mask" in told
+
+
+def test_patients_that_return_at_every_centre_are_no_classes(tmp_path):
+    table, _ = guessed(tree(tmp_path, *(f"{c}/P{p}/{n}.png" for c in "AB" for p in range(3) for n in range(2))))
+    assert set(table["label"]) == {""} and table.loc["B/P2/1.png", ["center", "patient"]].tolist() == ["B", "P2"]
+
+
+def test_german_and_french_words(tmp_path):
+    tree(tmp_path, *(f"Nord/Bilder/{n}.png" for n in range(3)), *(f"Nord/Masken/{n}.png" for n in range(2)))
+    tree(
+        tmp_path,
+        *(f"Sud/{n}_image.png" for n in range(3)),
+        *(f"Sud/{n}_masque.png" for n in range(3)),
+        "Sud/Clichés/9.png",
+        "Sud/masque_9.png",
+    )
+    table, told = guessed(tmp_path)
+    assert table["mask"].to_dict() == {
+        "Nord/Bilder/0.png": "Nord/Masken/0.png",
+        "Nord/Bilder/1.png": "Nord/Masken/1.png",
+        "Nord/Bilder/2.png": "",
+        "Sud/0_image.png": "Sud/0_masque.png",
+        "Sud/1_image.png": "Sud/1_masque.png",
+        "Sud/2_image.png": "Sud/2_masque.png",
+        "Sud/Clichés/9.png": "Sud/masque_9.png",
+    }
+    assert set(table["center"]) == {"Nord", "Sud"} and "kind: segmentation, since 6 of 7 images have a mask" in told
+
+
+def test_some_masks_are_counted_where_it_is_no_segmentation(tmp_path):
+    told = guessed(tree(tmp_path, *(f"A/{n}.png" for n in range(4)), "A/0_mask.png"), patient_pattern=r"^(\d)")[1]
+    assert "kind: classification, since 1 of 4 images have a mask" in told and r"by the pattern ^(\d)," in told

@@ -34,11 +34,22 @@ def test_new_task_writes_a_file_that_is_read_as_it_was_asked_for(tmp_path, capsy
     flags = ["--kind", "segmentation", "--classes", "no, yes", "--use", 'outlines "cysts": #1', "--image-resize", "pad"]
     status, said, _ = new_task(capsys, str(file), *flags, "--background", "black", "--stained", "--like", "prostate")
     record = read_task(file)
-    assert status == 0 and f"./run_all.sh --task {file} --data DIR" in said and "<center>/{train,val,test}/{images,labels}" in said
+    assert status == 0 and said.startswith(f"{file}: written; next: vfmgl data template IMAGES --task {file}\n")
+    assert f"./run_all.sh --task {file} --data IMAGES" in said and "<center>/{train,val,test}/{images,labels}" in said
     assert (record.name, record.classes, record.use) == ("cysts", ("no", "yes"), 'outlines "cysts": #1')
     assert (record.image_resize, record.background, record.stained, record.settings_like) == ("pad", "black", True, "prostate")
     assert load_settings(file, "smoke").data.layout == "cysts"
     assert file.read_text().count("#") >= 8, "with comments"
+
+
+def test_a_new_segmentation_of_several_classes_says_where_masks_values_go(tmp_path, capsys):
+    file, flags = tmp_path / "three.yaml", ("--kind", "segmentation", "--use", "outlines", "--classes")
+    assert new_task(capsys, str(file), *flags, "rest,liver,cyst")[0] == 0
+    assert "\n# mask_values: [0, 128, 255]  # " in file.read_text() and read_task(file).stored_mask_values == (0, 1, 2)
+    file.write_text(file.read_text().replace("# mask_values", "mask_values"))
+    assert read_task(file).stored_mask_values == (0, 128, 255)
+    assert new_task(capsys, str(tmp_path / "two.yaml"), *flags, "rest,liver")[0] == 0
+    assert "mask_values" not in (tmp_path / "two.yaml").read_text()
 
 
 @pytest.mark.parametrize("kind", ["classification", "segmentation"])
@@ -120,10 +131,15 @@ def test_prepare_takes_the_file(tmp_path, capsys):
     file, data = write_task(tmp_path / "moles.yaml", CLASSIFICATION), write_classes(tmp_path / "data")
     assert data_main(["prepare", str(file), "--source", str(data), "--out", str(tmp_path / "out")]) == 0
     assert read_prepared(tmp_path / "out", file).manifest.classes == ("benign", "malign")
-    for wrong, message in (("liver", "unknown task 'liver'"), (str(tmp_path / "none.yaml"), "no such task file")):
-        with pytest.raises(SystemExit) as end:
-            data_main(["prepare", wrong, "--source", str(data), "--out", str(tmp_path / "other")])
-        assert end.value.code == 2 and message in capsys.readouterr().err
+    rest = ["--source", str(data), "--out", str(tmp_path / "other")]
+    with pytest.raises(SystemExit) as end:
+        data_main(["prepare", "liver", *rest])
+    assert end.value.code == 2 and "unknown task 'liver'" in capsys.readouterr().err
+    (tmp_path / "wrong.yaml").write_text("kind: classification\nclases: [a, b]\nuse: tells\n")
+    for wrong, message in (("none.yaml", "no such task file"), ("wrong.yaml", "clases")):
+        assert data_main(["prepare", str(tmp_path / wrong), *rest]) == 1
+        errors = capsys.readouterr().err
+        assert message in errors and "usage" not in errors, "a file's problems are told alone"
 
 
 @pytest.mark.slow

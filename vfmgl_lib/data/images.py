@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vfmgl_lib.data.depth import DepthError, Samples, is_deep, png_samples, tiff_samples
-from vfmgl_lib.data.label_masks import class_indices, in_words, palette_values
+from vfmgl_lib.data.label_masks import REMEDY, class_indices, in_words, palette_values
 from vfmgl_lib.data.preprocessing import RESIZES, near_integers
 
 PIXEL_LIMIT = 64 * 1024 * 1024  # 8192 x 8192: far above any tile or slice, far below what fills the memory
@@ -177,7 +177,8 @@ def decode_mask(path: Path, name: str | None = None, mask_values: Sequence[int] 
     if not any(np.isin(found, (0, top)).all() for top in (1, 255, 65535)):
         shown = ", ".join(str(int(value)) for value in found[:8]) + (", …" if len(found) > 8 else "")
         lossy = "; JPEG does not keep a mask's values, save it as PNG" if image is not None and image.format == "JPEG" else ""
-        raise ImageError(f"{name}: mask is not binary, found values {shown}; expected only 0 and 255 (or 0 and 1){lossy}")
+        remedy = lossy or (f"; {REMEDY}" if len(found) == 2 else "")
+        raise ImageError(f"{name}: mask is not binary, found values {shown}; expected only 0 and 255 (or 0 and 1){remedy}")
     mask = (values > 0).astype(np.uint8)
     return np.array(_turned(Image.fromarray(mask), orientation))
 

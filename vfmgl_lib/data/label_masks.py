@@ -16,6 +16,7 @@ COLORS = ("#F0E442", "#56B4E9", "#D55E00", "#CC79A7", "#009E73", "#E69F00", "#FF
 LARGEST_VALUE = 65535  # of a PNG of 16 bits
 MOST_CLASSES = 256  # masks are resized and kept as bytes
 SHOWN = 12
+REMEDY = "`mask_values` in the task's file names others"
 
 
 def values_of(classes: int, given: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -74,7 +75,9 @@ def class_indices(found: np.ndarray, values: Sequence[int], alpha: np.ndarray | 
     there = np.unique(found)
     unknown = there[~np.isin(there, values)]
     if len(unknown):
-        raise ValueError(f"mask has {'value' if len(unknown) == 1 else 'values'} {in_words(unknown)}, expected only {in_words(values)}")
+        raise ValueError(
+            f"mask has {'value' if len(unknown) == 1 else 'values'} {in_words(unknown)}, expected only {in_words(values)}; {REMEDY}"
+        )
     order = np.argsort(values)
     place = np.searchsorted(np.asarray(values, dtype=np.int64)[order], found)
     return order.astype(np.uint8)[place]

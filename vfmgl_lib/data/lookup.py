@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from vfmgl_lib.base.files import is_control, real_path, shown
+from vfmgl_lib.data.names import marks
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, system_kind
 
 
@@ -84,10 +85,13 @@ class Files:
 
     def _similar(self, text: str) -> str:
         name, folder = PurePosixPath(text).name, PurePosixPath(text).parent.as_posix()
-        beside = sorted(self._listed("" if folder == "." else folder)[0])
-        if close := difflib.get_close_matches(name, beside, 1, 0.75):
+        # One with other numbers is another patient's, and no slip.
+        alike = [other for other in self._listed("" if folder == "." else folder)[0] if _marks(other) == _marks(name)]
+        if close := difflib.get_close_matches(name, sorted(alike), 1, 0.75):
             return f"; there is {(PurePosixPath(folder) / close[0]).as_posix()!r}"
-        elsewhere = self._by_name.get(name.casefold(), [])
+        elsewhere = [path for path in self._by_name.get(name.casefold(), []) if _folders_agree(text, path)]
+        if len(elsewhere) > 1:  # whose it is cannot be told
+            return f"; {len(elsewhere)} files elsewhere are called so, e.g. {elsewhere[0]!r} and {elsewhere[1]!r}"
         return f"; there is {elsewhere[0]!r}" if elsewhere else ""
 
     @cached_property
@@ -115,6 +119,17 @@ def list_files(home: Path, wanted: Callable[[str], bool] = lambda name: True) ->
         within = Path(folder).relative_to(home)
         found += [(within / name).as_posix() for name in sorted(names) if wanted(name) and not system_kind(Path(folder) / name)]
     return sorted(found)
+
+
+def _marks(name: str) -> tuple[int | str, ...]:
+    """Of a file, without its ending, which tells nothing of whose it is."""
+    return marks(re.sub(r"(\.nii)?\.[^.]*$", "", name, flags=re.IGNORECASE))
+
+
+def _folders_agree(written: str, found: str) -> bool:
+    """Whether the folders of one path are among the other's: another hospital's or patient's file of that name is not meant."""
+    one, other = ({part.casefold() for part in PurePosixPath(path).parts[:-1]} for path in (written, found))
+    return one <= other or other <= one
 
 
 def _plain(name: str) -> str:

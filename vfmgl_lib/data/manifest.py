@@ -20,7 +20,8 @@ import pandas as pd
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.inspection import Inspection, inspect_files, remark_warnings
 from vfmgl_lib.data.label_masks import values_of
-from vfmgl_lib.data.names import name_problems
+from vfmgl_lib.data.names import name_problems, near_names
+from vfmgl_lib.data.problems import in_short
 
 TaskKind = Literal["classification", "segmentation"]
 SplitUnit = Literal["patient", "image"]
@@ -41,12 +42,13 @@ class ManifestError(ValueError):
 
     @classmethod
     def listing(cls, where: Path | str, problems: Sequence[str]) -> "ManifestError":
-        """One error for all problems found in `where`; the message shows the first 20 and the count of all."""
+        """One error for all problems found in `where`; the message tells like ones in one line, shows 20, and counts all."""
         count = len(problems)
         lines = [f"{where}: {count} problem{'s' if count != 1 else ''}"]
-        lines += [f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-        if count > SHOWN_PROBLEMS:
-            lines.append(f"  … and {count - SHOWN_PROBLEMS} more")
+        short = in_short(problems, SHOWN_PROBLEMS)
+        lines += [f"  - {text}" for text, _ in short]
+        if left := count - sum(held for _, held in short):
+            lines.append(f"  … and {left} more")
         error = cls("\n".join(lines))
         error.problems = tuple(problems)
         return error
@@ -236,8 +238,23 @@ def table_findings(
         f"center {center!r} has no training samples: an external test center" for center in manifest.centers if center not in training
     ]
     problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
+    warnings = _center_warnings(manifest) + warnings
     problems += [f"who is the patient: {patient_rule}"] if patient_rule and (divided or moved) else []
     return problems + leaks, external + warnings + _class_warnings(manifest)
+
+
+def _center_warnings(manifest: Manifest) -> list[str]:
+    """Centres that are probably one in two spellings, and a set with which nothing is federated."""
+    warnings = [
+        f"centers {one!r} and {other!r} are counted as two; if they are one, give it one name"
+        for one, other in near_names(manifest.centers)
+    ]
+    if len(manifest.training_centers) == 1:
+        warnings.append(
+            f"one training centre ({manifest.training_centers[0]!r}): nothing is federated, unless this is one site's set of a federation"
+            " (`vfmgl federation`); expected at least two centres, look at their names"
+        )
+    return warnings
 
 
 def _with_lines(table: pd.DataFrame, lines: Mapping[str, int]) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """What centres, classes and patients may be called, and when two names mean the same: one rule for every reader."""
 
+import difflib
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from vfmgl_lib.base.files import is_control, shown
 
@@ -19,6 +21,9 @@ RESERVED = {
     "centre": "the blank of site.yaml",
 }
 LONGEST_CENTER = 100  # bytes: what is named after a centre gets endings, and files have `LONGEST_NAME`
+NEAR = 0.85  # difflib's ratio from which two words are one that was mistyped; "Kiel" and "Biel" have 0.75
+SHORTEST_MARK = 2  # letters: "L", "OD"; so few are no word, they tell things apart as numbers do
+_SIDES = frozenset(("left", "right", "links", "rechts", "gauche", "droite", "droit"))
 FORMULA = "=+-@"  # a table's cell that begins so is a formula to a spreadsheet
 
 
@@ -33,6 +38,57 @@ def same_name(name: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(folded.split()).rstrip(" .") or name
+
+
+def marks(name: str) -> tuple[int | str, ...]:
+    """The parts of a name that tell things apart: its numbers, words of one or two letters, and sides; in order.
+
+    >>> marks("Patient 06_seg L"), marks("16_seg")
+    ((6, 'l'), (16,))
+    """
+    parts = re.findall(r"[0-9]+|[^\W\d_]+", same_name(name))
+    return tuple(
+        int(part) if part.isdecimal() else part for part in parts if part.isdecimal() or len(part) <= SHORTEST_MARK or part in _SIDES
+    )
+
+
+def close_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that a mistyped one probably means; "": none. One with other `marks` is another thing, not a slip."""
+    return next(iter(difflib.get_close_matches(name, [one for one in known if marks(one) == marks(name)], 1, cutoff)), "")
+
+
+def near_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that are probably one: umlauts written out, accents and blanks left out, words in another order, a slip of the pen."""
+    ordered = sorted(names)
+    words = {name: _words(name) for name in ordered}
+    return [
+        (one, other)
+        for place, one in enumerate(ordered)
+        for other in ordered[place + 1 :]
+        if same_name(one) != same_name(other) and _near(words[one], words[other])  # the same name is a problem already
+    ]
+
+
+def _words(name: str) -> tuple[str, ...]:
+    letters = unicodedata.normalize("NFKD", same_name(name))
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return tuple(re.findall(r"[0-9]+|[^\W\d_]+", re.sub("([aou])e", r"\1", plain)))
+
+
+def _near(one: Sequence[str], other: Sequence[str]) -> bool:
+    if "".join(one) == "".join(other):
+        return True
+    one, other = sorted(one), sorted(other)
+    if len(one) != len(other):
+        return False
+    differing = [pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]]
+    return all(
+        min(map(len, pair)) > SHORTEST_MARK and not any(word.isdecimal() for word in pair) and _ratio(*pair) >= NEAR for pair in differing
+    )
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def center_problems(name: str) -> list[str]:
@@ -78,16 +134,19 @@ def _clashes(kind: str, what: str, names: Mapping[str, str]) -> list[str]:
     problems = []
     for several in spellings.values():
         if len(several) > 1:
-            ways = " and ".join(_spelt(name) + (f" ({names[name]})" if names[name] else "") for name in sorted(several))
+            alike = len({unicodedata.normalize("NFKC", name) for name in several}) < len(several)
+            ways = " and ".join(
+                (_coded(name) if alike else repr(name)) + (f" ({names[name]})" if names[name] else "") for name in sorted(several)
+            )
             problems.append(
-                f"{kind} {ways}: one name in {len(several)} spellings (letter case, Unicode form or width, blanks or a dot at the end);"
-                f" expected one spelling a {what}: rename one as the other, or tell them apart by other letters"
+                f"{kind} {ways}: one name in {len(several)} spellings (letter case, Unicode form or width, two blanks for one, blanks or a"
+                f" dot at the end); expected one spelling a {what}: rename one as the other, or tell them apart by other letters"
             )
     return problems
 
 
-def _spelt(name: str) -> str:
-    """A name, and where it holds other letters than ASCII how it is coded: spellings may look alike."""
+def _coded(name: str) -> str:
+    """A name, and where it holds other letters than ASCII how it is coded: for spellings that look alike."""
     return repr(name) if name.isascii() else f"{name!r} = {name!a}"
 
 

@@ -2,7 +2,8 @@
 
 byte order mark          read: UTF-8, UTF-16 ("Unicode text") and UTF-32, each as its mark says
 no mark                  UTF-8; another encoding (Windows-1252, Latin-1, ...) cannot be told for sure and is refused
-separator                comma, semicolon or tab: the first by which the header is the expected one; a first line "sep=;" says it
+separator                comma, semicolon or tab: the first by which the header is the expected one, else that of most
+                         columns; a first line "sep=;" says it
 line ends                LF, CRLF or CR; blank lines count, and are skipped
 empty columns at the end dropped where they are empty in every row
 """
@@ -61,25 +62,28 @@ def parsed(text: str, fits: Callable[[list[str]], bool]) -> tuple[list[str], Ite
 
     Args:
         fits: whether a header is the expected one.
-    Returns: the header, and the rows that are not blank; as with commas if no separator makes it fit.
+    Returns: the header, and the rows that are not blank; by the separator of most columns if none makes it fit.
     Raises: TableError: not CSV, also while the rows are read.
     """
     skipped = 0
     told = text[:5] if text[:4].lower() == "sep=" and text[5:6] in ("\r", "\n") else ""
     if told:
         text, skipped = text[5:].removeprefix("\r").removeprefix("\n"), 1
-    failure = None
-    for separator in (told[4:],) if told else (*SEPARATORS, SEPARATORS[0]):  # the first again: what a message shows
+    failure, widest = None, None
+    for separator in (told[4:],) if told else SEPARATORS:
         rows = _rows(text, separator, skipped)
         try:
             _, header = next(rows, (0, []))
         except TableError as error:  # quotes that end before another separator
-            failure, header = error, []
+            failure = error
+            continue
         if fits(header):
             return header, rows
-    if failure:
-        raise failure
-    return header, rows
+        if widest is None or len(header) > len(widest[0]):  # with foreign names: what a message shows
+            widest = header, rows
+    if failure or widest is None:
+        raise failure or TableError("is empty")
+    return widest
 
 
 def _rows(text: str, separator: str, skipped: int) -> Iterator[Row]:

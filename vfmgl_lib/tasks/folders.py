@@ -250,7 +250,7 @@ def _with_patients(scan: Scan, samples: Sequence[_Sample], pattern: re.Pattern[s
     found = [replace(sample, patient=patient_by(pattern, scan.name(sample.path))) for sample in samples]
     for sample in found:
         if not sample.patient:
-            scan.problems.append(f"{scan.name(sample.path)}: --patient-pattern {pattern.pattern!r} finds no patient in it, expected one")
+            scan.problems.append(f"{scan.name(sample.path)}: --patient-pattern {pattern.pattern} finds no patient in it, expected one")
     return [sample for sample in found if sample.patient]
 
 

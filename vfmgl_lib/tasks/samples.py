@@ -29,7 +29,7 @@ from vfmgl_lib.base.files import portable, shown
 from vfmgl_lib.data.inspection import inspect_files, remark_warnings
 from vfmgl_lib.data.lookup import Files
 from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, missing_classes, table_findings
-from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.names import close_name, same_name
 from vfmgl_lib.data.people import PatientNames, with_unique_patients
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
@@ -38,6 +38,7 @@ from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.datasheets import class_titles
 from vfmgl_lib.tasks.records import TaskRecord
 from vfmgl_lib.tasks.splits import with_groups
+from vfmgl_lib.tasks.words import HEADER_WORDS, lone_patients
 
 FILE = "samples.csv"
 NEEDED = ("image", "center", "patient")
@@ -98,6 +99,7 @@ def read_samples(
         may_divide: a patient in several splits is allowed: leakage, asked for.
     Raises: ManifestError: with all problems of the table and of the files that it names.
     """
+    listed.raise_header()
     record, rows, problems = listed.record, listed.rows, listed.problems
     findings.lines.update({row.image: row.line for row in rows if row.image})
     usable = [row for row in rows if row.image and (row.mask or not record.is_segmentation)]
@@ -118,6 +120,7 @@ def read_samples(
 
 def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False) -> list[Case]:
     """The volumes that a table lists, to be converted slice by slice as the task's reader does it; else as `read_samples`."""
+    listed.raise_header()
     record, problems = listed.record, listed.problems
     read = getattr(record.reader, "volume_case", None)
     if read is None or "volume" not in record.reads:
@@ -188,6 +191,7 @@ class SampleTable:
         self.label_column = label_column(record)
         self.files = Files(self.home)
         self.problems: list[str] = []
+        self.wrong_header = False
         self.rows = self._parsed()
         for row in self.rows:
             self._read_row(row)
@@ -196,6 +200,11 @@ class SampleTable:
             self._read_labels()
         self._check_repeated()
         self._check_centers()
+
+    def raise_header(self) -> None:
+        """Raises what was found, where the header is wrong: images are not read for a table that cannot be used."""
+        if self.wrong_header:
+            raise ManifestError.listing(self.table, list(dict.fromkeys(self.problems)))
 
     def is_whole(self, row: Row) -> bool:
         """Whether a row can be one of a manifest."""
@@ -218,6 +227,9 @@ class SampleTable:
                 positive = "; the last one is the positive one" if len(self.classes) == 2 else ""
                 found.append(f"the classes are numbered by their sorted names: {order}{positive}")
         found += self._masks_used_again() + self._alike_patients()
+        if not self.has_volumes:  # each volume is a person's
+            listed = [(row.image, row["center"], row["patient"]) for row in self.rows]
+            found += lone_patients(listed, lambda folder: not self.record.is_segmentation and self.words.number(folder) is not None)
         known = [bool(row.spacing) for row in self.rows]
         if any(known) and not all(known):
             found.append(f"{known.count(False)} of {len(known)} images have no spacing: distances will be in pixels everywhere")
@@ -230,8 +242,8 @@ class SampleTable:
             found.append(
                 f"{several} group(s) of several patients stay in one split each; intervals and tests count their patients one by one"
             )
-        listed = {path for row in self.rows for path in (row.image, row.mask)}
-        alone = [path for path in self.files.images if path not in listed]
+        named = {path for row in self.rows for path in (row.image, row.mask)}
+        alone = [path for path in self.files.images if path not in named]
         if alone:
             found.append(f"{len(alone)} image file(s) in the folder are not in {self.table.name} and not used, e.g. {shown(alone[0])}")
         return found
@@ -251,6 +263,7 @@ class SampleTable:
             raise ManifestError(f"{self.table}: {error}") from error
         columns = [same_name(name) for name in header]
         self._check_header(header, columns, known)
+        self.wrong_header = bool(self.problems)
         if not rows:
             self.problems.append("has a header only, expected a row an image")
         found = []
@@ -272,8 +285,8 @@ class SampleTable:
             if column in other:
                 kind = self.record.kind
                 text = f"header: column {name!r} does not belong to {self.record.name}, a {kind}: it reads {self.label_column!r}"
-            elif close := difflib.get_close_matches(column, [n for n in known if n not in columns], 1, 0.6):
-                text += f"; is {close[0]!r} meant? Then call it so"
+            elif close := self._meant(column, [name for name in known if name not in columns]):
+                text += f"; is {close!r} meant? Then call it so"
             else:
                 text += "; leave it out"
             self.problems.append(text)
@@ -283,6 +296,11 @@ class SampleTable:
         self.problems += [
             f"header: column {name!r} is missing, expected {', '.join(known[:4])}; got {', '.join(header)!r}" for name in missing
         ]
+
+    @staticmethod
+    def _meant(column: str, lacking: list[str]) -> str:
+        """The lacking column that another word for it, or a slip of the pen, means; "": none."""
+        return next((name for name in lacking if column in HEADER_WORDS.get(name, "").split()), "") or close_name(column, lacking)
 
     def _read_row(self, row: Row) -> None:
         for column in ("image", *(["mask"] if self.record.is_segmentation else [])):
@@ -331,8 +349,8 @@ class SampleTable:
             if not row["label"]:
                 self._say(row, f"label is empty, expected {self.words.expected}")
             elif row.label is None:
-                close = difflib.get_close_matches(same_name(row["label"]), [same_name(t) for t in class_titles(self.classes)], 1)
-                remedy = f"; is {close[0]!r} meant?" if close else ""
+                close = close_name(same_name(row["label"]), [same_name(title) for title in class_titles(self.classes)])
+                remedy = f"; is {close!r} meant?" if close else ""
                 self._say(row, f"label {row['label']!r} is no class of {self.record.name}, expected {self.words.expected}{remedy}")
         if self.record.classes is None or not self.rows or "label" not in self.rows[0].cells:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.divisions import with_held_out
 from vfmgl_lib.data.manifest import COLUMNS, GROUP, SPLITS, Manifest, ManifestError, division_units
+from vfmgl_lib.data.names import near_names
 from vfmgl_lib.data.people import with_unique_patients
 from vfmgl_lib.tasks.cases import Findings, SourceError
 from vfmgl_lib.tasks.records import TaskRecord
@@ -57,13 +59,20 @@ def with_splits(manifest: Manifest, settings: dict, findings: Findings) -> Manif
     counts = whole.table.groupby("center")["patient"].nunique()
     few = [center for center in centers if counts[center] < len(SPLITS)]
     expected = f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
-    findings.problems += [f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}" for center in few]
+    findings.problems += [
+        f"center {center!r}: {counts[center]} {rule}(s) to divide, {expected}{_near_center(center, table['center'])}" for center in few
+    ]
     centers = tuple(center for center in centers if center not in few)
     test = with_held_out(whole, TEST_SHARE, seed, "test", centers)
     divided = with_held_out(test, VALIDATION_SHARE, seed, "val", centers).table["split"]
     if divides and rule == "patient":
         findings.warnings.append("the source's own split divides patients, so it was not used; --split source would keep it")
     return replace(manifest, table=table.assign(split=divided), split_unit="patient" if rule == "patient" else "image")
+
+
+def _near_center(center: str, centers: Iterable[str]) -> str:
+    near = [name for pair in near_names(set(centers)) if center in pair for name in pair if name != center]
+    return f"; is it {near[0]!r} in another spelling? Then give both one name" if near else ""
 
 
 def shuffled(record: TaskRecord, source: Path, manifest: Manifest, seed: int, findings: Findings) -> Manifest:

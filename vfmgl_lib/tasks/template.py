@@ -1,7 +1,7 @@
 """A first `samples.csv` of a folder, by guesses from the names of folders and files. Each guess is told; nothing is opened.
 
 center   the first level of folders that is no split, class, or folder of images or masks; else the letters that files begin with
-label    the folders that are called as the task's classes; else a level whose names return below every center
+label    the folders that are called as the task's classes; else a level below the first whose names return below most centers; else empty
 mask     a file of the image's name in a folder of masks (labels, masks, gt, ...), or with an ending such as _mask
 split    folders such as train, val, testdata, where every image lies in one
 patient  a level of folders below the others; else what a centre's files are called before their eye, tile or slice; else left empty
@@ -26,42 +26,9 @@ from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
 from vfmgl_lib.tasks.records import find_task
+from vfmgl_lib.tasks.words import IMAGE_ENDING, IMAGE_WORDS, MASK_ENDING, MASK_WORDS, PATIENT_FORMS, SPLIT_WORDS, folder_word, stem_of
 
-SPLIT_WORDS = {
-    word: split
-    for split, words in {
-        "train": "train training traindata trainset",
-        "val": "val valid validation valdata valset dev",
-        "test": "test testing testdata testset",
-    }.items()
-    for word in words.split()
-}
-IMAGE_WORDS = {"image", "images", "img", "imgs", "picture", "pictures"}
-MASK_WORDS = {
-    "label",
-    "labels",
-    "mask",
-    "masks",
-    "gt",
-    "groundtruth",
-    "ground_truth",
-    "annotation",
-    "annotations",
-    "segmentation",
-    "manual",
-}
-MASK_ENDING = re.compile(
-    r"[ _.-](segmentation|seg|mask|gt|labels?|annotation|manual\d?|1stho|2ndho)$|^(mask|gt|seg|label)[ _.-]", re.IGNORECASE
-)
 MOST_CLASSES = 20
-# What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
-PATIENT_FORMS = {
-    "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
-    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE),
-    "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
-    "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
-    "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
-}
 CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
 
 
@@ -86,7 +53,7 @@ class _Image:
 
     @property
     def stem(self) -> str:
-        return _stem(self.path)
+        return stem_of(self.path)
 
 
 def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "") -> Guessed:
@@ -109,8 +76,9 @@ def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "")
             f"{folder}: no image found, expected files ending in {', '.join(IMAGE_SUFFIXES)} (or {', '.join(VOLUME_SUFFIXES)})"
         )
     told += _take_masks(images, masks, [path for path in files if _is_mask(path) and path not in masks])
-    segmentation = record.is_segmentation if record else 2 * sum(bool(image.mask) for image in images) >= len(images)
-    kind = f"the task {record.name} is one" if record else "most images have a mask" if segmentation else "images have no masks"
+    masked = sum(bool(image.mask) for image in images)
+    segmentation = record.is_segmentation if record else 2 * masked >= len(images)
+    kind = f"the task {record.name} is one" if record else f"{masked} of {len(images)} images have a mask"
     told.append(f"kind: {'segmentation' if segmentation else 'classification'}, since {kind}")
     told += _guess_split(images)
     if not segmentation:
@@ -144,37 +112,34 @@ def _usable_files(home: Path) -> tuple[list[str], list[str]]:
     return [path for path in listed if path not in set(odd)], told
 
 
-def _stem(path: str) -> str:
-    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
-
-
 def _levels(path: str) -> tuple[list[str], str]:
     """The folders that may mean something, and the split that others name."""
     levels, split = [], ""
     for name in PurePosixPath(path).parts[:-1]:
-        if name.lower() in SPLIT_WORDS:
-            split = SPLIT_WORDS[name.lower()]
-        elif name.lower() not in IMAGE_WORDS | MASK_WORDS:
+        if (word := folder_word(name)) in SPLIT_WORDS:
+            split = SPLIT_WORDS[word]
+        elif word not in IMAGE_WORDS | MASK_WORDS:
             levels.append(name)
     return levels, split
 
 
 def _is_mask(path: str) -> bool:
-    return any(part.lower() in MASK_WORDS for part in PurePosixPath(path).parts[:-1]) or MASK_ENDING.search(_stem(path)) is not None
+    return any(folder_word(part) in MASK_WORDS for part in PurePosixPath(path).parts[:-1]) or MASK_ENDING.search(stem_of(path)) is not None
 
 
 def _masks(files: Sequence[str]) -> dict[str, str]:
     """Masks whose image is there -> the image."""
 
     def place(path: str, stem: str) -> tuple[tuple[str, ...], str]:
-        folders = (name.lower() for name in PurePosixPath(path).parts[:-1])
-        return tuple(name for name in folders if name not in IMAGE_WORDS | MASK_WORDS), stem.lower()
+        folders = PurePosixPath(path).parts[:-1]
+        return tuple(name.lower() for name in folders if folder_word(name) not in IMAGE_WORDS | MASK_WORDS), stem.lower()
 
-    images = {place(path, _stem(path)): path for path in files if not _is_mask(path)}
+    own = [path for path in files if not _is_mask(path)]
+    images = {place(path, IMAGE_ENDING.sub("", stem_of(path))): path for path in own} | {place(path, stem_of(path)): path for path in own}
     found = {}
     for path in files:
         if _is_mask(path):
-            stem = _stem(path)
+            stem = stem_of(path)
             places = [place(path, stem), place(path, MASK_ENDING.sub("", stem))]
             image = next((images[key] for key in places if key in images), None)
             if image:
@@ -218,29 +183,37 @@ def _level(images: list[_Image], number: int) -> list[str]:
 
 def _guess_label(images: list[_Image], words: ClassWords | None) -> list[str]:
     depth = min(len(image.levels) for image in images)
-    chosen = None
-    for number in range(depth):
-        names = set(_level(images, number))
-        if words:
-            fits = all(words.number(name) is not None for name in names)
-        else:
-            parents: dict[str, set[tuple[str, ...]]] = {}
-            for image in images:
-                parents.setdefault(image.levels[number], set()).add(tuple(image.levels[:number]))
-            above = len({parent for found in parents.values() for parent in found})
-            # With one level of folders it is the classes; else names that return below most of the folders above.
-            returns = above > 1 and sum(map(len, parents.values())) >= above * len(parents) / 2
-            fits = 2 <= len(names) <= MOST_CLASSES and (depth == 1 or (number > 0 and returns))
-        if fits:
-            chosen = number
-            break
+    chosen = next((number for number in range(depth) if _looks_like_classes(images, number, words)), None)
     if chosen is None:
-        expected = f", none is called {words.expected}" if words else ""
-        return [f"label: no level of folders looks like classes{expected}; FILL IN the column"]
+        if words:
+            return [f"label: no level of folders looks like classes, none is called {words.expected}; FILL IN the column"]
+        if depth == 1:
+            names = ", ".join(sorted(set(_level(images, 0)))[:MOST_CLASSES])
+            return [
+                f"label: the one level of folders ({names}) may be the centers or the classes; it is taken for the centers, FILL IN"
+                " the label. If it is the classes: `vfmgl data new-task FILE` names them, then give --task FILE"
+            ]
+        return ["label: no level of folders looks like classes; FILL IN the column, or name the classes by --task FILE"]
     for image in images:
         image.label, image.used = image.levels[chosen], {chosen}
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(image.label for image in images).items()))
     return [f"label: the name of folder {chosen + 1} of the path (without splits): {counts}"]
+
+
+def _looks_like_classes(images: list[_Image], number: int, words: ClassWords | None) -> bool:
+    """Whether a level's folders are called as the classes; of unknown ones, whether their names return below most of the folders above."""
+    names = set(_level(images, number))
+    if words:
+        return all(words.number(name) is not None for name in names)
+    if number == 0 or not 2 <= len(names) <= MOST_CLASSES:
+        return False  # the first level may be the centers
+    if len({re.sub("[0-9]+", "", name) for name in names}) < len(names):
+        return False  # 1, 2, 3, or P1, P2: patients are called so at every center
+    parents: dict[str, set[tuple[str, ...]]] = {}
+    for image in images:
+        parents.setdefault(image.levels[number], set()).add(tuple(image.levels[:number]))
+    above = len({parent for found in parents.values() for parent in found})
+    return above > 1 and sum(map(len, parents.values())) >= above * len(parents) / 2
 
 
 def _guess_center(images: list[_Image], home: str) -> list[str]:
@@ -271,7 +244,7 @@ def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> lis
             image.patient = patient_by(pattern, image.path)
         lacking = [image.path for image in images if not image.patient]
         more = f"; not found in {len(lacking)}, e.g. {lacking[0]}: FILL IN" if lacking else ""
-        return [f"patient: by the pattern {pattern.pattern!r}{_example(images)}{more}"]
+        return [f"patient: by the pattern {pattern.pattern}{_example(images)}{more}"]
     if all(image.path.lower().endswith(VOLUME_SUFFIXES) for image in images):
         for image in images:
             image.patient = image.stem

@@ -27,7 +27,7 @@ from vfmgl_lib.data.people import PatientNames
 from vfmgl_lib.tasks.datasheets import DatasheetError
 from vfmgl_lib.tasks.fetch import FetchError, check_downloads, fetch
 from vfmgl_lib.tasks.prepare import SplitRule, formats_of, prepare, read_prepared, verify
-from vfmgl_lib.tasks.records import TASKS, TaskError, find_task
+from vfmgl_lib.tasks.records import TASKS, TaskError, find_task, is_task_file
 from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
 from vfmgl_lib.tasks.template import guess_samples, write_samples
 from vfmgl_lib.tools.data.new_task import add_new_task, new_task
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the downloads")
     one.add_argument("--only", action="append", metavar="NAME", help="this download of the datasheet, may be repeated")
     given = parser.parse_args(arguments)
-    if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(find_task(given.task))])):
-        parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
     try:
+        if given.command == "prepare" and given.format not in ("", *(names := [form.name for form in formats_of(find_task(given.task))])):
+            parser.error(f"argument --format: {given.format!r} is no format of {given.task} (choose from {', '.join(names)})")
         run = {"template": _template, "new-task": _new_task, "prepare": _prepare, "verify": _verify, "fetch": _fetch}
         return run[given.command](given)
     except (ManifestError, DatasheetError, FetchError, requests.RequestException) as error:
@@ -71,7 +71,12 @@ def _add_template(commands: argparse._SubParsersAction) -> None:
         description="Writes DIR/samples.csv from the names of folders and files, and says what was guessed. Images are not opened.",
     )
     one.add_argument("folder", type=Path, metavar="DIR", help="the folder with your images; only read")
-    one.add_argument("--task", default="", metavar="NAME", help="whose classes the folders are called by; default: guessed from the files")
+    one.add_argument(
+        "--task",
+        default="",
+        metavar="TASK",
+        help="a task's name or YAML file, whose classes the folders are called by; without it centers and classes are harder to guess",
+    )
     one.add_argument("--out", type=Path, metavar="FILE", help=f"default: DIR/{SAMPLES_FILE}")
     _add_pattern(one)
     one.add_argument("--force", action="store_true", help="replace a table that is there")
@@ -121,8 +126,10 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
 
 
 def _task(text: str) -> str:
+    """A known task's name, or a file, whose problems are no wrong call: they are told alone, when it is read."""
     try:
-        find_task(text)
+        if not is_task_file(text):
+            find_task(text)
     except TaskError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text

@@ -20,14 +20,15 @@ QUESTIONS = {
     "use": 'What does a trained model do? It goes on after "It", e.g. "tells skin lesions that are malign from benign ones": ',
 }
 TEMPLATE = """\
-# A task of one's own: ./run_all.sh --task {file} --data DIR
+# A task of one's own. Next: vfmgl data template IMAGES --task {file}
+# writes a first table of your images, IMAGES/samples.csv, by guesses; correct it, then: ./run_all.sh --task {file} --data IMAGES
 # With the file's name a study, a table and a model are named too; another record needs another name.
 name: {name}
 kind: {kind}  # classification: a class an image; segmentation: a mask an image
 classes: {classes}  # {order}
-use: {use}  # what a trained model does, after "it"; for the model card
+{mask_values}use: {use}  # what a trained model does, after "it"; for the model card
 
-# How folders of images are read.
+# How folders of images are read where no samples.csv lies in them.
 #   {layout}
 folders: {folders}
 image_resize: {image_resize}  # how an image that is not square becomes the square input: stretch (the paper's), pad, or crop
@@ -45,6 +46,8 @@ settings:
   optimizer: {{}}  # e.g. {{lr: 1.0e-3, batch_size: 16}}
   federation: {{}}  # e.g. {{rounds: 20}}
 """
+
+MASK_VALUES = "# mask_values: {example}  # the value of each class in mask files; without it 0, 1, … {last}\n"
 
 
 def add_new_task(commands: argparse._SubParsersAction) -> None:
@@ -80,7 +83,12 @@ def new_task(given: argparse.Namespace) -> list[str]:
     write_text(given.file, _text(given, classes))
     record = read_task(given.file)
     layout = LAYOUTS[record.folders].format.description
-    return [f"{given.file}: written; images go into {layout}, then: ./run_all.sh --task {given.file} --data DIR"]
+    return [
+        f"{given.file}: written; next: vfmgl data template IMAGES --task {given.file}",
+        "  it writes a first table of your images, IMAGES/samples.csv, by guesses; correct it, then:"
+        f" ./run_all.sh --task {given.file} --data IMAGES",
+        f"  (without a table images lie in {layout})",
+    ]
 
 
 def _problems(given: argparse.Namespace, classes: list[str]) -> list[str]:
@@ -111,11 +119,13 @@ def _problems(given: argparse.Namespace, classes: list[str]) -> list[str]:
 def _text(given: argparse.Namespace, classes: list[str]) -> str:
     defaults = DEFAULTS[given.kind] | ({"settings_like": given.like} if given.like else {})
     orders = {"classification": "the positive one last", "segmentation": "the background first"}
+    values = given.kind == "segmentation" and len(classes) > 2
     lines = TEMPLATE.format(
         file=given.file.name,
         name=_quoted(given.file.stem),
         kind=given.kind,
         classes=f"[{', '.join(map(_quoted, classes))}]",
+        mask_values=MASK_VALUES.format(example=_spread(len(classes)), last=len(classes) - 1) if values else "",
         order=orders[given.kind],
         use=_quoted(given.use),
         layout=LAYOUTS[defaults["folders"]].format.description,
@@ -125,6 +135,11 @@ def _text(given: argparse.Namespace, classes: list[str]) -> str:
         **defaults,
     )
     return lines
+
+
+def _spread(count: int) -> list[int]:
+    """Values from 0 to 255, as programs that paint labels write so many classes in visible greys."""
+    return [-(-255 * place // (count - 1)) for place in range(count)]  # rounded up: 0, 128, 255
 
 
 def _quoted(text: str) -> str:

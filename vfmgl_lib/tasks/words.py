@@ -1,0 +1,96 @@
+"""Words that people call folders, files and columns by, and what is guessed of names by them: English, German, French."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from vfmgl_lib.data.names import same_name
+
+SPLIT_WORDS = {
+    word: split
+    for split, words in {
+        "train": "train training traindata trainset trainingsdaten entrainement apprentissage",
+        "val": "val valid validation valdata valset dev validierung",
+        "test": "test tests testing testdata testset testdaten",
+    }.items()
+    for word in words.split()
+}
+IMAGE_WORDS = frozenset(
+    "image images img imgs picture pictures photo photos bild bilder bilddaten foto fotos aufnahme aufnahmen cliche cliches".split()
+)
+MASK_WORDS = frozenset(
+    "label labels mask masks gt ground_truth groundtruth annotation annotations segmentation segmentations seg segs manual"
+    " maske masken segmentierung segmentierungen annotationen masque masques etiquettes".split()
+)
+_ENDINGS = "segmentations?|segmentierung|seg|masks?|maske|masken|masques?|gt|labels?|annotations?"
+MASK_ENDING = re.compile(
+    rf"[ _.-]({_ENDINGS}|manual\d?|1stho|2ndho)$|^(masks?|maske|masque|gt|seg|label|segmentation|segmentierung)[ _.-]", re.IGNORECASE
+)
+IMAGE_ENDING = re.compile(r"[ _.-](image|img|bild|photo|foto)$|^(image|img|bild|photo|foto)[ _.-]", re.IGNORECASE)
+# What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
+PATIENT_FORMS = {
+    "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
+    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE),
+    "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
+    "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
+    "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
+}
+# A column of `samples.csv` -> other words for it.
+HEADER_WORDS = {
+    "image": "bild bilddatei datei dateiname pfad foto file filename path fichier chemin",
+    "center": "centre klinik krankenhaus zentrum standort hospital site clinic hopital hôpital clinique",
+    "patient": "patientin patienten_id patient_id patientid pid subject case fall",
+    "label": "klasse class diagnose diagnosis befund classe diagnostic étiquette",
+    "mask": "maske masque segmentierung segmentation",
+    "split": "aufteilung set teil",
+    "external": "extern externe",
+}
+
+
+def folder_word(name: str) -> str:
+    """A folder's name as the words above are written: without accents and capitals, a blank or "-" as "_"."""
+    letters = unicodedata.normalize("NFKD", same_name(name))
+    return re.sub("[ -]", "_", "".join(letter for letter in letters if not unicodedata.combining(letter)))
+
+
+def stem_of(path: str) -> str:
+    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+
+
+def lone_patients(listed: Sequence[tuple[str, str, str]], is_class: Callable[[str], bool]) -> list[str]:
+    """One line for the centres where every image is another patient, with two files that may be one person's.
+
+    Args:
+        listed: (image's path, center, patient) of each row.
+        is_class: whether a folder is called as a class: many people's images lie in it.
+    """
+    images: dict[str, list[str]] = {}
+    people: dict[str, set[str]] = {}
+    for path, center, patient in listed:
+        images.setdefault(center, []).append(path)
+        people.setdefault(center, set()).add(patient)
+    lone = [center for center, paths in images.items() if 1 < len(paths) == len(people[center])]
+    pair = next((pair for center in lone if (pair := _perhaps_one(images[center], is_class))), None)
+    example = f" (perhaps {pair[0]} and {pair[1]})" if pair else ""
+    text = "every image is another patient; if some are of one person, give them one name"
+    return [f"at {', '.join(lone)} {text}{example}"] if lone else []
+
+
+def _perhaps_one(paths: Sequence[str], is_class: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Two files whose names begin alike, or that lie in one of several folders."""
+    beginnings: dict[str, list[str]] = {}
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder = PurePosixPath(path).parent
+        matches = (form.search(stem_of(path)) for form in PATIENT_FORMS.values())
+        if beginning := next((match[1] for match in matches if match), ""):
+            beginnings.setdefault(f"{folder}/{beginning}", []).append(path)
+        if folder_word(folder.name) not in IMAGE_WORDS | SPLIT_WORDS.keys() and not is_class(folder.name):
+            folders.setdefault(str(folder), []).append(path)
+    for groups in (beginnings, folders):  # what all have in common tells nothing
+        if several := next((own for own in groups.values() if 1 < len(own) < len(paths)), None):
+            return several[0], several[1]
+    return None
