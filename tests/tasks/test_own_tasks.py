@@ -5,9 +5,11 @@ import json
 import pytest
 
 from tests.own_tasks import CLASSIFICATION, SEGMENTATION, write_classes, write_task
+from vfmgl_lib import config
 from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.methods.settings import changed_settings, checked_settings, load_settings
+from vfmgl_lib.tasks import records
 from vfmgl_lib.tasks.prepare import prepare, read_prepared
 from vfmgl_lib.tasks.records import TASKS, TaskError, TaskRecord, find_task, read_task
 
@@ -131,6 +133,18 @@ def test_a_wrong_setting_of_a_record_names_file_and_line_and_not_the_profile(set
     with pytest.raises(ConfigError, match=r"task mine, profile smoke: seed: .*, got -1") as error:
         load_settings(file, "smoke", seed=-1)
     assert str(error.value).count("mine.yaml: line") == 1, "what a call gave is not looked for in a file"
+
+
+def test_a_wrong_setting_of_a_task_s_folder_names_its_file(tmp_path, monkeypatch):
+    (tmp_path / "squares").mkdir()
+    content = SHORT + "student: resnet18\nloss: cross_entropy\nsettings_like: camelyon17\nsettings: {optimiser: {lr: 0.01}}\n"
+    (tmp_path / "squares" / "task.yaml").write_text(content)
+    monkeypatch.setattr(records, "TASKS", dict(records.TASKS))
+    for module in (config, records):
+        monkeypatch.setattr(module, "TASKS", records.TASKS)
+    records.add_tasks_from(tmp_path)
+    with pytest.raises(ConfigError, match=r"squares.task.yaml: line 7: optimiser: .*; did you mean optimizer\?"):
+        load_settings("squares", "smoke")
 
 
 def test_a_wrong_setting_of_a_profile_names_its_file_and_line(tmp_path):

@@ -52,9 +52,9 @@ def _layers(profile: str | Path, record: TaskRecord, task: str | Path) -> list[_
     file = profile_file(profile)
     content, tasks = read_yaml(file), read_yaml(file).get("tasks") or {}
     layers: list[_Layer] = [(file, ("tasks", record.name), tasks.get(record.name)), (file, ("all",), content.get("all"))]
-    if is_task_file(task):
-        like = record.settings_like
-        layers[1:1] = [(Path(task), ("settings",), record.settings), (file, ("tasks", like), tasks.get(like))]
+    source, like = Path(task) if is_task_file(task) else record.file, record.settings_like
+    if source and like:
+        layers[1:1] = [(source, ("settings",), record.settings), (file, ("tasks", like), tasks.get(like))]
     return layers
 
 

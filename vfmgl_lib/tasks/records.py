@@ -167,6 +167,11 @@ class TaskRecord(BaseModel):
         return values_of(len(self.classes or ()), self.mask_values) if self.is_segmentation else ()
 
     @property
+    def file(self) -> Path | None:
+        """The task.yaml of a task that is in `TASKS`; None of a YAML file of one's own, and of a record out of settings."""
+        return self._folder and self._folder / FILE
+
+    @property
     def is_built_in(self) -> bool:
         return self._folder is not None and self._folder.parent == BUILT_IN
 
