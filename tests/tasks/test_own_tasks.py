@@ -187,8 +187,11 @@ def test_folders_that_are_no_class_and_classes_without_folders(tmp_path):
     data = write_classes(tmp_path / "data", ("benign", "malignant"), patients=8)
     with pytest.raises(ManifestError) as error:
         prepare(write_task(tmp_path / "moles.yaml", CLASSIFICATION), data, tmp_path / "out", progress=False)
-    assert "malignant: 'malignant' is no class of moles, expected" in str(error.value).replace("which has", "expected")
-    assert "no center has images of class 'malign' of moles; found are benign, malignant" in str(error.value)
+    wrong = (
+        "class folder 'malignant' (center North, South, West) is no class of moles, expected one of benign, malign, or their numbers 0 to 1"
+    )
+    assert wrong in str(error.value)
+    assert "class 'malign' has no folder at any center, expected images of it, or a task without it" in str(error.value)
 
 
 def test_a_prepared_set_of_another_record_of_the_same_name_is_refused(tmp_path):
