@@ -34,7 +34,7 @@ GRID_STRIDE = 16  # a hierarchical network's grid is that of stride 16, so that 
 CONTROLS = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters} - {"kwargs"}
 CONTROLS |= {"features_only", "model_name"}
 COUNTS_OF_LAYERS = ("layers", "num_layers", "stages", "num_blocks", "block_config", "levels", "k_sec")  # in timm's words, beside depth(s)
-MOST_LAYERS, LARGEST = 1000, 10**6  # that an argument may ask for; the deepest of timm's networks has 200 blocks
+MOST_LAYERS, LARGEST = 1000, 10**9  # that an argument may ask for; a tensor too wide is refused by the weights' own shapes
 LEVELS = 4  # at most, of a hierarchical network
 
 
