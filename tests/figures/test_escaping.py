@@ -84,6 +84,7 @@ def test_the_card_is_text(monkeypatch):
         classes=["{{ 7 * 7 }}", HOSTILE],
         mask_values=(0, 255),
         series=(),
+        unit="image",
         cutoff=None,
         cutoff_from="",
         preprocessing={},
