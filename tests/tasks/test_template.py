@@ -5,6 +5,7 @@ import pytest
 
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.tasks.template import guess_samples, write_samples
+from vfmgl_lib.tasks.words import PATIENT_FORMS
 
 
 def tree(root, *paths):
@@ -138,3 +139,10 @@ def test_german_and_french_words(tmp_path):
 def test_some_masks_are_counted_where_it_is_no_segmentation(tmp_path):
     told = guessed(tree(tmp_path, *(f"A/{n}.png" for n in range(4)), "A/0_mask.png"), patient_pattern=r"^(\d)")[1]
     assert "kind: classification, since 1 of 4 images have a mask" in told and r"by the pattern ^(\d)," in told
+
+
+@pytest.mark.parametrize("name", ["Mamma10L_1", "12R_2", "07 left-03", "Image_01L"])
+def test_a_counter_behind_the_side_is_no_part_of_the_patient(name):
+    """Else the left and the right of one person would be two patients, on two sides of a split."""
+    form = PATIENT_FORMS["the name before L or R"]
+    assert form.match(name)[1] in ("Mamma10", "12", "07", "Image_01")

@@ -342,7 +342,10 @@ def test_the_summary_says_of_which_class_the_probability_is_and_the_cutoff(files
     Image.new("RGB", (40, 24), (200,) * 3).save(tmp_path / "a.png")
     changes = {
         "image": ({"cutoff": 0.25}, "from 0.25 on an image is called metastasis, below no_metastasis"),
-        "patient": ({"cutoff": 0.25, "unit": "patient"}, "from 0.25 on a patient (mean of its images: patients.csv) is called metastasis"),
+        "patient": (
+            {"cutoff": 0.25, "unit": "patient"},
+            "from 0.25 on a patient (mean of the images in one folder: patients.csv) is called metastasis",
+        ),
         "none": ({"cutoff": None, "cutoff_from": "none: few"}, "no class is named (none: few)"),
     }
     for name, (values, said) in changes.items():

@@ -33,7 +33,7 @@ IMAGE_ENDING = re.compile(r"[ _.-](image|img|bild|photo|foto)$|^(image|img|bild|
 # What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
 PATIENT_FORMS = {
     "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
-    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)$", re.IGNORECASE),
+    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
     "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
     "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
     "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
@@ -42,7 +42,7 @@ PATIENT_FORMS = {
 HEADER_WORDS = {
     "image": "bild bilddatei datei dateiname pfad foto file filename path fichier chemin",
     "center": "centre klinik krankenhaus zentrum standort hospital site clinic hopital hôpital clinique",
-    "patient": "patientin patienten_id patient_id patientid pid subject case fall",
+    "patient": "patientin patienten_id patient_id patientid pid subject case fall pat.-nr. pat_nr patientennummer patientnumber",
     "label": "klasse class diagnose diagnosis befund classe diagnostic étiquette",
     "mask": "maske masque segmentierung segmentation",
     "split": "aufteilung set teil",

@@ -203,7 +203,8 @@ def _cutoff(study: Study, center: str, stage: str, round_number: int, unit: str)
     if np.isnan(cutoff.value):
         return None, f"none: {ONE_CLASS}"
     named = {"val": "validation", "train": "training"}[cutoff.split]
-    return cutoff.value, f"Youden's index on the {len(own[cutoff.split])} {named} images of {center}, per {unit}"
+    people = own[cutoff.split]["patient"].nunique()
+    return cutoff.value, f"Youden's index on the {len(own[cutoff.split])} {named} images of {center} ({people} patients), per {unit}"
 
 
 def _card_results(study: Study, about: Description) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.data.label_masks import class_color
 from vfmgl_lib.data.manifest import SPLITS
+from vfmgl_lib.evaluation.classification import NOBODY
 from vfmgl_lib.evaluation.results import SHARED
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.two_models import TwoModelClient
@@ -52,7 +54,8 @@ def model_card(
         int8=_table(int8.columns, int8.itertuples(index=False)),
         counts=counts,
         files=_table(["file", "size", "sha256"], [[f.file, f"{f.bytes / 2**20:.2f} MiB", f"`{f.sha256}`"] for f in files.itertuples()]),
-        file=files["file"].iloc[0],
+        command=f"vfmgl predict {shlex.quote(files['file'].iloc[0])} IMAGES --out DIR --overlay",
+        nobody=about.cutoff is not None and about.cutoff >= NOBODY,
         check=_table(check.columns, check.itertuples(index=False)),
     )
     return card.content.replace("<", "&lt;") + "\n"  # Markdown takes HTML as it is, and a centre or a class may have any name

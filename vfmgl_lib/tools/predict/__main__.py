@@ -121,8 +121,10 @@ def _in_words(about: Description) -> str:
         other, positive = about.classes
         called = f"no class is named ({about.cutoff_from})"
         if about.cutoff is not None:
-            unit = "an image" if about.unit == "image" else f"a {about.unit} (mean of its images: patients.csv)"
+            unit = "an image" if about.unit == "image" else f"a {about.unit} (mean of the images in one folder: patients.csv)"
             called = f"from {about.cutoff:.6g} on {unit} is called {positive}, below {other}"
+            if about.cutoff > 1:
+                called = f"nobody is called {positive}, since no other cutoff did better on the images that it was chosen on"
         words.append(f"probability is that of {positive}: {called}.")
     return "\n".join(words)
 
