@@ -23,7 +23,7 @@ from vfmgl_lib.data.feature_cache import teacher_stacks
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.servers import Averaging, Update, average
+from vfmgl_lib.federation.servers import Averaging, Update, WeightedMean
 from vfmgl_lib.method.ddbl import deduction_step
 from vfmgl_lib.method.hgkt import critical_stages
 from vfmgl_lib.methods.registry import METHODS
@@ -137,7 +137,10 @@ def _bare_round(clients: list[Client], server: Averaging, ready: dict[str, tuple
             )
         set_training_mode(client.student)
         updates.append(Update(client.center, client.student.state_dict(), len(client.data), {}))
-    return [*(update.state for update in updates), average(updates)]
+    mean = WeightedMean()
+    for update in updates:
+        mean.add(update)
+    return [*(update.state for update in updates), mean.state()]
 
 
 def _state(clients: list[Client], server: Averaging) -> tuple:
