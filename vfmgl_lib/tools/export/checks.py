@@ -23,7 +23,7 @@ from vfmgl_lib.study.study import Study
 from vfmgl_lib.tools.export.formats import Outputs
 from vfmgl_lib.tools.predict import Predictor
 
-TOLERANCE = 1e-4  # greatest absolute difference from torch, of any logit or map value
+TOLERANCE = 1e-4  # greatest difference from torch, of any logit, and of any map value in units of the largest one if that is above 1
 CHECKED, CALIBRATION = 64, 64  # images at most, spread evenly over the split
 BATCH = 16
 # A model that names every pixel alike agrees with itself wherever its pixels lie.
@@ -96,7 +96,7 @@ def compare_with_torch(student: Student, predictor: Predictor, study: Study, cen
     """
     table = _test_images(study, center)
     pairs = zip(("logits", "map"), _by_torch(student, study, table), _by_onnx(predictor, _pixels(study, table)), strict=False)
-    return pd.DataFrame([_row("onnx", "torch", quantity, len(table), np.abs(ours - theirs).max()) for quantity, ours, theirs in pairs])
+    return pd.DataFrame([_compared("onnx", quantity, ours, theirs) for quantity, ours, theirs in pairs])
 
 
 def compare_torchscript(student: Student, file: Path, study: Study, center: str) -> pd.DataFrame:
@@ -107,9 +107,14 @@ def compare_torchscript(student: Student, file: Path, study: Study, center: str)
         loaded = torch.jit.load(str(file))
         outputs = [part.numpy() for part in _joined([loaded(batch) for batch in pixels.split(BATCH)], torch.cat)]
     pairs = zip(("logits", "map"), _by_torch(student, study, table), outputs, strict=False)
-    return pd.DataFrame(
-        [_row("torchscript", "torch", quantity, len(table), np.abs(ours - theirs).max()) for quantity, ours, theirs in pairs]
-    )
+    return pd.DataFrame([_compared("torchscript", quantity, ours, theirs) for quantity, ours, theirs in pairs])
+
+
+def _compared(model: str, quantity: str, ours: np.ndarray, theirs: np.ndarray) -> dict:
+    """A map is a feature map, whose values may be many times those of logits, and so its rounding."""
+    largest = float(np.abs(ours).max()) if quantity == "map" else 1.0
+    tolerance = TOLERANCE * max(1.0, largest) if np.isfinite(largest) else TOLERANCE
+    return _row(model, "torch", quantity, len(ours), np.abs(ours - theirs).max(), tolerance)
 
 
 def _row(model: str, against: str, quantity: str, images: int, difference: float, tolerance: float = TOLERANCE) -> dict:
