@@ -105,7 +105,11 @@ def test_maps_of_every_layer_and_the_logits(finished):
 @pytest.mark.parametrize(
     ("task", "student", "message"),
     [
-        ("endometrial", "resnet43", r"task endometrial, profile smoke: student.name: .*knows no model 'resnet43'; similar names: resnet"),
+        (
+            "endometrial",
+            "resnet43",
+            r"task endometrial, profile smoke: student.name: .*'resnet43' is not a timm model; similar names: resnet",
+        ),
         ("nuclei", "resnet34", "layout nuclei with student resnet34 .*a segmentation unet with dice, or unet:NAME"),
         ("endometrial", "unet:resnet34", "layout endometrial with student unet:resnet34"),
     ],

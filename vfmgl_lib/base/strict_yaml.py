@@ -36,13 +36,6 @@ def read_yaml(path: Path) -> Any:
         raise YamlError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def key_lines(path: Path) -> dict[str, int]:
-    """The line, from 1, of every key at the top of a YAML file that `read_yaml` has read."""
-    root = yaml.compose(path.read_bytes(), Loader=_StrictLoader)
-    keys = [key for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-    return {str(key.value): key.start_mark.line + 1 for key in keys}
-
-
 def key_line(path: Path, keys: Sequence[str]) -> int:
     """The line, from 1, of a key below others of a YAML file that `read_yaml` has read; of the last of them that is written out there."""
     node, line = yaml.compose(path.read_bytes(), Loader=_StrictLoader), 1

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import timm
 import timm.layers
 import torch
-from timm.models import build_model_with_cfg, get_model_input_config, get_pretrained_cfg, is_model_in_modules
+from timm.models import build_model_with_cfg, get_model_input_config, is_model_in_modules
 from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.models.teacher_names import TeacherError
+from vfmgl_lib.models.timm_names import unknown_name
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
@@ -223,16 +224,8 @@ def network_for_counting(name: str, arguments: dict, side: int) -> nn.Module:
 
 def check_name(name: str) -> None:
     """Raises: TeacherError: no model of timm's, or no such weights; the message names similar ones."""
-    model = name.split(".")[0]
-    if not timm.is_model(model):
-        known = timm.list_models()
-        close = [*get_close_matches(model, known, 5), *timm.list_models(f"*{model.split('_')[0]}*")] if model else []
-        raise TeacherError(f"teacher {name!r} is not a timm model; similar names: {', '.join(dict.fromkeys(close[:5])) or 'none'}")
-    try:
-        get_pretrained_cfg(name)
-    except RuntimeError as error:
-        known = timm.list_pretrained(f"{model}.*")
-        raise TeacherError(f"teacher {name!r}: timm has no such weights of {model}; there are {', '.join(known) or 'none'}") from error
+    if problem := unknown_name(name):
+        raise TeacherError(f"teacher {problem}")
 
 
 def _feature_info(network: Any, name: str) -> list[dict]:

@@ -8,8 +8,9 @@ unet:NAME    segmentation: a UNet with such a CNN as its encoder, e.g. unet:resn
 
 from __future__ import annotations
 
-import difflib
 import functools
+
+from vfmgl_lib.models.timm_names import unknown_name
 
 CLASSIFIER, SEGMENTER = "resnet18", "unet"  # the paper's
 WITH_ENCODER = "unet:"
@@ -40,14 +41,5 @@ def check_student_name(name: str) -> None:
     """Raises: StudentError: timm knows no such model, or no such weights of it; names similar ones."""
     if name in (CLASSIFIER, SEGMENTER):
         return
-    import timm  # here, because settings are read where nothing is trained, and timm takes seconds
-
-    wanted = network_name(name)
-    architecture, _, tag = wanted.partition(".")
-    if not timm.is_model(architecture):
-        similar = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        found = f"similar names: {', '.join(similar)}" if similar else EXAMPLES
-        raise StudentError(f"student {name!r}: timm {timm.__version__} knows no model {architecture!r}; {found}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise StudentError(f"student {name!r}: timm has no weights {tag!r} of {architecture}; there are {', '.join(tags) or 'none'}")
+    if problem := unknown_name(network_name(name)):
+        raise StudentError(f"student {name}: {problem}; {EXAMPLES}")

@@ -13,7 +13,6 @@ Both may be absent. A folder of such folders is added by `add_tasks_from`, or na
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from vfmgl_lib.base.strict_yaml import YamlError, key_lines, problems, read_yaml
+from vfmgl_lib.base.strict_yaml import YamlError, key_line, problems, read_yaml
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.manifest import ManifestError
@@ -316,22 +315,19 @@ def _read(file: Path, name: str, own: bool = False) -> TaskRecord:
     except YamlError as error:
         raise TaskError(f"{file}: {error}") from error
     except ValidationError as error:
-        raise TaskError(f"{file}: " + "; ".join(_explained(error, file))) from error
+        raise TaskError(f"{file}: " + "; ".join(_explained(error, file, content))) from error
 
 
-def _explained(error: ValidationError, file: Path) -> list[str]:
+def _explained(error: ValidationError, file: Path, content: dict) -> list[str]:
     """What is wrong with a record, each with its line and what to do."""
-    lines, explained = key_lines(file), []
-    for text, found in zip(problems(error, "record"), error.errors(), strict=True):
+    explained = []
+    for text, found in zip(problems(error, "record", TaskRecord), error.errors(), strict=True):
         if not found["loc"] and "ctx" in found:  # of a check of the whole, which begins with its key
             text = str(found["ctx"]["error"])
         key = str(found["loc"][0]) if found["loc"] else text.partition(":")[0]
-        place = f"line {lines[key]}: " if key in lines else ""
+        place = f"line {key_line(file, [key])}: " if key in content else ""
         remedy = ""
-        if found["type"] == "extra_forbidden":
-            alike = difflib.get_close_matches(key, TaskRecord.model_fields, 1)
-            remedy = f"; did you mean {alike[0]}?" if alike else f"; the keys are {', '.join(TaskRecord.model_fields)}"
-        elif found["type"] == "string_type":
+        if found["type"] == "string_type":
             remedy = "; write it in quotes"
         elif found["type"] == "missing":  # what was got is the whole record
             text, remedy = f"{key}: {found['msg']}", "; add this key"
