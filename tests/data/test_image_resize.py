@@ -1,6 +1,7 @@
 """Images that are not square: into the network's square and back, at odd sizes, for images, masks, distances and data sets."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import COLUMNS, Manifest
 from vfmgl_lib.data.preprocessing import RESIZES, input_spacing, placement, restored, squashed, squashed_mask
+from vfmgl_lib.tools.predict.files import label_maps
 
 SIZES = ((64, 64), (37, 91), (91, 37), (1, 50), (200, 33), (33, 34))  # width, height
 WAYS = list(RESIZES)
@@ -126,3 +128,34 @@ def test_another_way_is_another_manifest_and_stretching_is_not_written(manifest)
     assert repr(others[0].reading) == "Reading(max_value=None, background='white', resize='pad')"
     with pytest.raises(ValueError, match="resize must be one of stretch, pad, crop, got 'fill'"):
         Reading(resize="fill")
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("shape", [(40, 70), (71, 30), (32, 32)])
+def test_label_maps_of_several_classes_lie_where_the_image_shows_them(resize, shape):
+    """A model that reads the class off the red channel; what it has not seen (crop) is background with probability 1."""
+    side, classes = 32, ("background", "left", "right")
+    columns = np.arange(shape[1])
+    truth = np.broadcast_to(1 + (columns >= shape[1] // 2), shape).astype(np.uint8)
+    image = np.repeat((truth * 100)[..., None], 3, axis=2)
+
+    def run(squares):
+        logits = np.stack([np.where(np.abs(squares[..., 0].astype(float) - 100 * k) < 50, 20.0, 0.0) for k in range(3)], 1)
+        return logits.astype(np.float32), None
+
+    def probabilities(logits):
+        exact = np.exp(logits - logits.max(1, keepdims=True))
+        return exact / exact.sum(1, keepdims=True)
+
+    about = SimpleNamespace(classes=classes, image_size=side, reading=Reading(resize=resize, background="black"))
+    ((labels, chance),) = label_maps(SimpleNamespace(description=about, run=run, probabilities=probabilities), [image], 4)
+    assert labels.shape == chance.shape == shape
+    left, top, right, bottom = placement(shape[1], shape[0], side, resize).box
+    seen = np.zeros(shape, bool)
+    seen[top:bottom, left:right] = True
+    # A pixel of the square is several of the image's: only the border between the classes, and of the image, is uncertain.
+    certain = (np.abs(columns - shape[1] / 2) > 4) & seen
+    for border in (certain[: top + 3], certain[bottom - 3 :], certain[:, : left + 3], certain[:, right - 3 :]):
+        border[:] = False
+    assert certain.any() and (labels[certain] == truth[certain]).all()
+    assert (labels[~seen] == 0).all() and np.allclose(chance[~seen], 0) and (chance[certain] > 0.99).all()
