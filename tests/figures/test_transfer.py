@@ -172,3 +172,31 @@ def test_steps_without_a_hypergradient_are_left_out_of_their_curves():
     table.loc[table["step"] % 2 == 1, ["outer_loss", "hypergradient_norm"]] = np.nan
     curves = [axis.lines[-1] for axis in transfer.losses(table).axes]
     assert [len(curve.get_xdata()) for curve in curves] == [6, 6, 4, 4]
+
+
+def test_a_trajectory_begins_where_the_start_is_known():
+    table = stages(1, 3)
+    drawn = hgkt_tables.trajectory(table, "random")
+    assert sorted(drawn["round"].unique()) == [1, 2, 3] and list(drawn["pair_weight"]) == list(table["pair_weight"])
+    known = hgkt_tables.trajectory(table, "zero")
+    assert sorted(known["round"].unique()) == [0, 1, 2, 3] and (known.loc[known["round"] == 0, "pair_weight"] == 1).all()
+    pd.testing.assert_frame_equal(known[known["round"] > 0].reset_index(drop=True), drawn)
+    figure = transfer.trajectories(known)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == list(BLOCKS)
+    lines = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 4]
+    assert len(lines) == len(STAGES) and all(line.get_ydata()[0] == 1 for line in lines)
+    last = table[(table["teacher_block"] == BLOCKS[1]) & (table["student_stage"] == STAGES[2]) & (table["round"] == 3)]
+    assert lines[2].get_ydata()[3] == last["pair_weight"].item()
+    with pytest.raises(ValueError, match="one center"):
+        transfer.trajectories(stages(2, 2))
+
+
+def test_how_often_a_stage_was_chosen_is_counted_over_seeds_and_centers():
+    runs = pd.concat([stages(2, 2).assign(seed=seed) for seed in range(3)])
+    runs["critical"] = ((runs["student_stage"] == "stem") | ((runs["seed"] == 1) & (runs["center"] == "c1"))).astype(int)
+    table = hgkt_tables.times_chosen(runs)
+    assert list(table["student_stage"]) == list(STAGES) * 2 and set(table["runs"]) == {6}
+    assert list(table["chosen"]) == [6, 1, 1] * 2
+    assert table["share"].tolist() == pytest.approx([1, 1 / 6, 1 / 6] * 2)
+    axis = panels(transfer.chosen_stages(table))[0]
+    assert [text.get_text() for text in axis.texts] == ["6", "6", "1", "1", "1", "1"]

@@ -25,6 +25,34 @@ def movement(stages: pd.DataFrame) -> pd.Series:
     )
 
 
+def trajectory(stages: pd.DataFrame, pair_init: str) -> pd.DataFrame:
+    """lambda of every pair from its start on: the rounds' means, and where the start is known a round 0 before them.
+
+    Args:
+        stages: center, round, teacher_block, student_stage, pair_weight.
+        pair_init: the setting `transfer.pair_init`. "zero": every lambda starts at exactly 1; "random": the start is drawn and not kept, so
+            that the first round stands for it.
+    Returns: center, round, teacher_block, student_stage, pair_weight.
+    """
+    table = stages[["center", "round", "teacher_block", "student_stage", "pair_weight"]]
+    if pair_init != "zero":
+        return table.reset_index(drop=True)
+    start = table[table["round"] == table["round"].min()].assign(round=0, pair_weight=1.0)
+    return pd.concat([start, table], ignore_index=True)
+
+
+def times_chosen(stages: pd.DataFrame) -> pd.DataFrame:
+    """How often each student stage was robustness-critical, in each round, over several runs.
+
+    Args:
+        stages: seed, center, round, student_stage, critical; a run is a seed at a centre.
+    Returns: round, student_stage (in the student's order), chosen (runs in which it was critical), runs, share.
+    """
+    once = stages.drop_duplicates(["seed", "center", "round", "student_stage"])
+    counted = once.groupby(["round", "student_stage"], sort=False)["critical"].agg(chosen="sum", runs="size").reset_index()
+    return counted.assign(share=counted["chosen"] / counted["runs"]).sort_values("round", kind="stable", ignore_index=True)
+
+
 def balance(rounds: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
     """Whether the transfer can work, a row a centre and round.
 

@@ -348,8 +348,18 @@ def crossed_test(values: np.ndarray) -> Test:
     Args:
         values: (S, K) differences, a row a seed (or fold) and a column a centre.
     """
+    found = crossed_estimate(values)
+    return Test(found.value, math.nan, math.nan, math.nan, found.reason) if found.reason else found.test()
+
+
+def crossed_estimate(values: np.ndarray) -> Estimate:
+    """The mean over seeds and centres with what `crossed_interval` makes its limits of; `patients` is 0.
+
+    Args:
+        values: (S, K), a row a seed and a column a centre.
+    """
     mean = float(values.mean()) if values.size else math.nan
-    none = Test(mean, math.nan, math.nan, math.nan)
+    none = Estimate(mean, math.nan, math.nan, 0)
     if min(values.shape) < 3:
         return none._replace(reason="no interval: fewer than three seeds or centres")
     if not np.isfinite(values).all():
@@ -359,7 +369,7 @@ def crossed_test(values: np.ndarray) -> Test:
     if not sum(parts):  # a width of 0 would be certainty
         return none._replace(reason="no interval: the means of all seeds and of all centres are equal")
     freedom = sum(parts) ** 2 / sum(part**2 / (len(one) - 1) for part, one in zip(parts, means, strict=True))
-    return Estimate(mean, math.sqrt(sum(parts)), freedom, 0).test()
+    return Estimate(mean, math.sqrt(sum(parts)), freedom, 0)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

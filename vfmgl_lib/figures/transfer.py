@@ -174,6 +174,55 @@ def pair_weights(stages: pd.DataFrame) -> Figure:
     return figure
 
 
+@journal
+def trajectories(table: pd.DataFrame) -> Figure:
+    """lambda of every pair over the rounds; a panel a teacher block, a line a student stage, an open circle where it starts.
+
+    Args:
+        table: from `evaluation.hgkt_tables.trajectory`, of one centre.
+    Raises: ValueError: for rows of several centres.
+    """
+    if table["center"].nunique() != 1:
+        raise ValueError(f"trajectories draws one center, got {sorted(table['center'].unique())}")
+    blocks, stages = (list(dict.fromkeys(table[column])) for column in ("teacher_block", "student_stage"))
+    shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(stages)))
+    first, last = table["round"].min(), table["round"].max()
+    figure, axes = panel_grid(len(blocks), sharex=True, sharey=True)
+    for axis, block in zip(axes, blocks, strict=True):
+        for stage, color in zip(stages, shades, strict=True):
+            line = table[(table["teacher_block"] == block) & (table["student_stage"] == stage)].sort_values("round")
+            axis.plot(line["round"], line["pair_weight"], color=color, label=stage, marker=".", markersize=3)
+            axis.plot(first, line["pair_weight"].iloc[0], "o", color=color, markerfacecolor="white", markersize=5)
+        axis.set(title=block, xlabel="round")
+        axis.set_xticks(range(first, last + 1) if last - first < 10 else np.linspace(first, last, 4).round())
+        grid(axis)
+    axes[0].set_ylabel("mean $\\lambda$ (of 0 to 6)")
+    start = "start: every pair at 1" if first == 0 else "first round"
+    axes[0].plot([], [], "o", color=MUTED, markerfacecolor="white", markersize=5, label=start)
+    share_legend(figure, axes[0])
+    return figure
+
+
+@journal
+def chosen_stages(table: pd.DataFrame) -> Figure:
+    """In how many runs each student stage was critical, round by round; coloured by their share.
+
+    Args:
+        table: from `evaluation.hgkt_tables.times_chosen`.
+    """
+    stages = list(dict.fromkeys(table["student_stage"]))
+    share, counts = (
+        table.pivot(index="student_stage", columns="round", values=name).reindex(stages).rename(columns=str) for name in ("share", "chosen")
+    )
+    figure = new_figure(SINGLE, (20 + 7 * len(stages)) * MM)
+    axis = figure.subplots()
+    texts = counts.map("{:.0f}".format) if share.shape[1] <= 12 else None
+    picture = heatmap(axis, share, SEQUENTIAL, (0, 1), texts, size=6 if texts is not None else 0)
+    axis.set(title=f"runs, of {table['runs'].max()}, in which a stage was critical", xlabel="round", ylabel="student stage")
+    figure.colorbar(picture, ax=axis, pad=0.03, label="share of the runs")
+    return figure
+
+
 def _mark_critical(axis: Axes, critical: Sequence[bool], blocks: int) -> None:
     """Frames of the robustness-critical stages; their names in bold with a star."""
     for place in np.flatnonzero(critical):
