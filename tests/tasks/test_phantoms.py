@@ -227,6 +227,7 @@ def test_arguments_are_stored_with_defaults(tmp_path):
         "samples": {"train": 2, "val": 0, "test": 0},
         "image_size": 32,
         "heterogeneity": 1.0,
+        "artefacts": 0.1,
         "seed": 3,
     }
     assert write(tmp_path, "endometrial", centers=4, samples={"train": 2, "val": 0}, heterogeneity=1.0) == root
