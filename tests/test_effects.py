@@ -95,9 +95,7 @@ def test_vfmgl_learns_and_its_evidence_lies_in_the_lesion(runs):
     trained = pd.DataFrame({seed: own(study)["trained"] for seed, study in studies.items()}).T
     task, failed = studies[0].settings.task, []
     write(f"{task}: VFMGL on its own centres' test sets, a row a seed", trained.round(3), f"mean {trained.to_numpy().mean():.3f}")
-    references = {
-        seed: own(study)[["untrained"]].join(without_learning(study)) for seed, study in studies.items()
-    }
+    references = {seed: own(study)[["untrained"]].join(without_learning(study)) for seed, study in studies.items()}
     for name in references[0]:
         gain = trained - pd.DataFrame({seed: table[name] for seed, table in references.items()}).T
         write(f"{task}: over {name}: {gain.to_numpy().mean():+.3f}, one-sided 95 % limit {lower(gain):+.3f}")
