@@ -294,6 +294,23 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, patient: np.n
     return Interval(low, high)
 
 
+def mean_interval(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> Interval:
+    """95 % limits of the mean of independent estimates, e.g. of centres that share no patient, from the limits of each.
+
+    The distances of the estimates from their limits are added in squares, upwards and downwards apart (Zou and Donner 2008). So the limits
+    are for other samples of the same kind, here other patients of these centres; they say nothing of other centres.
+
+    Args:
+        values, low, high: (K,) in one unit; NaN with the reason where an estimate has no limits.
+    """
+    values, low, high = (np.asarray(column, dtype=float) for column in (values, low, high))
+    missing = int((~np.isfinite(np.stack([values, low, high]))).any(0).sum())
+    if missing or not len(values):
+        return NO_INTERVAL._replace(reason=f"no interval: {missing} of {len(values)} parts have none")
+    mean, count = float(values.mean()), len(values)
+    return Interval(mean - float(np.linalg.norm(values - low)) / count, mean + float(np.linalg.norm(high - values)) / count)
+
+
 def bootstrap_interval(
     strata: np.ndarray, statistic: Callable[[Sequence[np.ndarray]], np.ndarray], generator: np.random.Generator
 ) -> Interval:
