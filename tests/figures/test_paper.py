@@ -70,7 +70,7 @@ def test_other_scales_stay_out_and_are_counted():
 def test_names_say_the_method_unless_it_is_vfmgl():
     table = rows(2)
     table.loc[1, ["method", "metric"]] = ["VFMGL model A", "auc_gain"]
-    assert names_of_rows(table) == ["A, test, dice", "B, test, VFMGL model A, auc gain"]
+    assert names_of_rows(table) == ["A, test, dice", "B, test, VFMGL model A, AUC gain"]
 
 
 @pytest.mark.parametrize("count", [0, 1])

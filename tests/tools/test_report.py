@@ -193,7 +193,7 @@ def test_the_numbers_are_those_of_the_tables(results: Path):
     assert limits_of(measures["cam_gain"]["all"]) == pytest.approx([0.23, 0.18, 0.28]) and measures["cam_gain"]["all"]["n"] == 7
     assert measures["cam_inside_random_weights"]["all"]["value"] == pytest.approx(0.1)
     assert page.row("parameters") == ["student 7.8 M · teacher 86.0 M"]
-    assert page.row("median time on the processor") == ["student 47 ms · student exported 57 ms · teacher 47 ms"]
+    assert page.row("median time on the processor") == ["student 47 ms · student as ONNX 57 ms · teacher 47 ms"]
     assert page.row("peak memory of the process")[0].startswith("student 256 MiB")
     assert task["centers"] == {"training": list(CENTERS), "external": ["X"], "reason": ""}
     assert (task["metric"], task["metric_title"], task["metric_unit"]) == ("dice", "Dice", "image")
@@ -416,6 +416,7 @@ def test_numbers_in_words():
     assert with_limits(number(0.5)) == "0.50" and with_limits(number(None)) == "–" and with_limits(number(1.0, 1.0, 1.0)) == "1.00"
     assert with_limits(number(float("nan"), float("inf"))) == "–"
     assert with_limits(number(-0.5, -0.6, -0.4), "+.0%") == "−50\u00a0% (−60\u00a0% to −40\u00a0%)"
+    assert with_limits(number(-0.001, -0.004, 0.004)) == "0.00 (0.00 to 0.00)"
     assert [duration(seconds) for seconds in (41.7, 59.6, 185)] == ["42 s", "1 min 00 s", "3 min 05 s"]
 
 

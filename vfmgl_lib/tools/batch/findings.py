@@ -28,7 +28,7 @@ def findings(task: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
     return {name: [{"rule": rule, "text": text} for is_shown, rule, text in said if is_shown is kind] for name, kind in kinds.items()}
 
 
-def with_limits(number: Mapping[str, Any], spec: str = ".2f") -> str:
+def with_limits(number: Mapping[str, Any], spec: str = "z.2f") -> str:
     """ "0.83 (0.72 to 0.91)", without limits that are not there or are the value itself; "–" without a value."""
     value, lo, hi = (number[name] for name in ("value", "lo", "hi"))
     if value is None:
@@ -98,7 +98,7 @@ def _of_maps(task: Mapping[str, Any]) -> Iterator[Finding]:
     if inside["value"] is None:
         yield False, "cam", f"Where the models look: {inside['reason']}."
         return
-    shares = [with_limits(one, ".0%") for one in (inside, chance)]
+    shares = [with_limits(one, ".1%") for one in (inside, chance)]
     numbers = f"{shares[0]} of the activation maps' energy lies inside the lesion, whose share of the image is {shares[1]}"
     if any(gain["lo"] is None for gain in gains):
         yield False, "cam", f"Where the models look: {numbers}; {inside['reason'] or 'there is no interval'}."

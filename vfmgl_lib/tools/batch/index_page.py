@@ -27,15 +27,16 @@ def _plain(numbers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lead(numbers: Sequence[Mapping[str, Any]]) -> str:
-    return with_limits(numbers[0], "+.2f")
+    return with_limits(numbers[0], "+z.2f")
 
 
 def _share(numbers: Sequence[Mapping[str, Any]]) -> str:
-    return with_limits(numbers[0], ".0%")
+    return with_limits(numbers[0], ".1%" if abs(numbers[0]["value"] or 1) < 0.1 else ".0%")
 
 
 def _gain(numbers: Sequence[Mapping[str, Any]]) -> str:
-    return with_limits(numbers[0], "+.0%")
+    points = {name: None if numbers[0][name] is None else 100 * numbers[0][name] for name in ("value", "lo", "hi")}
+    return with_limits(points, "+z.1f")
 
 
 def _images(numbers: Sequence[Mapping[str, Any]]) -> str:
@@ -63,7 +64,7 @@ class Line(NamedTuple):
 
 
 BOTH, ALL = ("student", "teacher"), ("student", "exported", "teacher")
-NAMED = ("student", "student exported", "teacher")
+NAMED = ("student", "student as ONNX", "teacher")
 TABLE: dict[str, tuple[Line, ...]] = {
     "Images (patients)": (
         Line("for training", ("train_images", "train_patients"), _images),
@@ -89,8 +90,8 @@ TABLE: dict[str, tuple[Line, ...]] = {
         Line("trained models", ("cam_inside",), _share),
         Line("models with random weights", ("cam_inside_random_weights",), _share),
         Line("chance: the lesion's share of the image", ("cam_chance",), _share),
-        Line("lead over chance", ("cam_gain",), _gain),
-        Line("lead over other patients' maps at that place", ("cam_gain_over_place",), _gain),
+        Line("lead over chance, points", ("cam_gain",), _gain),
+        Line("lead over other patients' maps there, points", ("cam_gain_over_place",), _gain),
     ),
     "Networks at the paper's size, one image": (
         Line("parameters", tuple(f"{one}_parameters" for one in BOTH), _each("M", 1e-6, 1, BOTH)),
