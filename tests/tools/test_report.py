@@ -376,7 +376,12 @@ def as_task(metric: str = "auc", **numbers: dict) -> dict:
         ({"ahead_of_fedavg": number(0.1, 0.01, 0.2)}, "ahead_of_fedavg", True, "VFMGL is ahead of FedAvg by 0.10 (0.01 to 0.20) in AUC"),
         ({"ahead_of_fedavg": number(-0.1, -0.2, -0.01)}, "ahead_of_fedavg", True, "VFMGL is behind FedAvg by −0.10 (−0.20 to −0.01)"),
         ({"ahead_of_local": number(0.1, 0.0, 0.2)}, "ahead_of_local", False, "which may be chance"),
-        ({"ahead_of_local": number(0.1, reason="3 patients")}, "ahead_of_local", False, "local training (difference 0.10): 3 patients."),
+        (
+            {"ahead_of_local": number(0.1, reason="3 patients")},
+            "ahead_of_local",
+            False,
+            "local training: it differs by 0.10 in AUC, mean of the centres, without an interval (3 patients).",
+        ),
         ({"kept_share": number(0.75, 0.5, 1, 8)}, "kept_share", True, "DDBL dropped 2 of 8 batches"),
         ({"kept_share": number(1.0, 1, 1, 8)}, "kept_share", False, "it kept all of the 8 batches"),
         ({"lambda_moved": number(0.1, 0.1, 0.1)}, "lambda_moved", True, "Training moved λ: by 0.10"),

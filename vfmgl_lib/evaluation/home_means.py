@@ -53,4 +53,5 @@ def _mean(rows: pd.DataFrame) -> dict:
 def _why(rows: pd.DataFrame, value: str, low: str, reason: str) -> str:
     """Where and why a centre has no value or no interval, "" where all have both."""
     missing = rows[rows[value].isna() | rows[low].isna()]
-    return "; ".join(f"{row.center}: {getattr(row, reason) or 'no reason recorded'}" for row in missing.itertuples())
+    reasons = (missing[reason].str.removeprefix("no test: ").str.removeprefix("no interval: ")).replace("", "no reason recorded")
+    return "; ".join(f"{center}: {why}" for center, why in zip(missing["center"], reasons, strict=True))

@@ -60,8 +60,8 @@ def _of_leads(task: Mapping[str, Any]) -> Iterator[Finding]:
         title = METHODS[key]
         rule, numbers = f"ahead_of_{key}", f"by {with_limits(lead)} in {task['metric_title']}, mean of the centres"
         if lead["value"] is None or lead["lo"] is None:
-            value = "" if lead["value"] is None else f" (difference {with_limits(lead)})"
-            yield False, rule, f"Whether VFMGL is better than {title}{value}: {lead['reason']}."
+            why = lead["reason"] if lead["value"] is None else f"it differs {numbers}, without an interval ({lead['reason']})"
+            yield False, rule, f"Whether VFMGL is better than {title}: {why}."
         elif lead["lo"] > 0:
             yield True, rule, f"VFMGL is ahead of {title} {numbers}."
         elif lead["hi"] < 0:
