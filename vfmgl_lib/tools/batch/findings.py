@@ -51,23 +51,26 @@ def _of_chance(task: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _of_leads(task: Mapping[str, Any]) -> Iterator[Finding]:
-    leads = {key: task["measures"][f"ahead_of_{key}"]["all"] for key in METHODS if key != "vfmgl"}
-    reasons = {lead["reason"] for lead in leads.values() if lead["value"] is None}
-    if len(reasons) == 1 and all(lead["value"] is None for lead in leads.values()):
-        yield False, "leads", f"Whether VFMGL is better than other methods: {reasons.pop()}."
-        return
-    for key, lead in leads.items():
-        title = METHODS[key]
+    """One sentence a method; those that cannot be judged for the same reason have one together."""
+    open_: dict[str, list[str]] = {}
+    for key, title in METHODS.items():
+        if key == "vfmgl":
+            continue
+        lead = task["measures"][f"ahead_of_{key}"]["all"]
         rule, numbers = f"ahead_of_{key}", f"by {with_limits(lead)} in {task['metric_title']}, mean of the centres"
-        if lead["value"] is None or lead["lo"] is None:
-            why = lead["reason"] if lead["value"] is None else f"it differs {numbers}, without an interval ({lead['reason']})"
-            yield False, rule, f"Whether VFMGL is better than {title}: {why}."
+        if lead["value"] is None:
+            open_.setdefault(lead["reason"], []).append(title)
+        elif lead["lo"] is None:
+            why = f"there is no interval of its lead ({lead['reason']})"
+            open_.setdefault(why, []).append(f"{title} ({with_limits(lead, '+z.2f')})")
         elif lead["lo"] > 0:
             yield True, rule, f"VFMGL is ahead of {title} {numbers}."
         elif lead["hi"] < 0:
             yield True, rule, f"VFMGL is behind {title} {numbers}."
         else:
             yield False, rule, f"Whether VFMGL is better than {title}: it differs {numbers}, which may be chance."
+    for why, titles in open_.items():
+        yield False, "leads", f"Whether VFMGL is better than {' or '.join(filter(None, [', '.join(titles[:-1]), titles[-1]]))}: {why}."
 
 
 def _of_selection(task: Mapping[str, Any]) -> Iterator[Finding]:
