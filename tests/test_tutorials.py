@@ -61,7 +61,7 @@ def test_own_data_with_a_folder_and_a_task_of_one_s_own(tmp_path: Path):
     images, task = write_classes(tmp_path / "images"), write_task(tmp_path / "moles.yaml", CLASSIFICATION, "pad")
     (images / "North" / "traindata" / "benign").rename(images / "North" / "traindata" / "unnamed")
     done = run(tmp_path, images=images, task=task)
-    assert done.returncode and "label is empty, expected one of benign, malign" in done.stderr
+    assert done.returncode and "label: empty in all 60 rows, expected one of benign, malign" in done.stderr
     table = pd.read_csv(images / "samples.csv", dtype=str, keep_default_na=False)
     table["label"] = np.where(table["image"].str.contains("/malign/"), "malign", "benign")
     table.to_csv(images / "samples.csv", index=False)
