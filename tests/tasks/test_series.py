@@ -267,6 +267,11 @@ def test_what_the_images_of_a_good_table_hold_is_checked_with_its_lines(task, im
         prepare(task, data, tmp_path / "out", progress=False)
     assert "line 5: t2 scan 3/0_t2.PNG: is in colour" in str(caught.value) and str(data / "samples.csv") in str(caught.value)
     assert "line 9: t2 scan 7/0_t2.PNG: 64x40 pixels, t1 scan 7/0_T1.PNG has 9x9" in str(caught.value)
+    for name in ("0_T1.PNG", "0_t2.PNG"):
+        shutil.copy(data / "scan 2" / name, data / "scan 3" / name)
+        shutil.copy(data / "scan 0" / name, data / "scan 7" / name)
+    with pytest.raises(ManifestError, match=r"in several splits: North/testdata/\S+0.png, line 2 \(test\), .*0.png, line 9 \(train\)"):
+        prepare(task, data, tmp_path / "out", progress=False)
 
 
 def test_cases_called_alike_and_patients_called_as_no_folder_is_are_kept_apart(tmp_path):

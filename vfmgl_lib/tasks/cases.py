@@ -46,6 +46,7 @@ class Case:
         split: "train", "val" or "test" as the source says; "": the task's split rule decides, by patient.
         group: what its patient stays together with in one split; "": nobody.
         spacing: of all its pictures, as the manifest writes it, where a table says it; "": as each picture says.
+        line: of the table that lists it, for messages; 0: none does.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     split: str = ""
     group: str = ""
     spacing: str = ""
+    line: int = 0
 
 
 @dataclass

@@ -44,7 +44,7 @@ def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames
                 problems += [f"line {row.line}: {text}" for text in str(error).splitlines()]
                 continue
             unspaced += not spaced
-            cases.append(replace(case, split=row.split, group=row[GROUP]))
+            cases.append(replace(case, split=row.split, group=row[GROUP], line=row.line))
             rows.append((row, f"{row.line:064x}"))  # content is compared slice by slice, later
     _check(listed, rows, names, may_divide, findings)
     findings.warnings += listed.warnings()
@@ -76,7 +76,7 @@ def series_cases(
         read = partial(read_case, files, mask, findings.reading, record.stored_mask_values, (*shown, row.mask))
         sources = (*files, mask) if mask else files
         read = partial(_with_line, row, read)
-        cases.append(Case(name, row["center"], row["patient"], sources, read, label, row.split, row[GROUP], row.spacing))
+        cases.append(Case(name, row["center"], row["patient"], sources, read, label, row.split, row[GROUP], row.spacing, row.line))
         rows.append((row, f"{row.line:064x}"))  # content is compared as it is stacked, later
     if listed.problems:
         for case in tqdm(cases, desc="checking images", unit="case", disable=not progress):

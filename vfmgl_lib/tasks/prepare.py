@@ -426,7 +426,8 @@ def _convert(
         notes.add(note_file(out, case))
         try:
             told = {"group": case.group} | ({"spacing": case.spacing} if case.spacing else {})
-            rows += [row | told for row in convert_case(record, out, case, findings.reading)]
+            rows += (converted := [row | told for row in convert_case(record, out, case, findings.reading)])
+            findings.lines.update({row["path"]: case.line for row in converted if case.line})
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)

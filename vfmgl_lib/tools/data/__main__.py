@@ -155,7 +155,7 @@ def _template(given: argparse.Namespace) -> int:
     file = given.out or given.folder / SAMPLES_FILE
     guessed = guess_samples(given.folder, task=given.task, patient_pattern=given.patient_pattern)
     write_samples(file, guessed.table, force=given.force)
-    _say(f"{file}: {len(guessed.table)} images, by these guesses:", *(f"  {guess}" for guess in guessed.told), "correct them in the file")
+    _say(f"{file}: {len(guessed.table)} rows, by these guesses:", *(f"  {guess}" for guess in guessed.told), "correct them in the file")
     return 0
 
 
