@@ -553,6 +553,11 @@ def test_a_wrong_header_is_told_before_images_are_read(source, monkeypatch):
     assert [text.split(" is missing")[0] for text in found[3:]] == [f"header: column {name!r}" for name in ("image", "center", "label")]
 
 
+def test_a_prepared_set_says_where_there_are_few_test_patients(source):
+    (told,) = [text for text in run(source).warnings if text.startswith("test: ")]
+    assert told.startswith("test: 1 patient at A, 1 patient at B: below 5 of a class no test of an AUC")
+
+
 def test_a_column_that_is_empty_everywhere_is_told_once_and_first(source):
     lines = (source / "samples.csv").read_text(encoding="utf-8").splitlines()
     emptied = [lines[0], *(f"{line.split(',')[0]},{line.split(',')[1]},," for line in lines[1:])]

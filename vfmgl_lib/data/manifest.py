@@ -21,7 +21,7 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.inspection import Inspection, inspect_files, remark_warnings
 from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.names import name_problems, near_names
-from vfmgl_lib.data.patient_notes import few_test_patients, two_sides
+from vfmgl_lib.data.patient_notes import two_sides
 from vfmgl_lib.data.problems import in_short
 
 TaskKind = Literal["classification", "segmentation"]
@@ -241,8 +241,7 @@ def table_findings(
     problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
     warnings = _center_warnings(manifest) + warnings
     problems += [f"who is the patient: {patient_rule}"] if patient_rule and (divided or moved) else []
-    few = few_test_patients(table, manifest.classes if manifest.task_kind == "classification" else ())
-    return problems + leaks, external + warnings + two_sides(table) + _class_warnings(manifest) + few
+    return problems + leaks, external + warnings + two_sides(table) + _class_warnings(manifest)
 
 
 def _center_warnings(manifest: Manifest) -> list[str]:

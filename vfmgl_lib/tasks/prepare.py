@@ -25,6 +25,7 @@ from vfmgl_lib.data.images import Reading
 from vfmgl_lib.data.inspection import inspect_files, remark_warnings
 from vfmgl_lib.data.manifest import COLUMNS, GROUP, Manifest, ManifestError, check_manifest, table_findings
 from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
+from vfmgl_lib.data.patient_notes import few_test_patients
 from vfmgl_lib.data.people import PatientNames, matching_names
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
@@ -300,6 +301,8 @@ def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd
     own = notes["format"] == SAMPLES.name or (source / PHANTOMS).is_file()  # these have counts of their own choosing
     if sheet and not own:
         findings.warnings += compare_counts(manifest, sheet)
+    if not (source / PHANTOMS).is_file():  # of phantoms there are as many as one asks for
+        findings.warnings += few_test_patients(manifest.table, manifest.classes if manifest.task_kind == "classification" else ())
     converted = manifest.root != source.resolve()
     masks = {}
     if manifest.task_kind == "segmentation":
