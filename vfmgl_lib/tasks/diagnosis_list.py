@@ -68,7 +68,7 @@ def join_list(images: pd.DataFrame, file: Path | str, home: str, words: ClassWor
     Raises: ManifestError: no CSV, a column that is not there or cannot be guessed, nothing to join by, no image with a diagnosis.
     """
     file = Path(file)
-    header, cells = _read(file)
+    header, cells = read_list(file)
     joined = _Join(images, file, header, cells, home, words)
     joined.choose(column_choice(columns))
     joined.spell()
@@ -76,7 +76,12 @@ def join_list(images: pd.DataFrame, file: Path | str, home: str, words: ClassWor
     return joined.told + joined.fill()
 
 
-def _read(file: Path) -> tuple[list[str], list[list[str]]]:
+def read_list(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table whose columns may be called in any way.
+
+    Raises: ManifestError: no CSV, rows of another length than the header, no rows.
+    """
+
     def fits(names: list[str]) -> bool:
         return sum(any(_rank(name, role) for role in ROLES) for name in names) > 1
 
@@ -457,11 +462,16 @@ def class_order(labels: Iterable[str]) -> list[str]:
     return sorted(set(labels) - {""}, key=lambda name: (not NEGATIVE_WORDS & set(folder_word(name).split("_")), name))
 
 
+def use_of(classes: Sequence[str]) -> str:
+    """What a model of these classes does, after "it"."""
+    return f"tells {classes[-1]} from {', '.join(classes[:-1])}"
+
+
 def _next(labels: Iterable[str]) -> str:
     classes = class_order(labels)
     if any("," in name or "/" in name for name in classes):
         return "the task is not written yet, and classes are called without ',' and '/': write other words into the list and join it again"
     command = ["vfmgl", "data", "new-task", "my_task.yaml", "--kind", "classification", "--classes", ",".join(classes)]
-    command += ["--use", f"tells {classes[-1]} from {', '.join(classes[:-1])}"]
+    command += ["--use", use_of(classes)]
     positive = f" (the last, {classes[-1]}, is the positive one: check it)" if len(classes) == 2 else ""
     return f"the task is not written yet{positive}: {shlex.join(command)}"

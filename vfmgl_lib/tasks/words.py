@@ -33,7 +33,7 @@ IMAGE_ENDING = re.compile(r"[ _.-](image|img|bild|photo|foto)$|^(image|img|bild|
 # What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
 PATIENT_FORMS = {
     "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
-    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
+    "the name before L or R": re.compile(r"^(.*?\d)[ _.-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
     "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
     "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
     "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
