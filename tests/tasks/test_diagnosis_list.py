@@ -54,7 +54,7 @@ def test_what_it_tells_and_the_command_for_the_task(tmp_path):
     command = told[told.index("vfmgl data new-task") :]
     words = command.replace("my_task.yaml", str(tmp_path / "my_task.yaml"))
     assert main(shlex.split(words)[2:]) == 0
-    assert '["gutartig", "Bösartig"]' in (tmp_path / "my_task.yaml").read_text("utf-8")
+    assert '["gutartig", "bösartig"]' in (tmp_path / "my_task.yaml").read_text("utf-8")
 
 
 def test_the_words_of_a_task(tmp_path):
@@ -107,7 +107,7 @@ def test_files_tell_centre_and_patient_where_folders_do_not(tmp_path):
     text = "Datei,Patient,Klinik,Befund\nscan a.png,p1,Nord,gut\nSCAN B,p1,Nord,gut\nother.jpg,p2,Süd,schlecht\n"
     rows, told = joined(tmp_path, files, text)
     assert rows == {"other.JPG": ("Süd", "p2", "schlecht"), "scan a.png": ("Nord", "p1", "gut"), "scan b.png": ("Nord", "p1", "gut")}
-    assert "image is 'Datei'" in told and "patient: taken from the list" in told
+    assert "image is 'Datei'" in told and "patient: 3 images got theirs from the list" in told
 
 
 def test_files_called_as_patients_in_one_folder(tmp_path):

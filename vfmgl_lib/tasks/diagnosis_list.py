@@ -22,10 +22,10 @@ from typing import NoReturn
 import pandas as pd
 
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.data.names import near_names, plain_words, same_name
-from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
+from vfmgl_lib.data.names import same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
 from vfmgl_lib.tasks.classes import ClassWords
+from vfmgl_lib.tasks.same_names import file_form, is_file_name, loosest_key, patient_keys, rows_by_file, same_centers, same_patients
 from vfmgl_lib.tasks.words import HEADER_WORDS, MOST_CLASSES, NEGATIVE_WORDS, folder_word, header_words, stem_of
 
 ROLES = ("image", "patient", "center", "label")
@@ -115,7 +115,7 @@ class _Join:
         self.columns: dict[str, int | None] = {}
         self.told: list[str] = []
         self.people = [patient or stem_of(path) for path, patient in zip(images["image"], images["patient"], strict=True)]
-        self.by_file = _by_file(images["image"])
+        self.by_file = rows_by_file(images["image"])
         self.found: list[list[_Line]] = [[] for _ in self.people]  # of each image
         self.notes: list[str] = []
 
@@ -165,17 +165,17 @@ class _Join:
             lines = list(filter(None, self.values(column)))
             return _share(lines, lambda word: self.words is None or self.words.number(word) is not None) if few else 0.0
         if role == "image":
-            return _share(values, lambda value: _file_form(value) in self.by_file)
+            return _share(values, lambda value: file_form(value) in self.by_file)
         if role == "center":
-            return len(_same_centers(set(self.images["center"]), values)) / max(1, len(values))
-        known = {(level, key) for name in self.people for level, key in enumerate(_keys(name)) if key}
-        return _share(values, lambda value: any((level, key) in known for level, key in enumerate(_keys(value))))
+            return len(same_centers(set(self.images["center"]), values)) / max(1, len(values))
+        known = {(level, key) for name in self.people for level, key in enumerate(patient_keys(name)) if key}
+        return _share(values, lambda value: any((level, key) in known for level, key in enumerate(patient_keys(value))))
 
     def _by_values(self, role: str, fits: Mapping[int, float]) -> int | None:
         """The one column that is not called otherwise and whose values fit; None: there is none, or several."""
         free = {column: share for column, share in fits.items() if not any(_rank(self.header[column], other) for other in ROLES)}
         if role == "image":
-            free = {column: share for column, share in free.items() if any(map(_is_file, self.values(column)))}
+            free = {column: share for column, share in free.items() if any(map(is_file_name, self.values(column)))}
         if role == "label" and self.words is None:
             return None  # sex, side and ward have few words, too
         fitting = [column for column, share in free.items() if share >= (1.0 if role == "center" else BY_VALUES)]
@@ -218,7 +218,7 @@ class _Join:
         if self.words:
             numbers = {key: self.words.number(word) for key, word in most.items()}
             if foreign := [f"{most[key]!r} ({spellings[key].total()} lines)" for key, number in numbers.items() if number is None]:
-                what = f"label: {', '.join(foreign)} of the list is no class, expected {self.words.expected}"
+                what = f"label: {_some(foreign)} of the list is no class, expected {self.words.expected}"
                 if len(foreign) == len(most):
                     self._refuse(f"{what}; the task's key class_folders takes other words for its classes, in their order")
                 self.notes.append(f"{what}; left empty, FILL IN")
@@ -248,15 +248,18 @@ class _Join:
             self._match_people(mine, lines, center)
 
     def _match_files(self) -> None:
-        centers = _same_centers(set(self.images["center"]), {line.center for line in self.lines} - {""})
+        centers = same_centers(set(self.images["center"]), {line.center for line in self.lines} - {""})
+        several = []
         for line in self.lines:
-            places = self.by_file.get(_file_form(line.image), []) if line.image else []
+            places = self.by_file.get(file_form(line.image), []) if line.image else []
             if len(places) > 1:  # one file's name at several centres
                 places = [place for place in places if line.center and centers.get(self.images["center"][place]) == line.center]
             if len(places) == 1:
                 self.found[places[0]].append(line)
-            elif places:
-                self.notes.append(f"image: {line.image!r} of the list may be several files; left empty, FILL IN")
+            elif len(self.by_file.get(file_form(line.image), ())) > 1:
+                several.append(line.image)
+        if several:
+            self.notes.append(f"image: {len(several)} of the list may be several files, left empty: {_some(several)}; FILL IN")
 
     def _centers(self) -> dict[str, str] | None:
         """Centre of the images -> the list's one; None: centres are not compared."""
@@ -264,10 +267,9 @@ class _Join:
         if column is None:
             return None
         listed = sorted({line.center for line in self.lines} - {""})
-        pairs = _same_centers(own, listed)
+        pairs = same_centers(own, listed)
         if not pairs:
             if own == {self.home}:  # no name tells the centres
-                self.told.append(f"center: taken from the list ({', '.join(listed[:MOST_CLASSES])})")
                 return None
             self._refuse(
                 f"its centers ({', '.join(listed[:SHOWN])}) are none of the images' ({', '.join(sorted(own)[:SHOWN])}); call them alike,"
@@ -286,7 +288,7 @@ class _Join:
         for place in places:
             wanted.setdefault(same_name(self.people[place]), []).append(place)
         unsure = self._at_several(wanted, offered)
-        pairs, unclear = _pairs([name for name in wanted if name not in unsure], offered)
+        pairs, unclear = same_patients([name for name in wanted if name not in unsure], offered)
         for name, other in pairs.items():
             for place in wanted[name]:
                 self.found[place] = offered[other]
@@ -310,11 +312,11 @@ class _Join:
         """Patients who are compared without their centre, though another centre, of the images or the list, has one of that number."""
         homes: dict[Hashable, set[str]] = {}
         for name, places in wanted.items():
-            homes.setdefault(_loosest(name), set()).update(self.images["center"][place] for place in places)
+            homes.setdefault(loosest_key(name), set()).update(self.images["center"][place] for place in places)
         theirs: dict[Hashable, set[str]] = {}
         for name, lines in offered.items():
-            theirs.setdefault(_loosest(name), set()).update(line.center for line in lines)
-        return [name for name in wanted if max(len(homes[_loosest(name)]), len(theirs.get(_loosest(name), ()))) > 1]
+            theirs.setdefault(loosest_key(name), set()).update(line.center for line in lines)
+        return [name for name in wanted if max(len(homes[loosest_key(name)]), len(theirs.get(loosest_key(name), ()))) > 1]
 
     # What comes of it.
 
@@ -322,9 +324,7 @@ class _Join:
         """Writes labels, centres and patients into the table; returns what to tell."""
         labels, contradictions = [], {}
         by_image = self.columns["image"] is not None
-        if by_image and self.columns["patient"] is not None:
-            self.told.append("patient: taken from the list")
-        takes_center = self.columns["center"] is not None and set(self.images["center"]) == {self.home}
+        takes_center, people = self.columns["center"] is not None and set(self.images["center"]) == {self.home}, 0
         for place, lines in enumerate(self.found):
             named = sorted({line.label for line in lines} - {""})
             labels.append(named[0] if len(named) == 1 else "")
@@ -332,13 +332,15 @@ class _Join:
                 who = self.images["image"][place] if by_image else f"{self.people[place]} ({self.images['center'][place]})"
                 contradictions[who] = " and ".join(named)
             if lines and lines[0].patient and (by_image or not self.images["patient"][place]):
-                self.images.loc[place, "patient"] = lines[0].patient
+                self.images.loc[place, "patient"], people = lines[0].patient, people + 1
             if lines and lines[0].center and takes_center:
                 self.images.loc[place, "center"] = lines[0].center
+        if takes_center:
+            self.told.append(f"center: taken from the list ({', '.join(sorted(set(self.images['center']))[:MOST_CLASSES])})")
         self.images["label"] = labels
         if not any(labels):
             self._refuse("no image got a diagnosis" + "".join(f"; {note}" for note in self.notes))
-        told = [_counted(labels), *self.notes]
+        told = [_counted(labels), *self.notes, *([f"patient: {people} images got theirs from the list"] if people else [])]
         if contradictions:
             who, both = next(iter(contradictions.items()))
             told.append(f"label: {len(contradictions)} with two diagnoses, left empty: {_some(contradictions)}; {who} is {both}; FILL IN")
@@ -347,7 +349,7 @@ class _Join:
             told.append(f"list: {len(lost)} {'files' if by_image else 'patients'} of it have no image: {_some(lost)}")
         if without := [path for path, lines in zip(self.images["image"], self.found, strict=True) if not lines]:
             told.append(f"label: {len(without)} images have no line in the list: {_some(without)}; FILL IN, or take their rows out")
-        return told + ([] if self.words else [_next(labels)])
+        return told
 
 
 def _spellings(words: Iterable[str]) -> dict[str, Counter[str]]:
@@ -358,85 +360,8 @@ def _spellings(words: Iterable[str]) -> dict[str, Counter[str]]:
 
 
 def _most_frequent(spellings: Mapping[str, Counter[str]]) -> dict[str, str]:
-    return {key: min(words, key=lambda word: (-words[word], word)) for key, words in spellings.items()}
-
-
-def _file_form(text: str) -> str:
-    return same_name(re.sub(r"^\./", "", text.replace("\\", "/")))
-
-
-def _is_file(text: str) -> bool:
-    return text.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
-
-
-def _by_file(paths: Iterable[str]) -> dict[str, list[int]]:
-    """A file's path, its ends and both without ending -> the rows that may be meant."""
-    found: dict[str, list[int]] = {}
-    for place, path in enumerate(paths):
-        parts = path.split("/")
-        ends = ["/".join(parts[start:]) for start in range(len(parts))]
-        for form in dict.fromkeys(_file_form(form) for end in ends for form in (end, end.removesuffix(parts[-1]) + stem_of(path))):
-            found.setdefault(form, []).append(place)
-    return found
-
-
-def _keys(name: str) -> tuple[Hashable, ...]:
-    """What a patient's name is compared by, the strictest first; () where there is nothing left of it."""
-    plain = same_name(name)
-    parts = re.findall(r"[0-9]+|[^\W\d_]+", re.sub(r"^([0-9]+)[.,]0+$", r"\1", plain))  # spreadsheets write 7 as 7.0
-    words = tuple(int(part) if part.isdecimal() else part for part in parts)
-    return plain, words, tuple(part for part in words if isinstance(part, int))
-
-
-def _loosest(name: str) -> Hashable:
-    return next(key for key in reversed(_keys(name)) if key)
-
-
-def _pairs(wanted: Iterable[str], offered: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Name -> the one that means the same; names of which several may be meant, with these."""
-    mine, theirs = list(wanted), list(offered)
-    pairs: dict[str, str] = {}
-    unclear: dict[str, list[str]] = {}
-    for level in range(len(_keys(""))):
-        others = _grouped(theirs, level)
-        for key, names in _grouped(mine, level).items():
-            if len(names) == len(others.get(key, ())) == 1:
-                pairs[names[0]] = others[key][0]
-            elif key in others:
-                unclear |= {name: others[key] for name in names}
-        mine = [name for name in mine if name not in pairs and name not in unclear]
-        theirs = [name for name in theirs if name not in pairs.values()]
-    return pairs, unclear
-
-
-def _grouped(names: Iterable[str], level: int) -> dict[Hashable, list[str]]:
-    found: dict[Hashable, list[str]] = {}
-    for name in names:
-        if key := _keys(name)[level]:
-            found.setdefault(key, []).append(name)
-    return found
-
-
-def _same_centers(own: Collection[str], listed: Collection[str]) -> dict[str, str]:
-    """Centre of the images -> the list's name of it; only where no other could be meant."""
-
-    def within(one: str, other: str) -> bool:
-        words = set(plain_words(one)), set(plain_words(other))
-        return all(words) and (words[0] <= words[1] or words[1] <= words[0])
-
-    tests: tuple[Callable[[str, str], bool], ...] = (
-        lambda one, other: same_name(one) == same_name(other),
-        lambda one, other: bool(near_names((one, other))),
-        within,
-    )
-    pairs: dict[str, str] = {}
-    for fits in tests:
-        mine, theirs = set(own) - pairs.keys(), set(listed) - set(pairs.values())
-        for name in sorted(mine):
-            meant = [other for other in theirs if fits(name, other)]
-            if len(meant) == 1 and sum(fits(other, meant[0]) for other in mine) == 1:
-                pairs[name] = meant[0]
-    return pairs
+    """Of two that are there as often, the one in small letters."""
+    return {key: min(words, key=lambda word: (-words[word], word.swapcase())) for key, words in spellings.items()}
 
 
 def _share(values: Sequence[str], fits: Callable[[str], bool]) -> float:
@@ -467,7 +392,8 @@ def use_of(classes: Sequence[str]) -> str:
     return f"tells {classes[-1]} from {', '.join(classes[:-1])}"
 
 
-def _next(labels: Iterable[str]) -> str:
+def next_step(labels: Iterable[str]) -> str:
+    """The command that writes a task of these labels, ready to copy."""
     classes = class_order(labels)
     if any("," in name or "/" in name for name in classes):
         return "the task is not written yet, and classes are called without ',' and '/': write other words into the list and join it again"

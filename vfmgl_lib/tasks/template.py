@@ -26,7 +26,7 @@ from vfmgl_lib.data.lookup import list_files
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
-from vfmgl_lib.tasks.diagnosis_list import join_list
+from vfmgl_lib.tasks.diagnosis_list import join_list, next_step
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tasks.words import (
@@ -110,6 +110,7 @@ def guess_samples(
     table = pd.DataFrame(rows, columns=columns, dtype=str)
     if listed:
         told += join_list(table, listed, home.name, words, list_columns)
+        told += [] if task else [next_step(table["label"])]
     return Guessed(table, told)
 
 
