@@ -303,9 +303,10 @@ class _Join:
                 f" {theirs}; left empty, FILL IN"
             )
         if unsure:
+            who = _some([self.people[wanted[name][0]] for name in unsure])
             self.notes.append(
-                f"patient: {_some(unsure)} is there at several centers, and which one is meant cannot be told; left empty, FILL IN or add a"
-                " column with the center to the list"
+                f"patient: {len(unsure)} are there at several centers, and which one is meant cannot be told: {who}; left empty, FILL IN or"
+                " add a column with the center to the list"
             )
 
     def _at_several(self, wanted: Mapping[str, list[int]], offered: Mapping[str, list[_Line]]) -> list[str]:
@@ -339,7 +340,8 @@ class _Join:
             self.told.append(f"center: taken from the list ({', '.join(sorted(set(self.images['center']))[:MOST_CLASSES])})")
         self.images["label"] = labels
         if not any(labels):
-            self._refuse("no image got a diagnosis" + "".join(f"; {note}" for note in self.notes))
+            why = [f"\n  {note}" for note in self.notes if not note.startswith("label")]
+            self._refuse("no image got a diagnosis" + "".join(why))
         told = [_counted(labels), *self.notes, *([f"patient: {people} images got theirs from the list"] if people else [])]
         if contradictions:
             who, both = next(iter(contradictions.items()))
@@ -395,6 +397,8 @@ def use_of(classes: Sequence[str]) -> str:
 def next_step(labels: Iterable[str]) -> str:
     """The command that writes a task of these labels, ready to copy."""
     classes = class_order(labels)
+    if len(classes) < 2:
+        return f"the task is not written yet: the images have one class only, {classes[0]}, expected at least two"
     if any("," in name or "/" in name for name in classes):
         return "the task is not written yet, and classes are called without ',' and '/': write other words into the list and join it again"
     command = ["vfmgl", "data", "new-task", "my_task.yaml", "--kind", "classification", "--classes", ",".join(classes)]
