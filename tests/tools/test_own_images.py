@@ -35,6 +35,18 @@ def test_what_is_missing_is_one_line_and_the_task_waits_for_labels(tmp_path):
     assert found.missing == "" and read_task(found.task).classes == ("benign", "malignant")
 
 
+def test_classes_that_are_not_those_of_the_list_or_the_task(tmp_path):
+    tree(tmp_path / "set", *FILES)
+    (tmp_path / "list.csv").write_text("site,case,diagnosis\nA,1,bad\nA,2,good\nB,1,bad\nB,2,good\n")
+    given = {"folder": tmp_path / "set", "task": tmp_path / "moles.yaml", "listed": tmp_path / "list.csv"}
+    with pytest.raises(ManifestError, match="is no class, expected one of benign, malignant"):
+        own_images(**given, classes="benign,malignant")
+    assert not given["task"].exists()  # the next call is not bound to it
+    assert read_task(own_images(**given, classes="good, bad").task).classes == ("good", "bad")
+    with pytest.raises(ManifestError, match=r"moles\.yaml: has the classes good, bad, expected bad, good; delete the file"):
+        own_images(**given, classes="bad,good")
+
+
 def test_masks_make_a_segmentation_and_classes_may_be_named(tmp_path):
     tree(tmp_path / "set", *(f"{c}/{part}/{n}.png" for c in "AB" for part in ("images", "labels") for n in range(3)))
     found = own_images(tmp_path / "set", tmp_path / "cysts.yaml", classes="background, cyst")

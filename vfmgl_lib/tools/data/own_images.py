@@ -47,6 +47,9 @@ def own_images(
     """
     folder, task = Path(folder), Path(task)
     table, is_new = folder / FILE, not task.is_file()
+    if classes and not is_new and (known := find_task(task).classes) != (asked := _names(classes)):
+        remedy = "delete the file to have it written anew, or give the task another name"
+        raise ManifestError(f"{task}: has the classes {', '.join(known or ())}, expected {', '.join(asked)}; {remedy}")
     if table.is_file():
         told = [f"{table} is there and is used as it is; delete it to have it guessed anew"]
         if is_new:
@@ -58,7 +61,12 @@ def own_images(
         if is_new:
             first = guess_samples(folder, "", patient_pattern, listed, list_columns).table
             _write_task(task, classes, list(first.get("label", [])), "mask" in first)
-        guessed = guess_samples(folder, str(task) if task.is_file() else "", patient_pattern, listed, list_columns)
+        try:
+            guessed = guess_samples(folder, str(task) if task.is_file() else "", patient_pattern, listed, list_columns)
+        except ManifestError:
+            if is_new:  # else the next call would take these classes for those that are wanted
+                task.unlink(missing_ok=True)
+            raise
         write_samples(table, guessed.table)
         told = [*guessed.told, f"{table}: written; correct it where a guess is wrong, and run this again"]
     if task.is_file():
@@ -68,9 +76,13 @@ def own_images(
     return OwnImages(table, task, told, _missing(table))
 
 
+def _names(classes: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in classes.split(","))
+
+
 def _write_task(task: Path, classes: str, labels: Sequence[str], segmentation: bool) -> None:
     """Not where neither the user nor a label says what the classes are: labels have to be filled in first."""
-    names = [name.strip() for name in classes.split(",")] if classes else list(SEGMENTATION) if segmentation else class_order(labels)
+    names = list(_names(classes)) if classes else list(SEGMENTATION) if segmentation else class_order(labels)
     if len(names) < 2 and not classes:
         return
     kind, use = ("segmentation", f"outlines {', '.join(names[1:])}") if segmentation else ("classification", use_of(names))
