@@ -56,11 +56,14 @@ def column_choice(text: str) -> dict[str, str]:
     return {role: name.strip() for role, _, name in pairs} if text else {}
 
 
-def join_list(images: pd.DataFrame, file: Path | str, home: str, words: ClassWords | None = None, columns: str = "") -> list[str]:
+def join_list(
+    images: pd.DataFrame, paths: Sequence[str], file: Path | str, home: str, words: ClassWords | None = None, columns: str = ""
+) -> list[str]:
     """Fills in the label of images by a list of diagnoses; centre and patient too, where only the list tells them.
 
     Args:
-        images: image, center, patient, label; changed in place.
+        images: center, patient, label; changed in place.
+        paths: of the rows' images, below the folder.
         home: the folder's own name, which the centre is called where no name tells it.
         words: of the task's classes; None: the list's words are the classes.
         columns: as `column_choice` reads it.
@@ -69,7 +72,7 @@ def join_list(images: pd.DataFrame, file: Path | str, home: str, words: ClassWor
     """
     file = Path(file)
     header, cells = read_list(file)
-    joined = _Join(images, file, header, cells, home, words)
+    joined = _Join(images, paths, file, header, cells, home, words)
     joined.choose(column_choice(columns))
     joined.spell()
     joined.match()
@@ -109,13 +112,21 @@ def _rank(name: str, role: str) -> int:
 
 class _Join:
     def __init__(
-        self, images: pd.DataFrame, file: Path, header: list[str], cells: list[list[str]], home: str, words: ClassWords | None
+        self,
+        images: pd.DataFrame,
+        paths: Sequence[str],
+        file: Path,
+        header: list[str],
+        cells: list[list[str]],
+        home: str,
+        words: ClassWords | None,
     ) -> None:
         self.images, self.file, self.header, self.cells, self.home, self.words = images, file, header, cells, home, words
+        self.paths = list(paths)
         self.columns: dict[str, int | None] = {}
         self.told: list[str] = []
-        self.people = [patient or stem_of(path) for path, patient in zip(images["image"], images["patient"], strict=True)]
-        self.by_file = rows_by_file(images["image"])
+        self.people = [patient or stem_of(path) for path, patient in zip(paths, images["patient"], strict=True)]
+        self.by_file = rows_by_file(paths)
         self.found: list[list[_Line]] = [[] for _ in self.people]  # of each image
         self.notes: list[str] = []
 
@@ -199,7 +210,7 @@ class _Join:
             for number, name in enumerate(self.header)
         )
         centers = ", ".join(sorted(set(self.images["center"]))[:SHOWN])
-        files = ", ".join(self.images["image"][:SHOWN])
+        files = ", ".join(self.paths[:SHOWN])
         people = ", ".join(list(dict.fromkeys(self.people))[:SHOWN])
         raise ManifestError(
             f"{self.file}: {what}\n  the list's columns: {columns}\n  the images: {files}; patients: {people}; centers: {centers}\n"
@@ -330,7 +341,7 @@ class _Join:
             named = sorted({line.label for line in lines} - {""})
             labels.append(named[0] if len(named) == 1 else "")
             if len(named) > 1:
-                who = self.images["image"][place] if by_image else f"{self.people[place]} ({self.images['center'][place]})"
+                who = self.paths[place] if by_image else f"{self.people[place]} ({self.images['center'][place]})"
                 contradictions[who] = " and ".join(named)
             if lines and lines[0].patient and (by_image or not self.images["patient"][place]):
                 self.images.loc[place, "patient"], people = lines[0].patient, people + 1
@@ -349,7 +360,7 @@ class _Join:
         used = {id(line) for lines in self.found for line in lines}
         if lost := list(dict.fromkeys(_who(line, by_image) for line in self.lines if id(line) not in used)):
             told.append(f"list: {len(lost)} {'files' if by_image else 'patients'} of it have no image: {_some(lost)}")
-        if without := [path for path, lines in zip(self.images["image"], self.found, strict=True) if not lines]:
+        if without := [path for path, lines in zip(self.paths, self.found, strict=True) if not lines]:
             told.append(f"label: {len(without)} images have no line in the list: {_some(without)}; FILL IN, or take their rows out")
         return told
 

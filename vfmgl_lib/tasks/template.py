@@ -109,7 +109,7 @@ def guess_samples(
     rows = [[getattr(image, "path" if column == "image" else column) for column in columns] for image in images]
     table = pd.DataFrame(rows, columns=columns, dtype=str)
     if listed:
-        told += join_list(table, listed, home.name, words, list_columns)
+        told += join_list(table, [image.path for image in images], listed, home.name, words, list_columns)
         told += [] if task else [next_step(table["label"])]
     return Guessed(table, told)
 
