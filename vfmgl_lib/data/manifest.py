@@ -41,6 +41,10 @@ class ManifestError(ValueError):
 
     problems: tuple[str, ...] = ()
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, which says all there is to do, without the calls that led to it."""
+        return [str(self)]
+
     @classmethod
     def listing(cls, where: Path | str, problems: Sequence[str]) -> "ManifestError":
         """One error for all problems found in `where`; the message tells like ones in one line, shows 20, and counts all."""

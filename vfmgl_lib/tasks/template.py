@@ -6,6 +6,8 @@ mask     a file of the image's name in a folder of masks (labels, masks, gt, ...
 split    folders such as train, val, testdata, where every image lies in one
 series   of a task of several: files called <case>_<series> are one row
 patient  a level of folders below the others; else what a centre's files are called before their eye, tile or slice; else left empty
+
+A list of diagnoses fills in the label (`tasks.diagnosis_list`).
 """
 
 from __future__ import annotations
@@ -25,13 +27,23 @@ from vfmgl_lib.data.lookup import list_files
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
+from vfmgl_lib.tasks.diagnosis_list import join_list, next_step
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tasks.samples import NEEDED
 from vfmgl_lib.tasks.series import cases_by_name
-from vfmgl_lib.tasks.words import IMAGE_ENDING, IMAGE_WORDS, MASK_ENDING, MASK_WORDS, PATIENT_FORMS, SPLIT_WORDS, folder_word, stem_of
+from vfmgl_lib.tasks.words import (
+    IMAGE_ENDING,
+    IMAGE_WORDS,
+    MASK_ENDING,
+    MASK_WORDS,
+    MOST_CLASSES,
+    PATIENT_FORMS,
+    SPLIT_WORDS,
+    folder_word,
+    stem_of,
+)
 
-MOST_CLASSES = 20
 CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
 
 
@@ -60,13 +72,16 @@ class _Image:
         return self.case or stem_of(self.path)
 
 
-def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "") -> Guessed:
+def guess_samples(
+    folder: Path | str, task: str = "", patient_pattern: str = "", listed: Path | str = "", list_columns: str = ""
+) -> Guessed:
     """Lists a folder's images with who, where and what they probably are.
 
     Args:
         task: whose classes and kind are known; "": a segmentation where most images have a mask, else a classification.
         patient_pattern: finds the patient (`folders.pattern_of`); "": guessed.
-    Raises: ManifestError: no such folder, no image in it, an unknown task, a pattern that is none.
+        listed: CSV with the patients' diagnoses; "": none. list_columns: which of its columns is what (`column_choice`); "": guessed.
+    Raises: ManifestError: no such folder, no image in it, an unknown task, a pattern that is none, a list that cannot be joined.
     """
     home = Path(folder).resolve()
     if not home.is_dir():
@@ -88,18 +103,27 @@ def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "")
         )
     told += _take_masks(images, masks, [path for path in files if _is_mask(path) and path not in masks])
     masked = sum(bool(image.mask) for image in images)
-    segmentation = record.is_segmentation if record else 2 * masked >= len(images)
-    kind = f"the task {record.name} is one" if record else f"{masked} of {len(images)} images have a mask"
+    segmentation = record.is_segmentation if record else not listed and 2 * masked >= len(images)
+    if segmentation and listed:
+        raise ManifestError(f"{listed}: a list of diagnoses is for a classification, the task {task} is a segmentation")
+    counted = "a list of diagnoses is given" if listed else f"{masked} of {len(images)} images have a mask"
+    kind = f"the task {record.name} is one" if record else counted
     told.append(f"kind: {'segmentation' if segmentation else 'classification'}, since {kind}")
     told += _guess_split(images)
+    words = ClassWords(record.classes, record.class_folders or ()) if record and record.classes else None
     if not segmentation:
-        told += _guess_label(images, ClassWords(record.classes, record.class_folders or ()) if record and record.classes else None)
+        by_folders = _guess_label(images, words)
+        told += [] if listed else by_folders
     told += _guess_center(images, home.name)
     told += _guess_patient(images, pattern)
     columns = ["center", "patient", "mask" if segmentation else "label", *(["split"] if any(i.split for i in images) else [])]
     files_of = {path: own for path, (_, own) in cases.items()}
     rows = [[*files_of.get(image.path, [image.path]), *(getattr(image, column) for column in columns)] for image in images]
-    return Guessed(pd.DataFrame(rows, columns=[*(series or NEEDED[:1]), *columns], dtype=str), told)
+    table = pd.DataFrame(rows, columns=[*(series or NEEDED[:1]), *columns], dtype=str)
+    if listed:
+        told += join_list(table, [image.path for image in images], listed, home.name, words, list_columns)
+        told += [] if task else [next_step(table["label"])]
+    return Guessed(table, told)
 
 
 def write_samples(file: Path | str, table: pd.DataFrame, force: bool = False) -> None:
