@@ -21,11 +21,10 @@ from scipy.special import expit, logit
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from vfmgl_lib.data.patient_notes import MIN_PATIENTS as MIN_PATIENTS  # what is evaluated takes it from here
+
 ALPHA = 0.05
 Z = float(stats.norm.ppf(1 - ALPHA / 2))
-# With fewer, limits called 95 % hold the truth far less often: the mean of normal values 50 % with two, 75 % with three, 87 % with five.
-# With fewer of a class the test of two AUCs rejects too often: in 12 % of the cases with two, 7 % with three, beside 40 of the other class.
-MIN_PATIENTS = 5
 DRAWS = 2000  # of the bootstrap
 MOST_UNDEFINED = 0.05  # share of the draws, which are left out
 
