@@ -116,9 +116,10 @@ def agreement(table: pd.DataFrame, quantity: str) -> Figure:
         axis.set_major_locator(MaxNLocator(nbins=4))
     difference = both[:, 1] - both[:, 0]
     right.plot(range(len(difference)), difference, "o", color=COLOR["student, exported"], alpha=0.7)
-    reach = max(float(np.abs(difference).max()) * 1.3, 1e-9)
+    largest = float(np.abs(difference).max())
+    reach = max(largest * 1.3, 1e-9)
     right.axhline(0, color=MUTED, linewidth=0.8)
-    right.set(ylim=(-reach, reach), xlabel="test image", title=f"difference, at most {np.abs(difference).max():.1e}")
+    right.set(ylim=(-reach, reach), xlabel="test image", title=f"difference, at most {largest:.1e}" if largest else "no difference at all")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return figure

@@ -28,7 +28,7 @@ def names_of_rows(table: pd.DataFrame) -> list[str]:
 
 
 def _in_words(metric: str) -> str:
-    return " ".join({"auc": "AUC", "eec": "EEC"}.get(word, word) for word in metric.split("_"))
+    return " ".join({"auc": "AUC", "dice": "Dice", "eec": "EEC"}.get(word, word) for word in metric.split("_"))
 
 
 @journal
