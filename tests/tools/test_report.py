@@ -432,6 +432,7 @@ def test_numbers_in_words():
         ("**Lead.** One. Two.", "Lead", "One. Two."),
         ("## 6 · Result\n\n**A *b* <sub>c</sub>.** See [this](there.md) and `code`.", "A b _c", "See this and code."),
         ("**Who** (some only). The rest.", "Who", "The rest."),
+        ("**Parts.** (a) One, (b) two.", "Parts", "(a) One, (b) two."),
         ("No lead. **Bold** later.", "", ""),
         ("## Heading only", "", ""),
         ("**Lead.** Geiping et al. (2020) did it. " + "Long " * 60 + ".", "Lead", "Geiping et al. (2020) did it."),

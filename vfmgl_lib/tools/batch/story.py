@@ -65,7 +65,7 @@ def described(text: str) -> tuple[str, str]:
     lead = LEAD.match(paragraphs[0]) if paragraphs else None
     if not lead:
         return "", ""
-    rest = re.sub(r"^\([^)]*\)[.,]?\s*", "", paragraphs[0][lead.end() :])
+    rest = re.sub(r"^\([^)]{3,}\)[.,]?\s*", "", paragraphs[0][lead.end() :])
     about = ""
     for sentence in SENTENCE_END.split(plain(rest)):
         if about and len(about) + len(sentence) > LONGEST:
