@@ -311,6 +311,9 @@ def test_a_table_that_somebody_has_changed_does_not_keep_the_rest_from_being_sho
     _, task = page_of(results)
     assert "kept_share.csv is not as notebook 03_ddbl saves it: KeyError" in task["measures"]["kept_share"]["all"]["reason"]
     assert task["measures"]["vfmgl"]["all"]["value"] is not None
+    file.write_bytes("round,centre\n2,Mü\n".encode("latin-1"))
+    _, task = page_of(results)
+    assert task["measures"]["kept_share"]["all"]["reason"].startswith("kept_share.csv cannot be read: 'utf-8' codec")
 
 
 def test_data_without_lesions_and_a_run_of_one_round(results: Path):

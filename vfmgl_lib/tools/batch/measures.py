@@ -135,7 +135,12 @@ _MAPPED = partial(Measure, notebook=MAPS, table="localisation", if_absent="nobod
 MEASURES: dict[str, Measure] = {
     **{
         f"{split}_{column}": Measure(
-            f"{column} for {word}", DATA, "counts", partial(_counts, split=split, column=column), unit=column, if_empty=f"no {split} set"
+            f"{column} for {word}",
+            DATA,
+            "counts",
+            partial(_counts, split=split, column=column),
+            unit=column,
+            if_empty=f"no images for {word}",
         )
         for split, word in (("train", "training"), ("val", "validation"), ("test", "the test"))
         for column in ("images", "patients")
@@ -227,7 +232,7 @@ def read_measures(folder: Path, failures: Mapping[str, str]) -> dict[str, dict[s
         folder: runs/<profile>/<folder>.
         failures: notebook -> its error, "" where it ran to its end; those that have not been run are not there.
     Returns: in the order of `MEASURES`, key -> title, unit, limits, notebook, table (its path below the profile's folder, "" where there is
-        none), all (the number of the task), centers (center -> number) and reason (why `all` is None).
+        none), all (the number of the task, with the reason where it has no value) and centers (center -> number).
     """
     tables: dict[tuple[str, str], tuple[list[Row], str]] = {}
     found = {}
@@ -266,8 +271,11 @@ def read_saved(file: Path, failures: Mapping[str, str]) -> tuple[list[Row], str]
         return [], f"notebook {notebook} failed: {failures[notebook]}"
     if not file.is_file():
         return [], "" if notebook in failures else f"notebook {notebook} has not been run"
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows: list[Row] = list(csv.DictReader(lines))
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows: list[Row] = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:  # a spreadsheet has saved it in another encoding
+        return [], f"{file.name} cannot be read: {error}"
     sources = {row["source"] for row in rows if row.get("source")}
     made_with = {named[1] if (named := VERSION.search(source)) else FIRST_VERSION for source in sources}
     if other := sorted(made_with - {__version__}):

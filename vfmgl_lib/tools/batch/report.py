@@ -134,9 +134,9 @@ def _size(png: Path) -> tuple[int, int] | tuple[None, None]:
 def _centers(folder: Path, failures: Mapping[str, str], measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The training and the external centres; where notebook 01 has not run those that other tables name, external is None."""
     counts, reason = read_saved(folder / "figures" / DATA / "counts.csv", failures)
-    training = [row["center"] for row in counts if row.get("split") == "train"]
+    training = [row.get("center", "") for row in counts if row.get("split") == "train"]
     if training:
-        external = sorted({row["center"] for row in counts} - set(training))
+        external = sorted({row.get("center", "") for row in counts} - set(training))
         return {"training": training, "external": external, "reason": ""}
     named = {center for measure in measures.values() for center in measure["centers"]}
     return {"training": sorted(named), "external": None, "reason": reason or "no training images are listed"}
