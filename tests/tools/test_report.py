@@ -289,10 +289,13 @@ def test_what_has_not_been_run_or_has_failed_is_named(results: Path, status: str
 
 
 def test_one_notebook_alone_gives_a_page_that_says_what_is_missing(tmp_path: Path):
-    execute(tmp_path / "smoke" / "nuclei", "02_hgkt")
+    folder = tmp_path / "smoke" / "nuclei"
+    execute(folder, "02_hgkt")
+    style.save_table(pd.DataFrame({"setting": ["a"], "paper": 1, "here": 2}), folder / "figures" / "02_hgkt", "deviations", NOTE)
     page, task = page_of(tmp_path / "smoke", [log_row("02_hgkt")])
     reasons = {measure["all"]["reason"] for measure in task["measures"].values()}
     assert reasons == {f"notebook {name} has not been run" for name in {measure.notebook for measure in MEASURES.values()}}
+    assert DRAWN in task["teacher"] and task["deviations"] == 1
     assert task["shows"] == [] and "Nothing that its numbers bear out." in page.text
     assert task["centers"] == {"training": [], "external": None, "reason": "notebook 01_data_preparation has not been run"}
 

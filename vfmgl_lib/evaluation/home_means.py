@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from vfmgl_lib.evaluation.generalization import OWN_SPLIT
+from vfmgl_lib.evaluation.results import ALL
 from vfmgl_lib.evaluation.statistics import mean_interval
 
 TRIVIAL = "trivial"  # beside the methods' names
@@ -27,7 +28,7 @@ def home_means(results: pd.DataFrame, tests: pd.DataFrame, metric: str, seed: in
     keys = (results["metric"] == metric) & (results["seed"] == seed) & (results["budget"] == budget)
     home = results[keys & (results["split"] == "test") & (results["split_id"] == OWN_SPLIT)]
     home = home[home["model_center"] == home["test_center"]]
-    home = home[home["model_center"] != "all"].rename(columns={"model_center": "center"})
+    home = home[home["model_center"] != ALL].rename(columns={"model_center": "center"})
     leads = tests[(tests["metric"] == metric) & (tests["seed"] == seed) & (tests["budget"] == budget) & (tests["split_id"] == OWN_SPLIT)]
     names = {"difference": "ahead", "low": "ahead_low", "high": "ahead_high", "reason": "ahead_reason"}
     leads = leads.rename(columns=names)[["method", "center", "reference", *names.values(), "patients"]]

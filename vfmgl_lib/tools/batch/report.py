@@ -144,8 +144,9 @@ def _centers(folder: Path, failures: Mapping[str, str], measures: Mapping[str, M
 
 def _teacher(folder: Path, failures: Mapping[str, str]) -> str:
     """The teacher's description, as the first table has it that names it."""
-    for measure in MEASURES.values():
-        for row in read_saved(folder / "figures" / measure.notebook / f"{measure.table}.csv", failures)[0]:
+    measured = dict.fromkeys(folder / "figures" / measure.notebook / f"{measure.table}.csv" for measure in MEASURES.values())
+    for file in (*measured, *sorted(folder.glob("figures/*/deviations.csv"))):
+        for row in read_saved(file, failures)[0]:
             if named := TEACHER.match(row.get("source") or ""):
                 return named[1]
     return ""
