@@ -76,9 +76,12 @@ def test_where_there_is_no_interval_it_says_why():
     assert "at least 5 are needed" in what_was_dropped(few.to_frame().T, "")
     none = dropped_and_kept(*made(6, {"A": 4, "B": 4}, lambda share, _: False), 0)
     assert none["difference"].isna().all() and set(none["reason"]) == {"no interval: nothing was dropped"}
-    assert what_was_dropped(none, "").startswith("No batch was dropped")
+    assert what_was_dropped(none, "").endswith("cannot be said: nothing was dropped.")
     every = dropped_and_kept(*made(6, {"A": 4}, lambda share, _: True), 0)
-    assert set(every["reason"]) == {"no interval: nothing was kept"} and what_was_dropped(every, "").startswith("Every batch was dropped")
+    assert set(every["reason"]) == {"no interval: nothing was kept"} and "nothing was kept" in what_was_dropped(every, "")
+    batches, batch_ids, kinds = made(6, {"A": 4, "B": 4}, lambda share, _: False)
+    apart = dropped_and_kept(batches.assign(kept=(batches["center"] == "A").astype(int)), batch_ids, kinds, 0)
+    assert what_was_dropped(apart, "").endswith("no centre has batches of both.")
     empty = dropped_and_kept(pd.DataFrame(columns=["center", "round", "step", "kept"]), None, pd.Series(["zipper"], ["a"]), 0)
     assert list(empty) == COLUMNS and empty.empty and "starts in round 2" in what_was_dropped(empty, "")
 

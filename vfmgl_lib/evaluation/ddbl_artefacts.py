@@ -88,8 +88,9 @@ def what_was_dropped(found: pd.DataFrame, reason: str) -> str:
     if reason or found.empty:
         return reason or "Stage II starts in round 2: this run has no batch to keep or drop."
     row = found.iloc[-1]
-    if not row["dropped"] or not row["kept"]:
-        return f"{'No' if row['kept'] else 'Every'} batch was dropped: there is nothing to compare the share of artefacts with."
+    if not np.isfinite(row["difference"]):
+        what = row["reason"].removeprefix("no interval: ")
+        return f"Whether dropped batches hold more images with an artefact cannot be said: {what}."
     limits = f"95 % interval over rounds {100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if not row["reason"] else row["reason"]
     verdict = "which of the two have more is open"
     if not row["reason"] and (row["low"] > 0 or row["high"] < 0):
@@ -116,10 +117,12 @@ def _compared(rounds: pd.DataFrame, seed: int, name: str) -> dict:
     centers = [np.flatnonzero(rounds["center"] == center) for center in rounds["center"].unique()]
     shares = _shares(rounds, [own[None] for own in centers])
     dropped, kept = (float(side[0]) for side in shares)
-    interval = _interval(rounds, centers, seed, name)
-    if not np.isfinite(dropped - kept):
-        interval = NO_INTERVAL._replace(reason="no interval: nothing was " + ("kept" if rounds["count_dropped"].sum() else "dropped"))
     counts = {side: int(rounds[f"count_{side}"].sum()) for side in ("dropped", "kept")}
+    if np.isfinite(dropped - kept):
+        interval = _interval(rounds, centers, seed, name)
+    else:
+        none = next((f"nothing was {side}" for side, count in counts.items() if not count), "no centre has batches of both")
+        interval = NO_INTERVAL._replace(reason=f"no interval: {none}")
     return {**counts, "share_dropped": dropped, "share_kept": kept, "difference": dropped - kept, **interval._asdict()}
 
 
