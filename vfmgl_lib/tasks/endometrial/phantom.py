@@ -38,7 +38,7 @@ from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, patient_name, spread_over_patients, stream
 
-VERSION = 3
+VERSION = 4
 LAYOUT = "endometrial"
 CENTER_NAMES = ("A", "B", "C", "D", "E", "F")
 EXTERNAL_CENTERS = ("E", "F")
@@ -74,11 +74,11 @@ class Scanner:
     bias_tilt: float = 0.0
     gamma: float = 1.0
     window: float = 0.97
-    noise: float = 0.030
+    noise: float = 0.025
     blur: float = 0.008
     fat: float = 0.70
     myometrium: float = 0.43
-    junction: float = 0.19
+    junction: float = 0.13
     tumor: float = 0.66
     margin: float = 0.06
     shift: tuple[float, float] = (0.0, 0.0)
@@ -91,32 +91,32 @@ CENTERS = (
     # A, the largest: 3 T, sharp, little noise, strong coil profile.
     Scanner(
         prevalence=0.62, bias=0.5, bias_tilt=0.15, gamma=0.85, window=0.97, noise=0.018, blur=0.005, fat=0.74,
-        myometrium=0.45, junction=0.16, tumor=0.66, margin=0.03, shift=(-0.03, 0.0), retroverted=0.08,
+        myometrium=0.45, junction=0.11, tumor=0.66, margin=0.03, shift=(-0.03, 0.0), retroverted=0.08,
     ),
     # B: 1.5 T, noisy and soft, flat contrast.
     Scanner(
-        prevalence=0.52, bias=0.15, bias_tilt=-0.3, gamma=0.95, window=0.8, noise=0.045, blur=0.013, fat=0.62,
-        myometrium=0.46, junction=0.23, tumor=0.66, margin=0.08, shift=(0.05, 0.04), retroverted=0.14,
+        prevalence=0.52, bias=0.15, bias_tilt=-0.3, gamma=0.95, window=0.88, noise=0.032, blur=0.013, fat=0.62,
+        myometrium=0.46, junction=0.16, tumor=0.66, margin=0.08, shift=(0.05, 0.04), retroverted=0.14,
     ),
     # C: fat partly saturated, dark display.
     Scanner(
-        prevalence=0.74, bias=0.3, bias_tilt=0.05, gamma=1.4, window=0.97, noise=0.03, blur=0.007, fat=0.34,
-        myometrium=0.42, junction=0.15, tumor=0.67, margin=0.05, shift=(0.02, -0.06), retroverted=0.06,
+        prevalence=0.74, bias=0.3, bias_tilt=0.05, gamma=1.4, window=0.97, noise=0.026, blur=0.007, fat=0.34,
+        myometrium=0.42, junction=0.11, tumor=0.67, margin=0.05, shift=(0.02, -0.06), retroverted=0.06,
     ),
     # D: bright display, tilted sensitivity, large field of view.
     Scanner(
-        prevalence=0.68, bias=0.25, bias_tilt=0.45, gamma=0.7, window=0.92, noise=0.025, blur=0.01, fat=0.8,
-        myometrium=0.4, junction=0.16, tumor=0.64, margin=0.10, shift=(-0.05, 0.03), retroverted=0.16,
+        prevalence=0.68, bias=0.25, bias_tilt=0.45, gamma=0.7, window=0.92, noise=0.022, blur=0.01, fat=0.8,
+        myometrium=0.4, junction=0.11, tumor=0.64, margin=0.10, shift=(-0.05, 0.03), retroverted=0.16,
     ),
     # E, external: soft and dark.
     Scanner(
-        prevalence=0.78, bias=0.55, bias_tilt=-0.2, gamma=1.2, window=0.85, noise=0.04, blur=0.014, fat=0.6,
-        myometrium=0.41, junction=0.19, tumor=0.66, margin=0.07, shift=(0.06, -0.02), retroverted=0.10,
+        prevalence=0.78, bias=0.55, bias_tilt=-0.2, gamma=1.2, window=0.9, noise=0.03, blur=0.014, fat=0.6,
+        myometrium=0.41, junction=0.13, tumor=0.66, margin=0.07, shift=(0.06, -0.02), retroverted=0.10,
     ),
     # F, external: sharp, bright fat, strong tilt to the other side.
     Scanner(
-        prevalence=0.66, bias=0.2, bias_tilt=-0.5, gamma=1.05, window=0.99, noise=0.022, blur=0.005, fat=0.85,
-        myometrium=0.44, junction=0.14, tumor=0.68, margin=0.03, shift=(0.0, 0.05), retroverted=0.20,
+        prevalence=0.66, bias=0.2, bias_tilt=-0.5, gamma=1.05, window=0.99, noise=0.02, blur=0.005, fat=0.85,
+        myometrium=0.44, junction=0.1, tumor=0.68, margin=0.03, shift=(0.0, 0.05), retroverted=0.20,
     ),
 )
 # fmt: on
@@ -232,7 +232,7 @@ class _Uterus:
         """Signed distance to the outline: a pear, the cervix its narrow end."""
         return smooth_union(
             ellipse_distance(along - 0.22 * self.length, across, 0.78 * self.length, self.width),
-            ellipse_distance(along + 0.60 * self.length, across, 0.40 * self.length, 0.50 * self.width),
+            ellipse_distance(along + 0.54 * self.length, across, 0.36 * self.length, 0.50 * self.width),
             0.12,
         )
 
@@ -290,21 +290,22 @@ def _draw_slice(
     uterus = shape.distance(along, across)
     cavity_width = patient.uniform(0.045, 0.085)
     cavity = ellipse_distance(along - 0.27 * length, across, patient.uniform(0.44, 0.52) * length, cavity_width)
-    canal = ellipse_distance(along + 0.54 * length, across, 0.38 * length, 0.022)
+    canal = ellipse_distance(along + 0.50 * length, across, 0.34 * length, 0.022)
 
     tumor, tumor_signal = _draw_tumor(patient, rng, scanner, along, across, length, width, cavity_width, size)
     uterus = smooth_union(uterus, tumor - 0.15, 0.10)
     confined = sample.label == 0
     lining = smooth_union(cavity, tumor - 0.01, 0.05) if confined else cavity
     # A band stretched around the tumour keeps its area, so that the amount of dark tissue does not give the class away. It is thinner
-    # then, and a little larger for its blurred borders.
+    # then, and a little larger for its blurred borders; one that ends at the tumour is frayed, so that it has as much border.
     depth = lining / (1 - 0.22 * cover(tumor - 0.08, 0.10)) if confined else lining
+    depth = depth + (0.0 if confined else 0.02) * smooth_field(rng, size, 0.05)
     wall = (uterus < 0) & (cavity > 0) & (tumor > 0)
-    band = np.quantile(depth[wall], patient.uniform(0.28, 0.52) * (1.07 if confined else 1.0))
+    band = np.quantile(depth[wall], patient.uniform(0.28, 0.52) * (1.09 if confined else 1.0))
     junction = np.maximum(-lining, depth - band)
 
     muscle = streaks(rng, across + 0.06 * coarse, 0.035)
-    myometrium = scanner.myometrium * patient.uniform(0.9, 1.1) * (1 + 0.07 * fine + 0.08 * coarse + 0.035 * muscle)
+    myometrium = scanner.myometrium * patient.uniform(0.9, 1.1) * (1 + 0.05 * fine + 0.05 * coarse + 0.03 * muscle)
     paint(canvas, cover(uterus - 0.014, 2 * pixel), 0.20)
     inside = cover(uterus, 1.5 * pixel)
     paint(canvas, inside, myometrium)
@@ -312,7 +313,7 @@ def _draw_slice(
     paint(canvas, cervix, scanner.junction * 1.25)
     paint(canvas, inside * cover(canal, 0.02), 0.78)
     _draw_lesions(patient, canvas, along, across, uterus, tumor, junction, length, width, scanner, fine, pixel)
-    paint(canvas, cover(junction, max(1.2 * pixel, 0.022)) * inside, scanner.junction * (1 + 0.10 * coarse))
+    paint(canvas, cover(junction, max(1.2 * pixel, 0.022)) * inside, scanner.junction * patient.uniform(0.7, 1.3) * (1 + 0.10 * coarse))
     paint(canvas, cover(cavity, max(1.2 * pixel, 0.02)), patient.uniform(0.78, 0.90) * (1 + 0.03 * fine))
     paint(canvas, cover(tumor, max(1.2 * pixel, 0.024)), tumor_signal * (1 + 0.06 * fine + 0.08 * coarse))
     return view, np.maximum(canvas, 0.01), tumor < 0
@@ -331,7 +332,7 @@ def _draw_tumor(
 ) -> tuple[np.ndarray, float]:
     """Signed distance and signal of the tumour; knows nothing of the class."""
     scale = rng.uniform(0.93, 1.0)
-    half_length, half_width = scale * patient.uniform(0.26, 0.34), scale * patient.uniform(0.19, 0.23)
+    half_length, half_width = scale * patient.uniform(0.29, 0.36), scale * patient.uniform(0.20, 0.24)
     side = patient.choice([-1.0, 1.0])
     # The outer border lies between 55 and 75 % of the way from the cavity to the serosa.
     reach = cavity_width + patient.uniform(0.55, 0.75) * (width - cavity_width)
