@@ -9,11 +9,12 @@ import pandas as pd
 
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.data.manifest import Manifest
-from vfmgl_lib.evaluation.statistics import MIN_PATIENTS, NO_INTERVAL, Interval, bootstrap_interval
+from vfmgl_lib.evaluation.statistics import NO_INTERVAL, bootstrap_interval
 from vfmgl_lib.tasks.phantoms import read_artefacts
 from vfmgl_lib.tasks.prepare import phantoms_of
 
 ALL = "all centres"
+FEWEST = 5  # dropped and kept batches: with fewer the limits are those of chance
 COLUMNS = [
     "center",
     "kind",
@@ -47,9 +48,9 @@ def dropped_and_kept(
 
     The difference is of means over batches, dropped less kept. For all centres it is the mean of the centres' differences, each weighted by
     dropped * kept / (dropped + kept), so that a centre that drops more than the others does not count for its own share of artefacts; the
-    two shares are weighted alike. The interval is a bootstrap over the rounds of each centre, whose batches are drawn together: every
-    round has each image once, so that its batches are not independent. The images and patients are the same in all rounds, and so is
-    the trained model: the interval is of the order of the images, and says nothing about other patients, centres or seeds.
+    two shares are weighted alike. The interval is a bootstrap over batches, within each centre. It tells the difference from what
+    chance does in putting images together. Images and patients are the same in all rounds, and a batch of one round is made of those of
+    another: the interval holds for other orders of these images in this run, and says nothing about other patients, centres or seeds.
 
     Args:
         batches: from `ddbl_tables.stage_two_batches`.
@@ -64,18 +65,18 @@ def dropped_and_kept(
     marred = artefacts != ""
     members = {key: batch_ids(*key, "II") for key in batches[["center", "round"]].drop_duplicates().itertuples(index=False, name=None)}
     shares = [marred[list(members[row.center, row.round][row.step])].mean() for row in batches.itertuples()]
-    rounds = _by_round(batches.assign(share=shares))
+    marked = batches.assign(share=shares)
     trained = {
         center: list(dict.fromkeys(i for (c, _), b in members.items() if c == center for one in b for i in one)) for center, _ in members
     }
     rows = []
-    for center, own in rounds.groupby("center"):
+    for center, own in marked.groupby("center"):
         kinds = artefacts[trained[center]]
         about = {"kind": ", ".join(sorted(set(kinds) - {""})), "images": len(kinds), "with_artefact": int((kinds != "").sum())}
         rows.append({"center": center, **about, **_compared(own, seed, str(center))})
     if len(rows) > 1:
         of_all = {name: sum(row[name] for row in rows) for name in ("images", "with_artefact")}
-        rows.append({"center": ALL, "kind": "", **of_all, **_compared(rounds, seed, ALL)})
+        rows.append({"center": ALL, "kind": "", **of_all, **_compared(marked, seed, ALL)})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -91,61 +92,48 @@ def what_was_dropped(found: pd.DataFrame, reason: str) -> str:
     if not np.isfinite(row["difference"]):
         what = row["reason"].removeprefix("no interval: ")
         return f"Whether dropped batches hold more images with an artefact cannot be said: {what}."
-    limits = f"95 % interval over rounds {100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if not row["reason"] else row["reason"]
+    limits = f"95 % interval over batches {100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if not row["reason"] else row["reason"]
     verdict = "which of the two have more is open"
     if not row["reason"] and (row["low"] > 0 or row["high"] < 0):
         verdict = f"the {'dropped' if row['low'] > 0 else 'kept'} ones have more"
     return (
         f"Images with an artefact: {row['share_dropped']:.1%} of the dropped batches' and {row['share_kept']:.1%} of the kept batches', "
-        f"difference {100 * row['difference']:+.1f} percentage points ({limits}): {verdict}. The rounds share their images and patients."
+        f"difference {100 * row['difference']:+.1f} percentage points ({limits}): {verdict}. All rounds share their images and patients."
     )
 
 
-def _by_round(batches: pd.DataFrame) -> pd.DataFrame:
-    """center, round, and of the dropped and of the kept batches their number and the sum of their shares."""
-    kept = batches["kept"] == 1
-    sums = {
-        f"{what}_{side}": np.where(chosen, values, 0)
-        for side, chosen in (("dropped", ~kept), ("kept", kept))
-        for what, values in (("count", 1), ("sum", batches["share"]))
-    }
-    return batches[["center", "round"]].assign(**sums).groupby(["center", "round"], as_index=False).sum()
-
-
-def _compared(rounds: pd.DataFrame, seed: int, name: str) -> dict:
+def _compared(batches: pd.DataFrame, seed: int, name: str) -> dict:
     """Columns from `dropped` on, of one or of several centres."""
-    centers = [np.flatnonzero(rounds["center"] == center) for center in rounds["center"].unique()]
-    shares = _shares(rounds, [own[None] for own in centers])
-    dropped, kept = (float(side[0]) for side in shares)
-    counts = {side: int(rounds[f"count_{side}"].sum()) for side in ("dropped", "kept")}
-    if np.isfinite(dropped - kept):
-        interval = _interval(rounds, centers, seed, name)
-    else:
-        none = next((f"nothing was {side}" for side, count in counts.items() if not count), "no centre has batches of both")
+    sides = {"dropped": int((batches["kept"] == 0).sum()), "kept": int((batches["kept"] == 1).sum())}
+    centers = batches["center"].to_numpy()
+    dropped, kept = (float(side[0]) for side in _shares(batches, [np.flatnonzero(centers == c)[None] for c in np.unique(centers)]))
+    interval = NO_INTERVAL
+    if not np.isfinite(dropped - kept):
+        none = next((f"nothing was {side}" for side, count in sides.items() if not count), "no centre has batches of both")
         interval = NO_INTERVAL._replace(reason=f"no interval: {none}")
-    return {**counts, "share_dropped": dropped, "share_kept": kept, "difference": dropped - kept, **interval._asdict()}
+    elif min(sides.values()) < FEWEST:
+        few = min(sides, key=lambda side: sides[side])
+        interval = NO_INTERVAL._replace(reason=f"no interval: {sides[few]} {few}, at least {FEWEST} batches are needed")
+    else:
+        generator = np.random.default_rng(seed_sequence(seed, name, "artefacts in batches"))
+        interval = bootstrap_interval(centers, lambda drawn: np.subtract(*_shares(batches, drawn)), generator)
+    return {**sides, "share_dropped": dropped, "share_kept": kept, "difference": dropped - kept, **interval._asdict()}
 
 
-def _interval(rounds: pd.DataFrame, centers: list[np.ndarray], seed: int, name: str) -> Interval:
-    if (fewest := min(map(len, centers))) < MIN_PATIENTS:
-        return NO_INTERVAL._replace(reason=f"no interval: {fewest} round(s) with a stage II, at least {MIN_PATIENTS} are needed")
-    generator = np.random.default_rng(seed_sequence(seed, name, "artefacts in batches"))
-    return bootstrap_interval(rounds["center"].to_numpy(), lambda drawn: np.subtract(*_shares(rounds, drawn)), generator)
-
-
-def _shares(rounds: pd.DataFrame, drawn: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _shares(batches: pd.DataFrame, drawn: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean share of dropped and of kept batches (n,), the centres weighted; NaN where no centre has both.
 
     Args:
-        drawn: of each centre (n, r), rows of `rounds`.
+        drawn: of each centre (n, b), rows of `batches`.
     """
-    total, sides = 0.0, [0.0, 0.0]
+    kept, share = batches["kept"].to_numpy() == 1, batches["share"].to_numpy()
+    total, sums = 0.0, [0.0, 0.0]
     for rows in drawn:
-        count, of = (
-            {side: rounds[f"{what}_{side}"].to_numpy(float)[rows].sum(1) for side in ("dropped", "kept")} for what in ("count", "sum")
-        )
-        weight = count["dropped"] * count["kept"] / (count["dropped"] + count["kept"])
+        chosen = [~kept[rows], kept[rows]]
+        counts = [side.sum(1) for side in chosen]
+        weight = counts[0] * counts[1] / rows.shape[1]
         total = total + weight
-        sides = [side + weight * of[name] / np.maximum(count[name], 1) for side, name in zip(sides, ("dropped", "kept"), strict=True)]
+        means = [(share[rows] * side).sum(1) / np.maximum(count, 1) for side, count in zip(chosen, counts, strict=True)]
+        sums = [one + weight * mean for one, mean in zip(sums, means, strict=True)]
     with np.errstate(invalid="ignore"):
-        return tuple(np.asarray(side) / total for side in sides)
+        return np.asarray(sums[0]) / total, np.asarray(sums[1]) / total
