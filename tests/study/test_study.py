@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -380,6 +381,11 @@ def test_batch_ids_are_those_trained_on(finished):
     assert sorted(name for batch in batches for name in batch) == sorted(workspace.manifest.select(center, "train")["id"])
     orders = {str(study.batch_ids(center, number, stage)) for number in (1, 2, 3) for stage in ("I", "II")}
     assert len(orders) > 1, "every round and stage has an order of its own"
+    federation = study.settings.federation.model_copy(update={"local_epochs": 2})
+    twice = replace(study, settings=study.settings.model_copy(update={"federation": federation}))
+    both = twice.batch_ids(center, 2, "II")
+    assert both[: len(batches)] == batches and both[len(batches) :] != batches, "a second local epoch follows, in another order"
+    assert sorted(name for batch in both[len(batches) :] for name in batch) == sorted(name for batch in batches for name in batch)
 
 
 def test_trivial_baseline_reports_every_centre(finished):

@@ -193,9 +193,11 @@ class Study:
         return f"there is no such centre: {model_center!r}; {there}" + (f"; did you mean {plain[alike[0]]!r}?" if alike else "")
 
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
-        """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
+        """The manifest ids of every batch of one centre's round and stage, in training order, local epoch by epoch: index = `step`."""
         ids = self.manifest.select(center, "train")["id"]
-        return [ids.iloc[rows].tolist() for rows in training_batches(self.settings, center, len(ids), round_number, stage)]
+        epochs = range(self.settings.federation.epochs)
+        rows = (rows for epoch in epochs for rows in training_batches(self.settings, center, len(ids), round_number, stage, epoch))
+        return [ids.iloc[batch].tolist() for batch in rows]
 
     def _table(self, name: str) -> pd.DataFrame:
         file, text = self.folder / f"{name}.csv", dict.fromkeys(TEXTS, str)

@@ -27,13 +27,15 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import SPLITS, Sample, blend, patient_name, spread_over_patients, stream
 
-VERSION = 1
+VERSION = 2
 LAYOUT = "nuclei"
 CENTER_NAMES = ("SiteA", "SiteB", "SiteC", "SiteD", "SiteE", "SiteF")
 DEFAULT_CENTERS = 4
+ARTEFACTS = ("thick section", "stain spill", "knife chatter", "air bubble", "pen marker", "out of focus")  # by centre
 _EPITHELIAL, _LYMPHOCYTE, _SPINDLE = 0, 1, 2
 # Optical density per unit of stain in red, green and blue.
 _BLOOD = np.array([0.10, 0.72, 0.62], np.float32)
@@ -171,7 +173,12 @@ def plan(centers: int, samples: dict[str, int], heterogeneity: float, seed: int)
 
 
 def render(
-    sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None
+    sample: Sample,
+    image_size: int,
+    heterogeneity: float,
+    seed: int,
+    profile: Laboratory | None = None,
+    artefact: Artefact | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tile, (image_size, image_size, 3) uint8, and its mask, (image_size, image_size) uint8, 0 or 255."""
     laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
@@ -184,7 +191,7 @@ def render(
     density = _stain(patient, laboratory, haematoxylin, eosin) * tissue.thickness[..., None]
     _draw_distractors(rng, laboratory, tissue, mask, density)
     image = _photograph(rng, laboratory, density, tissue.pixel)
-    return image, np.where(mask, np.uint8(255), np.uint8(0))
+    return artefact(image) if artefact else image, np.where(mask, np.uint8(255), np.uint8(0))
 
 
 class _Field:
