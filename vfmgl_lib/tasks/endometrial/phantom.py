@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, patient_name, spread_over_patients, stream
@@ -422,7 +422,7 @@ def _acquire(signal: np.ndarray, patient: np.random.Generator, rng: np.random.Ge
     sensitivity += 0.06 * smooth_field(patient, size, 0.6)
     signal = signal * np.exp(sensitivity)
     half = size / 2
-    signal = ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) * half, truncate=3.0)
+    signal = scipy.ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) * half, truncate=3.0)
 
     level = max(scanner.noise, 0.004) * patient.uniform(0.8, 1.25)
     # A pixel of a large image is smaller than one of the scanner's matrix, so it shares its noise with its neighbours.

@@ -29,8 +29,8 @@ from traitlets.config import Config
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import FIRST_VERSION
-from vfmgl_lib.models.networks import check_name
 from vfmgl_lib.models.teacher_names import HUB, TeacherSource
+from vfmgl_lib.models.timm_names import check_name
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tools.batch.index_page import write_index
