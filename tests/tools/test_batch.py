@@ -87,8 +87,8 @@ def test_good_and_failing_notebooks(folder: Path, tmp_path: Path, capsys: pytest
     assert float(rows[1]["seconds"]) > 0.6
     assert int(rows[1]["peak_memory_mib"]) > 80
     page = (runs / "smoke" / "index.html").read_text()
-    assert "a &lt;b&gt;&amp;" in page and "a%20%3Cb%3E%26.png" in page and "a%20%3Cb%3E%26.csv" in page
-    assert "<b>A</b>" not in page and "a <b>" not in page
+    assert "A &lt;b&gt;&amp;" in page and "a%20%3Cb%3E%26.png" in page and "a%20%3Cb%3E%26.csv" in page
+    assert "<b>A</b>" not in page and "A <b>" not in page and "a <b>" not in page
     assert "nuclei/notebooks/01_fails.html" in page
 
 
