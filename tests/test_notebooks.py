@@ -16,7 +16,9 @@ from vfmgl_lib.evaluation.saved_runs import TABLES
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
-from vfmgl_lib.tools.batch.runner import kernel_environment, run_batch
+from vfmgl_lib.tools.batch.execution import kernel_environment
+from vfmgl_lib.tools.batch.runner import run_batch
+from vfmgl_lib.tools.batch.schedule import NEEDS, READS_ALL_TASKS
 from vfmgl_lib.tools.batch.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,10 @@ def parsed(cell) -> ast.Module:
 
 def test_all_four_are_there():
     assert NAMES[:4] == ["01_data_preparation", "02_hgkt", "03_ddbl", "04_federated_rounds"]
+
+
+def test_every_notebook_has_its_place_in_the_schedule():
+    assert [*NEEDS, READS_ALL_TASKS] == NAMES and {name for needed in NEEDS.values() for name in needed} <= set(NAMES)
 
 
 def test_format_ids_and_kernel(notebook):

@@ -14,16 +14,8 @@ from vfmgl_lib.models import teachers
 from vfmgl_lib.models.teacher_names import resolve_teacher
 from vfmgl_lib.tools.batch import settings as settings_module
 from vfmgl_lib.tools.batch.__main__ import main
-from vfmgl_lib.tools.batch.runner import (
-    COLUMNS,
-    KERNEL,
-    check_parameters,
-    find_notebooks,
-    folder_name,
-    kernel_environment,
-    read_log,
-    run_batch,
-)
+from vfmgl_lib.tools.batch.execution import KERNEL, kernel_environment
+from vfmgl_lib.tools.batch.runner import COLUMNS, check_parameters, find_notebooks, folder_name, read_log, run_batch
 from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings, read_settings
 
 PARAMETERS = """task: str = "nuclei"  # the task
@@ -183,7 +175,7 @@ def test_bad_arguments(folder: Path, tmp_path: Path, monkeypatch, capsys, argume
 
 
 def test_unknown_options_exit_with_2(folder: Path):
-    for arguments in (["--devise", "cpu"], ["--device", "tpu"], ["--seed", "one"], ["nuclei"]):
+    for arguments in (["--devise", "cpu"], ["--device", "tpu"], ["--seed", "one"], ["nuclei"], ["--jobs", "0"], ["--jobs", "two"]):
         with pytest.raises(SystemExit) as exit_:
             main(arguments, notebooks=folder)
         assert exit_.value.code == 2

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from vfmgl_lib.tasks.endometrial.cohorts import draw_record
 from vfmgl_lib.tasks.painting.artefacts import Artefact
@@ -429,7 +429,7 @@ def _acquire(signal: np.ndarray, view: _View, patient: np.random.Generator, rng:
     sensitivity += (scanner.bias_tilt + patient.normal(0, 0.08)) * x + patient.normal(0, 0.08) * y
     sensitivity += 0.06 * smooth_field(patient, size, 1.0)
     signal = signal * np.exp(sensitivity)
-    signal = ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) / view.pixel, truncate=3.0)
+    signal = scipy.ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) / view.pixel, truncate=3.0)
 
     level = max(scanner.noise, 0.004) * patient.uniform(0.8, 1.25)
     # A pixel of a large image is smaller than one of the scanner's matrix, so it shares its noise with its neighbours.
