@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 
-from tests.own_tasks import CLASSIFICATION, write_classes, write_task
+from tests.own_tasks import write_classes
 from tests.test_notebooks import LONGEST_CELL, code_cells, parsed
-from vfmgl_lib.tools.batch.runner import kernel_environment
+from vfmgl_lib.tools.batch.execution import kernel_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "notebooks" / "tutorials").glob("*.ipynb"))
@@ -53,19 +52,29 @@ def test_own_data(tmp_path: Path):
     assert set(results["method"]) == {"local", "fedavg", "vfmgl"}
     assert {"auc", "auc[disc]", "auc[ring]", "auc[bars]", "kappa"} <= set(results["metric"])
     assert len(list((home / "predictions" / "overlays").glob("*.png"))) == 6
+    page = (home / "report-shapes.html").read_text("utf-8")
+    assert page.count('<img src="data:image/png;base64,') == 3 and "<script" not in page and "Intended use" in page
 
 
 @pytest.mark.slow
-def test_own_data_with_a_folder_and_a_task_of_one_s_own(tmp_path: Path):
-    """The first run writes a table and stops at what is missing in it; the next one takes the table as it then is."""
-    images, task = write_classes(tmp_path / "images"), write_task(tmp_path / "moles.yaml", CLASSIFICATION, "pad")
-    (images / "North" / "traindata" / "benign").rename(images / "North" / "traindata" / "unnamed")
-    done = run(tmp_path, images=images, task=task)
-    assert done.returncode and "label is empty, expected one of benign, malign" in done.stderr
+def test_own_data_with_a_folder_and_a_list_of_one_s_own(tmp_path: Path):
+    """The first run writes a table and stops in one line at what is missing; the next one takes the table as it then is."""
+    images, listed = write_classes(tmp_path / "images"), tmp_path / "list.csv"
+    folders = sorted({file.parent for file in images.rglob("*.png")})
+    lines = [f"{place.parts[-4]};{place.name};{'Befund' if 'malign' in place.name else 'ohne Befund'}" for place in folders[1:]]
+    listed.write_text("\n".join(["Klinik;Patient;Diagnose", *lines]), encoding="utf-8")
+    given = {"images": images, "diagnoses": listed, "name": "moles"}
+    done = run(tmp_path, **given)
+    lacking = folders[0].relative_to(images).as_posix()
+    assert done.returncode and f"Fill in label in 1 of 60 rows (e.g. of {lacking}/0.png) in {images / 'samples.csv'}" in done.stderr
+    assert "own_images.py" not in done.stderr  # no traceback of the notebook's
     table = pd.read_csv(images / "samples.csv", dtype=str, keep_default_na=False)
-    table["label"] = np.where(table["image"].str.contains("/malign/"), "malign", "benign")
+    table["label"] = table["label"].where(table["label"] != "", "ohne Befund")
     table.to_csv(images / "samples.csv", index=False)
-    done = run(tmp_path, images=images, task=task)
+    done = run(tmp_path, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     results = pd.read_csv(tmp_path / "runs" / "smallest" / "moles-images" / "figures" / "tutorial" / "results.csv")
     assert set(results["method"]) == {"local", "fedavg", "vfmgl"} and "auc" in set(results["metric"])
+    page = (tmp_path / "runs" / "tutorial" / "report-moles.html").read_text("utf-8")
+    assert page.count('<img src="data:image/png;base64,') == 2  # two classes: no matrix of confusions
+    assert "Befund is the positive one" in page

@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 
 from vfmgl_lib.figures.escaping import EscapingStyler, _escaping, escape_tables
 from vfmgl_lib.study.workspace import open_workspace
-from vfmgl_lib.tools.batch.runner import write_html
+from vfmgl_lib.tools.batch.execution import write_html
 
 model_card = importlib.import_module("vfmgl_lib.tools.export.model_card")  # the package has the function under that name
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -87,7 +87,7 @@ def test_the_card_is_text(monkeypatch):
         unit="image",
         cutoff=None,
         cutoff_from="",
-        preprocessing={},
+        preprocessing={"resize": "squashed", "volume": "clipped at its 0.99 quantile"},
         reading=SimpleNamespace(max_value=0),
     )
     files, table = pd.DataFrame({"file": [HOSTILE], "bytes": [1], "sha256": ["0"]}), pd.DataFrame({"low": [0.5]})
@@ -95,6 +95,10 @@ def test_the_card_is_text(monkeypatch):
     assert "\n# nuclei: model of &lt;img src=x onerror=alert(1)>\n" in text and "<" not in text
     assert "Classes: {{ 7 * 7 }}, &lt;img" in text, "what is in a name is no template"
     assert "> **Not for any use on patients.**" in text, "a quotation stays one"
+    assert "resize: squashed." in text and "volume" not in text, "it reads images only"
+    about.reads = ("image", "volume")
+    text = model_card.model_card(study, about, files, table, table, {"parameters": 1, "macs": 1, "flops": 2}, table)
+    assert "resize: squashed; volume: clipped at its 0.99 quantile." in text
 
 
 def test_notebooks_write_no_html_of_their_own(request):

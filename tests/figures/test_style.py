@@ -51,6 +51,13 @@ def test_names_are_short_distinct_and_no_mathematics():
     assert printed["$x$"] == r"\$x\$"
 
 
+def test_a_long_name_ends_with_a_word_unless_another_begins_alike():
+    clinics = ["St. Marien Hospital (2019)", "Uniklinik Nord Station 1", "Uniklinik Nord Station 2", "Universitätsklinikum", "Süd"]
+    shown = ["St. Marien…", "Uniklinik …ion 1", "Uniklinik …ion 2", "Universitätskli…", "Süd"]
+    assert names(clinics) == dict(zip(clinics, shown, strict=True))
+    assert names([f"{clinics[0]} · MI"])[f"{clinics[0]} · MI"] == "St. Marien… · MI"
+
+
 def test_save_writes_three_whole_files_and_the_table_comes_back(tmp_path):
     table = pd.DataFrame({"center": ["Zürich", "B, C"], "value": [0.1 + 0.2, float("nan")], "n": [3, 4]})
     figure = new_figure(DOUBLE, 2)

@@ -551,3 +551,26 @@ def test_a_wrong_header_is_told_before_images_are_read(source, monkeypatch):
         f"is {name!r} meant? Then call it so" for name in ("image", "center", "label")
     ]
     assert [text.split(" is missing")[0] for text in found[3:]] == [f"header: column {name!r}" for name in ("image", "center", "label")]
+
+
+def test_a_prepared_set_says_where_there_are_few_test_patients(source):
+    (told,) = [text for text in run(source).warnings if text.startswith("test: ")]
+    assert told.startswith("test: 1 patient at A, 1 patient at B: below 5 of a class no test of an AUC")
+
+
+def test_a_column_that_is_empty_everywhere_is_told_once_and_first(source):
+    lines = (source / "samples.csv").read_text(encoding="utf-8").splitlines()
+    emptied = [lines[0], *(f"{line.split(',')[0]},{line.split(',')[1]},," for line in lines[1:])]
+    emptied[3] = "gone.png,A,,"
+    write_table(source, emptied)
+    table = source / "samples.csv"
+    then = f"fill in the column, in {table}, then run the same command again"
+    found = problems(source)
+    assert found[:2] == [
+        f"patient: empty in all 16 rows, expected who it is; a name of its own where each image is another person's; {then}",
+        f"label: empty in all 16 rows, expected one of normal, tumor, or their numbers 0 to 1; {then}",
+    ]
+    assert len(found) == 3 and found[2].startswith("line 4: image 'gone.png': file not found"), "and no more: no class without rows"
+    with pytest.raises(ManifestError) as caught:
+        run(source, task="endometrial")  # which names no classes
+    assert f"label: empty in all 16 rows, expected the names of at least two classes; {then}" in caught.value.problems

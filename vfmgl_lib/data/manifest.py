@@ -21,6 +21,7 @@ from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.inspection import Inspection, inspect_files, remark_warnings
 from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.names import name_problems, near_names
+from vfmgl_lib.data.patient_notes import two_sides
 from vfmgl_lib.data.problems import in_short
 
 TaskKind = Literal["classification", "segmentation"]
@@ -39,6 +40,10 @@ class ManifestError(ValueError):
     """A manifest, or the data folder behind it, cannot be used. `problems` holds all findings, also those not shown."""
 
     problems: tuple[str, ...] = ()
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, which says all there is to do, without the calls that led to it."""
+        return [str(self)]
 
     @classmethod
     def listing(cls, where: Path | str, problems: Sequence[str]) -> "ManifestError":
@@ -240,7 +245,7 @@ def table_findings(
     problems += _repeated(table, "id") + _repeated(table, "path") + divided + moved
     warnings = _center_warnings(manifest) + warnings
     problems += [f"who is the patient: {patient_rule}"] if patient_rule and (divided or moved) else []
-    return problems + leaks, external + warnings + _class_warnings(manifest)
+    return problems + leaks, external + warnings + two_sides(table) + _class_warnings(manifest)
 
 
 def _center_warnings(manifest: Manifest) -> list[str]:

@@ -60,7 +60,7 @@ def close_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def near_names(names: Iterable[str]) -> list[tuple[str, str]]:
     """Pairs of names that are probably one: umlauts written out, accents and blanks left out, words in another order, a slip of the pen."""
     ordered = sorted(names)
-    words = {name: _words(name) for name in ordered}
+    words = {name: plain_words(name) for name in ordered}
     return [
         (one, other)
         for place, one in enumerate(ordered)
@@ -69,7 +69,8 @@ def near_names(names: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _words(name: str) -> tuple[str, ...]:
+def plain_words(name: str) -> tuple[str, ...]:
+    """Words and numbers of a name in small letters, without accents; umlauts alike written out or not: "Köln" and "Koeln" are "koln"."""
     letters = unicodedata.normalize("NFKD", same_name(name))
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     return tuple(re.findall(r"[0-9]+|[^\W\d_]+", re.sub("([aou])e", r"\1", plain)))

@@ -45,7 +45,7 @@ def with_unique_patients(table: pd.DataFrame, names: PatientNames) -> tuple[pd.D
             more = ", …" if len(again) > SHOWN_NAMES else ""
             notes.append(
                 f"{len(again)} {kind} name(s) are at several centers ({shown}{more}): taken for different {kind}s, each called CENTER/NAME;"
-                " where one name is one person, --patients shared says so"
+                " where one name is one person, `vfmgl data prepare --patients shared` says so"
             )
     if not notes:
         return table, []

@@ -13,6 +13,7 @@ What differs: the released code feeds the network 0 to 255, here `loading` divid
 (a prediction has none) all slices but the first and the last are kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +146,7 @@ def placement(width: int, height: int, size: int, resize: str = "stretch") -> Pl
     return Placement(box, place)
 
 
-def stacked_series(images: list[Image.Image], names: list[str]) -> np.ndarray:
+def stacked_series(images: Sequence[Image.Image], names: Sequence[str]) -> np.ndarray:
     """Up to three grey images of one size as the channels of one: (H, W, 3) uint8; a channel without a series is 0.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 MANY = 3  # so many of a kind are told in one line
 _PLACE = re.compile(r"(?:line (?P<line>[0-9]+): )?(?:(?P<file>(?!image |mask )[^:\n']{1,300}\.[A-Za-z0-9]{2,4})(?:, line [0-9]+)?: )?")
-_ABSENT = re.compile(r"(?P<column>image|mask) (?P<path>'[^']*'|\"[^\"]*\"): (?P<what>file not found in [^;]*)(?:; .*)?", re.DOTALL)
+_ABSENT = re.compile(r"(?P<column>[a-z0-9-]+) (?P<path>'[^']*'|\"[^\"]*\"): (?P<what>file not found in [^;]*)(?:; .*)?", re.DOTALL)
 _OWN = re.compile(r" as its image [^;]*")  # the one part of a mask's problem that is another one's in each row
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, Literal, ParamSpec
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -35,7 +35,7 @@ from vfmgl_lib.methods.registry import METHODS
 MM = 1 / 25.4
 SINGLE, DOUBLE = 89 * MM, 183 * MM  # a journal's column and page width, inches
 SCREEN_DPI, FILE_DPI = 150, 200
-NAME_LENGTH = 16  # longer names are shortened in the middle
+NAME_LENGTH = 16  # longer names are shortened, at the end of a word where it can be
 
 # Okabe and Ito 2008, without yellow (too light for lines on white); grey is the eighth.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -151,15 +151,28 @@ def columns_of(places: Sequence[str]) -> int:
 def names(centers: Iterable[str]) -> dict[str, str]:
     """Name -> what is printed: at most `NAME_LENGTH` characters, still different from one another, `$` not read as mathematics.
 
-    A centre and a class ("centre · class", `evaluation.one_vs_rest`) have so many each.
+    A centre and a class ("centre · class", `evaluation.one_vs_rest`) have so many each. A long name loses its last words; its middle,
+    where another name begins alike.
     """
+    centers = list(dict.fromkeys(centers))
+    parts = {part for center in centers for part in center.split(BETWEEN)}
+    beginnings = Counter(map(_beginning, parts))
+    short = {part: _beginning(part) if beginnings[_beginning(part)] == 1 else f"{part[: NAME_LENGTH - 6]}…{part[-5:]}" for part in parts}
+    short |= {part: part for part in parts if len(part) <= NAME_LENGTH}
     printed: dict[str, str] = {}
     for center in centers:
-        parts = [part if len(part) <= NAME_LENGTH else f"{part[: NAME_LENGTH - 6]}…{part[-5:]}" for part in center.split(BETWEEN)]
-        text = BETWEEN.join(parts)
+        text = BETWEEN.join(short[part] for part in center.split(BETWEEN))
         same = sum(other.split("\u2009#")[0] == text for other in printed.values())
         printed[center] = f"{text}\u2009#{same + 1}" if same else text
     return {center: text.replace("$", r"\$") for center, text in printed.items()}
+
+
+def _beginning(name: str) -> str:
+    """A long name's first words with "…", as many as have room; of a first word that is too long, its beginning."""
+    if len(name) <= NAME_LENGTH:
+        return name
+    words = name[:NAME_LENGTH].rsplit(" ", 1)[0] if " " in name[NAME_LENGTH // 2 : NAME_LENGTH] else name[: NAME_LENGTH - 1]
+    return words.rstrip(" ,;:(-–") + "…"
 
 
 def center_style(centers: Iterable[str], all_centers: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -263,6 +276,8 @@ def heatmap(
         missing, bare: text and colour of a field without a value.
     Returns: what `Figure.colorbar` takes.
     """
+    import seaborn
+
     colors, numbers = matplotlib.colormaps[cmap], values.to_numpy(dtype=float)
     texts = values.map("{:.2f}".format) if texts is None else texts
     options = {"cbar": False, "xticklabels": False, "yticklabels": False}

@@ -45,6 +45,8 @@ class Case:
         label: the class's name in a classification, "" in a segmentation.
         split: "train", "val" or "test" as the source says; "": the task's split rule decides, by patient.
         group: what its patient stays together with in one split; "": nobody.
+        spacing: of all its pictures, as the manifest writes it, where a table says it; "": as each picture says.
+        line: of the table that lists it, for messages; 0: none does.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Case:
     label: str = ""
     split: str = ""
     group: str = ""
+    spacing: str = ""
+    line: int = 0
 
 
 @dataclass

@@ -77,7 +77,7 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
     if not record.is_segmentation:
         folder = "testdata" if case.split == "test" else "traindata"
         row["name"] = f"{case.label}/{case.patient}/{name}"
-        row["path"] = f"{case.center}/{folder}/{case.label}/{case.patient}/{name}.png"
+        row["path"] = f"{case.center}/{folder}/{case.label}/{_folder_name(case.patient)}/{name}.png"
     else:
         folder = record.stored.format(center=case.center, split=case.split)
         row["path"], row["label"] = f"{folder}/images/{name}.png", f"{folder}/labels/{name}.png"
@@ -88,6 +88,12 @@ def _write_picture(record: TaskRecord, root: Path, case: Case, picture: Picture)
     content = png(picture.image)
     write_bytes(root / row["path"], content)
     return row | {"path_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "remarks": list(picture.remarks)}
+
+
+def _folder_name(patient: str) -> str:
+    """As the patient is called, but for what no folder can be called: a table's patients may be."""
+    fits = "/" not in patient and patient not in (".", "..") and len(patient.encode()) <= LONGEST_NAME
+    return patient if fits else file_name(patient, mark=True)
 
 
 def has_size(file: Path, size: int | None) -> bool:

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, write_bytes
@@ -32,7 +33,7 @@ from vfmgl_lib.tasks.painting.artefacts import Artefact, chosen_samples
 from vfmgl_lib.tasks.painting.sampling import SPLITS, Sample, stream
 from vfmgl_lib.tasks.records import TASKS
 
-__all__ = ["ARTEFACTS", "generator_of", "lesion_masks", "write_phantoms"]
+__all__ = ["ARTEFACTS", "generator_of", "lesion_masks", "read_artefacts", "write_phantoms"]
 
 ARTEFACTS = "artefacts.csv"
 _FINISHED = "phantoms.json"
@@ -178,6 +179,34 @@ def _artefact_table(planned: Sequence[Sample], marred: dict[Sample, Artefact], a
             kind = artefact.kind if artefact and artefact.slices and number in artefact.slices else ""
             lines.append(f"{sample.paths[0]},{number},{kind}")
     return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def read_artefacts(root: Path | str, table: pd.DataFrame) -> pd.Series | None:
+    """The artefact of each sample of a manifest's table, from the phantoms' own table; "": none.
+
+    A slice of a volume counts by itself: that its neighbours, which the network sees beside it, may have one is left aside.
+
+    Args:
+        root: a finished folder of `write_phantoms`.  table: of samples that are these phantoms, or were prepared from them.
+    Returns: kind by id, in the order of `table`; None: the folder has no such table, for it is of an earlier version.
+    Raises: ValueError: a sample that is none of the phantoms.
+    """
+    file = Path(root) / ARTEFACTS
+    if not file.is_file():
+        return None
+    known: dict[str, str] = {}
+    for row in pd.read_csv(file, dtype=str, keep_default_na=False).itertuples():
+        # A prepared slice is called <center>/<split>/<case>_<slice>, with as many digits as it takes.
+        known[f"{row.path.removesuffix('.nii.gz')}_{int(row.slice)}" if row.slice else row.path] = row.artefact
+    kinds = {}
+    for sample in table.itertuples():
+        case, _, number = sample.id.rpartition("/")[2].rpartition("_")
+        names = [sample.path] + [f"{sample.center}/{case}_{int(number)}"] * number.isdecimal()
+        found = next((known[name] for name in names if name in known), None)
+        if found is None:
+            raise ValueError(f"{sample.id} is not one of the phantoms that {file} lists, such as {next(iter(known))}")
+        kinds[sample.id] = found
+    return pd.Series(kinds, dtype=str, name="artefact")
 
 
 def _check_arguments(layout, centers, samples, image_size, heterogeneity, artefacts, seed) -> dict:

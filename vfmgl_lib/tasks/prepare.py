@@ -25,16 +25,18 @@ from vfmgl_lib.data.images import Reading
 from vfmgl_lib.data.inspection import inspect_files, remark_warnings
 from vfmgl_lib.data.manifest import COLUMNS, GROUP, Manifest, ManifestError, check_manifest, table_findings
 from vfmgl_lib.data.manifest_files import read_manifest, write_manifest
+from vfmgl_lib.data.patient_notes import few_test_patients
 from vfmgl_lib.data.people import PatientNames, matching_names
 from vfmgl_lib.data.scan import held
 from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
 from vfmgl_lib.tasks.conversion import convert_case, fingerprint, has_size, note_file, noted_sizes, read_note, remove_unused
 from vfmgl_lib.tasks.datasheets import compare_counts, datasheet_of
 from vfmgl_lib.tasks.folders import FOLDERS, LAYOUTS, pattern_of, read_folders
+from vfmgl_lib.tasks.listed_cases import series_cases, volume_cases
 from vfmgl_lib.tasks.patients import PATIENTS_FILE, patient_warnings, read_patients
 from vfmgl_lib.tasks.records import TaskRecord, earlier_reading, find_task
 from vfmgl_lib.tasks.samples import FILE as SAMPLES_FILE
-from vfmgl_lib.tasks.samples import SAMPLES, SampleTable, read_samples, volume_cases
+from vfmgl_lib.tasks.samples import SAMPLES, SampleTable, read_samples, samples_format
 from vfmgl_lib.tasks.series import series_format
 from vfmgl_lib.tasks.splits import shuffled, told_apart, with_groups, with_splits
 
@@ -49,9 +51,9 @@ RECORD = "record"  # and of a task of one's own what its record said
 def formats_of(record: TaskRecord) -> tuple[Format, ...]:
     """What the task's images may be handed out as. A folder is tried in this order, a table of samples before all others."""
     if record.series:
-        return (series_format(record),)
+        return (series_format(record), samples_format(record))
     own = record.reader.FORMATS if record.reader else (LAYOUTS[record.folders].format,) if record.folders else ()
-    return (*own, SAMPLES)
+    return (*own, samples_format(record))
 
 
 @dataclass(frozen=True)
@@ -113,24 +115,21 @@ def prepare(
     sheet = datasheet_of(task)
     declared, background = (sheet.max_value, sheet.transparent) if sheet else (None, record.background)
     reading = Reading(declared if max_value is None else max_value, background)
-    if record.series and (samples or SAMPLES.recognise(source)):
-        raise ManifestError(
-            f"{task}: its cases are of several series ({', '.join(record.series)}), a table of samples has one image a row; take "
-            f"{samples or SAMPLES_FILE} away and lay the images out as {series_format(record).description}"
-        )
     table = _listed_in(source, samples)
     chosen = SAMPLES if samples and format in ("", SAMPLES.name) else _format(record, source, format)
     _check_choice(chosen, samples, patient_pattern)
     values = (task, str(source.resolve()), chosen.name, split, seed, reading.max_value, str(table), patients, patient_pattern)
-    settings: dict[str, Any] = dict(zip(SETTINGS, values, strict=True)) | ({} if chosen is SAMPLES else {"samples": ""})
+    settings: dict[str, Any] = dict(zip(SETTINGS, values, strict=True)) | ({} if chosen.name == SAMPLES.name else {"samples": ""})
     settings |= {} if record.is_built_in else {RECORD: record.prepared_as}
     done = _earlier(out, settings)
 
     findings = Findings(reading=reading)
     people = _patients(source, findings) if record.patient_table else None
-    listed = SampleTable(Path(str(settings["samples"])), source, record) if chosen is SAMPLES else None
+    listed = SampleTable(Path(str(settings["samples"])), source, record) if chosen.name == SAMPLES.name else None
     cases: list[Case] | None
-    if listed and listed.has_volumes:
+    if listed and record.series:
+        cases = series_cases(listed, findings, names=patients, may_divide=split != "patient", progress=progress)
+    elif listed and listed.has_volumes:
         cases = volume_cases(listed, findings, names=patients, may_divide=split != "patient")
     else:
         cases = chosen.cases(source, findings) if chosen.cases else None
@@ -143,7 +142,8 @@ def prepare(
         manifest = _convert(record, source, out, cases, findings, settings, progress)
     else:
         manifest = _read_in_place(record, source, chosen, findings, settings, progress, listed)
-    _check(source, manifest, findings, record.patient_rule if chosen.name == FOLDERS and not patient_pattern else "")
+    rule = record.patient_rule if chosen.name == FOLDERS and not patient_pattern else ""
+    _check(Path(str(settings["samples"]) or source), manifest, findings, rule)
     _finish(task, source, out, manifest, people, findings, settings | {"state": state})
     return Prepared(manifest, tuple(findings.warnings), chosen.name, reused=False)
 
@@ -189,6 +189,13 @@ def patients_of(manifest: Manifest) -> pd.DataFrame | None:
     above = manifest.root.parent
     listed = read_patients(above if manifest.root.name == "data" and is_prepared(above) else manifest.root)
     return None if listed is None else listed.assign(patient=matching_names(listed, manifest.table))
+
+
+def phantoms_of(manifest: Manifest) -> Path | None:
+    """The folder of the phantoms that a manifest's images are, or were prepared from; None: they are no phantoms."""
+    notes = (_read_notes(manifest.root.parent) if manifest.root.name == "data" else None) or {}
+    places = (manifest.root, Path(notes.get("source", manifest.root)))
+    return next((place for place in places if (place / PHANTOMS).is_file()), None)
 
 
 def is_prepared(folder: Path | str) -> bool:
@@ -301,6 +308,8 @@ def _finish(task: str, source: Path, out: Path, manifest: Manifest, patients: pd
     own = notes["format"] == SAMPLES.name or (source / PHANTOMS).is_file()  # these have counts of their own choosing
     if sheet and not own:
         findings.warnings += compare_counts(manifest, sheet)
+    if not (source / PHANTOMS).is_file():  # of phantoms there are as many as one asks for
+        findings.warnings += few_test_patients(manifest.table, manifest.classes if manifest.task_kind == "classification" else ())
     converted = manifest.root != source.resolve()
     masks = {}
     if manifest.task_kind == "segmentation":
@@ -344,7 +353,7 @@ def _listed_in(source: Path, samples: Path | str) -> Path:
 
 
 def _check_choice(chosen: Format, samples: Path | str, patient_pattern: str) -> None:
-    if samples and chosen is not SAMPLES:
+    if samples and chosen.name != SAMPLES.name:
         raise ManifestError(f"--samples {samples} and --format {chosen.name}: expected one of them, the table says where the images are")
     if patient_pattern:
         pattern_of(patient_pattern)
@@ -426,7 +435,9 @@ def _convert(
         case = replace(case, split=side)
         notes.add(note_file(out, case))
         try:
-            rows += [row | {"group": case.group} for row in convert_case(record, out, case, findings.reading)]
+            told = {"group": case.group} | ({"spacing": case.spacing} if case.spacing else {})
+            rows += (converted := [row | told for row in convert_case(record, out, case, findings.reading)])
+            findings.lines.update({row["path"]: case.line for row in converted if case.line})
         except SourceError as error:
             findings.problems += str(error).splitlines()
     findings.warnings += remark_warnings(((r["path"], r["remarks"]) for r in rows), findings.reading)

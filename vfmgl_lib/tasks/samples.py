@@ -1,6 +1,6 @@
 """`samples.csv`: a set of images as its owner lists it, whatever its files and folders are called.
 
-    image      path below the data folder
+    image      path below the data folder; of a task with `channels: series` a column a series instead, called as the series (t1, t2, dwi)
     center     the centre's name
     patient    the patient's name at this centre
     label      classification: the class's name, or its number from 0
@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from vfmgl_lib.base.files import portable, shown
+from vfmgl_lib.base.files import shown
 from vfmgl_lib.data.inspection import inspect_files, remark_warnings
 from vfmgl_lib.data.lookup import Files
 from vfmgl_lib.data.manifest import GROUP, SPLITS, Manifest, ManifestError, SplitUnit, foreground_warnings, missing_classes, table_findings
@@ -33,7 +33,7 @@ from vfmgl_lib.data.names import close_name, same_name
 from vfmgl_lib.data.people import PatientNames, with_unique_patients
 from vfmgl_lib.data.scan import VOLUME_SUFFIXES
 from vfmgl_lib.data.spreadsheets import TableError, decoded, parsed
-from vfmgl_lib.tasks.cases import Case, Findings, Format, SourceError
+from vfmgl_lib.tasks.cases import Findings, Format
 from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.datasheets import class_titles
 from vfmgl_lib.tasks.records import TaskRecord
@@ -62,13 +62,14 @@ class Row:
     Attributes:
         line: in the file, from 1.
         cells: column -> text.
-        image, mask: POSIX, relative to the data folder, as the file system has them.
+        images: one, or one a series; () where one of them is not found. POSIX, relative to the data folder, as the file system has them.
+        mask: in the same way.
         label: number of the class.
     """
 
     line: int
     cells: dict[str, str]
-    image: str = ""
+    images: tuple[str, ...] = ()
     mask: str = ""
     label: int | None = None
     external: bool | None = False
@@ -79,6 +80,10 @@ class Row:
         return self.cells.get(column, "")
 
     @property
+    def image(self) -> str:
+        return self.images[0] if self.images else ""
+
+    @property
     def is_volume(self) -> bool:
         return self.image.lower().endswith(VOLUME_SUFFIXES)
 
@@ -86,6 +91,24 @@ class Row:
 def label_column(record: TaskRecord) -> str:
     """Where the table has what is to be learnt: "mask" or "label"."""
     return "mask" if record.is_segmentation else "label"
+
+
+def image_columns(record: TaskRecord) -> tuple[str, ...]:
+    """The columns of paths of images: "image", or one a series, as `same_name` writes it.
+
+    Raises: ManifestError: a series that is called as another column.
+    """
+    names = tuple(same_name(name) for name in record.series)
+    if taken := [name for name in names if name in (*NEEDED[1:], "label", "mask", *OPTIONAL)]:
+        raise ManifestError(f"{record.name}: series {taken[0]!r} is called as another column of {FILE}; give the series another name")
+    return names or NEEDED[:1]
+
+
+def samples_format(record: TaskRecord) -> Format:
+    """`SAMPLES` as it is described for a task."""
+    paths = f"a path for each of {', '.join(record.series)}" if record.series else "image"
+    text = f"{FILE} with {paths}, center, patient, and {label_column(record)} (vfmgl data template writes a first one)"
+    return replace(SAMPLES, description=text)
 
 
 def read_samples(
@@ -109,56 +132,16 @@ def read_samples(
     )
     problems += [f"line {row.line}: {text}" for row, found in zip(usable, inspections, strict=True) for text in found.problems]
     whole = [(row, found) for row, found in zip(usable, inspections, strict=True) if listed.is_whole(row) and not found.problems]
-    content, apart = with_unique_patients(_manifest_table(record, [(row, found.sha256) for row, found in whole]), names)
+    content, apart = with_unique_patients(manifest_table(record, [(row, found.sha256) for row, found in whole]), names)
     manifest = Manifest(listed.home, record.kind, listed.classes, content, reading=findings.reading, mask_values=values)
     problems += missing_classes(manifest, inspections)
-    _raise_problems(listed, manifest, may_divide, findings.lines)
+    raise_problems(listed, manifest, may_divide, findings.lines)
     findings.warnings += apart + listed.warnings() + foreground_warnings(manifest, [found for _, found in whole])
     findings.warnings += remark_warnings(((row.image, found.remarks) for row, found in whole), findings.reading)
     return manifest
 
 
-def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames = "own", may_divide: bool = False) -> list[Case]:
-    """The volumes that a table lists, to be converted slice by slice as the task's reader does it; else as `read_samples`."""
-    listed.raise_header()
-    record, problems = listed.record, listed.problems
-    read = getattr(record.reader, "volume_case", None)
-    if read is None or "volume" not in record.reads:
-        found = next(row for row in listed.rows if row.is_volume)
-        text = f"line {found.line}: image {found.image!r} is a volume, the task {record.name} reads images: write its slices as PNG"
-        raise ManifestError.listing(listed.table, [*problems, text])
-    findings.lines.update({row.image: row.line for row in listed.rows if row.image})
-    cases, rows, unspaced, taken = [], [], 0, set()
-    for row in listed.rows:
-        if row.image and not row.is_volume:
-            problems.append(f"line {row.line}: image {row.image!r} is no volume, others are; expected one kind in all rows")
-        elif row.spacing:
-            problems.append(f"line {row.line}: spacing {row['spacing']!r} of a volume, expected nothing: its header has it")
-        elif listed.is_whole(row):
-            name = _volume_name(row.image)
-            name = name if (row["center"], name) not in taken else portable(row.image.replace("/", "_"))
-            taken.add((row["center"], name))
-            try:
-                case, spaced = read(listed.home, row.image, row.mask, name, row["center"], row["patient"])
-            except SourceError as error:
-                problems += [f"line {row.line}: {text}" for text in str(error).splitlines()]
-                continue
-            unspaced += not spaced
-            cases.append(replace(case, split=row.split, group=row[GROUP]))
-            rows.append((row, f"{row.line:064x}"))  # content is compared slice by slice, later
-    table = with_unique_patients(_manifest_table(record, rows), names)[0]
-    _raise_problems(listed, Manifest(listed.home, record.kind, listed.classes, table), may_divide, findings.lines)
-    findings.warnings += listed.warnings()
-    if unspaced:
-        findings.warnings.append(f"{unspaced} of {len(cases)} volumes have no spacing in their header, distances will be in pixels")
-    return cases
-
-
-def _volume_name(path: str) -> str:
-    return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
-
-
-def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, lines: dict[str, int]) -> None:
+def raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, lines: dict[str, int]) -> None:
     """Raises what was found wrong, with what the table says of patients and equal files; rows without a split are in one for now."""
     problems = list(listed.problems)
     if len(manifest.table):
@@ -169,7 +152,7 @@ def _raise_problems(listed: SampleTable, manifest: Manifest, may_divide: bool, l
         raise ManifestError.listing(listed.table, list(dict.fromkeys(problems)))
 
 
-def _manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
+def manifest_table(record: TaskRecord, found: Sequence[tuple[Row, str]]) -> pd.DataFrame:
     """The rows of a manifest, each with the hash of its image."""
     stems = [str(PurePosixPath(row.image).with_suffix("")) for row, _ in found]
     if len({(row["center"], stem) for (row, _), stem in zip(found, stems, strict=True)}) < len(found):  # a.png beside a.jpg
@@ -188,22 +171,29 @@ class SampleTable:
     def __init__(self, table: Path, source: Path, record: TaskRecord):
         self.table, self.source, self.record = table, source, record
         self.home = source.resolve()
-        self.label_column = label_column(record)
+        self.label_column, self.image_columns = label_column(record), image_columns(record)
+        self.needed = (*self.image_columns, *NEEDED[1:], self.label_column)
         self.files = Files(self.home)
         self.problems: list[str] = []
         self.wrong_header = False
         self.rows = self._parsed()
+        self.empty = [name for name in self.needed if self.rows and not any(row.cells.get(name, "-") for row in self.rows)]
+        self.classes, self.words = self._classes()
+        self.problems += [
+            f"{name}: empty in all {len(self.rows)} rows, expected {self._expected(name)}; fill in the column, in {table}, then run the "
+            "same command again"
+            for name in self.empty
+        ]
         for row in self.rows:
             self._read_row(row)
-        self.classes, self.words = self._classes()
         if not record.is_segmentation:
             self._read_labels()
         self._check_repeated()
         self._check_centers()
 
     def raise_header(self) -> None:
-        """Raises what was found, where the header is wrong: images are not read for a table that cannot be used."""
-        if self.wrong_header:
+        """Raises what was found, where the header is wrong or a column empty: images are not read for a table that cannot be used."""
+        if self.wrong_header or self.empty:
             raise ManifestError.listing(self.table, list(dict.fromkeys(self.problems)))
 
     def is_whole(self, row: Row) -> bool:
@@ -242,7 +232,7 @@ class SampleTable:
             found.append(
                 f"{several} group(s) of several patients stay in one split each; intervals and tests count their patients one by one"
             )
-        named = {path for row in self.rows for path in (row.image, row.mask)}
+        named = {path for row in self.rows for path in (*row.images, row.mask)}
         alone = [path for path in self.files.images if path not in named]
         if alone:
             found.append(f"{len(alone)} image file(s) in the folder are not in {self.table.name} and not used, e.g. {shown(alone[0])}")
@@ -252,7 +242,7 @@ class SampleTable:
         self.problems.append(f"line {row.line}: {text}")
 
     def _parsed(self) -> list[Row]:
-        known = (*NEEDED, self.label_column, *OPTIONAL)
+        known = (*self.needed, *OPTIONAL)
         try:
             content = self.table.read_bytes()
             header, lines = parsed(decoded(content), lambda names: len({same_name(name) for name in names} & {*known, "label", "mask"}) > 1)
@@ -265,7 +255,7 @@ class SampleTable:
         self._check_header(header, columns, known)
         self.wrong_header = bool(self.problems)
         if not rows:
-            self.problems.append("has a header only, expected a row an image")
+            self.problems.append(f"has a header only, expected a row {'a case' if self.record.series else 'an image'}")
         found = []
         for line, cells in rows:
             if len(cells) != len(columns):
@@ -276,7 +266,7 @@ class SampleTable:
         return found
 
     def _check_header(self, header: list[str], columns: list[str], known: tuple[str, ...]) -> None:
-        missing = [name for name in (*NEEDED, self.label_column) if name not in columns]
+        missing = [name for name in self.needed if name not in columns]
         for name, column in zip(header, columns, strict=True):
             if column in known:
                 continue
@@ -285,6 +275,8 @@ class SampleTable:
             if column in other:
                 kind = self.record.kind
                 text = f"header: column {name!r} does not belong to {self.record.name}, a {kind}: it reads {self.label_column!r}"
+            elif column == NEEDED[0]:
+                text = f"header: column {name!r}: {self.record.name} has a column a series, expected {', '.join(self.image_columns)}"
             elif close := self._meant(column, [name for name in known if name not in columns]):
                 text += f"; is {close!r} meant? Then call it so"
             else:
@@ -294,7 +286,7 @@ class SampleTable:
             if columns.count(column) > 1:
                 self.problems.append(f"header: column {column!r} is there {columns.count(column)} times, expected once")
         self.problems += [
-            f"header: column {name!r} is missing, expected {', '.join(known[:4])}; got {', '.join(header)!r}" for name in missing
+            f"header: column {name!r} is missing, expected {', '.join(self.needed)}; got {', '.join(header)!r}" for name in missing
         ]
 
     @staticmethod
@@ -303,19 +295,16 @@ class SampleTable:
         return next((name for name in lacking if column in HEADER_WORDS.get(name, "").split()), "") or close_name(column, lacking)
 
     def _read_row(self, row: Row) -> None:
-        for column in ("image", *(["mask"] if self.record.is_segmentation else [])):
-            if column in row.cells:
-                path, problem = self.files.find(row[column])
-                setattr(row, column, path)
-                if problem:
-                    self._say(row, f"{column} {problem}")
-        if row.image and row.image == row.mask:
+        images = [self._found(row, column) for column in self.image_columns]
+        row.images = tuple(images) if all(images) else ()
+        if self.record.is_segmentation:
+            row.mask = self._found(row, "mask")
+        if row.mask and row.mask in images:
             self._say(row, f"mask {row['mask']!r} is the image itself, expected the file of its mask")
             row.mask = ""
         for column in ("center", "patient"):
-            if column in row.cells and not row[column]:
-                remedy = "the centre's name" if column == "center" else "who it is; a name of its own where each image is another person's"
-                self._say(row, f"{column} is empty, expected {remedy}")
+            if column in row.cells and not row[column] and column not in self.empty:
+                self._say(row, f"{column} is empty, expected {self._expected(column)}")
         if "/" in row["center"] or row["center"] in (".", ".."):
             self._say(row, f"center {row['center']!r}, expected a name that is no path; rename it")
         row.split = same_name(row["split"]) if row["split"] else ""
@@ -332,27 +321,45 @@ class SampleTable:
         if problem:
             self._say(row, problem)
 
+    def _found(self, row: Row, column: str) -> str:
+        """The file that a cell names; "": there is none, which is a problem unless the whole column has been told."""
+        if column not in row.cells or column in self.empty:
+            return ""
+        path, problem = self.files.find(row[column])
+        if path and self.record.series and path.lower().endswith(VOLUME_SUFFIXES):
+            path, problem = "", f"{row[column]!r} is a volume, series are read from images: write its slices as PNG"
+        if problem:
+            self._say(row, f"{column} {problem}")
+        return path
+
+    def _expected(self, column: str) -> str:
+        """What belongs into a cell."""
+        if column == "label":
+            return self.words.expected if self.classes else "the names of at least two classes"
+        people = {"center": "the centre's name", "patient": "who it is; a name of its own where each image is another person's"}
+        return people.get(column, "a path below the data folder")
+
     def _classes(self) -> tuple[tuple[str, ...], ClassWords]:
         """The record's; else those of the table, sorted, one spelling each."""
         if self.record.classes is not None:
             return self.record.classes, ClassWords(self.record.classes, self.record.class_folders or ())
         found = tuple(sorted({row["label"] for row in self.rows} - {""}))
-        if len(found) < 2 and "label" in (self.rows[0].cells if self.rows else ()):
+        if len(found) < 2 and "label" not in self.empty and "label" in (self.rows[0].cells if self.rows else ()):
             self.problems.append(f"label: {len(found)} class(es) ({', '.join(found)}), expected at least two")
         return found, ClassWords(found)
 
     def _read_labels(self) -> None:
         for row in self.rows:
-            if "label" not in row.cells:
+            if "label" not in row.cells or "label" in self.empty:
                 continue
             row.label = self.classes.index(row["label"]) if row["label"] in self.classes else self.words.number(row["label"])
             if not row["label"]:
-                self._say(row, f"label is empty, expected {self.words.expected}")
+                self._say(row, f"label is empty, expected {self._expected('label')}")
             elif row.label is None:
                 close = close_name(same_name(row["label"]), [same_name(title) for title in class_titles(self.classes)])
                 remedy = f"; is {close!r} meant?" if close else ""
                 self._say(row, f"label {row['label']!r} is no class of {self.record.name}, expected {self.words.expected}{remedy}")
-        if self.record.classes is None or not self.rows or "label" not in self.rows[0].cells:
+        if self.record.classes is None or not self.rows or "label" not in self.rows[0].cells or "label" in self.empty:
             return
         if mixed := self.words.mixed(row["label"] for row in self.rows):
             places = [next(row.line for row in self.rows if row["label"] == word) for word in mixed]
@@ -366,13 +373,14 @@ class SampleTable:
                 self.problems.append(f"label: no row has class {name!r} ({number}), expected images of it, or a task without it")
 
     def _check_repeated(self) -> None:
-        first: dict[Path, Row] = {}
+        first: dict[Path, tuple[Row, str]] = {}
         for row in self.rows:
-            if row.image:
-                before = first.setdefault(self.files.real(row.image), row)
-                if before is not row:
-                    self._say(row, f"image {row['image']!r} is in line {before.line} already, expected one row an image")
-                    row.image = ""  # else it would be told again of its patient and its content
+            for column, path in zip(self.image_columns, row.images, strict=False):  # none of a row with a problem
+                before, earlier = first.setdefault(self.files.real(path), (row, column))
+                if (before, earlier) != (row, column):
+                    place, once = (f" as {earlier}", "an image in one place") if self.record.series else ("", "one row an image")
+                    self._say(row, f"{column} {row[column]!r} is in line {before.line}{place} already, expected {once}")
+                    row.images = ()  # else it would be told again of its patient and its content
 
     def _check_centers(self) -> None:
         centers: dict[str, list[Row]] = {}

@@ -3,16 +3,16 @@
 A record with `channels: series` and `series: [t1, t2, dwi]` reads the folders that it names (`folders`), where each case has a grey image a
 series side by side, called <case>_<series>: `scan7_t1.png`, `scan7_t2.png`, `scan7_dwi.png`. A segmentation's mask is `labels/scan7.png`.
 The first series becomes red, the second green, the third blue; a channel without a series is 0. The images of a case have one size: they
-lie on one grid, nothing is registered here.
+lie on one grid, nothing is registered here. A table of samples has a column a series instead, and any names (`tasks.listed_cases`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from vfmgl_lib.data.images import Reading, decode_mask, read_image
 from vfmgl_lib.data.inspection import size_problem
@@ -21,6 +21,34 @@ from vfmgl_lib.data.scan import IMAGE_SUFFIXES, Scan
 from vfmgl_lib.tasks.cases import Case, Findings, Format, Picture, SourceError
 from vfmgl_lib.tasks.folders import LAYOUTS, ROOT_FILES, class_number, of_classes
 from vfmgl_lib.tasks.records import TaskRecord
+from vfmgl_lib.tasks.words import stem_of
+
+T = TypeVar("T")
+
+
+def ending_of(series: Sequence[str]) -> re.Pattern[str]:
+    """Takes a file's name without its suffix apart: (case, series)."""
+    return re.compile(f"(.+)_({'|'.join(map(re.escape, series))})", re.IGNORECASE)
+
+
+def case_name(images: Sequence[str], series: Sequence[str]) -> str:
+    """What the images of a case are called in common, <case> where they are <case>_<series>; else as the first of them."""
+    found = [ending_of([name]).fullmatch(stem_of(path)) for path, name in zip(images, series, strict=True)]
+    cases = [match[1] for match in found if match]
+    return cases[0] if len(cases) == len(images) and len(set(cases)) == 1 else stem_of(images[0])
+
+
+def cases_by_name(paths: Sequence[str], series: Sequence[str]) -> tuple[dict[str, tuple[str, list[str]]], list[str]]:
+    """(first file of a case -> its name and its files in the order of the series, "" for one that is not there; files of no series)."""
+    ending, others = ending_of(series), []
+    cases: dict[tuple[str, str], dict[str, str]] = {}
+    for path in paths:
+        named = ending.fullmatch(stem_of(path))
+        own = cases.setdefault((path.rpartition("/")[0], named[1]), {}) if named else {}
+        if not named or own.setdefault(named[2].lower(), path) != path:
+            others.append(path)
+    found = {case: [own.get(one.lower(), "") for one in series] for case, own in cases.items()}
+    return {next(filter(None, files)): (name, files) for (_, name), files in found.items()}, others
 
 
 class SeriesScan(Scan):
@@ -34,7 +62,7 @@ class SeriesScan(Scan):
         super().__init__(root)
         self.files: dict[Path, tuple[Path, ...]] = {}
         self._series = tuple(series)
-        self._ending = re.compile(f"(.+)_({'|'.join(map(re.escape, series))})", re.IGNORECASE)
+        self._ending = ending_of(series)
 
     def images(self, folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
         found = super().images(folder, suffixes)
@@ -81,19 +109,37 @@ def _cases(record: TaskRecord, source: Path, findings: Findings) -> list[Case]:
         mask = home / sample.label if record.is_segmentation else None
         files = scan.files[sample.path]
         label = "" if mask else classes[cast(int, number(sample.label))]
-        read = partial(_read, files, mask, findings.reading, record.stored_mask_values)
+        read = partial(read_case, files, mask, findings.reading, record.stored_mask_values)
         sources = (*files, mask) if mask else files
         cases.append(Case(sample.path.stem, sample.center, sample.patient, sources, read, label, sample.split))
     return cases
 
 
-def _read(files: tuple[Path, ...], mask: Path | None, reading: Reading, mask_values: tuple[int, ...]) -> list[Picture]:
+def read_case(
+    files: tuple[Path, ...], mask: Path | None, reading: Reading, mask_values: tuple[int, ...], names: Sequence[str] = ()
+) -> list[Picture]:
+    """The stack of a case's images, with its mask.
+
+    Args:
+        names: what the images, and behind them the mask, are called in errors; (): by their paths.
+    Raises: SourceError: all that is wrong with them, a line each.
+    """
+    shown = tuple(names) or tuple(map(str, (*files, mask)))
+    problems: list[str] = []
+    read = [_tried(problems, partial(read_image, file, name, reading)) for file, name in zip(files, shown, strict=False)]
+    images = [image for image, _ in filter(None, read)]
+    stack = _tried(problems, partial(stacked_series, images, shown[: len(files)])) if len(images) == len(files) else None
+    labels = None if mask is None else _tried(problems, partial(decode_mask, mask, shown[-1], mask_values))
+    if labels is not None and images and (problem := size_problem(shown[0], images[0].size, shown[-1], labels)):
+        problems.append(problem)
+    if problems or stack is None:
+        raise SourceError("\n".join(problems))
+    return [Picture("", stack, labels, remarks=tuple(dict.fromkeys(remark for _, remarks in filter(None, read) for remark in remarks)))]
+
+
+def _tried(problems: list[str], read: Callable[[], T]) -> T | None:
     try:
-        read = [read_image(file, reading=reading) for file in files]
-        stack = stacked_series([image for image, _ in read], list(map(str, files)))
-        labels = None if mask is None else decode_mask(mask, mask_values=mask_values)
+        return read()
     except (ValueError, OSError) as error:
-        raise SourceError(str(error)) from error
-    if mask is not None and labels is not None and (problem := size_problem(str(files[0]), read[0][0].size, str(mask), labels)):
-        raise SourceError(problem)
-    return [Picture("", stack, labels, remarks=tuple(dict.fromkeys(remark for _, remarks in read for remark in remarks)))]
+        problems.append(str(error))
+        return None

@@ -4,7 +4,10 @@ center   the first level of folders that is no split, class, or folder of images
 label    the folders that are called as the task's classes; else a level below the first whose names return below most centers; else empty
 mask     a file of the image's name in a folder of masks (labels, masks, gt, ...), or with an ending such as _mask
 split    folders such as train, val, testdata, where every image lies in one
+series   of a task of several: files called <case>_<series> are one row
 patient  a level of folders below the others; else what a centre's files are called before their eye, tile or slice; else left empty
+
+A list of diagnoses fills in the label (`tasks.diagnosis_list`).
 """
 
 from __future__ import annotations
@@ -24,11 +27,23 @@ from vfmgl_lib.data.lookup import list_files
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
+from vfmgl_lib.tasks.diagnosis_list import join_list, next_step
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
 from vfmgl_lib.tasks.records import find_task
-from vfmgl_lib.tasks.words import IMAGE_ENDING, IMAGE_WORDS, MASK_ENDING, MASK_WORDS, PATIENT_FORMS, SPLIT_WORDS, folder_word, stem_of
+from vfmgl_lib.tasks.samples import NEEDED
+from vfmgl_lib.tasks.series import cases_by_name
+from vfmgl_lib.tasks.words import (
+    IMAGE_ENDING,
+    IMAGE_WORDS,
+    MASK_ENDING,
+    MASK_WORDS,
+    MOST_CLASSES,
+    PATIENT_FORMS,
+    SPLIT_WORDS,
+    folder_word,
+    stem_of,
+)
 
-MOST_CLASSES = 20
 CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
 
 
@@ -45,6 +60,7 @@ class _Image:
     path: str
     levels: list[str]
     split: str = ""
+    case: str = ""
     mask: str = ""
     center: str = ""
     label: str = ""
@@ -53,41 +69,61 @@ class _Image:
 
     @property
     def stem(self) -> str:
-        return stem_of(self.path)
+        return self.case or stem_of(self.path)
 
 
-def guess_samples(folder: Path | str, task: str = "", patient_pattern: str = "") -> Guessed:
+def guess_samples(
+    folder: Path | str, task: str = "", patient_pattern: str = "", listed: Path | str = "", list_columns: str = ""
+) -> Guessed:
     """Lists a folder's images with who, where and what they probably are.
 
     Args:
         task: whose classes and kind are known; "": a segmentation where most images have a mask, else a classification.
         patient_pattern: finds the patient (`folders.pattern_of`); "": guessed.
-    Raises: ManifestError: no such folder, no image in it, an unknown task, a pattern that is none.
+        listed: CSV with the patients' diagnoses; "": none. list_columns: which of its columns is what (`column_choice`); "": guessed.
+    Raises: ManifestError: no such folder, no image in it, an unknown task, a pattern that is none, a list that cannot be joined.
     """
     home = Path(folder).resolve()
     if not home.is_dir():
         raise ManifestError(f"{folder}: folder not found, expected one with images")
     record, pattern = find_task(task) if task else None, pattern_of(patient_pattern) if patient_pattern else None
     files, told = _usable_files(home)
-    masks = _masks(files)
-    images = [_Image(path, *_levels(path)) for path in files if path not in masks and not _is_mask(path)]
+    series = record.series if record else ()
+    cases: dict[str, tuple[str, list[str]]] = {}  # first file -> name and files of a case of several series
+    if series:
+        cases, others = cases_by_name([path for path in files if not _is_mask(path)], series)
+        files = [path for path in files if path in cases or _is_mask(path)]
+        told += _tell_cases(cases, others, series)
+    names = {path: name for path, (name, _) in cases.items()}
+    masks = _masks(files, names)
+    images = [_Image(path, *_levels(path), names.get(path, "")) for path in files if path not in masks and not _is_mask(path)]
     if not images:
         raise ManifestError(
             f"{folder}: no image found, expected files ending in {', '.join(IMAGE_SUFFIXES)} (or {', '.join(VOLUME_SUFFIXES)})"
         )
     told += _take_masks(images, masks, [path for path in files if _is_mask(path) and path not in masks])
     masked = sum(bool(image.mask) for image in images)
-    segmentation = record.is_segmentation if record else 2 * masked >= len(images)
-    kind = f"the task {record.name} is one" if record else f"{masked} of {len(images)} images have a mask"
+    segmentation = record.is_segmentation if record else not listed and 2 * masked >= len(images)
+    if segmentation and listed:
+        raise ManifestError(f"{listed}: a list of diagnoses is for a classification, the task {task} is a segmentation")
+    counted = "a list of diagnoses is given" if listed else f"{masked} of {len(images)} images have a mask"
+    kind = f"the task {record.name} is one" if record else counted
     told.append(f"kind: {'segmentation' if segmentation else 'classification'}, since {kind}")
     told += _guess_split(images)
+    words = ClassWords(record.classes, record.class_folders or ()) if record and record.classes else None
     if not segmentation:
-        told += _guess_label(images, ClassWords(record.classes, record.class_folders or ()) if record and record.classes else None)
+        by_folders = _guess_label(images, words)
+        told += [] if listed else by_folders
     told += _guess_center(images, home.name)
     told += _guess_patient(images, pattern)
-    columns = ["image", "center", "patient", "mask" if segmentation else "label", *(["split"] if any(i.split for i in images) else [])]
-    rows = [[getattr(image, "path" if column == "image" else column) for column in columns] for image in images]
-    return Guessed(pd.DataFrame(rows, columns=columns, dtype=str), told)
+    columns = ["center", "patient", "mask" if segmentation else "label", *(["split"] if any(i.split for i in images) else [])]
+    files_of = {path: own for path, (_, own) in cases.items()}
+    rows = [[*files_of.get(image.path, [image.path]), *(getattr(image, column) for column in columns)] for image in images]
+    table = pd.DataFrame(rows, columns=[*(series or NEEDED[:1]), *columns], dtype=str)
+    if listed:
+        told += join_list(table, [image.path for image in images], listed, home.name, words, list_columns)
+        told += [] if task else [next_step(table["label"])]
+    return Guessed(table, told)
 
 
 def write_samples(file: Path | str, table: pd.DataFrame, force: bool = False) -> None:
@@ -127,15 +163,26 @@ def _is_mask(path: str) -> bool:
     return any(folder_word(part) in MASK_WORDS for part in PurePosixPath(path).parts[:-1]) or MASK_ENDING.search(stem_of(path)) is not None
 
 
-def _masks(files: Sequence[str]) -> dict[str, str]:
-    """Masks whose image is there -> the image."""
+def _tell_cases(cases: dict[str, tuple[str, list[str]]], others: Sequence[str], series: Sequence[str]) -> list[str]:
+    endings = ", ".join(f"_{name}" for name in series)
+    told = [f"series: {len(cases)} cases by the files' endings {endings}"]
+    for place, name in enumerate(series):
+        lacking = [own for own, (_, files) in cases.items() if not files[place]]
+        told += [f"series: {len(lacking)} case(s) without {name}, e.g. that of {lacking[0]}: FILL IN"] if lacking else []
+    return told + ([f"series: {len(others)} file(s) end on none, or on one twice, and are left out, e.g. {others[0]}"] if others else [])
+
+
+def _masks(files: Sequence[str], names: dict[str, str]) -> dict[str, str]:
+    """Masks whose image is there -> the image; `names`: of those images that are not called as their files."""
 
     def place(path: str, stem: str) -> tuple[tuple[str, ...], str]:
         folders = PurePosixPath(path).parts[:-1]
         return tuple(name.lower() for name in folders if folder_word(name) not in IMAGE_WORDS | MASK_WORDS), stem.lower()
 
     own = [path for path in files if not _is_mask(path)]
-    images = {place(path, IMAGE_ENDING.sub("", stem_of(path))): path for path in own} | {place(path, stem_of(path)): path for path in own}
+    stems = {path: names.get(path) or stem_of(path) for path in own}
+    images = {place(path, IMAGE_ENDING.sub("", stem)): path for path, stem in stems.items()}
+    images |= {place(path, stem): path for path, stem in stems.items()}
     found = {}
     for path in files:
         if _is_mask(path):

@@ -33,27 +33,44 @@ IMAGE_ENDING = re.compile(r"[ _.-](image|img|bild|photo|foto)$|^(image|img|bild|
 # What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
 PATIENT_FORMS = {
     "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
-    "the name before L or R": re.compile(r"^(.*?\d)[ _-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
+    "the name before L or R": re.compile(r"^(.*?\d)[ _.-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
     "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
     "the name before the first '-'": re.compile(r"^([^-]*\d[^-]*)-.+$"),
     "the name before the first blank": re.compile(r"^(\S*\d\S*) .+$"),
 }
-# A column of `samples.csv` -> other words for it.
+# A column of `samples.csv`, or of a colleague's list -> other words for it: English, German, French, Spanish, Italian, Dutch.
 HEADER_WORDS = {
-    "image": "bild bilddatei datei dateiname pfad foto file filename path fichier chemin",
-    "center": "centre klinik krankenhaus zentrum standort hospital site clinic hopital hôpital clinique",
-    "patient": "patientin patienten_id patient_id patientid pid subject case fall pat.-nr. pat_nr patientennummer patientnumber",
-    "label": "klasse class diagnose diagnosis befund classe diagnostic étiquette",
+    "image": "bild bilddatei bildname datei dateiname pfad foto file filename filepath path fichier chemin imagen archivo immagine bestand"
+    " afbeelding",
+    "center": "centre klinik klinikum krankenhaus spital haus zentrum standort einrichtung hospital site clinic institution hopital hôpital"
+    " clinique centro clinica ospedale ziekenhuis",
+    "patient": "patientin patienten_id patient_id patientid patienten-nr pid pat pat-id pat_id id subject subject_id case case_id fall"
+    " fall-nr fallnummer pat.-nr. pat_nr patientennummer patientnumber patient_no patient_nr no_patient paciente paziente patiënt",
+    "label": "klasse class diagnose diagnosis befund histologie histology dignität ergebnis finding findings result outcome dx classe"
+    " diagnostic diagnostique étiquette"
+    " diagnóstico diagnosi klas",
     "mask": "maske masque segmentierung segmentation",
     "split": "aufteilung set teil",
     "external": "extern externe",
 }
+# Findings that mean "no disease": such a class is named first.
+NEGATIVE_WORDS = frozenset(
+    "benign benigne gutartig negativ negative neg normal gesund healthy unauffallig unauffaellig kein keine nein no none ohne without 0"
+    " benin benigno benigna benigni sain normale negatif negativo sano goedaardig gezond".split()
+)
+MOST_CLASSES = 20
 
 
 def folder_word(name: str) -> str:
     """A folder's name as the words above are written: without accents and capitals, a blank or "-" as "_"."""
     letters = unicodedata.normalize("NFKD", same_name(name))
     return re.sub("[ -]", "_", "".join(letter for letter in letters if not unicodedata.combining(letter)))
+
+
+def header_words(name: str) -> tuple[str, ...]:
+    """A column's name as a whole, then its words: small letters and digits without accents. "Pat.-Nr." -> ("patnr", "pat", "nr")."""
+    words = tuple(re.findall("[^\\W_]+", folder_word(name)))
+    return "".join(words), *words
 
 
 def stem_of(path: str) -> str:

@@ -3,39 +3,42 @@
 The generative model, in this order:
 
 1. Anatomy, per patient. A pear-shaped, bent uterus (myometrium: intermediate signal) holds a bright cavity, wrapped by
-   the dark junctional zone. Around it: fat, bladder, rectum, bowel, sacrum, abdominal wall. Half of the patients have
+   the dark junctional zone. Around it: fat, bladder, rectum, bowel, sacrum, abdominal wall. A third of the patients have
    fibroids, a third bright foci in the myometrium.
-2. Tumour, per patient: an irregular ellipse of intermediate signal at the cavity's wall. Position, size and signal
+2. Tumour, per patient: an irregular ellipse of intermediate signal at one side of the cavity. Position, size and signal
    have the same distribution in both classes; they differ in the junctional zone alone:
    0_NMI  it follows the tumour's outer border, thinned as a stretched band is: the tumour is confined to the
           endometrium;
    1_MI   it runs along the cavity and stops at the tumour, which lies in the myometrium behind it.
-   A mean or a histogram therefore says next to nothing about the class; the band's course says it all.
-3. Slice: one to three neighbouring slices per patient, slightly shifted, scaled and newly textured.
-4. Scanner, per centre and patient: coil sensitivity, resolution, Rician noise, window, gamma, fat signal.
-5. Record, per patient: age, FIGO stage and histologic type, drawn from the row of the paper's Table 1 for the centre,
+   The band has the same area in both. A mean or a histogram therefore says next to nothing about the class; the band's
+   course says it all.
+3. Rectangle, per patient and centre: the image is a square around the whole uterus with a margin, as the paper's region
+   of interest is. The pelvis around it is drawn only as far as it lies in it.
+4. Slice: one to three neighbouring slices per patient, slightly shifted and newly textured.
+5. Scanner, per centre and patient: coil sensitivity, resolution, Rician noise, window, gamma, fat signal.
+6. Record, per patient: age, FIGO stage and histologic type, drawn from the row of the paper's Table 1 for the centre,
    set and class; they stand in patients.csv and leave no trace in the image.
 
 The centres of EXTERNAL_CENTERS take no part in training: they come on top of those asked for, with test images alone.
 
-Lengths are in half image sides (the image spans [-1, 1]²), signals are dimensionless with urine at about 1.
+Lengths are in half sides of the whole pelvis, which spans [-1, 1]², signals are dimensionless with urine at about 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
+from vfmgl_lib.tasks.endometrial.cohorts import draw_record
 from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, patient_name, spread_over_patients, stream
 
-VERSION = 3
+VERSION = 4
 LAYOUT = "endometrial"
 CENTER_NAMES = ("A", "B", "C", "D", "E", "F")
 EXTERNAL_CENTERS = ("E", "F")
@@ -44,8 +47,6 @@ ARTEFACTS = ("fold-over", "zipper", "spike noise", "motion ghost", "", "")  # by
 CLASSES = ("0_NMI", "1_MI")
 SPLIT_FOLDERS = {"train": "traindata", "test": "testdata"}
 RECORDS = "patients.csv"
-FIGO, HISTOLOGY = ("I", "II", "III", "IV"), ("I", "II")
-_AGES = (20.0, 95.0)  # years; a normal distribution has no ends
 _MATRIX = 176  # pixels of the scanner along the whole pelvis
 _LEAST_MARGIN = 0.02  # of the uterus's longer side, whatever the heterogeneity
 
@@ -62,7 +63,7 @@ class Scanner:
         bias_tilt: the same from left to right.
         gamma: exponent of the display curve.  window: share of the brightest signal shown as white.
         noise: standard deviation of the Rician noise's channels.  blur: standard deviation of the point spread, in
-            half image sides.
+            half sides of the pelvis.
         fat, myometrium, junction, tumor: signals.
         margin: mean distance of the rectangle from the uterus, as a share of the uterus's longer side.
         shift: mean position of the uterus in the pelvis (x, y).  retroverted: share of patients.
@@ -73,11 +74,11 @@ class Scanner:
     bias_tilt: float = 0.0
     gamma: float = 1.0
     window: float = 0.97
-    noise: float = 0.030
+    noise: float = 0.025
     blur: float = 0.008
     fat: float = 0.70
     myometrium: float = 0.43
-    junction: float = 0.19
+    junction: float = 0.13
     tumor: float = 0.66
     margin: float = 0.06
     shift: tuple[float, float] = (0.0, 0.0)
@@ -90,60 +91,34 @@ CENTERS = (
     # A, the largest: 3 T, sharp, little noise, strong coil profile.
     Scanner(
         prevalence=0.62, bias=0.5, bias_tilt=0.15, gamma=0.85, window=0.97, noise=0.018, blur=0.005, fat=0.74,
-        myometrium=0.45, junction=0.16, tumor=0.66, margin=0.03, shift=(-0.03, 0.0), retroverted=0.08,
+        myometrium=0.45, junction=0.11, tumor=0.66, margin=0.03, shift=(-0.03, 0.0), retroverted=0.08,
     ),
     # B: 1.5 T, noisy and soft, flat contrast.
     Scanner(
-        prevalence=0.52, bias=0.15, bias_tilt=-0.3, gamma=0.95, window=0.8, noise=0.045, blur=0.013, fat=0.62,
-        myometrium=0.46, junction=0.23, tumor=0.66, margin=0.08, shift=(0.05, 0.04), retroverted=0.14,
+        prevalence=0.52, bias=0.15, bias_tilt=-0.3, gamma=0.95, window=0.88, noise=0.032, blur=0.013, fat=0.62,
+        myometrium=0.46, junction=0.16, tumor=0.66, margin=0.08, shift=(0.05, 0.04), retroverted=0.14,
     ),
     # C: fat partly saturated, dark display.
     Scanner(
-        prevalence=0.74, bias=0.3, bias_tilt=0.05, gamma=1.4, window=0.97, noise=0.03, blur=0.007, fat=0.34,
-        myometrium=0.42, junction=0.15, tumor=0.67, margin=0.05, shift=(0.02, -0.06), retroverted=0.06,
+        prevalence=0.74, bias=0.3, bias_tilt=0.05, gamma=1.4, window=0.97, noise=0.026, blur=0.007, fat=0.34,
+        myometrium=0.42, junction=0.11, tumor=0.67, margin=0.05, shift=(0.02, -0.06), retroverted=0.06,
     ),
     # D: bright display, tilted sensitivity, large field of view.
     Scanner(
-        prevalence=0.68, bias=0.25, bias_tilt=0.45, gamma=0.7, window=0.92, noise=0.025, blur=0.01, fat=0.8,
-        myometrium=0.4, junction=0.16, tumor=0.64, margin=0.10, shift=(-0.05, 0.03), retroverted=0.16,
+        prevalence=0.68, bias=0.25, bias_tilt=0.45, gamma=0.7, window=0.92, noise=0.022, blur=0.01, fat=0.8,
+        myometrium=0.4, junction=0.11, tumor=0.64, margin=0.10, shift=(-0.05, 0.03), retroverted=0.16,
     ),
     # E, external: soft and dark.
     Scanner(
-        prevalence=0.78, bias=0.55, bias_tilt=-0.2, gamma=1.2, window=0.85, noise=0.04, blur=0.014, fat=0.6,
-        myometrium=0.41, junction=0.19, tumor=0.66, margin=0.07, shift=(0.06, -0.02), retroverted=0.10,
+        prevalence=0.78, bias=0.55, bias_tilt=-0.2, gamma=1.2, window=0.9, noise=0.03, blur=0.014, fat=0.6,
+        myometrium=0.41, junction=0.13, tumor=0.66, margin=0.07, shift=(0.06, -0.02), retroverted=0.10,
     ),
     # F, external: sharp, bright fat, strong tilt to the other side.
     Scanner(
-        prevalence=0.66, bias=0.2, bias_tilt=-0.5, gamma=1.05, window=0.99, noise=0.022, blur=0.005, fat=0.85,
-        myometrium=0.44, junction=0.14, tumor=0.68, margin=0.03, shift=(0.0, 0.05), retroverted=0.20,
+        prevalence=0.66, bias=0.2, bias_tilt=-0.5, gamma=1.05, window=0.99, noise=0.02, blur=0.005, fat=0.85,
+        myometrium=0.44, junction=0.1, tumor=0.68, margin=0.03, shift=(0.0, 0.05), retroverted=0.20,
     ),
 )
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Patients of one class: mean and SD of their age in years, and how often each FIGO stage and histologic type occurs."""
-
-    age_mean: float
-    age_std: float
-    figo: tuple[float, ...]
-    histology: tuple[float, ...]
-
-
-# Table 1 of the paper by centre and set, NMI before MI; NaN where it gives no age. A copy of
-# data_manifests/table1_endometrial_patients.csv: what a version of the phantoms is drawn from must not change under it.
-TABLE_1 = {
-    ("A", "train"): (Cohort(50.3673, 9.4001, (46, 0, 2, 1), (42, 7)), Cohort(55.9335, 8.1279, (261, 31, 61, 8), (336, 25))),
-    ("A", "test"): (Cohort(47.5588, 7.2413, (34, 0, 0, 0), (34, 0)), Cohort(54.8423, 7.8782, (168, 21, 50, 2), (216, 25))),
-    ("B", "train"): (Cohort(48.3750, 5.8294, (8, 0, 0, 0), (8, 0)), Cohort(52.8824, 7.9839, (28, 2, 3, 1), (32, 2))),
-    ("B", "test"): (Cohort(45.5000, 10.4451, (6, 0, 0, 0), (6, 0)), Cohort(55.5652, 10.2772, (16, 3, 4, 0), (22, 1))),
-    ("C", "train"): (Cohort(math.nan, math.nan, (1, 0, 0, 0), (0, 1)), Cohort(60.9524, 8.1944, (15, 2, 3, 1), (19, 2))),
-    ("C", "test"): (Cohort(math.nan, math.nan, (1, 0, 0, 0), (1, 0)), Cohort(60.1429, 10.2421, (9, 3, 2, 0), (14, 0))),
-    ("D", "train"): (Cohort(51.1818, 11.7883, (11, 0, 0, 0), (10, 1)), Cohort(54.6788, 8.1195, (127, 5, 31, 2), (148, 17))),
-    ("D", "test"): (Cohort(51.0000, 3.1168, (7, 0, 1, 0), (8, 0)), Cohort(54.4636, 7.8503, (91, 3, 14, 2), (101, 9))),
-    ("E", "test"): (Cohort(math.nan, math.nan, (1, 0, 0, 0), (1, 0)), Cohort(55.0968, 8.9511, (42, 11, 7, 2), (60, 2))),
-    ("F", "test"): (Cohort(54.6250, 13.7730, (8, 0, 0, 0), (7, 1)), Cohort(54.9358, 8.9134, (91, 2, 15, 1), (99, 10))),
-}
 # fmt: on
 
 
@@ -189,7 +164,8 @@ def extra_files(planned: list[Sample], heterogeneity: float, seed: int) -> dict[
     lines = ["patient,age,figo,histology"]
     for sample in planned:
         if sample.image == 0:
-            age, figo, histology = _draw_record(sample, heterogeneity, seed)
+            rng = stream(seed, LAYOUT, "record", sample)
+            age, figo, histology = draw_record(CENTER_NAMES[sample.center], sample.split, sample.label, heterogeneity, rng)
             lines.append(f"{patient_name(sample.center, sample.split, sample.patient)},{age:.1f},{figo},{histology}")
     return {RECORDS: "".join(f"{line}\n" for line in lines).encode("utf-8")}
 
@@ -236,36 +212,6 @@ def _next_label(labels: list[int], prevalence: float) -> int:
     return int(prevalence * (len(labels) + 1) - sum(labels) >= 0.5)
 
 
-def _draw_record(sample: Sample, heterogeneity: float, seed: int) -> tuple[float, str, str]:
-    """Age in years, FIGO stage and histologic type of a patient."""
-    everyone, own = _everyone(sample.label), TABLE_1[CENTER_NAMES[sample.center], sample.split][sample.label]
-    if math.isnan(own.age_mean):
-        # A single patient has no age in Table 1, and those of C not in the other set either: the whole class's instead.
-        own = replace(own, age_mean=everyone.age_mean, age_std=everyone.age_std)
-    cohort = blend(everyone, _in_shares(own), heterogeneity)
-    rng = stream(seed, LAYOUT, "record", sample)
-    age = float(np.clip(rng.normal(cohort.age_mean, max(cohort.age_std, 1.0)), *_AGES))
-    figo, histology = (np.maximum(shares, 0) for shares in (cohort.figo, cohort.histology))  # above 1 a blend may fall below 0
-    return age, str(rng.choice(FIGO, p=figo / figo.sum())), str(rng.choice(HISTOLOGY, p=histology / histology.sum()))
-
-
-@lru_cache
-def _everyone(label: int) -> Cohort:
-    """All patients of a class, whatever their centre and set: what each centre is like at heterogeneity 0."""
-    cohorts = [pair[label] for pair in TABLE_1.values()]
-    aged = [(sum(c.figo), c.age_mean, c.age_std) for c in cohorts if not math.isnan(c.age_mean)]
-    n, mean, std = np.array(aged).T
-    middle = (n * mean).sum() / n.sum()
-    variance = ((n - 1) * std**2 + n * (mean - middle) ** 2).sum() / (n.sum() - 1)
-    figo, histology = (tuple(np.sum(counts, axis=0)) for counts in ([c.figo for c in cohorts], [c.histology for c in cohorts]))
-    return _in_shares(Cohort(float(middle), math.sqrt(variance), figo, histology))
-
-
-def _in_shares(cohort: Cohort) -> Cohort:
-    figo, histology = (tuple(float(n / sum(counts)) for n in counts) for counts in (cohort.figo, cohort.histology))
-    return replace(cohort, figo=figo, histology=histology)
-
-
 @dataclass(frozen=True)
 class _Uterus:
     """Place and size of a uterus: its middle (x, y), the direction from the cervix to the fundus, how the axis bends, half axes."""
@@ -286,7 +232,7 @@ class _Uterus:
         """Signed distance to the outline: a pear, the cervix its narrow end."""
         return smooth_union(
             ellipse_distance(along - 0.22 * self.length, across, 0.78 * self.length, self.width),
-            ellipse_distance(along + 0.60 * self.length, across, 0.40 * self.length, 0.50 * self.width),
+            ellipse_distance(along + 0.54 * self.length, across, 0.36 * self.length, 0.50 * self.width),
             0.12,
         )
 
@@ -344,21 +290,22 @@ def _draw_slice(
     uterus = shape.distance(along, across)
     cavity_width = patient.uniform(0.045, 0.085)
     cavity = ellipse_distance(along - 0.27 * length, across, patient.uniform(0.44, 0.52) * length, cavity_width)
-    canal = ellipse_distance(along + 0.54 * length, across, 0.38 * length, 0.022)
+    canal = ellipse_distance(along + 0.50 * length, across, 0.34 * length, 0.022)
 
     tumor, tumor_signal = _draw_tumor(patient, rng, scanner, along, across, length, width, cavity_width, size)
     uterus = smooth_union(uterus, tumor - 0.15, 0.10)
     confined = sample.label == 0
     lining = smooth_union(cavity, tumor - 0.01, 0.05) if confined else cavity
     # A band stretched around the tumour keeps its area, so that the amount of dark tissue does not give the class away. It is thinner
-    # then, and a little larger for its blurred borders.
+    # then, and a little larger for its blurred borders; one that ends at the tumour is frayed, so that it has as much border.
     depth = lining / (1 - 0.22 * cover(tumor - 0.08, 0.10)) if confined else lining
+    depth = depth + (0.0 if confined else 0.02) * smooth_field(rng, size, 0.05)
     wall = (uterus < 0) & (cavity > 0) & (tumor > 0)
-    band = np.quantile(depth[wall], patient.uniform(0.28, 0.52) * (1.07 if confined else 1.0))
+    band = np.quantile(depth[wall], patient.uniform(0.28, 0.52) * (1.09 if confined else 1.0))
     junction = np.maximum(-lining, depth - band)
 
     muscle = streaks(rng, across + 0.06 * coarse, 0.035)
-    myometrium = scanner.myometrium * patient.uniform(0.9, 1.1) * (1 + 0.07 * fine + 0.08 * coarse + 0.035 * muscle)
+    myometrium = scanner.myometrium * patient.uniform(0.9, 1.1) * (1 + 0.05 * fine + 0.05 * coarse + 0.03 * muscle)
     paint(canvas, cover(uterus - 0.014, 2 * pixel), 0.20)
     inside = cover(uterus, 1.5 * pixel)
     paint(canvas, inside, myometrium)
@@ -366,7 +313,7 @@ def _draw_slice(
     paint(canvas, cervix, scanner.junction * 1.25)
     paint(canvas, inside * cover(canal, 0.02), 0.78)
     _draw_lesions(patient, canvas, along, across, uterus, tumor, junction, length, width, scanner, fine, pixel)
-    paint(canvas, cover(junction, max(1.2 * pixel, 0.022)) * inside, scanner.junction * (1 + 0.10 * coarse))
+    paint(canvas, cover(junction, max(1.2 * pixel, 0.022)) * inside, scanner.junction * patient.uniform(0.7, 1.3) * (1 + 0.10 * coarse))
     paint(canvas, cover(cavity, max(1.2 * pixel, 0.02)), patient.uniform(0.78, 0.90) * (1 + 0.03 * fine))
     paint(canvas, cover(tumor, max(1.2 * pixel, 0.024)), tumor_signal * (1 + 0.06 * fine + 0.08 * coarse))
     return view, np.maximum(canvas, 0.01), tumor < 0
@@ -385,7 +332,7 @@ def _draw_tumor(
 ) -> tuple[np.ndarray, float]:
     """Signed distance and signal of the tumour; knows nothing of the class."""
     scale = rng.uniform(0.93, 1.0)
-    half_length, half_width = scale * patient.uniform(0.26, 0.34), scale * patient.uniform(0.19, 0.23)
+    half_length, half_width = scale * patient.uniform(0.29, 0.36), scale * patient.uniform(0.20, 0.24)
     side = patient.choice([-1.0, 1.0])
     # The outer border lies between 55 and 75 % of the way from the cavity to the serosa.
     reach = cavity_width + patient.uniform(0.55, 0.75) * (width - cavity_width)
@@ -482,7 +429,7 @@ def _acquire(signal: np.ndarray, view: _View, patient: np.random.Generator, rng:
     sensitivity += (scanner.bias_tilt + patient.normal(0, 0.08)) * x + patient.normal(0, 0.08) * y
     sensitivity += 0.06 * smooth_field(patient, size, 1.0)
     signal = signal * np.exp(sensitivity)
-    signal = ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) / view.pixel, truncate=3.0)
+    signal = scipy.ndimage.gaussian_filter(signal, scanner.blur * patient.uniform(0.85, 1.15) / view.pixel, truncate=3.0)
 
     level = max(scanner.noise, 0.004) * patient.uniform(0.8, 1.25)
     # A pixel of a large image is smaller than one of the scanner's matrix, so it shares its noise with its neighbours.

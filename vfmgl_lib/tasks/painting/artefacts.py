@@ -163,13 +163,13 @@ class Artefact:
     slices: range | None = None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Of integers; an image of 8 bits is white at 255, a volume at its own brightest signals."""
+        """Of integers; an image of 8 bits is white at 255, a volume at its own brightest signals, and no signal exceeds them."""
         part = slice(None) if self.slices is None else slice(self.slices.start, self.slices.stop)
-        white = 255.0 if pixels.dtype == np.uint8 else max(float(np.quantile(pixels, 0.995)), 1.0)
+        white, highest = (255.0, 255) if pixels.dtype == np.uint8 else (max(float(np.quantile(pixels, 0.995)), 1.0), pixels.max())
         rng = stream(self.seed, self.layout, "artefact", self.sample, self.sample.image)
         drawn = DRAW[self.kind](pixels[part].astype(np.float32) / np.float32(white), rng)
         marred = pixels.copy()
-        marred[part] = np.rint(np.clip(drawn * white, 0, np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
+        marred[part] = np.rint(np.clip(drawn * white, 0, highest)).astype(pixels.dtype)
         return marred
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
@@ -459,7 +459,7 @@ def _acquire(signal: np.ndarray, coil_distance: np.ndarray, rng: np.random.Gener
     edge = -half * rng.uniform(0.36, 0.50)
     signal = signal * (1 - _share(scanner.saturation) * cover(half * y - edge, 12.0))
     sigma = max(scanner.blur, 0.2) * rng.uniform(0.85, 1.15) * size / (2 * half)
-    signal = ndimage.gaussian_filter(signal, (0, sigma, sigma), truncate=3.0)
+    signal = scipy.ndimage.gaussian_filter(signal, (0, sigma, sigma), truncate=3.0)
     level = max(scanner.noise, 0.004) * rng.uniform(0.8, 1.25)
     # A pixel of a large image is smaller than one of the scanner's matrix, so it shares its noise with its neighbours.
     real, imaginary = (np.stack([level * smooth_field(rng, size, 1 / _MATRIX) for _ in signal]) for _ in range(2))

@@ -1,6 +1,6 @@
 """vfmgl data {template,prepare,verify,fetch,new-task}: from your images, or the official downloads, to a verified manifest.
 
-    vfmgl data template DIR                          a first samples.csv of your images, by guesses that are told
+    vfmgl data template DIR [--list CSV]             a first samples.csv of your images, by guesses that are told; labels by a list
     vfmgl data fetch TASK --out DIR                  download what is public; say what to request from whom
     vfmgl data prepare TASK --source DIR --out DIR   images and manifest of an unpacked download, checked
     vfmgl data verify DIR                            read every file of a prepared set again
@@ -78,6 +78,16 @@ def _add_template(commands: argparse._SubParsersAction) -> None:
         help="a task's name or YAML file, whose classes the folders are called by; without it centers and classes are harder to guess",
     )
     one.add_argument("--out", type=Path, metavar="FILE", help=f"default: DIR/{SAMPLES_FILE}")
+    one.add_argument(
+        "--list", default="", metavar="CSV", help="a colleague's list: a line a patient or image, with the diagnosis; fills in the label"
+    )
+    one.add_argument(
+        "--list-columns",
+        default="",
+        metavar="ROLE=NAME,...",
+        help="which column of the list is the image, patient, center or label, where the guess is wrong: 'patient=Pat.-Nr.,label=Befund';"
+        " 'center=' says that none is",
+    )
     _add_pattern(one)
     one.add_argument("--force", action="store_true", help="replace a table that is there")
 
@@ -153,9 +163,9 @@ def _largest(text: str) -> float:
 
 def _template(given: argparse.Namespace) -> int:
     file = given.out or given.folder / SAMPLES_FILE
-    guessed = guess_samples(given.folder, task=given.task, patient_pattern=given.patient_pattern)
+    guessed = guess_samples(given.folder, given.task, given.patient_pattern, given.list, given.list_columns)
     write_samples(file, guessed.table, force=given.force)
-    _say(f"{file}: {len(guessed.table)} images, by these guesses:", *(f"  {guess}" for guess in guessed.told), "correct them in the file")
+    _say(f"{file}: {len(guessed.table)} rows, by these guesses:", *(f"  {guess}" for guess in guessed.told), "correct them in the file")
     return 0
 
 

@@ -1,0 +1,169 @@
+"""Lists of diagnoses as colleagues write them, joined with folders as hospitals have them."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.tasks.test_template import tree
+from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.tasks.diagnosis_list import class_order, column_choice
+from vfmgl_lib.tasks.template import guess_samples
+from vfmgl_lib.tools.data.__main__ import main
+
+TASK = "kind: classification\nclasses: [benign, malignant]\nuse: tells them apart\n"
+TWO = ("Nord/Image_01L.jpg", "Nord/Image_01R.jpg", "Nord/Image_02L.jpg", "Süd/P-001/a.png", "Süd/P-007/a.png", "Süd/P-007/b.png")
+LIST = "Klinik;Pat.-Nr.;Alter;Diagnose\nNord;1;61;gutartig\nNord;2;70;bösartig\nSüd;1;48;Bösartig\nSüd;7;7;gutartig\n"
+
+
+def joined(root: Path, files: tuple[str, ...], text: str, encoding: str = "utf-8", columns: str = "", task: str = ""):
+    """Image -> (center, patient, label), and what was told."""
+    tree(root / "set", *files)
+    (root / "list.csv").write_text(text, encoding=encoding)
+    found = guess_samples(root / "set", task=task, listed=root / "list.csv", list_columns=columns)
+    rows = {row.image: (row.center, row.patient, row.label) for row in found.table.itertuples()}
+    return rows, "\n".join(found.told)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (LIST, "utf-8"),
+        (LIST, "utf-8-sig"),
+        ("sep=;\r\n" + LIST.replace("\n", "\r\n"), "utf-8-sig"),
+        (LIST.replace(";", "\t"), "utf-16"),
+        (LIST.replace(";1;", ";001;").replace(";7;7", ";7,0;7"), "utf-8"),
+        (LIST.replace("Süd", "SUED").replace("Nord", "Klinikum Nord"), "utf-8"),
+        (LIST.replace("Süd", "Su\u0308d"), "utf-8"),
+        ("Diagnose;Klinik;Patienten-Nr\ngutartig;Nord;1\nbösartig;Nord;2\nBösartig;Süd;p1\ngutartig;süd ;P007\n", "utf-8"),
+    ],
+    ids=["plain", "mark", "sep", "utf-16", "numbers", "centres", "decomposed", "other words"],
+)
+def test_one_number_at_two_hospitals(tmp_path, text, encoding):
+    rows, told = joined(tmp_path, TWO, text, encoding)
+    assert [label.casefold() for _, _, label in rows.values()] == ["gutartig"] * 2 + ["bösartig"] * 2 + ["gutartig"] * 2
+    assert len({label for _, _, label in rows.values()}) == 2 and "are one class" in told
+    assert rows["Süd/P-007/b.png"][:2] == ("Süd", "P-007")
+    assert "6 of 6 images got one" in told and "no image" not in told and "no line" not in told
+
+
+def test_what_it_tells_and_the_command_for_the_task(tmp_path):
+    _, told = joined(tmp_path, TWO, LIST)
+    assert "patient is 'Pat.-Nr.' (by its name, e.g. '1'), center is 'Klinik' (by its name, e.g. 'Nord'), label is 'Diagnose'" in told
+    assert "'P-001' is its '1'" in told
+    command = told[told.index("vfmgl data new-task") :]
+    words = command.replace("my_task.yaml", str(tmp_path / "my_task.yaml"))
+    assert main(shlex.split(words)[2:]) == 0
+    assert '["gutartig", "bösartig"]' in (tmp_path / "my_task.yaml").read_text("utf-8")
+
+
+def test_the_words_of_a_task(tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK)
+    text = "site,case,truth\nNord,1,BENIGN\nNord,2,Malignant\nSüd,1,unclear\nSüd,7,benign\nSüd,8,benign\n"
+    rows, told = joined(tmp_path, TWO, text, task=str(tmp_path / "task.yaml"))
+    assert [row[2] for row in rows.values()] == ["benign", "benign", "malignant", "", "benign", "benign"]
+    assert "label is 'truth' (by its values" in told
+    assert "'unclear' (1 lines) of the list is no class" in told and "new-task" not in told
+
+
+def test_other_words_than_the_task_s_are_refused_until_it_knows_them(tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK)
+    with pytest.raises(ManifestError, match=r"(?s)'gutartig' .*is no class, expected one of benign, malignant.*class_folders"):
+        joined(tmp_path, TWO, LIST, task=str(tmp_path / "task.yaml"))
+    (tmp_path / "other.yaml").write_text(TASK + "class_folders: [gutartig, bösartig]\n", encoding="utf-8")
+    found = guess_samples(tmp_path / "set", task=str(tmp_path / "other.yaml"), listed=tmp_path / "list.csv")
+    assert set(found.table["label"]) == {"benign", "malignant"}
+
+
+def test_without_a_centre_one_number_at_two_hospitals_is_left_empty(tmp_path):
+    files = (*TWO, "Nord/Image_12L.jpg", "Süd/P-030/a.png")
+    rows, told = joined(tmp_path, files, "Patient;Diagnose\n1;gutartig\n2;bösartig\n7;gutartig\n12;bösartig\n030;bösartig\n")
+    labels = {image: row[2] for image, row in rows.items()}
+    assert labels["Nord/Image_01L.jpg"] == labels["Süd/P-001/a.png"] == ""
+    assert labels["Nord/Image_12L.jpg"] == labels["Süd/P-030/a.png"] == "bösartig"
+    assert "at several centers" in told
+
+
+def test_two_diagnoses_missing_images_and_missing_lines(tmp_path):
+    text = LIST + "Nord;2;70;gutartig\nNord;99;50;bösartig\n"
+    rows, told = joined(tmp_path, (*TWO, "Nord/Image_55L.jpg"), text)
+    assert rows["Nord/Image_02L.jpg"][2] == rows["Nord/Image_55L.jpg"][2] == ""
+    assert "1 with two diagnoses, left empty: Image_02 (Nord)" in told
+    assert "bösartig and gutartig" in told
+    assert "1 patients of it have no image: 99 (Nord)" in told and "1 images have no line in the list: Nord/Image_55L.jpg" in told
+
+
+def test_numbers_that_two_patients_share_are_not_matched(tmp_path):
+    files = ("Nord/P-007/a.png", "Nord/K-7/a.png", "Nord/P-8/a.png")
+    rows, told = joined(tmp_path, files, "Patient;Diagnose\n7;gut\n8;schlecht\n9;gut\n")
+    assert [row[2] for row in rows.values()] == ["", "", "schlecht"]
+    assert "2 cannot be told apart by their numbers" in told
+    rows, _ = joined(tmp_path / "other", files, "Patient;Diagnose\nP-007;gut\nK 07;schlecht\n8;schlecht\n")
+    assert [row[2] for row in rows.values()] == ["schlecht", "gut", "schlecht"]  # K-7, P-007, P-8
+
+
+def test_files_tell_centre_and_patient_where_folders_do_not(tmp_path):
+    files = ("scan a.png", "scan b.png", "other.JPG")
+    text = "Datei,Patient,Klinik,Befund\nscan a.png,p1,Nord,gut\nSCAN B,p1,Nord,gut\nother.jpg,p2,Süd,schlecht\n"
+    rows, told = joined(tmp_path, files, text)
+    assert rows == {"other.JPG": ("Süd", "p2", "schlecht"), "scan a.png": ("Nord", "p1", "gut"), "scan b.png": ("Nord", "p1", "gut")}
+    assert "image is 'Datei'" in told and "patient: 3 images got theirs from the list" in told
+
+
+def test_files_called_as_patients_in_one_folder(tmp_path):
+    rows, told = joined(tmp_path, ("0001.png", "0012.png", "0013.png"), "Centre;No patient;Diagnostic\nA;1;bénin\nB;12;malin\nB;13;malin\n")
+    assert rows == {"0001.png": ("A", "1", "bénin"), "0012.png": ("B", "12", "malin"), "0013.png": ("B", "13", "malin")}
+    assert "center: taken from the list (A, B)" in told
+
+
+def test_columns_as_given(tmp_path):
+    text = "Nr;Haus;Diagnose;Zweitbefund\n1;Nord;gut;schlecht\n2;Nord;gut;gut\n7;Süd;schlecht;gut\n"
+    rows, told = joined(tmp_path, TWO, text, columns="patient=Nr,label=zweitbefund")
+    assert rows["Nord/Image_01L.jpg"][2] == "schlecht" and rows["Süd/P-007/a.png"][2] == "gut" and "as given" in told
+    with pytest.raises(ManifestError, match="--list-columns label=Befund: no such column, expected one of 'Nr', 'Haus'"):
+        guess_samples(tmp_path / "set", listed=tmp_path / "list.csv", list_columns="label=Befund")
+    assert column_choice("label=a, b,center=") == {"label": "a, b", "center": ""}
+    with pytest.raises(ManifestError, match="expected image, patient, center, label as in"):
+        column_choice("diagnosis=x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Klinik;Pat.-Nr.;Diagnose\nNord;801;gut\nNord;802;schlecht\n",
+            "(?s)no column has the images'.*Pat.-Nr.: 801, 802.*Nord/Image_01L",
+        ),
+        ("Klinik;Pat.-Nr.;Diagnose\nX;1;gut\nY;2;schlecht\n", r"(?s)its centers \(X, Y\) are none of the images' \(Nord, Süd\).*center="),
+        ("Klinik;Pat.-Nr.;Sex\nNord;1;m\nNord;2;f\n", "(?s)which column is the diagnosis cannot be told.*Sex: m, f.*--list-columns"),
+        ("Klinik;Pat.-Nr.;Diagnose\nNord;1;gut\nNord;2;gut\n", "'Diagnose' has 1 different diagnoses"),
+        ("Klinik;Pat.-Nr.;Diagnose\nNord;1\n", "line 2: 2 fields, expected the header's 3"),
+        ("Klinik;Pat.-Nr.;Diagnose\n", "has a header only"),
+    ],
+)
+def test_a_list_that_cannot_be_joined(tmp_path, text, words):
+    with pytest.raises(ManifestError, match=words):
+        joined(tmp_path, TWO, text)
+
+
+def test_other_encodings_and_segmentations_are_refused(tmp_path):
+    tree(tmp_path / "set", *TWO)
+    (tmp_path / "list.csv").write_text(LIST, encoding="cp1252")
+    with pytest.raises(ManifestError, match="CSV UTF-8"):
+        guess_samples(tmp_path / "set", listed=tmp_path / "list.csv")
+    with pytest.raises(ManifestError, match="nuclei is a segmentation"):
+        guess_samples(tmp_path / "set", task="nuclei", listed=tmp_path / "list.csv")
+
+
+def test_the_class_without_disease_comes_first():
+    assert class_order(["malignant", "benign", ""]) == ["benign", "malignant"]
+    assert class_order(["bösartig", "gutartig"]) == ["gutartig", "bösartig"]
+    assert class_order(["yes", "no"]) == ["no", "yes"] and class_order(["b", "a"]) == ["a", "b"]
+
+
+def test_by_the_command(tmp_path, capsys):
+    tree(tmp_path / "set", *TWO)
+    (tmp_path / "list.csv").write_text(LIST, encoding="utf-8")
+    assert main(["template", str(tmp_path / "set"), "--list", str(tmp_path / "list.csv")]) == 0
+    assert "6 of 6 images got one" in capsys.readouterr().out
+    assert (tmp_path / "set" / "samples.csv").read_text("utf-8-sig").splitlines()[1] == "Nord/Image_01L.jpg,Nord,Image_01,gutartig"
