@@ -18,7 +18,7 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tools.batch.execution import kernel_environment
 from vfmgl_lib.tools.batch.runner import run_batch
-from vfmgl_lib.tools.batch.schedule import NEEDS, READS_ALL_TASKS
+from vfmgl_lib.tools.batch.schedule import ALONE, NEEDS
 from vfmgl_lib.tools.batch.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ def test_all_four_are_there():
 
 
 def test_every_notebook_has_its_place_in_the_schedule():
-    assert [*NEEDS, READS_ALL_TASKS] == NAMES and {name for needed in NEEDS.values() for name in needed} <= set(NAMES)
+    assert [*NEEDS, *ALONE] == NAMES and {name for needed in NEEDS.values() for name in needed} <= set(NAMES)
 
 
 def test_format_ids_and_kernel(notebook):

@@ -14,12 +14,12 @@ import pytest
 
 from vfmgl_lib.tools.batch.__main__ import main
 from vfmgl_lib.tools.batch.runner import read_log, run_batch
-from vfmgl_lib.tools.batch.schedule import NEEDS, READS_ALL_TASKS, Step, run_side_by_side, waits_for
+from vfmgl_lib.tools.batch.schedule import ALONE, NEEDS, Step, run_side_by_side, waits_for
 from vfmgl_lib.tools.batch.settings import BatchSettings, default_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("endometrial", "nuclei")
-ALL = (*NEEDS, READS_ALL_TASKS)
+ALL = (*NEEDS, *ALONE)
 PARAMETERS = "\n".join(f'{name}: str = ""' for name in ("task", "profile", "data", "teacher", "device", "runs")) + "\nseed: int = 0"
 
 
@@ -42,8 +42,10 @@ def test_a_notebook_waits_for_what_it_reads_and_for_nothing_else():
     before = {(step.task, step.stem): named(others) for step, others in waits.items()}
     assert before["nuclei", "03_ddbl"] == set() and before["nuclei", "05_comparison"] == {("nuclei", "03_ddbl")}
     others = {(task, name) for task in TASKS for name in NEEDS}
-    assert before["endometrial", READS_ALL_TASKS] == others, "it reads the tables of every task"
-    assert before["nuclei", READS_ALL_TASKS] == others | {("endometrial", READS_ALL_TASKS)}, "and one writes what the next reads"
+    for name in ALONE:
+        assert before["endometrial", name] == others, "08 measures latency, and 09 reads the tables of every task"
+        assert before["nuclei", name] == others | {("endometrial", name)}, "one at a time"
+        others |= {(task, name) for task in TASKS}
     chosen = waits_for(steps_of("05_comparison", "06_generalization", tasks=("nuclei",)))
     assert [named(others) for others in chosen.values()] == [set(), {("nuclei", "05_comparison")}]
     own = waits_for(steps_of("01_a", "02_b", "03_c"))
@@ -71,7 +73,7 @@ def test_what_the_longest_chains_wait_for_comes_first_and_no_more_run_than_asked
     run_side_by_side(run, waits, jobs, lambda step, result: told.append((step, result)), threading.Event())
     assert sorted(result for _, result in told) == sorted(step.name for step in waits) and most[0] == jobs
     assert named(begun[:2]) == {(task, "03_ddbl") for task in TASKS}
-    assert [step.stem for step in begun[-2:]] == [READS_ALL_TASKS] * 2
+    assert [step.stem for step in begun[-4:]] == [name for name in ALONE for _ in TASKS]
 
 
 def test_an_error_ends_what_runs_beside_it_and_is_passed_on():

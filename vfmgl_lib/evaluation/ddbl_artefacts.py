@@ -63,7 +63,8 @@ def dropped_and_kept(
     if artefacts.empty or batches.empty:
         return pd.DataFrame(columns=COLUMNS)
     marred = artefacts != ""
-    members = {key: batch_ids(*key, "II") for key in batches[["center", "round"]].drop_duplicates().itertuples(index=False, name=None)}
+    rounds = batches[["center", "round"]].drop_duplicates().itertuples(index=False, name=None)
+    members = {(center, number): batch_ids(center, number, "II") for center, number in rounds}
     shares = [marred[list(members[row.center, row.round][row.step])].mean() for row in batches.itertuples()]
     marked = batches.assign(share=shares)
     trained = {

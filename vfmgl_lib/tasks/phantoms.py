@@ -228,10 +228,10 @@ def _check_arguments(layout, centers, samples, image_size, heterogeneity, artefa
     generator.check_samples(samples)
     if not _is_integer(image_size) or image_size < _MINIMUM_SIZE:
         raise ValueError(f"image_size must be an integer >= {_MINIMUM_SIZE} pixels, got {image_size!r}")
-    for name, number, most in (("heterogeneity", heterogeneity, _MAXIMUM_HETEROGENEITY), ("artefacts", artefacts, 1.0)):
+    for name, share, largest in (("heterogeneity", heterogeneity, _MAXIMUM_HETEROGENEITY), ("artefacts", artefacts, 1.0)):
         # Written so that NaN fails too.
-        if not isinstance(number, numbers.Real) or isinstance(number, bool) or not 0 <= float(number) <= most:
-            raise ValueError(f"{name} must be a number from 0 to {most:g}, got {number!r}")
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= float(share) <= largest:
+            raise ValueError(f"{name} must be a number from 0 to {largest:g}, got {share!r}")
     if not _is_integer(seed) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     return {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from vfmgl_lib.tasks.painting.fields import cover, smooth_field, unit_grid
 from vfmgl_lib.tasks.painting.sampling import Sample, stream
@@ -82,7 +82,7 @@ def _pen_marker(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _out_of_focus(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The tissue does not lie in the microscope's focus."""
     sigma = rng.uniform(0.030, 0.045) * len(image)
-    return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
+    return scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
 
 
 def _air_bubble(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -91,7 +91,7 @@ def _air_bubble(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     x, y = unit_grid(size)
     distance = np.hypot(x - rng.uniform(-0.5, 0.5), y - rng.uniform(-0.5, 0.5)) - rng.uniform(0.5, 0.8)
     inside = cover(distance, 0.06)[..., None]
-    pale = 0.45 * ndimage.gaussian_filter(image, (0.02 * size, 0.02 * size, 0), mode="nearest") + 0.52
+    pale = 0.45 * scipy.ndimage.gaussian_filter(image, (0.02 * size, 0.02 * size, 0), mode="nearest") + 0.52
     return (image + inside * (pale - image)) * (1 - 0.75 * np.exp(-((distance / 0.06) ** 2)))[..., None]
 
 
@@ -115,7 +115,7 @@ def _stain_precipitate(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
 def _thick_section(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A section cut too thick: deeper stain, and nuclei of several layers over one another."""
     sigma = 0.012 * len(image)
-    return _thicker(ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest"), rng.uniform(1.8, 2.4))
+    return _thicker(scipy.ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest"), rng.uniform(1.8, 2.4))
 
 
 def _stain_spill(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
