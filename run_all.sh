@@ -26,12 +26,16 @@ Options of a run
   --only NN[,NN]        these notebooks only, may be repeated: --only 02,04
   --engine process|flower
                         how notebook 04 runs its rounds: in one process (default), or over TLS with a process for every centre
+  --jobs N              notebooks at a time (default: the number of cores, as far as the memory reaches, and 1 with --device cuda); those
+                        that need one another's studies wait for them. It changes no result
   --runs DIR            where results go (default: runs/ in the project)
 
 Environment
   The active conda environment if it is this project's (conda env create --file environment.yml), else .venv in the project's
   folder, made once with uv if it is there, otherwise with python -m venv. Needs Python 3.11 or newer and, once, a C++ compiler (g++).
   PYTHON       the Python to make .venv with (default: the first one on PATH that is new enough)
+  OMP_NUM_THREADS  threads of each notebook (default: 1; the last bits of a study depend on it). With large images on a CPU more are
+               faster: OMP_NUM_THREADS=8 ./run_all.sh --jobs 1 --profile quick ...
   VFMGL_DATA   the folder with real images that some tests read (default: ../shared/data beside the project)
 
 Exit status: 0 all is well, 1 a notebook or a test failed, 2 something asked for is not possible.

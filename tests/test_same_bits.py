@@ -18,7 +18,7 @@ METHODS = {
 SMALL = {"federation__rounds": 2, "data__image_size": 32, "student__width": 4, "optimizer__batch_size": 3, "teacher__grid": 2}
 # Runs in either version: studies of the old version's smoke values on one set of images.
 SCRIPT = """
-import json, sys
+import json, os, sys
 try:
     from vfmgl_lib.tasks.phantoms import write_phantoms
     from vfmgl_lib.study.workspace import open_workspace
@@ -28,7 +28,8 @@ except ImportError:  # 0.1.0
 
 task, profile, data, runs, methods, overrides = json.loads(sys.argv[1])
 samples = {"train": 6, "val": 3, "test": 3} if task == "nuclei" else {"train": 9, "test": 4}
-write_phantoms(data, task, centers=2, samples=samples, image_size=32, seed=1)
+if not os.path.isdir(data):  # the old version's, which comes first
+    write_phantoms(data, task, centers=2, samples=samples, image_size=32, seed=1)
 workspace = open_workspace(task, profile, data=data, runs=runs, **overrides)
 print(json.dumps({method: str(workspace.run(method, progress=False).folder) for method in methods}))
 """

@@ -18,6 +18,7 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation import samples
 from vfmgl_lib.evaluation.classification import by_patient
 from vfmgl_lib.evaluation.comparison import cases_of
+from vfmgl_lib.evaluation.home_means import home_means
 from vfmgl_lib.evaluation.prediction import predict, scoring_unit
 from vfmgl_lib.evaluation.results import compare_methods, results_table
 from vfmgl_lib.figures import comparison, interpretation, overview
@@ -27,7 +28,7 @@ from vfmgl_lib.methods.pooled import pool_data
 from vfmgl_lib.methods.registry import METHODS, new_server
 from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.study.assembly import center_datasets, new_client, new_student, study_teacher, with_needed_validation
-from vfmgl_lib.study.study import trivial_baseline
+from vfmgl_lib.study.study import trivial_baseline, trivial_predictions
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.records import TASKS, add_tasks_from
 from vfmgl_lib.tools.export import export_model
@@ -132,6 +133,15 @@ def test_the_trivial_baseline_and_the_counts(workspace):
     assert np.allclose(counts.filter(like="share[").sum(axis=1), 1)
     assert list(samples.prevalence(counts, NAMES).columns) == ["centre", "split", "images", "patients", *NAMES]
     assert overview.counts_chart(counts, NAMES, False).axes
+
+
+def test_the_trivial_baseline_beside_the_methods(workspace, final):
+    vfmgl = final[(final["method"] == "vfmgl") & (final["budget"] == "rounds")]
+    both = pd.concat([vfmgl, trivial_predictions(workspace.settings, workspace.manifest)])
+    table = home_means(results_table(both, unit="patient"), compare_methods(both, unit="patient"), "auc", workspace.settings.seed)
+    mean = table[table["place"] == "mean"].set_index("method")
+    assert mean.loc["trivial", "ahead"] == pytest.approx(mean.loc["vfmgl", "value"] - mean.loc["trivial", "value"])
+    assert mean.loc["trivial", "ahead_low"] < mean.loc["trivial", "ahead"] < mean.loc["trivial", "ahead_high"]
 
 
 def test_figures_of_the_comparison(final, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.own_tasks import write_classes
 from tests.test_notebooks import LONGEST_CELL, code_cells, parsed
-from vfmgl_lib.tools.batch.runner import kernel_environment
+from vfmgl_lib.tools.batch.execution import kernel_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "notebooks" / "tutorials").glob("*.ipynb"))

@@ -16,6 +16,10 @@ GOLDEN = ROOT / "tests" / "golden"
 NORMAL, ABNORMAL = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
 
 
+def test_the_normal_quantile():
+    assert statistics.Z == stats.norm.ppf(1 - statistics.ALPHA / 2)
+
+
 def _tomograms():
     ratings = np.repeat(np.tile(np.arange(1, 6), 2), NORMAL + ABNORMAL)
     return ratings.astype(float), np.repeat([0, 1], [sum(NORMAL), sum(ABNORMAL)])

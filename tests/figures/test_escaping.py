@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 
 from vfmgl_lib.figures.escaping import EscapingStyler, _escaping, escape_tables
 from vfmgl_lib.study.workspace import open_workspace
-from vfmgl_lib.tools.batch.runner import write_html
+from vfmgl_lib.tools.batch.execution import write_html
 
 model_card = importlib.import_module("vfmgl_lib.tools.export.model_card")  # the package has the function under that name
 HOSTILE = "<img src=x onerror=alert(1)>"

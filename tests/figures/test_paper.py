@@ -45,7 +45,7 @@ def test_every_row_has_both_numbers(tmp_path):
     table.loc[2, ["std", "paper_std"]] = [0.1, 0.05]
     spreads = [list(np.round(line.get_xdata(), 6)) for line in beside_paper(table).axes[0].lines if len(line.get_xdata()) == 2]
     assert [0.5, 0.7] in spreads and spreads.count([0.5, 0.7]) == 2 and [0.7, 0.8] in spreads
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["A, test, dice", "B, test, dice", "C, test, dice"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["A, test, Dice", "B, test, Dice", "C, test, Dice"]
     save_figure(figure, table, tmp_path, "beside")
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -70,7 +70,7 @@ def test_other_scales_stay_out_and_are_counted():
 def test_names_say_the_method_unless_it_is_vfmgl():
     table = rows(2)
     table.loc[1, ["method", "metric"]] = ["VFMGL model A", "auc_gain"]
-    assert names_of_rows(table) == ["A, test, dice", "B, test, VFMGL model A, auc gain"]
+    assert names_of_rows(table) == ["A, test, Dice", "B, test, VFMGL model A, AUC gain"]
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -72,14 +72,14 @@ def test_components_are_each_model_s_on_its_own_images(local):
 
 def test_features_are_selected_by_class_or_not_at_all(local):
     layout, _, _, features = local
-    selection = local_models.select(features, wanted=6, top=3)
+    selection = local_models.select(features, wanted=12, top=3)
     engines, words = local_models.compare_engines(next(iter(features["II"].values())), among=8, wanted=4)
     maps = local_models.feature_maps(features, selection)
     if layout == "nuclei":
         assert (selection.chosen, selection.top, selection.words) == ({}, 0, local_models.NO_CLASSES)
         assert engines.empty and words == local_models.NO_CLASSES and maps.empty
         return
-    assert selection.chosen["II"]["rank"].max() == min(6, selection.varying["II"].min()) and selection.top == 3
+    assert selection.chosen["II"]["rank"].max() == min(12, selection.varying["II"].min()) and selection.top == 3
     assert engines["engine"].tolist() == ["fast", "pymrmr"] and (engines["largest shortfall"] < 1e-6).all()
     assert words == ("equal" if engines.iloc[0, 1:5].equals(engines.iloc[1, 1:5]) else "equal but for ties")
     panels = maps.groupby(["label", "stage", "kind", "split"]).size()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +22,14 @@ from vfmgl_lib.base.checkpoint import CheckpointError
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import ManifestError
+from vfmgl_lib.evaluation.home_means import home_means
 from vfmgl_lib.evaluation.prediction import predict
+from vfmgl_lib.evaluation.results import compare_methods, results_table
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.study import training as training_module
 from vfmgl_lib.study.assembly import new_student
-from vfmgl_lib.study.study import mark_controls, no_comparison, trivial_baseline
+from vfmgl_lib.study.study import mark_controls, no_comparison, trivial_baseline, trivial_predictions
 from vfmgl_lib.study.training import run_study
 from vfmgl_lib.study.workspace import open_workspace
 
@@ -390,6 +393,11 @@ def test_batch_ids_are_those_trained_on(finished):
     assert sorted(name for batch in batches for name in batch) == sorted(workspace.manifest.select(center, "train")["id"])
     orders = {str(study.batch_ids(center, number, stage)) for number in (1, 2, 3) for stage in ("I", "II")}
     assert len(orders) > 1, "every round and stage has an order of its own"
+    federation = study.settings.federation.model_copy(update={"local_epochs": 2})
+    twice = replace(study, settings=study.settings.model_copy(update={"federation": federation}))
+    both = twice.batch_ids(center, 2, "II")
+    assert both[: len(batches)] == batches and both[len(batches) :] != batches, "a second local epoch follows, in another order"
+    assert sorted(name for batch in both[len(batches) :] for name in batch) == sorted(name for batch in batches for name in batch)
 
 
 def test_trivial_baseline_reports_every_centre(finished):
@@ -397,6 +405,24 @@ def test_trivial_baseline_reports_every_centre(finished):
     table = trivial_baseline(workspace.settings, workspace.manifest)
     assert set(table["test_center"]) == set(workspace.manifest.training_centers) and set(table["split"]) == {"test"}
     assert table[table["metric"].isin(["auc", "dice"])]["value"].between(0, 1).all()
+
+
+def test_the_trivial_baseline_is_compared_on_the_same_patients_as_a_method(finished):
+    """Also where methods are marked as controls or not, which the baseline is not."""
+    workspace, study = finished
+    unit, metric = ("image", "dice") if workspace.settings.is_segmentation else ("patient", "auc")
+    trivial = trivial_predictions(workspace.settings, workspace.manifest)
+    final = mark_controls(study.final_predictions(), [study])
+    both = pd.concat([final[final["budget"] == "rounds"], trivial])
+    table = home_means(results_table(both, unit=unit), compare_methods(both, unit=unit), metric, workspace.settings.seed)
+    known = trivial_baseline(workspace.settings, workspace.manifest).query("metric == @metric").set_index("test_center")["value"]
+    own = table[(table["method"] == "trivial") & (table["place"] == "center")].set_index("center")
+    assert own["value"].to_dict() == known.to_dict() and len(known) == len(workspace.manifest.training_centers)
+    of_vfmgl = table[(table["method"] == "vfmgl") & (table["place"] == "center")].set_index("center")["value"]
+    assert (own["ahead"] - (of_vfmgl - own["value"])).abs().max() < 1e-12, "the lead is the difference of the two"
+    mean = table[(table["method"] == "trivial") & (table["place"] == "mean")].iloc[0]
+    assert mean["value"] == pytest.approx(known.mean()) and mean["ahead"] == pytest.approx(own["ahead"].mean())
+    assert np.isfinite(mean["ahead_low"]) or mean["ahead_reason"]
 
 
 def test_what_a_run_proves_is_said_first(tmp_path, finished):

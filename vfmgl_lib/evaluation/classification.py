@@ -12,7 +12,6 @@ import re
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
 
 from vfmgl_lib.data.names import probability_column
 
@@ -48,6 +47,8 @@ def youden_cutoff(probability: np.ndarray, label: np.ndarray) -> float:
         probability: (n,) of class 1, in [0, 1].  label: (n,) 0 or 1.
     Returns: in [0, 1], or `NOBODY` where calling nobody positive is best.
     """
+    from sklearn.metrics import roc_curve
+
     if len(np.unique(label)) < 2:
         return math.nan
     false_positive, true_positive, thresholds = roc_curve(label, probability, drop_intermediate=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
 
 from vfmgl_lib.evaluation import statistics
 from vfmgl_lib.evaluation.classification import by_patient
@@ -95,6 +94,8 @@ def roc_points(final: pd.DataFrame, *, unit: str, budget: str = "rounds", extern
     Raises: ValueError: a probability outside [0, 1].
     """
     check_predictions(final)
+    from sklearn.metrics import roc_curve
+
     rows = final[(final["budget"] == budget) & (final["split_id"] == OWN_SPLIT) & (final["split"] == "test")]
     trained = set(rows["model_center"]) - {"shared"}
     rows = rows[~rows["test_center"].isin(trained)] if external else rows[rows["model_center"] == rows["test_center"]]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+import scipy
 
 from vfmgl_lib.data.names import same_name
 from vfmgl_lib.evaluation.classification import is_classification
@@ -205,7 +205,7 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
                 "best": ", ".join(best["model_center"]),
                 "best_value": best["value"].iloc[0] if len(best) else np.nan,
                 "shared": shared["value"].iloc[0] if len(shared) else np.nan,
-                "rank_correlation": float(spearmanr(defined["similarity"], defined["value"])[0]) if varied else np.nan,
+                "rank_correlation": float(scipy.stats.spearmanr(defined["similarity"], defined["value"])[0]) if varied else np.nan,
                 "models": len(defined),
                 "reason": chosen["reason"] if pd.isna(chosen["value"]) else "" if varied else NO_RANKS,
             }

@@ -10,13 +10,8 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
-from scipy.stats import wasserstein_distance
-from skimage.color import rgb2hed
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import scipy
+import skimage
 
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.evaluation.statistics import Interval, bootstrap_interval
@@ -67,13 +62,13 @@ def _statistics(image: np.ndarray, colored: bool) -> dict[str, float]:
         found |= {f"{name} mean": plane.mean(), f"{name} SD": plane.std()}
         found |= {f"{name} {100 * q:.0f} %": value for q, value in zip(QUANTILES, np.quantile(plane, QUANTILES), strict=True)}
         # A flat image has no Laplacian at all; a millionth is far below the noise of 8 bits.
-        found[f"{name} sharpness"] = np.log10(np.mean(ndimage.laplace(plane) ** 2) + 1e-6)
+        found[f"{name} sharpness"] = np.log10(np.mean(scipy.ndimage.laplace(plane) ** 2) + 1e-6)
     return found
 
 
 def _stains(image: np.ndarray) -> np.ndarray:
     """(S, S, 3) in [0, 1] to (S, S, 2), the optical density of haematoxylin and of eosin, at least 0."""
-    return _DECADES * rgb2hed(image)[..., :2]
+    return _DECADES * skimage.color.rgb2hed(image)[..., :2]
 
 
 def stain_profile(pictures: pd.DataFrame) -> pd.DataFrame:
@@ -134,6 +129,11 @@ def center_predictability(features: pd.DataFrame, seed: int) -> pd.DataFrame:
         patients           in every row: patients of all centres
     Raises: ValueError: fewer than two centres, a centre with one patient only, a statistic that is not finite.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     columns = [name for name in features.columns if name not in IDENTITY]
     values = features[columns].to_numpy(dtype=float)
     if not np.isfinite(values).all():
@@ -192,5 +192,5 @@ def center_distances(profile: pd.DataFrame) -> pd.DataFrame:
         lines = {center: (line["value"].to_numpy(), line["density"].to_numpy()) for center, line in part.groupby("center")}
         for center, other in product(lines, repeat=2):
             (values, weights), (other_values, other_weights) = lines[center], lines[other]
-            rows.append((channel, center, other, wasserstein_distance(values, other_values, weights, other_weights)))
+            rows.append((channel, center, other, scipy.stats.wasserstein_distance(values, other_values, weights, other_weights)))
     return pd.DataFrame(rows, columns=["channel", "center", "other", "distance"])

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import skimage
 import torch
 import torch.nn.functional as F
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.func import functional_call
 
@@ -276,7 +276,7 @@ def _psnr(found: Tensor, true: Tensor) -> float:
 
 def _ssim(found: Tensor, true: Tensor) -> float:
     pair = (image.permute(1, 2, 0).numpy() for image in (found, true))
-    return float(structural_similarity(*pair, channel_axis=2, data_range=1.0))
+    return float(skimage.metrics.structural_similarity(*pair, channel_axis=2, data_range=1.0))
 
 
 def _picture(image: Tensor, settings: StudySettings) -> np.ndarray:

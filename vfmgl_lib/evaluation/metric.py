@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.evaluation.classification import by_patient, class_names, probability_columns
 from vfmgl_lib.evaluation.multiclass import BOOTSTRAPPED, called, measure
@@ -86,6 +85,8 @@ def _measured(units: pd.DataFrame, name: str, cutoff_lacks: str) -> Metric:
         positives = int(units["label"].sum())
         if positives in (0, len(units)):
             return Metric(name, math.nan, len(units), f"only one class: {positives} positive, {len(units) - positives} negative")
+        from sklearn.metrics import roc_auc_score
+
         return Metric(name, float(roc_auc_score(units["label"], units["probability"])), len(units))
     if is_share(units, name) and "called" in units and cutoff_lacks:
         return Metric(name, math.nan, len(units), cutoff_lacks)

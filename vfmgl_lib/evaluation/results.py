@@ -268,7 +268,7 @@ def compare_methods(final: pd.DataFrame, reference: str = "vfmgl", *, unit: str,
         first = reference_at(budget) if reference == reference_at("rounds") else reference
         for method in [name for name in sides if name != first and first in sides]:
             pair = paired(sides[first], sides[method], first, method, center)
-            nothing = next(filter(None, sides[method].get("no_comparison", ())), "")
+            nothing = next(filter(None, sides[method].get("no_comparison", pd.Series(dtype=str)).dropna()), "")
             for metric in wanted:
                 if metric not in (possible := overlap_names(pair) if "tp" in pair else ("auc", *map(auc_of, class_names(pair)))):
                     raise ValueError(f"metric {metric!r} cannot be compared, expected one of {', '.join(possible)}")

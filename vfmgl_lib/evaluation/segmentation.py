@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import scipy
 
 COUNTS = ["tp", "fp", "fn", "tn"]
 UNDEFINED = {
@@ -181,8 +181,8 @@ def surface_distances(predicted: np.ndarray, mask: np.ndarray, spacing: Sequence
     if not predicted.any() or not mask.any():
         empty = [name for name, one in (("prediction", predicted), ("mask", mask)) if not one.any()]
         return {"assd": math.nan, "hd95": math.nan, "reason": f"empty {' and '.join(empty)}"}
-    surfaces = [one & ~ndimage.binary_erosion(one) for one in (predicted, mask)]
-    directed = [ndimage.distance_transform_edt(~other, sampling=spacing)[surface] for surface, other in (surfaces, surfaces[::-1])]
+    surfaces = [one & ~scipy.ndimage.binary_erosion(one) for one in (predicted, mask)]
+    directed = [scipy.ndimage.distance_transform_edt(~other, sampling=spacing)[surface] for surface, other in (surfaces, surfaces[::-1])]
     return {
         "assd": float(np.concatenate(directed).mean()),
         "hd95": float(max(np.percentile(distances, 95) for distances in directed)),

@@ -16,15 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.special import expit, logit
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+import scipy
 
 from vfmgl_lib.data.patient_notes import MIN_PATIENTS as MIN_PATIENTS  # what is evaluated takes it from here
 
 ALPHA = 0.05
-Z = float(stats.norm.ppf(1 - ALPHA / 2))
+Z = 1.959963984540054  # scipy.stats.norm.ppf(1 - ALPHA / 2), in full: scipy.stats takes half a second
 DRAWS = 2000  # of the bootstrap
 MOST_UNDEFINED = 0.05  # share of the draws, which are left out
 
@@ -64,13 +61,15 @@ class Estimate(NamedTuple):
         reason = self.reason or ("" if self.error else "all pairs are equal")
         if reason:
             return Test(self.value, math.nan, math.nan, math.nan, f"no test: {reason}")
-        width = float(stats.t.ppf(1 - ALPHA / 2, self.freedom)) * self.error
-        p = 2 * float(stats.t.sf(abs(self.value) / self.error, self.freedom))
+        width = float(scipy.stats.t.ppf(1 - ALPHA / 2, self.freedom)) * self.error
+        p = 2 * float(scipy.stats.t.sf(abs(self.value) / self.error, self.freedom))
         return Test(self.value, self.value - width, self.value + width, p)
 
     def lower(self) -> float:
         """The one-sided 95 % limit from below; NaN where there is a reason; of pairs that are all equal their difference."""
-        return math.nan if self.reason else self.value - (float(stats.t.ppf(1 - ALPHA, self.freedom)) * self.error if self.error else 0)
+        return (
+            math.nan if self.reason else self.value - (float(scipy.stats.t.ppf(1 - ALPHA, self.freedom)) * self.error if self.error else 0)
+        )
 
 
 def over_patients(values: np.ndarray, patient: np.ndarray) -> Estimate:
@@ -117,8 +116,8 @@ def _placements(scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.n
     m, n = positive.shape[1], negative.shape[1]
     if not m or not n:
         raise ValueError(f"an AUC needs both classes, got {m} positive and {n} negative samples")
-    overall = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    return (overall[:, :m] - stats.rankdata(positive, axis=1)) / n, 1 - (overall[:, m:] - stats.rankdata(negative, axis=1)) / m
+    overall = scipy.stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    return (overall[:, :m] - scipy.stats.rankdata(positive, axis=1)) / n, 1 - (overall[:, m:] - scipy.stats.rankdata(negative, axis=1)) / m
 
 
 def delong(scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +152,7 @@ def auc_interval(score: np.ndarray, label: np.ndarray, patient: np.ndarray | Non
         estimate = auc_contrast(np.asarray(score)[None], label, (1,), patient)
         if estimate.patients and "needed" in estimate.reason:
             return NO_INTERVAL._replace(reason=f"no interval: {estimate.reason}")
-        auc, variance, quantile = estimate.value, estimate.error**2, float(stats.t.ppf(1 - ALPHA / 2, estimate.freedom))
+        auc, variance, quantile = estimate.value, estimate.error**2, float(scipy.stats.t.ppf(1 - ALPHA / 2, estimate.freedom))
         sizes = [len(np.unique(np.asarray(patient)[label == value])) for value in (0, 1)]
     else:
         (auc,), covariance = delong(score, label)
@@ -166,7 +165,7 @@ def auc_interval(score: np.ndarray, label: np.ndarray, patient: np.ndarray | Non
     if not variance > 0:
         return NO_INTERVAL._replace(reason="no interval: all scores are equal, DeLong's variance is 0")
     width = quantile * math.sqrt(variance) / (auc * (1 - auc))
-    low, high = (float(expit(logit(auc) + side * width)) for side in (-1, 1))
+    low, high = (float(scipy.special.expit(scipy.special.logit(auc) + side * width)) for side in (-1, 1))
     return Interval(low, high)
 
 
@@ -259,6 +258,8 @@ def delong_test(first: np.ndarray, second: np.ndarray, label: np.ndarray, patien
 
 def wilson(numerator: int, denominator: int) -> Interval:
     """Wilson's 95 % interval of a share."""
+    from statsmodels.stats.proportion import proportion_confint
+
     if not denominator:
         return NO_INTERVAL
     low, high = proportion_confint(numerator, denominator, alpha=ALPHA, method="wilson")
@@ -287,10 +288,27 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, patient: np.n
     parts = (above - value * below) / below.sum()
     if np.abs(parts).max() < 1e-12:  # a width of 0 would be certainty
         return NO_INTERVAL._replace(reason="no interval: all patients have the same value")
-    width = float(stats.t.ppf(1 - ALPHA / 2, patients - 1)) * math.sqrt(patients / (patients - 1) * float(parts @ parts))
+    width = float(scipy.stats.t.ppf(1 - ALPHA / 2, patients - 1)) * math.sqrt(patients / (patients - 1) * float(parts @ parts))
     within = numerator.min() >= 0 and (numerator <= denominator).all()
     low, high = (float(np.clip(limit, 0, 1) if within else limit) for limit in (value - width, value + width))
     return Interval(low, high)
+
+
+def mean_interval(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> Interval:
+    """95 % limits of the mean of independent estimates, e.g. of centres that share no patient, from the limits of each.
+
+    The distances of the estimates from their limits are added in squares, upwards and downwards apart (Zou and Donner 2008). So the limits
+    are for other samples of the same kind, here other patients of these centres; they say nothing of other centres.
+
+    Args:
+        values, low, high: (K,) in one unit; NaN with the reason where an estimate has no limits.
+    """
+    values, low, high = (np.asarray(column, dtype=float) for column in (values, low, high))
+    missing = int((~np.isfinite(np.stack([values, low, high]))).any(0).sum())
+    if missing or not len(values):
+        return NO_INTERVAL._replace(reason=f"no interval: {missing} of {len(values)} parts have none")
+    mean, count = float(values.mean()), len(values)
+    return Interval(mean - float(np.linalg.norm(values - low)) / count, mean + float(np.linalg.norm(high - values)) / count)
 
 
 def bootstrap_interval(
@@ -371,6 +389,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
     values = np.asarray(p, dtype=float)
     corrected, defined = np.full(len(values), math.nan), np.isfinite(values)
     if defined.any():
+        from statsmodels.stats.multitest import multipletests
+
         corrected[defined] = multipletests(values[defined], alpha=ALPHA, method="holm")[1]
     return corrected
 

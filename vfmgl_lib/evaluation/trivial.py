@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import skimage
 import torch
-from skimage.filters import threshold_otsu
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.names import probability_column
@@ -45,6 +42,10 @@ def trivial_classification(train: ImageDataset, others: list[ImageDataset]) -> l
     Returns: tables as `evaluation.prediction.predict` gives them. A training set of one class yields that class's frequency (0 or 1); of
         more than two classes one that the training set lacks has the probability 0.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels = train.table["label"].to_numpy(dtype=int)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     one_class = len(np.unique(labels)) < 2
@@ -95,7 +96,7 @@ def _common_place(train: ImageDataset) -> np.ndarray:
 def _otsu(grey: np.ndarray, dark: bool) -> np.ndarray:
     # A constant image has no threshold; nothing of it is foreground.
     constant = grey.min() == grey.max()
-    return np.zeros(grey.shape, np.uint8) if constant else ((grey <= threshold_otsu(grey)) == dark).astype(np.uint8)
+    return np.zeros(grey.shape, np.uint8) if constant else ((grey <= skimage.filters.threshold_otsu(grey)) == dark).astype(np.uint8)
 
 
 def _nearest_brightness(train: ImageDataset) -> Rule:

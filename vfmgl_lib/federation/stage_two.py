@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from vfmgl_lib.base.randomness import seed_sequence
 from vfmgl_lib.federation.servers import State
@@ -82,6 +81,8 @@ def _chances(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _auc(truth: np.ndarray, score: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
     classes = 2 if score.ndim == 1 else score.shape[1]
     if len(np.unique(truth)) < classes or not np.isfinite(score).all():
         return math.nan

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vfmgl_lib.figures.style import COLORS, DOUBLE, FAINT, MM, MUTED, footnote, grid, journal, new_figure
+from vfmgl_lib.figures.words import short
 
 COLOR = {"teacher": COLORS[1], "student": COLORS[0], "student, exported": COLORS[2]}
 QUANTITIES = {"parameters": (1e6, "parameters (M)"), "macs": (1e9, "MACs an image (G)"), "bytes": (2**20, "weights on disk, float32 (MiB)")}
@@ -115,9 +116,10 @@ def agreement(table: pd.DataFrame, quantity: str) -> Figure:
         axis.set_major_locator(MaxNLocator(nbins=4))
     difference = both[:, 1] - both[:, 0]
     right.plot(range(len(difference)), difference, "o", color=COLOR["student, exported"], alpha=0.7)
-    reach = max(float(np.abs(difference).max()) * 1.3, 1e-9)
+    largest = float(np.abs(difference).max())
+    reach = max(largest * 1.3, 1e-9)
     right.axhline(0, color=MUTED, linewidth=0.8)
-    right.set(ylim=(-reach, reach), xlabel="test image", title=f"difference, at most {np.abs(difference).max():.1e}")
+    right.set(ylim=(-reach, reach), xlabel="test image", title=f"difference, at most {largest:.1e}" if largest else "no difference at all")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     return figure
@@ -139,7 +141,7 @@ def int8_cost(table: pd.DataFrame) -> Figure:
         axis.plot(part["int8"], part.index, "x", color=COLOR["teacher"], markersize=4.5, label="int8")
         title = "validation: decides" if split == "val" else "test: reports"
         axis.set(xlim=(-0.03, 1.03), ylim=(len(part) - 0.5, -0.5), yticks=part.index, title=title, xlabel="value")
-        axis.set_yticklabels(name.replace("_", " ") for name in part["metric"])
+        axis.set_yticklabels(short(name) for name in part["metric"])
         grid(axis, "x")
         axis.legend(loc="best")
     return figure
@@ -158,5 +160,6 @@ def _labelled(footprints: pd.DataFrame) -> pd.DataFrame:
 
 def _how(table: pd.DataFrame) -> str:
     runtimes = ", ".join(dict.fromkeys(table["runtime"]))
+    threads = table["threads"].iloc[0]
     runs = f"{table['runs'].min()} to {table['runs'].max()} calls each; no line: too few for a percentile"
-    return f"Each in a process of its own, {table['threads'].iloc[0]} threads, {runs}. {runtimes}."
+    return f"Each in a process of its own, {threads} {'thread' if threads == 1 else 'threads'}, {runs}. {runtimes}."

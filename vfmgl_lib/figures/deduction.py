@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vfmgl_lib.evaluation.ddbl_artefacts import ALL
 from vfmgl_lib.evaluation.ddbl_tables import taught
 from vfmgl_lib.figures.style import (
     DOUBLE,
@@ -145,6 +146,42 @@ def teacher_worth(rounds: pd.DataFrame, score: str, all_centers: Sequence[str] |
     handles, labels = axes[0].get_legend_handles_labels()
     handles.append(Line2D([], [], color=MUTED, linestyle="dashed", label="untrained student"))
     figure.legend(handles, [*labels, "untrained student"], loc="outside upper center", ncols=min(len(handles), 6))
+    return figure
+
+
+@journal
+def artefact_shares(found: pd.DataFrame, sentence: str, all_centers: Sequence[str] | None = None) -> Figure:
+    """Share of images with an artefact in kept and in dropped batches, and the difference with its 95 % limits; a row a centre and all.
+
+    Args:
+        found: from `evaluation.ddbl_artefacts.dropped_and_kept`; without rows the figure says why.
+        sentence: of `evaluation.ddbl_artefacts.what_was_dropped`.
+    """
+    if found.empty:
+        return empty_figure(sentence)
+    centers = [center for center in found["center"] if center != ALL]
+    styles, printed = center_style(centers, all_centers), names(centers)
+    figure = new_figure(DOUBLE, (22 + 7 * len(found)) * MM)
+    shares, differences = figure.subplots(1, 2, sharey=True)
+    for place, row in enumerate(found.to_dict("records")):
+        style = {"color": styles[row["center"]]["color"] if row["center"] in styles else LIMIT, "linestyle": "none"}
+        shares.plot(100 * row["share_kept"], place, "o", **style)
+        shares.plot(100 * row["share_dropped"], place, "x", markersize=4.5, **style)
+        differences.plot(100 * row["difference"], place, "D", **style)
+        differences.plot([100 * row["low"], 100 * row["high"]], [place, place], color=style["color"])
+        told = f"{row['dropped']} of {row['dropped'] + row['kept']} dropped"
+        differences.text(1.02, place, told, transform=differences.get_yaxis_transform(), va="center", fontsize=6)
+    kinds = {row.center: f"{printed[row.center]}: {row.kind or 'none'}" for row in found.itertuples() if row.center in printed}
+    shares.set_yticks(range(len(found)), [kinds.get(center, center) for center in found["center"]])
+    shares.set(ylim=(len(found) - 0.5, -0.5), xlabel="images with an artefact, mean over batches (%)")
+    shares.set_xlim(left=0)
+    differences.axvline(0, color=LIMIT, linewidth=0.7)
+    differences.set(xlabel="dropped less kept (percentage points), 95 % limits")
+    for axis in (shares, differences):
+        grid(axis, "x")
+    entries = [Line2D([], [], marker="o", linestyle="none", color=MUTED, label="kept batches")]
+    entries.append(Line2D([], [], marker="x", linestyle="none", color=MUTED, label="dropped batches"))
+    figure.legend(handles=entries, loc="outside upper center", ncols=2)
     return figure
 
 

@@ -17,12 +17,18 @@ STATES = {"compared": "#009E73", "not comparable": "#E69F00", "not measurable he
 
 
 def names_of_rows(table: pd.DataFrame) -> list[str]:
-    """What each row is about in a few words, e.g. "A, test, auc"; the method where it is not VFMGL alone."""
+    """What each row is about in a few words, e.g. "A, test, AUC"; the method where it is not VFMGL alone."""
     found = []
     for row in table.itertuples():
         method = "" if row.method == "VFMGL" else row.method
-        found.append(", ".join(filter(None, [row.center, row.split, method, row.metric.replace("_", " ")])))
+        found.append(
+            ", ".join(filter(None, [row.center, row.split.replace("<=", " ≤ ").replace(">", " > "), method, _in_words(row.metric)]))
+        )
     return found
+
+
+def _in_words(metric: str) -> str:
+    return " ".join({"auc": "AUC", "dice": "Dice", "eec": "EEC"}.get(word, word) for word in metric.split("_"))
 
 
 @journal

@@ -20,7 +20,6 @@ from typing import Any, Literal, ParamSpec
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -277,6 +276,8 @@ def heatmap(
         missing, bare: text and colour of a field without a value.
     Returns: what `Figure.colorbar` takes.
     """
+    import seaborn
+
     colors, numbers = matplotlib.colormaps[cmap], values.to_numpy(dtype=float)
     texts = values.map("{:.2f}".format) if texts is None else texts
     options = {"cbar": False, "xticklabels": False, "yticklabels": False}

@@ -18,9 +18,9 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
@@ -375,7 +375,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's correlation of two maps over their places; NaN where one of them is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return float("nan")
-    return float(spearmanr(one.ravel(), other.ravel()).statistic)
+    return float(scipy.stats.spearmanr(one.ravel(), other.ravel()).statistic)
 
 
 def case_table(

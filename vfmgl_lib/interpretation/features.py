@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import ttest_ind, ttest_rel
-from sklearn.decomposition import PCA
 
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.evaluation.classification import by_patient, class_names, own_class
@@ -69,6 +68,8 @@ def principal_components(features: pd.DataFrame, components: int = 2) -> tuple[p
         explained_test: share of the test rows' variance around their own mean that lies along it; NaN without test rows).
     Raises: ValueError: too few training rows or features, features that do not vary.
     """
+    from sklearn.decomposition import PCA
+
     columns = feature_names(check_features(features))
     values = features[columns].to_numpy(dtype=np.float64)
     train, test = (values[(features["split"] == split).to_numpy()] for split in ("train", "test"))
@@ -154,7 +155,7 @@ def score_tests(scores: pd.DataFrame) -> pd.DataFrame:
         groups = [both[label] if len(both) else wide[label].dropna() for label in (0, 1)]
         patients = len(both) or sum(map(len, groups))
         reason = _no_test(part, groups, patients)
-        name, function = ("paired t", ttest_rel) if len(both) else ("independent t", ttest_ind)
+        name, function = ("paired t", scipy.stats.ttest_rel) if len(both) else ("independent t", scipy.stats.ttest_ind)
         test = (np.nan, np.nan) if reason else function(groups[1], groups[0])
         row |= {"test": "" if reason else name, "patients": patients, "t": float(test[0]), "p": float(test[1])}
         rows.append(row | {"reason": reason})

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import mutual_info_score
 
 SCHEMES = ("MIQ", "MID")
 ENGINES = ("fast", "pymrmr")
@@ -85,6 +84,8 @@ def shortfall(features: np.ndarray, labels: np.ndarray, order: Sequence[int] | n
     Returns: (k,) best score − score of the choice, divided by 1 + the best; rounding leaves about 1e-9 (pymrmr's first choice: 1e-7, its
         relevance is in single precision).
     """
+    from sklearn.metrics import mutual_info_score
+
     features = np.asarray(features)
     relevance = np.array([mutual_info_score(column, labels) for column in features.T]) / np.log(2)
     redundancy, left, gaps = np.zeros_like(relevance), np.ones(len(relevance), bool), []

@@ -24,8 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from vfmgl_lib.config.sections import Settings
@@ -169,6 +167,9 @@ def linear_classifier(rows: np.ndarray, share: np.ndarray, inverse_regularizatio
         rows: (n, C).  share: (n,) in [0, 1], of class 1: a row between the classes counts for both, by its share.
     Returns: logit of class 1 = rows @ weight + bias. With one class only: weight 0 and a bias that makes it certain.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     if share.min() == share.max() and share[0] in (0.0, 1.0):
         return np.zeros(rows.shape[1]), CERTAIN if share[0] else -CERTAIN
     scaler = StandardScaler().fit(rows)
@@ -191,6 +192,9 @@ def linear_classifiers(rows: np.ndarray, shares: np.ndarray, inverse_regularizat
     Returns: logits = rows @ weights.T + biases. Of a class without a row the weights are 0 and the bias is so low that it is never called:
         the highest logit of the others is never below 0.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     weights, biases = np.zeros((shares.shape[1], rows.shape[1])), np.full(shares.shape[1], -CERTAIN)
     present = np.flatnonzero(shares.any(axis=0))
     biases[present] = 0

@@ -24,7 +24,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.methods.registry import METHODS
@@ -37,6 +36,8 @@ ENCODER_SHARE = {"unet": 0.29, "resnet18": 1.0}  # of the multiplications of a f
 @functools.cache
 def encoder_share(name: str, width: int, image_size: int) -> float:
     """e of a student: as `ENCODER_SHARE` has it, else counted without computing; a classifier's encoder is nearly all of it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     if name in ENCODER_SHARE:
         return ENCODER_SHARE[name]
     images = torch.zeros(1, 3, image_size, image_size, device="meta")

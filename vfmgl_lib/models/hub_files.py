@@ -13,8 +13,6 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import PretrainedCfg
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vfmgl_lib.models.teacher_names import TeacherError
@@ -50,6 +48,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
 
     Raises: TeacherError: it is not one.
     """
+    from timm.models import PretrainedCfg
+
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         name, arguments = config["architecture"], config.get("model_args") or {}
@@ -73,6 +73,8 @@ def told_by_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
         network: as its config describes it; without content.
         tensors: of the weights' file, perhaps below a prefix.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     if not isinstance(network, VisionTransformer):
         return {}
     own = network.state_dict()

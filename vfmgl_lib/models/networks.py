@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.models.teacher_names import TeacherError
-from vfmgl_lib.models.timm_names import unknown_name
+from vfmgl_lib.models.timm_names import check_name
 
 log = logging.getLogger(__name__)
 CNN_STRIDES = (4, 8, 16, 32)
@@ -220,12 +220,6 @@ def network_for_counting(name: str, arguments: dict, side: int) -> nn.Module:
     form = network_form(name, arguments)
     network = create(name, {"num_classes": 0} | form.usual | arguments)
     return network if form.listed else extractor(network, form, name, arguments, side)
-
-
-def check_name(name: str) -> None:
-    """Raises: TeacherError: no model of timm's, or no such weights; the message names similar ones."""
-    if problem := unknown_name(name):
-        raise TeacherError(f"teacher {problem}")
 
 
 def _feature_info(network: Any, name: str) -> list[dict]:

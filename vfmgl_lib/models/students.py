@@ -13,31 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from vfmgl_lib.models.batch_norm import use_batch_statistics
 from vfmgl_lib.models.student_names import CLASSIFIER, SEGMENTER, StudentError, check_student_name, network_name, segments
-
-# What a method that keeps normalisation at home keeps (`part_names`); timm's own layers are of these classes or stand beside them.
-NORMALISATION: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.GroupNorm,
-    nn.InstanceNorm2d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    timm.layers.RmsNorm,
-    timm.layers.RmsNorm2d,
-    timm.layers.SimpleNorm,
-    timm.layers.SimpleNorm2d,
-    GlobalResponseNorm,
-)
 
 
 class Student(nn.Module):
@@ -115,6 +97,8 @@ class ResNet18(Student):
 
     def __init__(self, classes: int, width: int = 64, weights: str = "none"):
         super().__init__()
+        import timm
+
         channels = tuple(width * factor for factor in (1, 2, 4, 8))
         self.net = timm.create_model("resnet18", pretrained=weights == "hub", num_classes=classes, channels=channels)
         if weights not in ("none", "hub"):
@@ -248,7 +232,8 @@ def part_names(student: Student, part: str) -> set[str]:
     """
     if part not in ("", "batch_norm", "last_layer"):
         raise ValueError(f"part of a student must be batch_norm, last_layer or '', got {part!r}")
-    wanted = {"batch_norm": lambda module: isinstance(module, NORMALISATION), "last_layer": lambda module: module is student.last_layer}
+    layers = normalisation_layers()
+    wanted = {"batch_norm": lambda module: isinstance(module, layers), "last_layer": lambda module: module is student.last_layer}
     chosen = wanted.get(part, lambda module: False)
     names = {f"{name}.{key}" for name, module in student.named_modules() if chosen(module) for key in module.state_dict()}
     if part and not names:
@@ -256,6 +241,16 @@ def part_names(student: Student, part: str) -> set[str]:
             f"the student has no layer of the part {part!r}: nothing would stay at its centre; take another method or student"
         )
     return names
+
+
+def normalisation_layers() -> tuple[type[nn.Module], ...]:
+    """What a method that keeps normalisation at home keeps (`part_names`); timm's own layers are of these classes or stand beside them."""
+    from timm.layers import RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d
+    from timm.layers.grn import GlobalResponseNorm
+
+    batches = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    others = (nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm, nn.RMSNorm)
+    return (*batches, *others, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d, GlobalResponseNorm)
 
 
 def set_training_mode(student: Student, frozen: tuple[str, ...] = ()) -> None:

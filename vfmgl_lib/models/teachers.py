@@ -11,28 +11,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.data import resolve_model_data_config
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from vfmgl_lib.base.files import sha256
 from vfmgl_lib.base.surroundings import about_proxy
 from vfmgl_lib.models.hub_files import CONFIG, WEIGHTS, hub_file, read_config, told_by_weights
-from vfmgl_lib.models.networks import GRID_STRIDE, Form, check_name, create, extractor, network_form
 from vfmgl_lib.models.teacher_names import ELSE, HUB, POCKET, POCKET_FILE, TeacherError, TeacherSource
+from vfmgl_lib.models.timm_names import check_name
 from vfmgl_lib.models.weights import Weights, described, is_safetensors, read_metadata, read_tensors, read_weights
+
+if TYPE_CHECKING:
+    from vfmgl_lib.models.networks import Form
 
 log = logging.getLogger(__name__)
 POCKET_ARGUMENTS = {"embed_dim": 160, "depth": 8, "num_heads": 5, "img_size": 128}  # left out of identities, as before others were in them
 TRAINED_ON, DRAWN = "trained_on", "drawn images alone"  # of a file's metadata
-HUB_HOST = urlsplit(huggingface_hub.constants.ENDPOINT).hostname or ""
+HUB_HOST = urlsplit(constants.ENDPOINT).hostname or ""
 PATIENCE = 3.0  # seconds until the hub counts as out of reach
 
 
@@ -79,6 +81,8 @@ class Teacher(nn.Module):
     @property
     def dense_stack(self) -> int:
         """The place of the stack whose grid is nearest to that of stride 16: it serves as tokens where one stack must do."""
+        from vfmgl_lib.models.networks import GRID_STRIDE
+
         grids = [grid for _, _, grid in self.stack_shapes]
         return min(range(len(grids)), key=lambda place: abs(grids[place] - self.image_size / GRID_STRIDE))
 
@@ -133,6 +137,10 @@ def load_teacher(
             config say, else what timm has for this network.
     Raises: TeacherError: for an unknown name, a network without maps, weights that cannot be read or do not fit, a size it does not take.
     """
+    from timm.data import resolve_model_data_config
+
+    from vfmgl_lib.models.networks import create, extractor, network_form
+
     source, asked_for = TeacherSource.parse(text), bool(mean or std)
     if text == POCKET:
         _check_pocket()
@@ -230,6 +238,8 @@ def _by_config(config: Path, weights: Path | None, file: Path | None) -> _Descri
     name, arguments, metadata = read_config(config)
     if weights is None:
         return _Described(name, arguments, metadata)
+    from vfmgl_lib.models.networks import create
+
     tensors = read_tensors(weights)
     with torch.device("meta"):
         told = told_by_weights(create(name, arguments), tensors)
@@ -237,6 +247,8 @@ def _by_config(config: Path, weights: Path | None, file: Path | None) -> _Descri
 
 
 def _full_network(source: TeacherSource, name: str, arguments: dict, weights: Weights | None) -> nn.Module:
+    from vfmgl_lib.models.networks import create
+
     try:
         full = create(name, arguments, source.name if source.weights == "hub" and not source.random and weights is None else "")
     except TeacherError:
@@ -292,6 +304,8 @@ def _repository(name: str) -> str:
     """Of a model on the hub; "" for one of timm's without weights there."""
     if name.startswith(HUB):
         return name.removeprefix(HUB)
+    from timm.models import get_pretrained_cfg
+
     check_name(name)
     known = get_pretrained_cfg(name)
     return (known.hf_hub_id if known else None) or ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from vfmgl_lib.models.teacher_names import TeacherError
+
 MOST = 5  # similar names
 
 
 def unknown_name(name: str) -> str:
     """What is wrong with a name, with similar ones or the tags that there are; "" if timm knows it."""
-    import timm  # here, because settings are read where nothing is trained, and timm takes seconds
+    import timm
     from timm.models import get_pretrained_cfg
 
     network = name.partition(".")[0]
@@ -22,3 +24,9 @@ def unknown_name(name: str) -> str:
         known = timm.list_pretrained(f"{network}.*")
         return f"{name!r}: timm has no such weights of {network}; there are {', '.join(known) or 'none'}"
     return ""
+
+
+def check_name(name: str) -> None:
+    """Raises: TeacherError: no model of timm's, or no such weights; the message names similar ones."""
+    if problem := unknown_name(name):
+        raise TeacherError(f"teacher {problem}")

@@ -22,15 +22,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vfmgl_lib.models.teacher_names import TeacherError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 log = logging.getLogger(__name__)
 AVERAGED = re.compile(r"teacher|ema(?![a-z])|momentum|encoder_k|target|average", re.IGNORECASE)
@@ -134,6 +136,8 @@ def read_weights(path: Path, network: nn.Module, name: str, tensors: dict[str, T
     Raises: TeacherError: a file that cannot be read or holds more than tensors and plain values; weights of another network, patch size or
         number of channels; values that are no numbers.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
     tensors = read_tensors(path) if tensors is None else tensors
     own = network.state_dict()
     vit = isinstance(network, VisionTransformer)
@@ -254,6 +258,8 @@ def _prefix(path: Path, name: str, tensors: Mapping[str, Tensor], needed: Mappin
 
 
 def _in_timms_layout(path: Path, state: dict[str, Tensor], network: VisionTransformer, name: str) -> dict[str, Tensor]:
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
     channels, *size = network.patch_embed.proj.weight.shape[1:]
     first = next((state[key] for key in PATCHES if key in state and state[key].ndim == 4), None)
     if first is not None and (first.shape[1] != channels or list(first.shape[2:]) != size):

@@ -5,6 +5,7 @@ One place for a study in one process (`study.study`) and for a site that knows i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import ConfigError, StudySettings
-from vfmgl_lib.config.sections import Division, FoldSettings
+from vfmgl_lib.config.sections import ComputeSettings, Division, FoldSettings, TeacherSettings
 from vfmgl_lib.data.divisions import fold, resplit, subset, with_validation
 from vfmgl_lib.data.feature_cache import GIB, FeatureCache
 from vfmgl_lib.data.images import PLAIN, Reading
@@ -20,8 +21,10 @@ from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.methods.registry import METHODS
+from vfmgl_lib.models.hub_files import CONFIG
 from vfmgl_lib.models.student_checks import check_batch, check_student
 from vfmgl_lib.models.students import Student, build_student
+from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.models.teachers import Teacher, first_available, load_teacher
 
 VALIDATION_SHARE = 0.2  # of the training patients, for a method that needs a validation set where the data have none
@@ -147,16 +150,23 @@ def with_available_teacher(settings: StudySettings) -> StudySettings:
 
 
 def study_teacher(settings: StudySettings) -> Teacher | None:
-    """The frozen teacher on its device; None for a method without one."""
+    """The frozen teacher on its device; None for a method without one. All studies of a process share one that they have in common."""
     if not METHODS[settings.method].switches.teacher:
         return None
-    chosen = settings.teacher
+    weights = Path(TeacherSource.parse(settings.teacher.source).weights)
+    files = [file.stat() for file in (weights, weights.with_name(CONFIG)) if file.is_file()]
+    return _loaded_teacher(settings.teacher, settings.compute, settings.device, tuple((file.st_mtime_ns, file.st_size) for file in files))
+
+
+@functools.lru_cache(maxsize=2)  # with the random one of a control; loaded anew for every study they take a quarter of a second each
+def _loaded_teacher(chosen: TeacherSettings, compute: ComputeSettings, device: str, written: tuple[tuple[int, int], ...]) -> Teacher:
+    """Args: written: when the files were, and how large they are: others are read."""
     teacher = load_teacher(
         chosen.source, grid=chosen.grid, image_size=chosen.image_size, blocks=chosen.blocks, mean=chosen.mean, std=chosen.std
     )
-    teacher.autocast = settings.compute.autocast
-    teacher = teacher.to(torch.device(settings.device))
-    return teacher.compiled() if settings.compute.compile_teacher else teacher
+    teacher.autocast = compute.autocast
+    teacher = teacher.to(torch.device(device))
+    return teacher.compiled() if compute.compile_teacher else teacher
 
 
 def feature_cache(settings: StudySettings, teacher: Teacher | None, folder: Path | None, reading: Reading = PLAIN) -> FeatureCache | None:

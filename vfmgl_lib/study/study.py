@@ -29,6 +29,7 @@ from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_ve
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.manifest_files import read_manifest
+from vfmgl_lib.evaluation.home_means import TRIVIAL
 from vfmgl_lib.evaluation.prediction import chosen_cutoff, scoring_unit
 from vfmgl_lib.evaluation.results import NO_COMPARISON, final_predictions
 from vfmgl_lib.evaluation.rounds import metric_rows, with_order
@@ -192,9 +193,11 @@ class Study:
         return f"there is no such centre: {model_center!r}; {there}" + (f"; did you mean {plain[alike[0]]!r}?" if alike else "")
 
     def batch_ids(self, center: str, round_number: int, stage: str) -> list[list[str]]:
-        """The manifest ids of every batch of one centre's round and stage, in training order (first local epoch): index = `step`."""
+        """The manifest ids of every batch of one centre's round and stage, in training order, local epoch by epoch: index = `step`."""
         ids = self.manifest.select(center, "train")["id"]
-        return [ids.iloc[rows].tolist() for rows in training_batches(self.settings, center, len(ids), round_number, stage)]
+        epochs = range(self.settings.federation.epochs)
+        rows = (rows for epoch in epochs for rows in training_batches(self.settings, center, len(ids), round_number, stage, epoch))
+        return [ids.iloc[batch].tolist() for batch in rows]
 
     def _table(self, name: str) -> pd.DataFrame:
         file, text = self.folder / f"{name}.csv", dict.fromkeys(TEXTS, str)
@@ -292,14 +295,23 @@ def trivial_baseline(settings: StudySettings, manifest: Manifest) -> pd.DataFram
     """The trivial baseline of every centre on its own test set: rows as in `metrics.csv`, stage "trivial"."""
     rows = []
     unit = scoring_unit(manifest.table, settings.is_segmentation)
+    for center, own in trivial_predictions(settings, manifest).groupby("model_center", sort=False):
+        found = {split: table.reset_index(drop=True) for split, table in own.groupby("split", sort=False)}
+        cutoff = chosen_cutoff(found, unit).value
+        rows += metric_rows(found["test"], unit, cutoff, model_center=center, round=0, stage=TRIVIAL)
+    return pd.DataFrame(rows)
+
+
+def trivial_predictions(settings: StudySettings, manifest: Manifest) -> pd.DataFrame:
+    """The trivial baseline of every centre on its own images: rows as `Study.final_predictions`, method "trivial", budget "rounds"."""
     baseline = trivial_segmentation if settings.is_segmentation else trivial_classification
+    tables = []
     for center in manifest.training_centers:
         selected = {split: manifest.select(center, split) for split in ("train", "val", "test")}
-        sets = {split: ImageDataset(manifest, table, settings.data.image_size) for split, table in selected.items() if len(table)}
-        found = dict(zip(sets, baseline(sets["train"], list(sets.values())), strict=True))
-        cutoff = chosen_cutoff(found, unit).value
-        rows += metric_rows(with_order(found["test"], settings), unit, cutoff, model_center=center, round=0, stage="trivial")
-    return pd.DataFrame(rows)
+        sets = [ImageDataset(manifest, table, settings.data.image_size) for table in selected.values() if len(table)]
+        tables += [with_order(table, settings).assign(model_center=center) for table in baseline(sets[0], sets)]
+    about = {"method": TRIVIAL, "seed": settings.seed, "split_id": settings.data.split_id, "budget": "rounds"}
+    return pd.concat(tables, ignore_index=True).assign(**about)
 
 
 def _data_identity(manifest: Manifest) -> str:

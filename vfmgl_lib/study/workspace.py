@@ -215,7 +215,8 @@ def _prepared(record: TaskRecord, root: Path, folder: Path) -> Prepared:
 def _phantoms(settings: StudySettings, folder: Path) -> Path:
     phantoms = settings.phantoms
     sizes = "-".join(f"{split}{count}" for split, count in phantoms.samples.items())
-    name = f"{settings.data.layout}-{phantoms.centers}x-{sizes}-{phantoms.image_size}px-h{phantoms.heterogeneity:g}-seed{settings.seed}"
+    drawn = f"{phantoms.image_size}px-h{phantoms.heterogeneity:g}-a{phantoms.artefacts:g}-seed{settings.seed}"
+    name = f"{settings.data.layout}-{phantoms.centers}x-{sizes}-{drawn}"
     return write_phantoms(
         folder / name,
         settings.data.layout,
@@ -223,5 +224,6 @@ def _phantoms(settings: StudySettings, folder: Path) -> Path:
         samples=dict(phantoms.samples.items()),
         image_size=phantoms.image_size,
         heterogeneity=phantoms.heterogeneity,
+        artefacts=phantoms.artefacts,
         seed=settings.seed,
     )

@@ -35,8 +35,9 @@ from vfmgl_lib.tasks.records import TaskRecord, find_task
 logger = logging.getLogger(__name__)
 
 CLASS_FOLDERS = {"traindata": "train", "testdata": "test"}
-# The phantoms' own description, the patient table (`tasks.patients`), a table of samples that is not read here (`tasks.samples`).
-ROOT_FILES = ("phantoms.json", "patients.csv", "samples.csv")
+# The phantoms' own description and which of them have artefacts, the patient table (`tasks.patients`), a table of samples that is not
+# read here (`tasks.samples`).
+ROOT_FILES = ("phantoms.json", "artefacts.csv", "patients.csv", "samples.csv")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ that is complete, resumable and never a mixture of two sets.
 
 A generator module offers `VERSION` (raised whenever its files change), `CENTER_NAMES`, `DEFAULT_CENTERS`,
 `check_samples(samples)`, `plan(centers, samples, heterogeneity, seed) -> list[Sample]` and
-`render(sample, image_size, heterogeneity, seed, profile=None) -> one uint8 array, to be a PNG, or a file's bytes for each of
-sample.paths`; what is a centre's own is a frozen dataclass, of which `COMMON` and `CENTERS` are instances, and a `profile` given takes
-the place of the centre's.
+`render(sample, image_size, heterogeneity, seed, profile=None, artefact=None) -> one uint8 array, to be a PNG, or a file's bytes for
+each of sample.paths`; what is a centre's own is a frozen dataclass, of which `COMMON` and `CENTERS` are instances, and a `profile` given
+takes the place of the centre's. `ARTEFACTS` names the kind of artefact (`painting.artefacts`) that only this centre has, by centre; ""
+for none. A generator of volumes offers `slice_count(sample, heterogeneity, seed)`, since an artefact mars some slices of a volume.
 It may offer `extra_files(planned, heterogeneity, seed) -> dict[str, bytes]`, further files by their POSIX path relative to the
 root, and `EXTERNAL_CENTERS`, names that `plan` appends to the centres asked for. A layout without masks, whose classes are a
 matter of a lesion, offers `lesion(sample, image_size, heterogeneity, seed, profile=None) -> (S, S) bool`.
@@ -23,19 +24,23 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from vfmgl_lib.base.files import PARTIAL, write_bytes
 from vfmgl_lib.data.images import png
-from vfmgl_lib.tasks.painting.sampling import SPLITS
+from vfmgl_lib.tasks.painting.artefacts import Artefact, chosen_samples
+from vfmgl_lib.tasks.painting.sampling import SPLITS, Sample, stream
 from vfmgl_lib.tasks.records import TASKS
 
-__all__ = ["generator_of", "lesion_masks", "write_phantoms"]
+__all__ = ["ARTEFACTS", "generator_of", "lesion_masks", "read_artefacts", "write_phantoms"]
 
+ARTEFACTS = "artefacts.csv"
 _FINISHED = "phantoms.json"
 _STARTED = "phantoms.unfinished.json"
 _MINIMUM_SIZE = 32
 _MAXIMUM_HETEROGENEITY = 2.0
+_SLICES_AT_ONCE = 3  # as many times as many volumes have an artefact as slices have, each in so small a part of its slices
 
 
 def generator_of(task: str) -> ModuleType:
@@ -57,6 +62,7 @@ def write_phantoms(
     samples: dict[str, int],
     image_size: int,
     heterogeneity: float = 1.0,
+    artefacts: float = 0.1,
     seed: int = 0,
 ) -> Path:
     """Write a phantom data set below `root`, or reuse it where it already stands there.
@@ -76,18 +82,24 @@ def write_phantoms(
             volume.
         image_size: side in pixels, at least 32.
         heterogeneity: how far the centres differ, from 0 (all alike, prevalence included) to 2; 1 is the default study.
+        artefacts: share of a centre's training images (of volumes, slices) with an artefact that only this centre has, from 0 to 1.
+            Validation and test images in folders of their own have none, so that what is measured there is the task; the camelyon17 and
+            prostate layouts have no such folders, and there any image may have one. All others are the same to the byte whatever the
+            share. `artefacts.csv` says which have one (path, slice of a volume from 0, artefact; empty: none); no reader takes it for data.
         seed: >= 0.
     Returns: root as a Path.
     Raises:
         ValueError: an argument out of its range.
         FileExistsError: root holds files of other arguments, or files that this function did not write.
     """
-    arguments = _check_arguments(layout, centers, samples, image_size, heterogeneity, seed)
+    arguments = _check_arguments(layout, centers, samples, image_size, heterogeneity, artefacts, seed)
     generator = generator_of(layout)
     root = Path(root)
     finished = _check_folder(root, arguments)
     planned = generator.plan(arguments["centers"], arguments["samples"], arguments["heterogeneity"], arguments["seed"])
     extra = generator.extra_files(planned, arguments["heterogeneity"], arguments["seed"]) if hasattr(generator, "extra_files") else {}
+    marred = _artefacts(planned, arguments)
+    extra |= {ARTEFACTS: _artefact_table(planned, marred, arguments)}
     _check_strangers(root, {path for sample in planned for path in sample.paths} | set(extra))
     missing = [sample for sample in planned if not all((root / path).is_file() for path in sample.paths)]
     missing_extra = {path: content for path, content in extra.items() if not (root / path).is_file()}
@@ -99,7 +111,9 @@ def write_phantoms(
         write_bytes(root / _STARTED, _to_json(arguments))
     # disable=None: no bar where nobody watches a terminal.
     for sample in tqdm(missing, desc=f"{layout} phantoms", unit="image", leave=False, disable=None):
-        files = generator.render(sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"])
+        files = generator.render(
+            sample, arguments["image_size"], arguments["heterogeneity"], arguments["seed"], artefact=marred.get(sample)
+        )
         for path, content in zip(sample.paths, files, strict=True):
             write_bytes(root / path, content if isinstance(content, bytes) else png(content))
     for path, content in missing_extra.items():
@@ -135,7 +149,67 @@ def lesion_masks(root: Path | str, paths: Sequence[str]) -> list[np.ndarray]:
     return [generator.lesion(planned[path], size, heterogeneity, seed) for path in paths]
 
 
-def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) -> dict:
+def _artefacts(planned: Sequence[Sample], arguments: dict) -> dict[Sample, Artefact]:
+    """The artefact of each sample that gets one. In a volume a third of the slices have it, more where the share asks for more."""
+    layout, share, seed = arguments["layout"], arguments["artefacts"], arguments["seed"]
+    generator = generator_of(layout)
+    count = getattr(generator, "slice_count", None)
+    of_samples = min(1.0, share * _SLICES_AT_ONCE) if count else share
+    found = {}
+    for sample in chosen_samples(planned, generator.ARTEFACTS, of_samples, layout, seed):
+        slices = None
+        if count:
+            whole = count(sample, arguments["heterogeneity"], seed)
+            length = max(1, round(share / of_samples * whole))
+            first = int(stream(seed, layout, "marred slices", sample).integers(whole - length + 1))
+            slices = range(first, first + length)
+        found[sample] = Artefact(generator.ARTEFACTS[sample.center], sample, layout, seed, slices)
+    return found
+
+
+def _artefact_table(planned: Sequence[Sample], marred: dict[Sample, Artefact], arguments: dict) -> bytes:
+    count = getattr(generator_of(arguments["layout"]), "slice_count", None)
+    lines = ["path,slice,artefact"]
+    for sample in planned:
+        artefact = marred.get(sample)
+        if count is None:
+            lines.append(f"{sample.paths[0]},,{artefact.kind if artefact else ''}")
+            continue
+        for number in range(count(sample, arguments["heterogeneity"], arguments["seed"])):
+            kind = artefact.kind if artefact and artefact.slices and number in artefact.slices else ""
+            lines.append(f"{sample.paths[0]},{number},{kind}")
+    return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def read_artefacts(root: Path | str, table: pd.DataFrame) -> pd.Series | None:
+    """The artefact of each sample of a manifest's table, from the phantoms' own table; "": none.
+
+    A slice of a volume counts by itself: that its neighbours, which the network sees beside it, may have one is left aside.
+
+    Args:
+        root: a finished folder of `write_phantoms`.  table: of samples that are these phantoms, or were prepared from them.
+    Returns: kind by id, in the order of `table`; None: the folder has no such table, for it is of an earlier version.
+    Raises: ValueError: a sample that is none of the phantoms.
+    """
+    file = Path(root) / ARTEFACTS
+    if not file.is_file():
+        return None
+    known: dict[str, str] = {}
+    for row in pd.read_csv(file, dtype=str, keep_default_na=False).itertuples():
+        # A prepared slice is called <center>/<split>/<case>_<slice>, with as many digits as it takes.
+        known[f"{row.path.removesuffix('.nii.gz')}_{int(row.slice)}" if row.slice else row.path] = row.artefact
+    kinds = {}
+    for sample in table.itertuples():
+        case, _, number = sample.id.rpartition("/")[2].rpartition("_")
+        names = [sample.path] + [f"{sample.center}/{case}_{int(number)}"] * number.isdecimal()
+        found = next((known[name] for name in names if name in known), None)
+        if found is None:
+            raise ValueError(f"{sample.id} is not one of the phantoms that {file} lists, such as {next(iter(known))}")
+        kinds[sample.id] = found
+    return pd.Series(kinds, dtype=str, name="artefact")
+
+
+def _check_arguments(layout, centers, samples, image_size, heterogeneity, artefacts, seed) -> dict:
     """The arguments in the form that is stored; raises ValueError naming the first that is out of range."""
     generator = generator_of(layout)
     centers = generator.DEFAULT_CENTERS if centers is None else centers
@@ -154,10 +228,10 @@ def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) 
     generator.check_samples(samples)
     if not _is_integer(image_size) or image_size < _MINIMUM_SIZE:
         raise ValueError(f"image_size must be an integer >= {_MINIMUM_SIZE} pixels, got {image_size!r}")
-    # Written so that NaN fails too.
-    real = isinstance(heterogeneity, numbers.Real) and not isinstance(heterogeneity, bool)
-    if not real or not 0 <= heterogeneity <= _MAXIMUM_HETEROGENEITY:
-        raise ValueError(f"heterogeneity must be a number from 0 to {_MAXIMUM_HETEROGENEITY:g}, got {heterogeneity!r}")
+    for name, share, largest in (("heterogeneity", heterogeneity, _MAXIMUM_HETEROGENEITY), ("artefacts", artefacts, 1.0)):
+        # Written so that NaN fails too.
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= float(share) <= largest:
+            raise ValueError(f"{name} must be a number from 0 to {largest:g}, got {share!r}")
     if not _is_integer(seed) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     return {
@@ -167,6 +241,7 @@ def _check_arguments(layout, centers, samples, image_size, heterogeneity, seed) 
         "samples": {split: int(samples.get(split, 0)) for split in SPLITS},
         "image_size": int(image_size),
         "heterogeneity": float(heterogeneity),
+        "artefacts": float(artefacts),
         "seed": int(seed),
     }
 

@@ -191,6 +191,13 @@ def patients_of(manifest: Manifest) -> pd.DataFrame | None:
     return None if listed is None else listed.assign(patient=matching_names(listed, manifest.table))
 
 
+def phantoms_of(manifest: Manifest) -> Path | None:
+    """The folder of the phantoms that a manifest's images are, or were prepared from; None: they are no phantoms."""
+    notes = (_read_notes(manifest.root.parent) if manifest.root.name == "data" else None) or {}
+    places = (manifest.root, Path(notes.get("source", manifest.root)))
+    return next((place for place in places if (place / PHANTOMS).is_file()), None)
+
+
 def is_prepared(folder: Path | str) -> bool:
     return (Path(folder) / PREPARED).is_file()
 

@@ -25,13 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vfmgl_lib.tasks.nuclei.phantom import Stain, _Field, _Nuclei, _photograph, _stain, _window
+from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, stream
 
-VERSION = 1
+VERSION = 2
 LAYOUT = "camelyon17"
 CENTER_NAMES = ("hospital1", "hospital2", "hospital3", "hospital4", "hospital5")
 DEFAULT_CENTERS = 5
+ARTEFACTS = ("pen marker", "out of focus", "air bubble", "knife chatter", "stain precipitate")  # by centre
 METADATA = "metadata.csv"
 _PATIENTS = 6  # at once: as many as it takes for whole patients in each split
 _PAIRS = 5  # of patches a patient, one of either class
@@ -144,7 +146,14 @@ def extra_files(planned: list[Sample], heterogeneity: float, seed: int) -> dict[
     return {METADATA: ("\n".join(lines) + "\n").encode()}
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None) -> tuple[np.ndarray]:
+def render(
+    sample: Sample,
+    image_size: int,
+    heterogeneity: float,
+    seed: int,
+    profile: Laboratory | None = None,
+    artefact: Artefact | None = None,
+) -> tuple[np.ndarray]:
     """The patch, (image_size, image_size, 3) uint8."""
     laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
     patient = stream(seed, LAYOUT, "patient", sample)
@@ -154,7 +163,8 @@ def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, pro
     haematoxylin, eosin = _draw(rng, laboratory, tissue, nuclei)
     stains = [_matched(rng, *stain, tissue) for stain in ((haematoxylin, _HAEMATOXYLIN), (eosin, _EOSIN))]
     density = _stain(patient, laboratory, *stains)
-    return (_photograph(rng, laboratory, density, tissue.pixel),)
+    image = _photograph(rng, laboratory, density, tissue.pixel)
+    return (artefact(image) if artefact else image,)
 
 
 def lesion(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None) -> np.ndarray:

@@ -24,16 +24,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
+import scipy
 
+from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, paint, smooth_field, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import SPLITS, Sample, blend, patient_name, spread_over_patients, stream
 
-VERSION = 1
+VERSION = 2
 LAYOUT = "nuclei"
 CENTER_NAMES = ("SiteA", "SiteB", "SiteC", "SiteD", "SiteE", "SiteF")
 DEFAULT_CENTERS = 4
+ARTEFACTS = ("thick section", "stain spill", "knife chatter", "air bubble", "pen marker", "out of focus")  # by centre
 _EPITHELIAL, _LYMPHOCYTE, _SPINDLE = 0, 1, 2
 # Optical density per unit of stain in red, green and blue.
 _BLOOD = np.array([0.10, 0.72, 0.62], np.float32)
@@ -171,7 +172,12 @@ def plan(centers: int, samples: dict[str, int], heterogeneity: float, seed: int)
 
 
 def render(
-    sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Laboratory | None = None
+    sample: Sample,
+    image_size: int,
+    heterogeneity: float,
+    seed: int,
+    profile: Laboratory | None = None,
+    artefact: Artefact | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tile, (image_size, image_size, 3) uint8, and its mask, (image_size, image_size) uint8, 0 or 255."""
     laboratory = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
@@ -184,7 +190,7 @@ def render(
     density = _stain(patient, laboratory, haematoxylin, eosin) * tissue.thickness[..., None]
     _draw_distractors(rng, laboratory, tissue, mask, density)
     image = _photograph(rng, laboratory, density, tissue.pixel)
-    return image, np.where(mask, np.uint8(255), np.uint8(0))
+    return artefact(image) if artefact else image, np.where(mask, np.uint8(255), np.uint8(0))
 
 
 class _Field:
@@ -344,7 +350,7 @@ def _cell_pattern(tissue: _Tissue, nuclei: _Nuclei) -> tuple[np.ndarray, np.ndar
     step = max(1, tissue.size // 128)
     warped = [g + 0.9 * f for g, f in ((tissue.x, tissue.clumps), (tissue.y, tissue.grain))]
     points = np.stack([g[::step, ::step].ravel() for g in warped], 1)
-    tree = cKDTree(np.stack([nuclei.x, nuclei.y], 1))
+    tree = scipy.spatial.cKDTree(np.stack([nuclei.x, nuclei.y], 1))
     near, far = tree.query(points, k=2)[0].T.reshape(2, -(-tissue.size // step), -1)
     border = np.exp(-(((far - near) / 1.1) ** 2)) * (near < 11)
     body = np.exp(-((near / 9.0) ** 2))
@@ -354,7 +360,7 @@ def _cell_pattern(tissue: _Tissue, nuclei: _Nuclei) -> tuple[np.ndarray, np.ndar
 
 
 def _enlarge(values: np.ndarray, size: int) -> np.ndarray:
-    return ndimage.zoom(values, size / len(values), order=1, grid_mode=True, mode="nearest")
+    return scipy.ndimage.zoom(values, size / len(values), order=1, grid_mode=True, mode="nearest")
 
 
 def _window(tissue: _Field, x: float, y: float, reach: float) -> tuple[slice, slice] | None:
@@ -416,6 +422,6 @@ def _photograph(rng: np.random.Generator, laboratory: Stain, density: np.ndarray
     glass = np.array(laboratory.glass, np.float32) + rng.normal(0, 0.006, 3).astype(np.float32)
     light = glass * np.exp(-density)
     sigma = max(laboratory.blur, 0.05) / pixel
-    light = ndimage.gaussian_filter(light, (sigma, sigma, 0), truncate=3.0)
+    light = scipy.ndimage.gaussian_filter(light, (sigma, sigma, 0), truncate=3.0)
     light += max(laboratory.noise, 0.0) * rng.standard_normal(light.shape, dtype=np.float32)
     return np.rint(255 * np.clip(light, 0, 1)).astype(np.uint8)

@@ -31,15 +31,17 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+import scipy
 
+from vfmgl_lib.tasks.painting.artefacts import Artefact
 from vfmgl_lib.tasks.painting.fields import cover, ellipse_distance, paint, smooth_field, smooth_union, streaks, unit_grid
 from vfmgl_lib.tasks.painting.sampling import Sample, blend, stream
 
-VERSION = 1
+VERSION = 2
 LAYOUT = "prostate"
 CENTER_NAMES = ("BIDMC", "HK", "I2CVB", "ISBI", "ISBI_1.5", "UCL")
 DEFAULT_CENTERS = 4
+ARTEFACTS = ("coil flare", "motion ghost", "spike noise", "fold-over", "zipper", "metal void")  # by centre
 _MOST_SLICES = 14
 _MATRIX = 320
 
@@ -164,20 +166,39 @@ def plan(centers: int, samples: dict[str, int], heterogeneity: float, seed: int)
     return planned
 
 
-def render(sample: Sample, image_size: int, heterogeneity: float, seed: int, profile: Scanner | None = None) -> tuple[bytes, bytes]:
+def render(
+    sample: Sample,
+    image_size: int,
+    heterogeneity: float,
+    seed: int,
+    profile: Scanner | None = None,
+    artefact: Artefact | None = None,
+) -> tuple[bytes, bytes]:
     """The files of volume and mask, each (image_size, image_size, slices): int16 signals, uint8 of 0 and 1."""
     scanner = profile or blend(COMMON, CENTERS[sample.center], heterogeneity)
     rng = stream(seed, LAYOUT, "anatomy", sample)
     body = _draw_body(rng, scanner)
-    spacing = max(scanner.slice_spacing, 0.8)
-    slices = min(math.ceil(2 * body.height / spacing) + 2, _MOST_SLICES)
-    heights = (np.arange(slices) - (slices - 1) / 2) * spacing
+    heights, spacing = _heights(scanner, body)
     pixel = scanner.field_of_view / image_size
     signal, mask, coil_distance = _draw_volume(rng, scanner, body, heights, image_size)
     measured = _acquire(signal, coil_distance, stream(seed, LAYOUT, "scan", sample), scanner)
+    measured = artefact(measured) if artefact else measured
     affine = np.diag([-pixel, -pixel, spacing, 1.0])
     affine[:3, 3] = ((scanner.field_of_view - pixel) / 2, (scanner.field_of_view - pixel) / 2, heights[0])
     return _to_nifti(measured, affine), _to_nifti(mask, affine)
+
+
+def slice_count(sample: Sample, heterogeneity: float, seed: int) -> int:
+    """Slices of a volume, which is not drawn for it."""
+    scanner = blend(COMMON, CENTERS[sample.center], heterogeneity)
+    return len(_heights(scanner, _draw_body(stream(seed, LAYOUT, "anatomy", sample), scanner))[0])
+
+
+def _heights(scanner: Scanner, body: _Body) -> tuple[np.ndarray, float]:
+    """Of the slices, (D,), and their spacing; mm."""
+    spacing = max(scanner.slice_spacing, 0.8)
+    slices = min(math.ceil(2 * body.height / spacing) + 2, _MOST_SLICES)
+    return (np.arange(slices) - (slices - 1) / 2) * spacing, spacing
 
 
 def _to_nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
@@ -438,7 +459,7 @@ def _acquire(signal: np.ndarray, coil_distance: np.ndarray, rng: np.random.Gener
     edge = -half * rng.uniform(0.36, 0.50)
     signal = signal * (1 - _share(scanner.saturation) * cover(half * y - edge, 12.0))
     sigma = max(scanner.blur, 0.2) * rng.uniform(0.85, 1.15) * size / (2 * half)
-    signal = ndimage.gaussian_filter(signal, (0, sigma, sigma), truncate=3.0)
+    signal = scipy.ndimage.gaussian_filter(signal, (0, sigma, sigma), truncate=3.0)
     level = max(scanner.noise, 0.004) * rng.uniform(0.8, 1.25)
     # A pixel of a large image is smaller than one of the scanner's matrix, so it shares its noise with its neighbours.
     real, imaginary = (np.stack([level * smooth_field(rng, size, 1 / _MATRIX) for _ in signal]) for _ in range(2))

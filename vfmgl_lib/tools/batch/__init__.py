@@ -6,5 +6,9 @@ parameters cell, because papermill takes a misspelt name without a word and runs
 
     <runs>/<profile>/<task>/notebooks/NN_name.ipynb, .html   executed notebooks, those that failed with their error
     <runs>/<profile>/runs.csv                                one row per notebook run: seconds, peak memory, status
-    <runs>/<profile>/index.html                              links to all of it, and every figure
+    <runs>/<profile>/report.json                             what came out: numbers with intervals, what they show and what not, figures
+    <runs>/<profile>/index.html                              the same for people, with links to all of it
+
+The report is read from the notebooks' tables (`measures`), its sentences follow from the numbers by rules (`findings`), and figures have
+the titles that the notebooks give them (`story`).
 """

@@ -37,8 +37,16 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine", default="process", choices=("process", "flower"), help="how notebook 04 runs its rounds; default: process"
     )
+    parser.add_argument("--jobs", type=whole_number, metavar="N", help="notebooks at a time, default: the number of cores; 1 with cuda")
     parser.add_argument("--runs", metavar="DIR", help="where results go, default: runs/ in the project")
     return parser
+
+
+def whole_number(text: str) -> int:
+    """Raises: argparse.ArgumentTypeError: none of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None, notebooks: Path = ROOT / "notebooks") -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.data.manifest import ManifestError
@@ -15,6 +18,9 @@ from vfmgl_lib.tasks.records import TASKS, find_task, is_task_file
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
 DEFAULT_TASKS = tuple(name for name, record in TASKS.items() if record.default)
+
+
+MEMORY_A_JOB = 2 * 2**30  # bytes; a kernel of the embedded run takes up to 1.4 GiB
 
 
 class BatchError(ValueError):
@@ -34,6 +40,7 @@ class BatchSettings:
         seed: the study seed.
         runs: folder of all results.
         only: numbers of the notebooks to run ("04"); empty for all.
+        jobs: notebooks that run at a time; changes no result.
         engine: how notebook 04 runs its study, "process" or "flower" (`vfmgl_lib.study.training.run_study`).
     """
 
@@ -46,6 +53,7 @@ class BatchSettings:
     runs: Path = ROOT / "runs"
     only: tuple[str, ...] = ()
     engine: str = "process"
+    jobs: int = 1
 
     @property
     def results(self) -> Path:
@@ -87,6 +95,7 @@ def read_settings(
     runs: str | None,
     only: Sequence[str],
     engine: str = "process",
+    jobs: int | None = 1,
     here: Path,
 ) -> BatchSettings:
     """Checked settings from what was typed; relative paths are meant from `here`.
@@ -94,6 +103,7 @@ def read_settings(
     Args:
         tasks: names or YAML files, empty for the two defaults, None for every task of the profile.
         only: numbers or comma lists of numbers.
+        jobs: notebooks at a time; None: `default_jobs`.
     Raises: BatchError: naming the value and what would have been right.
     """
     if profile.endswith((".yaml", ".yml")):
@@ -124,7 +134,16 @@ def read_settings(
         runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
         only=numbers,
         engine=engine,
+        jobs=default_jobs(device) if jobs is None else jobs,
     )
+
+
+def default_jobs(device: str) -> int:
+    """Notebooks at a time: one a core that this process may use, as far as the memory reaches; on a GPU one, which has it to itself."""
+    if device == "cuda":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().total // MEMORY_A_JOB))
 
 
 def resolve_task(text: str, here: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.models.batch_norm import batch_norms
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
+from vfmgl_lib.tasks.prepare import phantoms_of
 from vfmgl_lib.tools.export.checks import (
     ExportError,
     calibration_images,
@@ -184,10 +184,7 @@ def _statistics(study: Study, center: str) -> str:
 
 def is_phantom(study: Study) -> bool:
     """Whether the study's images are the embedded phantoms, or were prepared from them."""
-    root = study.manifest.root
-    notes = root.parent / "prepared.json"
-    source = json.loads(notes.read_text(encoding="utf-8")).get("source", "") if notes.is_file() else ""
-    return any((place / "phantoms.json").is_file() for place in (root, Path(source)) if str(place))
+    return phantoms_of(study.manifest) is not None
 
 
 def _cutoff(study: Study, center: str, stage: str, round_number: int, unit: str) -> tuple[float | None, str]:

@@ -16,8 +16,6 @@ import pandas as pd
 from vfmgl_lib.base.files import write_text
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.evaluation.statistics import ALPHA, crossed_test, holm
-from vfmgl_lib.figures.forest import forest
-from vfmgl_lib.figures.style import write_png
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.tools.sweep.evidence import MAIN_VARIANT, Contrast, Plan, SetPlan, split_arm
 from vfmgl_lib.tools.sweep.log import METRICS, read_log
@@ -36,6 +34,9 @@ def report(folder: Path, plan: Plan) -> pd.DataFrame:
 
     Raises: ConfigError: nothing of the plan is finished.
     """
+    from vfmgl_lib.figures.forest import forest
+    from vfmgl_lib.figures.style import write_png
+
     logs = _logs(folder, plan)
     table = effects(logs, plan)
     for name, one in ((EFFECTS, table), (ARMS, arms(logs, plan))):
