@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ FLOORS = (
 EARLIER = {LIBRARY / room / "__main__.py" for room in ("data", "federation")}  # python -m vfmgl_lib.data and its like, of 0.1.0
 
 
-def names(code: str) -> set[str]:
+@cache  # every tool's test reads the whole library
+def names(code: str) -> frozenset[str]:
     """What a file's imports name of the library, wherever they stand in it."""
     found = set()
     for node in ast.walk(ast.parse(code)):
@@ -38,7 +40,7 @@ def names(code: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("vfmgl_lib.")}
+    return frozenset(name for name in found if name.startswith("vfmgl_lib."))
 
 
 def imported(code: str) -> set[str]:

@@ -301,9 +301,10 @@ def test_an_exported_model_writes_masks_of_the_ids(studies, exported, tmp_path):
 
 
 def test_a_round_over_flower_changes_no_bit(organs):
+    """Two of the centres: each is a process that loads torch."""
     workspace = _workspace(organs, "flower", federation__rounds=1)
-    together = workspace.run("fedavg", progress=False)
-    apart = workspace.run("fedavg", progress=False, network=run_rounds_apart)
+    together = workspace.run("fedavg", centers=["A", "B"], progress=False)
+    apart = workspace.run("fedavg", centers=["A", "B"], progress=False, network=run_rounds_apart)
     name = "rounds/001/shared.safetensors"
     assert (together.folder / name).read_bytes() == (apart.folder / name).read_bytes() and not len(apart.faults)
     assert (together.folder / "predictions.csv").read_text() == (apart.folder / "predictions.csv").read_text()

@@ -111,8 +111,9 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
     # At the threshold 0 MetaFed's flags are on from the first score above 0, so that they are part of what is resumed.
     few = {"optimizer__lr": 0.005, "federation__rounds": 2, "comparators__metafed__threshold": 0.0}
     clients, server = federation(task, method, **few)
-    last = 1 if method == "frozen_probe" else 3 if METHODS[method].parent else 4
-    saved_after = min(3, last - 1) if last > 1 else 1
+    # Stage II begins in round 2 and MetaFed's common rounds end with the third: what either leaves behind is part of what is resumed.
+    last = {"frozen_probe": 1, "metafed": 4}.get(method, 3)
+    saved_after = max(last - 1, 1)
     declared = harmofl.declared_aggregates(clients[0].settings) if method == "harmofl" else {}
     resumed, updates = None, received(server)
     for done in run_rounds(clients, server, last):
@@ -135,7 +136,7 @@ def test_only_what_is_declared_leaves_a_centre_and_a_resumed_run_ends_bit_identi
             adopted = _parameters(done.shared)
             assert all(torch.equal(client.student.state_dict()[name], adopted[name]) for client in clients for name in adopted)
             assert not any(_equal(client.student.state_dict(), done.shared) for client in clients)
-        if done.number == saved_after:  # after MetaFed's first common round
+        if done.number == saved_after:
             saved = copy.deepcopy([(c.state_dict(), c.student.state_dict(), c.stage_one_state) for c in clients] + [server.state_dict()])
             resumed = done.number
     others, other_server = federation(task, method, **few)

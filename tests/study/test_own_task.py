@@ -31,7 +31,8 @@ from vfmgl_lib.tools.predict.files import predict_files
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
 READ = (
-    "import sys; from pathlib import Path; from vfmgl_lib.study.study import load_study; print(load_study(Path(sys.argv[1])).settings.task)"
+    "import sys; from pathlib import Path; from vfmgl_lib.study.study import load_study\n"
+    "for folder in sys.argv[1:]: print(load_study(Path(folder)).settings.task)"
 )
 
 
@@ -50,9 +51,10 @@ def own(tmp_path_factory):
 
 
 def test_it_is_read_by_another_process_without_its_file(own):
+    folders = [study.folder for _, study, _ in own.values()]
+    done = subprocess.run([sys.executable, "-c", READ, *folders], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == list(own)
     for name, (workspace, study, _) in own.items():
-        done = subprocess.run([sys.executable, "-c", READ, study.folder], capture_output=True, text=True, cwd=ROOT, check=True)
-        assert done.stdout.strip() == name
         kept = json.loads((workspace.folder / RECORD).read_text())
         assert kept["name"] == name and kept["use"] == study.settings.data.record.use
         assert workspace.folder.name == f"{name}-{name}_data" and not workspace.on_phantoms

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from vfmgl_lib import cli
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.study import training as training_module
 from vfmgl_lib.tools.sweep.__main__ import main
@@ -126,10 +125,13 @@ def test_results_of_other_settings_are_refused_before_anything_runs(call, tmp_pa
     assert not list(tmp_path.glob("runs/other/nuclei/studies/*/rounds"))
 
 
-def test_help_names_everything():
-    done = subprocess.run([sys.executable, "-m", "vfmgl_lib.cli", "sweep", "--help"], capture_output=True, text=True, check=True)
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
     for word in ("--methods", "vfmgl", "--splits", "comparison", "--executor", "slurm", "--status", "--results", "Ctrl-C", "130"):
-        assert word in done.stdout
+        assert word in said
 
 
 def test_tunes_and_uses_what_was_chosen(call, tmp_path):
