@@ -146,11 +146,23 @@ def test_a_list_that_cannot_be_joined(tmp_path, text, words):
         joined(tmp_path, TWO, text)
 
 
-def test_other_encodings_and_segmentations_are_refused(tmp_path):
+def test_a_list_of_windows_is_read_and_told(tmp_path):
     tree(tmp_path / "set", *TWO)
-    (tmp_path / "list.csv").write_text(LIST, encoding="cp1252")
+    plain, windows = tmp_path / "plain.csv", tmp_path / "windows.csv"
+    text = LIST + "Städtisch;99;50;gutartig\n"
+    plain.write_text(text, encoding="utf-8")
+    windows.write_text(text, encoding="cp1252")
+    first, second = (guess_samples(tmp_path / "set", listed=file) for file in (plain, windows))
+    assert first.table.equals(second.table) and "Windows-1252" not in "".join(first.told)
+    assert any("not UTF-8, read as Windows-1252, e.g. 'bösartig'" in line for line in second.told)
+    windows.write_bytes(text.encode("cp1252") + b"\x81;1;50;gutartig\n")  # no letter of Windows-1252
     with pytest.raises(ManifestError, match="CSV UTF-8"):
-        guess_samples(tmp_path / "set", listed=tmp_path / "list.csv")
+        guess_samples(tmp_path / "set", listed=windows)
+
+
+def test_segmentations_are_refused(tmp_path):
+    tree(tmp_path / "set", *TWO)
+    (tmp_path / "list.csv").write_text(LIST, encoding="utf-8")
     with pytest.raises(ManifestError, match="nuclei is a segmentation"):
         guess_samples(tmp_path / "set", task="nuclei", listed=tmp_path / "list.csv")
 

@@ -30,13 +30,14 @@ def test_classes_below_centers_with_patients(tmp_path):
 
 
 def test_classes_above_centers_by_the_words_of_the_task(tmp_path):
-    names = [f"{k}/{c}/Image_{n:02}{eye}.JPG" for k in ("Normal", "1") for c in "AB" for n in range(3) for eye in "LR"]
+    numbers = {"Normal": range(3), "1": range(3, 6)}
+    names = [f"{k}/{c}/Image_{n:02}{eye}.JPG" for k, own in numbers.items() for c in "AB" for n in own for eye in "LR"]
     table, told = guessed(tree(tmp_path, *names), task="camelyon17")
-    row = table.loc["1/B/Image_02R.JPG"]
-    assert (row["center"], row["patient"], row["label"]) == ("B", "Image_02", "1")
-    assert "patient at A: the name before L or R, 3 patients of 12 images" in told
+    row = table.loc["1/B/Image_05R.JPG"]
+    assert (row["center"], row["patient"], row["label"]) == ("B", "Image_05", "1")
+    assert "patient at A: the name before L or R, 6 patients of 12 images" in told
     table, told = guessed(tmp_path, task="camelyon17", patient_pattern="Image_([0-9]+)")
-    assert table.loc["1/B/Image_02R.JPG", "patient"] == "02" and "by the pattern" in told
+    assert table.loc["1/B/Image_05R.JPG", "patient"] == "05" and "by the pattern" in told
 
 
 def test_masks_in_folders_and_endings(tmp_path):
@@ -139,6 +140,33 @@ def test_german_and_french_words(tmp_path):
 def test_some_masks_are_counted_where_it_is_no_segmentation(tmp_path):
     told = guessed(tree(tmp_path, *(f"A/{n}.png" for n in range(4)), "A/0_mask.png"), patient_pattern=r"^(\d)")[1]
     assert "kind: classification, since 1 of 4 images have a mask" in told and r"by the pattern ^(\d)," in told
+
+
+@pytest.mark.parametrize(
+    ("names", "patients"),
+    [
+        (["US_2023-05-11_P15_1", "US_2022-01-30_P15_2", "US_2023-05-11_P3_1"], ["P15", "P15", "P3"]),
+        (["US 2021-11 Pat15_1", "US 2021-12 Pat15_2", "US 2021-12 Pat4_1"], ["Pat15", "Pat15", "Pat4"]),
+        (["20230511_7_1", "20230511_8_1", "20230512_7_2"], ["7", "8", "7"]),
+        (["11.05.2023 12-1", "11.05.2023 12-2", "12.05.2023 13-1"], ["12", "12", "13"]),
+        (["2023-05-11", "2023-05-12", "2023-06-01"], ["", "", ""]),
+        (["2023_1399_a", "2023_1399_b", "2024_2_a"], ["2023", "2023", "2024"]),  # no month: a number
+    ],
+)
+def test_a_date_says_when_and_not_who(tmp_path, names, patients):
+    table, _ = guessed(tree(tmp_path, *(f"A/{name}.png" for name in names)))
+    assert table.loc[[f"A/{name}.png" for name in names], "patient"].tolist() == patients
+
+
+def test_a_doubtful_patient_is_left_empty(tmp_path):
+    """Else numbers that are counted anew in each class's folder, or a device's name, would pass for a person."""
+    twice = tree(tmp_path / "twice", *(f"{c}/{k}/{n}_1.png" for c in "AB" for k in ("gut", "krank") for n in (1, 2)))
+    table, told = guessed(twice)
+    assert set(table["patient"]) == {""} and set(table["label"]) == {"gut", "krank"}
+    assert "left empty" in told and "2 of 2 patients have several classes, e.g. '1' has A/gut/1_1.png and A/krank/1_1.png" in told
+    table, told = guessed(tree(tmp_path / "one", *(f"A/Scan2_{n}.png" for n in range(6)), *(f"B/S{n}_1.png" for n in range(6))))
+    assert set(table.loc[table["center"] == "A", "patient"]) == {""} and (table.loc[table["center"] == "B", "patient"] != "").all()
+    assert "patient at A: left empty" in told and "all 6 images are of one patient, 'Scan2'; FILL IN" in told
 
 
 @pytest.mark.parametrize("name", ["Mamma10L_1", "12R_2", "07 left-03", "Image_01L"])

@@ -344,7 +344,7 @@ def test_the_summary_says_of_which_class_the_probability_is_and_the_cutoff(files
         "image": ({"cutoff": 0.25}, "from 0.25 on an image is called metastasis, below no_metastasis"),
         "patient": (
             {"cutoff": 0.25, "unit": "patient"},
-            "from 0.25 on a patient (mean of the images in one folder: patients.csv) is called metastasis",
+            "from 0.25 on a patient (each folder is taken for one, and each file named by itself: patients.csv) is called metastasis",
         ),
         "none": ({"cutoff": None, "cutoff_from": "none: few"}, "no class is named (none: few)"),
     }
@@ -372,6 +372,11 @@ def test_the_cutoff_of_patients_names_patients(files, tmp_path):
     assert images["predicted"].isna().all()
     assert list(people["images"]) == [2, 1] and list(people["predicted"]) == ["metastasis"] * 2
     assert people.at[0, "probability"] == pytest.approx(images["probability"][:2].mean())
+    named = [str(tmp_path / "in" / "P1" / name) for name in ("0.png", "1.png")]
+    assert main([str(file), *named, "--out", str(tmp_path / "single")]) == 0
+    alone = pd.read_csv(tmp_path / "single" / "patients.csv")
+    assert alone["folder"].tolist() == named and alone["images"].tolist() == [1, 1], "a file named by itself is a patient's only one"
+    assert alone["probability"].tolist() == images["probability"][:2].tolist()
 
 
 def test_overlays_show_evidence_where_it_is():

@@ -33,9 +33,11 @@ class TableError(ValueError):
     """A file that is no CSV which can be read safely; one line, without the file's name."""
 
 
-def decoded(content: bytes) -> str:
+def decoded(content: bytes, other: str = "") -> str:
     """The text of a CSV.
 
+    Args:
+        other: encoding of what is no UTF-8, e.g. "cp1252"; "": such a file is refused.
     Raises: TableError: a workbook; an encoding that cannot be told for sure.
     """
     if content.startswith(WORKBOOKS):
@@ -44,6 +46,11 @@ def decoded(content: bytes) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if other and encoding == "utf-8":
+            try:
+                return content.decode(other)
+            except UnicodeDecodeError:  # then nobody can tell
+                return decoded(content)
         if encoding != "utf-8":
             name = encoding.removesuffix("-sig").upper()
             raise TableError(f"is not CSV in {name}, which its byte order mark promises; {REMEDY}") from error

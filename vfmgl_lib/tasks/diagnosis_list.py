@@ -31,6 +31,7 @@ from vfmgl_lib.tasks.words import HEADER_WORDS, MOST_CLASSES, NEGATIVE_WORDS, fo
 ROLES = ("image", "patient", "center", "label")
 BY_VALUES = 0.8  # share of a column's values that have to be patients, or files, where its name does not say so
 SHOWN = 3
+WINDOWS = "cp1252"  # what Excel's ordinary CSV is in, in Western Europe and America
 _WORDS = {role: {header_words(word)[0] for word in (role, *HEADER_WORDS[role].split())} for role in ROLES}
 _OPTION = "--list-columns patient=NAME,center=NAME,label=NAME"
 
@@ -71,17 +72,30 @@ def join_list(
     Raises: ManifestError: no CSV, a column that is not there or cannot be guessed, nothing to join by, no image with a diagnosis.
     """
     file = Path(file)
-    header, cells = read_list(file)
+    header, cells = read_list(file, WINDOWS)
     joined = _Join(images, paths, file, header, cells, home, words)
     joined.choose(column_choice(columns))
     joined.spell()
     joined.match()
-    return joined.told + joined.fill()
+    filled = joined.fill()  # it adds to what is told before
+    return _other_encoding(file, [header, *cells]) + joined.told + filled
 
 
-def read_list(file: Path) -> tuple[list[str], list[list[str]]]:
+def _other_encoding(file: Path, cells: Iterable[Sequence[str]]) -> list[str]:
+    """A line where the list was not in UTF-8, with a word by which one sees whether it was read rightly."""
+    try:
+        decoded(file.read_bytes())
+    except TableError:
+        word = next((cell for row in cells for cell in row if not cell.isascii()), "")
+        return [f"list {file.name}: not UTF-8, read as Windows-1252, e.g. {word!r}; if that is wrong, save it as 'CSV UTF-8'"]
+    return []
+
+
+def read_list(file: Path, other: str = "") -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table whose columns may be called in any way.
 
+    Args:
+        other: encoding of a list that is no UTF-8; "": it is refused.
     Raises: ManifestError: no CSV, rows of another length than the header, no rows.
     """
 
@@ -89,7 +103,7 @@ def read_list(file: Path) -> tuple[list[str], list[list[str]]]:
         return sum(any(_rank(name, role) for role in ROLES) for name in names) > 1
 
     try:
-        header, lines = parsed(decoded(file.read_bytes()), fits)
+        header, lines = parsed(decoded(file.read_bytes(), other), fits)
         rows = list(lines)
     except OSError as error:
         raise ManifestError(f"{file}: cannot be read ({error.strerror}), expected a CSV with patients and diagnoses") from error

@@ -42,8 +42,10 @@ from vfmgl_lib.tasks.words import (
     SPLIT_WORDS,
     folder_word,
     stem_of,
+    undated,
 )
 
+MOST_OF_ONE = 5  # images of a centre of one patient
 CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
 
 
@@ -302,18 +304,38 @@ def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> lis
         free = [number for number in range(min(len(image.levels) for image in own)) if number not in own[0].used]
         how = f"the name of folder {free[-1] + 1} of the path (without splits)" if free else ""
         for words, form in () if free else PATIENT_FORMS.items():
-            if all(form.search(image.stem) for image in own):
+            if all(form.search(undated(image.stem)) for image in own):
                 how = words
                 break
         for image in own:
-            match = PATIENT_FORMS[how].search(image.stem) if how in PATIENT_FORMS else None
+            match = PATIENT_FORMS[how].search(undated(image.stem)) if how in PATIENT_FORMS else None
             image.patient = image.levels[free[-1]] if free else match[1].strip() if match else ""
+        if how and (doubt := _doubt(own)):
+            for image in own:
+                image.patient = ""
+            told.append(f"patient at {center}: left empty, since by {how} {doubt}; FILL IN the column, or give --patient-pattern")
+            continue
         told.append(
             f"patient at {center}: {how}{_example(own)}"
             if how
             else f"patient at {center}: not told by the files' names (e.g. {own[0].path}); FILL IN the column, or give --patient-pattern"
         )
     return told
+
+
+def _doubt(images: list[_Image]) -> str:
+    """Why a guess of a centre's patients is probably wrong, ""; a wrong patient may train and test."""
+    people: dict[str, list[_Image]] = {}
+    for image in images:
+        people.setdefault(image.patient, []).append(image)
+    if len(people) == 1 and len(images) > MOST_OF_ONE:
+        return f"all {len(images)} images are of one patient, {images[0].patient!r}"
+    several = {name: own for name, own in people.items() if len({image.label for image in own} - {""}) > 1}
+    if several:
+        name, own = next(iter(several.items()))
+        other = next(image for image in own if image.label != own[0].label)
+        return f"{len(several)} of {len(people)} patients have several classes, e.g. {name!r} has {own[0].path} and {other.path}"
+    return ""
 
 
 def _example(images: list[_Image]) -> str:

@@ -30,8 +30,17 @@ MASK_ENDING = re.compile(
     rf"[ _.-]({_ENDINGS}|manual\d?|1stho|2ndho)$|^(masks?|maske|masque|gt|seg|label|segmentation|segmentierung)[ _.-]", re.IGNORECASE
 )
 IMAGE_ENDING = re.compile(r"[ _.-](image|img|bild|photo|foto)$|^(image|img|bild|photo|foto)[ _.-]", re.IGNORECASE)
+# A day or a month, with what parts it from the rest: it says when, not who.
+DATE = re.compile(
+    r"(?<![0-9])(?:(?:19|20)[0-9]{2}[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[1-9]|[12][0-9]|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)[0-9]{2}"
+    r"|(?:19|20)[0-9]{2}[-_.](?:0[1-9]|1[0-2]))(?![0-9])[ _.-]*"
+)
 # What a file is called before its eye, tile or slice; the first that fits all files of a centre. In words, for the user.
 PATIENT_FORMS = {
+    "the word for a patient and its number": re.compile(
+        r"(?:^|[ _.-])((?:patientin|patient|pat|pt|p|pid|subject|subj|sub|id|fall|case)[ _.-]?[0-9]+)(?![0-9])", re.IGNORECASE
+    ),
     "the first three fields of a TCGA barcode": re.compile(r"(TCGA-\w{2}-\w{4})"),
     "the name before L or R": re.compile(r"^(.*?\d)[ _.-]?(?:L|R|OD|OS|left|right)(?:[ _.-]+\d+)?$", re.IGNORECASE),
     "the name before the first '_'": re.compile(r"^([^_]*\d[^_]*)_.+$"),
@@ -73,6 +82,11 @@ def header_words(name: str) -> tuple[str, ...]:
     return "".join(words), *words
 
 
+def undated(stem: str) -> str:
+    """A file's name without dates."""
+    return DATE.sub("", stem).strip(" _.-")
+
+
 def stem_of(path: str) -> str:
     return re.sub(r"(\.nii\.gz|\.[^.]*)$", "", path.rsplit("/", 1)[-1], flags=re.IGNORECASE)
 
@@ -102,7 +116,7 @@ def _perhaps_one(paths: Sequence[str], is_class: Callable[[str], bool]) -> tuple
     folders: dict[str, list[str]] = {}
     for path in paths:
         folder = PurePosixPath(path).parent
-        matches = (form.search(stem_of(path)) for form in PATIENT_FORMS.values())
+        matches = (form.search(undated(stem_of(path))) for form in PATIENT_FORMS.values())
         if beginning := next((match[1] for match in matches if match), ""):
             beginnings.setdefault(f"{folder}/{beginning}", []).append(path)
         if folder_word(folder.name) not in IMAGE_WORDS | SPLIT_WORDS.keys() and not is_class(folder.name):

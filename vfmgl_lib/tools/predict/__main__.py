@@ -7,7 +7,8 @@ What the model needs to know of itself (classes, input size, how images become i
     DIR/predictions.csv    a row a file: probabilities and class, or what was segmented (columns: see below); a file that
                            cannot be used, or for which the model gives NaN or infinity, has no class and no mask, and its reason there
     DIR/patients.csv       where the model's cutoff belongs to patients: the mean over the images of each folder, and the class; undefined
-                           with a reason where one of its images has no prediction
+                           with a reason where one of its images has no prediction. So each patient needs a folder of his own; a file
+                           that is named by itself is taken for a patient's only one
     DIR/masks/             a segmentation's masks, PNG of 0 and 255 at the image's own size; of a volume .nii.gz on the volume's own grid;
                            of more than two classes each has the value that the model names for it (its card lists them)
     DIR/overlays/          with --overlay: where the evidence for the positive class lies; of more than two classes of pixels each in its
@@ -56,7 +57,7 @@ from pathlib import Path
 import pandas as pd
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, temporary_name, write_text
+from vfmgl_lib.base.files import FolderInUseError, reason, resumed_folder, sha256, shown, temporary_name, write_text
 from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.data.names import FORMULA
 from vfmgl_lib.tools.predict import Description, ModelError, Predictor
@@ -121,7 +122,8 @@ def _in_words(about: Description) -> str:
         other, positive = about.classes
         called = f"no class is named ({about.cutoff_from})"
         if about.cutoff is not None:
-            unit = "an image" if about.unit == "image" else f"a {about.unit} (mean of the images in one folder: patients.csv)"
+            whole = f"a {about.unit} (each folder is taken for one, and each file named by itself: patients.csv)"
+            unit = "an image" if about.unit == "image" else whole
             called = f"from {about.cutoff:.6g} on {unit} is called {positive}, below {other}"
             if about.cutoff > 1:
                 called = f"nobody is called {positive}, since no other cutoff did better on the images that it was chosen on"
@@ -141,7 +143,8 @@ def _predicted(predictor: Predictor, inputs: Sequence[tuple[Path, str]], given: 
         predictions = predict_files(predictor, cases, folder, **how, steps=steps)
         write_text(folder / "predictions.csv", _csv(predictions))
         if predictor.description.unit == "patient" and predictor.description.kind == "classification":
-            write_text(folder / "patients.csv", _csv(patients(predictor, predictions)))
+            alone = {shown(str(path)) for path in given.inputs if path.is_file()}
+            write_text(folder / "patients.csv", _csv(patients(predictor, predictions, alone)))
     return predictions
 
 

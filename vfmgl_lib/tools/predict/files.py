@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -369,8 +369,10 @@ def _blended(image: Image.Image, values: np.ndarray, cmap: str, strength: np.nda
     return (grey * (1 - share) + color * share).astype(np.uint8)
 
 
-def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
+def patients(predictor: Predictor, predictions: pd.DataFrame, alone: Collection[str] = ()) -> pd.DataFrame:
     """The mean probability over the images of each folder, which are one patient's: folder, images, probability, predicted, error.
+
+    A file of `alone`, as the column `file` has it, is a patient's of its own, and stands under folder.
 
     Of more than two classes there is a probability of each, and the class with the highest is predicted.
 
@@ -378,7 +380,7 @@ def patients(predictor: Predictor, predictions: pd.DataFrame) -> pd.DataFrame:
     """
     rows, about = [], predictor.description
     columns = ["probability"] if len(about.classes) == 2 else [probability_column(name) for name in about.classes]
-    for folder, own in predictions.groupby(predictions["file"].map(lambda file: str(Path(file).parent))):
+    for folder, own in predictions.groupby(predictions["file"].map(lambda file: file if file in alone else str(Path(file).parent))):
         lacking = own[own[columns].isna().any(axis=1)]
         chances = {name: float(own[name].mean()) if lacking.empty else float("nan") for name in columns}
         error = ""
