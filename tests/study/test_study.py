@@ -25,6 +25,7 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.evaluation.home_means import home_means
 from vfmgl_lib.evaluation.prediction import predict
 from vfmgl_lib.evaluation.results import compare_methods, results_table
+from vfmgl_lib.evaluation.rounds import measured_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings, with_overrides
 from vfmgl_lib.study import training as training_module
@@ -111,7 +112,8 @@ def test_rounds_that_are_not_measured_change_no_number_of_those_that_are(runs):
     often = _workspace(runs, "nuclei", federation__rounds=2, federation__match_updates=False).study("fedavg")
     seldom = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False, evaluate_every=3).run("fedavg")
     every = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False).run("fedavg")
-    assert set(seldom.metrics["round"]) == {0, 1, 3, 4} and set(seldom.rounds["round"]) == set(every.rounds["round"]) == {1, 2, 3, 4}
+    assert set(seldom.metrics["round"]) == measured_rounds(seldom.settings, 4) == {0, 1, 3, 4}
+    assert set(seldom.rounds["round"]) == set(every.rounds["round"]) == {1, 2, 3, 4}
     measured = every.metrics[every.metrics["round"].isin([0, 1, 3, 4])].reset_index(drop=True)
     pd.testing.assert_frame_equal(seldom.metrics.reset_index(drop=True), measured)
     assert seldom.folder.name != every.folder.name != often.folder.name, "tables that hold less have a place of their own"

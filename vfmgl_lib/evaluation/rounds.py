@@ -38,6 +38,12 @@ class RoundTables:
             write_text(folder / f"{name}.csv", frame.to_csv(index=False))
 
 
+def measured_rounds(settings: StudySettings, last: int) -> set[int]:
+    """The rounds from 0 to `last` after which each local model is measured on its own centre's sets."""
+    always = {0, 1, *report_rounds(settings).values()}
+    return {number for number in range(last + 1) if number in always or number % settings.evaluate_every == 0}
+
+
 class RoundEvaluation:
     """Which model is measured on which samples after each round; the test sets only report, nothing is chosen on them.
 
@@ -76,7 +82,7 @@ class RoundEvaluation:
         for client in sorted(clients, key=lambda client: client.center):
             for name in ("rounds", "steps", "stages"):
                 tables.tables[name] += getattr(client.log, name)
-            if number % self.settings.evaluate_every and number not in (1, *self.reported):
+            if number not in measured_rounds(self.settings, number):
                 continue
             stage = client.last_stage
             cutoff = self._own(tables, client.student, client.center, number, stage, masks)
