@@ -255,6 +255,8 @@ def test_features_are_mapped_not_loaded(tmp_path):
 
 
 STUDY = {
+    "transfer__projection": "sgd",  # a fit by ridge regression, and the channels' scale, call the teacher once more
+    "transfer__teacher_scale": "none",
     "teacher": "random:vit_tiny_patch16_224",
     "teacher__grid": 2,
     "teacher__blocks": (1, 2),

@@ -116,6 +116,18 @@ def test_files_called_as_patients_in_one_folder(tmp_path):
     assert "center: taken from the list (A, B)" in told
 
 
+def test_a_number_of_another_center_is_no_match_where_no_guess_tells_the_centers(tmp_path):
+    """The list lacks Nord's patient 109: its images are not those of the Süd's patient of that number."""
+    files = ("St. Süd_ID00109-0.png", "St. Süd_ID00109-1.png", "Nord_ID00109-0.png", "Nord_ID00007-0.png")
+    listed = "Klinik;Pat.-Nr.;Diagnose\nSt. Süd;109;krank\nNord;7;gesund\nNord;8;krank\n"
+    rows, told = joined(tmp_path, files, listed)
+    labels = {name: row[2] for name, row in rows.items()}
+    assert labels == {files[0]: "krank", files[1]: "krank", files[2]: "", files[3]: "gesund"}
+    assert "by their paths they may be another center's: Nord_ID00109-0.png" in told
+    rows, _ = joined(tmp_path, files, "Pat.-Nr.;Diagnose\n109;krank\n8;gesund\n7;gesund\n")
+    assert {row[2] for name, row in rows.items() if "109" in name} == {""}, "two people may be called so, and the list has one"
+
+
 def test_columns_as_given(tmp_path):
     text = "Nr;Haus;Diagnose;Zweitbefund\n1;Nord;gut;schlecht\n2;Nord;gut;gut\n7;Süd;schlecht;gut\n"
     rows, told = joined(tmp_path, TWO, text, columns="patient=Nr,label=zweitbefund")

@@ -146,7 +146,7 @@ def _simulated(
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The parameters' change by these steps, flat, and the inputs of every batch normalisation in each of them."""
     chosen: OptimizerSettings = task.optimizer
-    momentum = chosen.momentum if chosen.name == "sgd" else 0.0
+    momentum = chosen.momentum
     current, seen = dict(parameters), []
     velocity: dict[str, Tensor | float] = dict.fromkeys(parameters, 0.0)
     for images, target in zip(batches, targets, strict=True):
@@ -178,13 +178,13 @@ def _total_variation(images: Tensor) -> Tensor:
 
 
 def small_task(settings: StudySettings) -> StudySettings:
-    """The task of a study on a student and images small enough to be attacked: FedAvg, nothing protected."""
+    """The task of a study on a student and images small enough to be attacked: FedAvg by SGD, which is simulated, nothing protected."""
     values = {
         "method": "fedavg",
         "exchange": PLAIN_EXCHANGE,
         "student": settings.student.model_copy(update={"width": min(settings.student.width, WIDTH), "weights": "none"}),
         "data": settings.data.model_copy(update={"image_size": SIDE, "augmentation": "none", "workers": 0}),
-        "optimizer": settings.optimizer.model_copy(update={"batch_size": min(settings.optimizer.batch_size, BATCH)}),
+        "optimizer": settings.optimizer.model_copy(update={"name": "sgd", "batch_size": min(settings.optimizer.batch_size, BATCH)}),
         "federation": settings.federation.model_copy(update={"local_epochs": 1, "epoch_factor": 1}),
     }
     return settings.model_copy(update=values)

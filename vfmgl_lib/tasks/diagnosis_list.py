@@ -16,13 +16,14 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
 
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.data.names import same_name
+from vfmgl_lib.data.names import plain_words, same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
 from vfmgl_lib.tasks.classes import ClassWords
 from vfmgl_lib.tasks.same_names import file_form, is_file_name, loosest_key, patient_keys, rows_by_file, same_centers, same_patients
@@ -31,6 +32,7 @@ from vfmgl_lib.tasks.words import HEADER_WORDS, MOST_CLASSES, NEGATIVE_WORDS, fo
 ROLES = ("image", "patient", "center", "label")
 BY_VALUES = 0.8  # share of a column's values that have to be patients, or files, where its name does not say so
 SHOWN = 3
+SHORTEST = 3  # letters of a centre's name that is looked for within the words of a path
 WINDOWS = "cp1252"  # what Excel's ordinary CSV is in, in Western Europe and America
 _WORDS = {role: {header_words(word)[0] for word in (role, *HEADER_WORDS[role].split())} for role in ROLES}
 _OPTION = "--list-columns patient=NAME,center=NAME,label=NAME"
@@ -314,9 +316,17 @@ class _Join:
             wanted.setdefault(same_name(self.people[place]), []).append(place)
         unsure = self._at_several(wanted, offered)
         pairs, unclear = same_patients([name for name in wanted if name not in unsure], offered)
-        for name, other in pairs.items():
-            for place in wanted[name]:
-                self.found[place] = offered[other]
+        places_of = {other: wanted[name] for name, other in pairs.items()}
+        foreign = [place for other, own in places_of.items() for place in own if not center and self._elsewhere(place, own, offered[other])]
+        for other, own in places_of.items():
+            for place in own:
+                self.found[place] = [] if place in foreign else offered[other]
+        if foreign:
+            who = _some([self.paths[place] for place in foreign])
+            self.notes.append(
+                f"center: {len(foreign)} images have a patient's name of the list, but by their paths they may be another center's: {who};"
+                " left empty, FILL IN, or write the centers into folders' names"
+            )
         if looser := [(self.people[wanted[name][0]], offered[other][0].patient) for name, other in pairs.items() if name != other]:
             mine, theirs = looser[0]
             self.notes.append(f"patient{at}: {len(looser)} are written otherwise in the list, e.g. {mine!r} is its {theirs!r}")
@@ -333,6 +343,36 @@ class _Join:
                 f"patient: {len(unsure)} are there at several centers, and which one is meant cannot be told: {who}; left empty, FILL IN or"
                 " add a column with the center to the list"
             )
+
+    def _elsewhere(self, place: int, alike: Sequence[int], lines: Sequence[_Line]) -> bool:
+        """Whether an image whose centre no guess tells is perhaps not of the lines' centre: by its path, or since numbers return at others.
+
+        Where the list has no centres: whether `alike`, the images of this patient's name, have other words before it.
+        """
+        path, own = _squeezed(self.paths[place]), {line.center for line in lines} - {""}
+        if not self.list_centers:
+            before = {re.sub(r"[\W\d_]", "", self.paths[one].rpartition(self.people[one])[0]) for one in alike}
+            return len(before) > 1
+        words = set(plain_words(self.paths[place]))
+        named = {
+            center
+            for center in self.list_centers
+            if words.issuperset(plain_words(center)) or (len(_squeezed(center)) >= SHORTEST and _squeezed(center) in path)
+        }
+        return bool(own) and not named & own and (bool(named) or self.numbers_return)
+
+    @cached_property
+    def list_centers(self) -> set[str]:
+        return {line.center for line in self.lines} - {""}
+
+    @cached_property
+    def numbers_return(self) -> bool:
+        """Whether the list has a number at several centres, so that a number alone says nothing."""
+        homes: dict[Hashable, set[str]] = {}
+        for line in self.lines:
+            if line.patient and line.center:
+                homes.setdefault(loosest_key(line.patient), set()).add(line.center)
+        return any(len(centers) > 1 for centers in homes.values())
 
     def _at_several(self, wanted: Mapping[str, list[int]], offered: Mapping[str, list[_Line]]) -> list[str]:
         """Patients who are compared without their centre, though another centre, of the images or the list, has one of that number."""
@@ -389,6 +429,11 @@ def _spellings(words: Iterable[str]) -> dict[str, Counter[str]]:
 def _most_frequent(spellings: Mapping[str, Counter[str]]) -> dict[str, str]:
     """Of two that are there as often, the one in small letters."""
     return {key: min(words, key=lambda word: (-words[word], word.swapcase())) for key, words in spellings.items()}
+
+
+def _squeezed(text: str) -> str:
+    """Its letters and digits, as centres are compared."""
+    return "".join(plain_words(text))
 
 
 def _share(values: Sequence[str], fits: Callable[[str], bool]) -> float:
