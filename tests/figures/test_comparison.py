@@ -268,7 +268,7 @@ def test_both_budgets_of_an_undefined_value_and_a_missing_interval(make_results,
     first, second = panels(figure)
     assert "only one class" in second.texts[0].get_text().replace("\n", " ") and not second.lines
     assert len(dots(first)) == 4
-    assert "No interval (too few patients): University…north (HGKT)." in words(figure)
+    assert "No interval (too few patients): University… (HGKT)." in words(figure)
     assert "not drawn: Local only." in words(figure)
     assert not collisions(figure)
 

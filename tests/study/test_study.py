@@ -111,7 +111,7 @@ def test_a_method_of_one_update_a_batch_is_reported_at_matched_rounds_and_at_mat
 def test_rounds_that_are_not_measured_change_no_number_of_those_that_are(runs):
     often = _workspace(runs, "nuclei", federation__rounds=2, federation__match_updates=False).study("fedavg")
     seldom = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False, evaluate_every=3).run("fedavg")
-    every = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False).run("fedavg")
+    every = _workspace(runs, "nuclei", federation__rounds=4, federation__match_updates=False, evaluate_every=1).run("fedavg")
     assert set(seldom.metrics["round"]) == measured_rounds(seldom.settings, 4) == {0, 1, 3, 4}
     assert set(seldom.rounds["round"]) == set(every.rounds["round"]) == {1, 2, 3, 4}
     measured = every.metrics[every.metrics["round"].isin([0, 1, 3, 4])].reset_index(drop=True)
