@@ -1,5 +1,6 @@
 """Lists of diagnoses as colleagues write them, joined with folders as hospitals have them."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 
 from tests.tasks.test_template import tree
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.tasks.diagnosis_list import class_order, column_choice
+from vfmgl_lib.tasks.list_columns import column_choice
+from vfmgl_lib.tasks.next_task import class_order
 from vfmgl_lib.tasks.template import guess_samples
 from vfmgl_lib.tools.data.__main__ import main
 
 TASK = "kind: classification\nclasses: [benign, malignant]\nuse: tells them apart\n"
 TWO = ("Nord/Image_01L.jpg", "Nord/Image_01R.jpg", "Nord/Image_02L.jpg", "Süd/P-001/a.png", "Süd/P-007/a.png", "Süd/P-007/b.png")
 LIST = "Klinik;Pat.-Nr.;Alter;Diagnose\nNord;1;61;gutartig\nNord;2;70;bösartig\nSüd;1;48;Bösartig\nSüd;7;7;gutartig\n"
+TWO_PEOPLE = "Patient;Diagnose\n1;good\n2;bad\n"
 
 
 def joined(root: Path, files: tuple[str, ...], text: str, encoding: str = "utf-8", columns: str = "", task: str = ""):
@@ -191,3 +194,135 @@ def test_by_the_command(tmp_path, capsys):
     assert main(["template", str(tmp_path / "set"), "--list", str(tmp_path / "list.csv")]) == 0
     assert "6 of 6 images got one" in capsys.readouterr().out
     assert (tmp_path / "set" / "samples.csv").read_text("utf-8-sig").splitlines()[1] == "Nord/Image_01L.jpg,Nord,Image_01,gutartig"
+
+
+def labels_of(root: Path, files: tuple[str, ...], text: str) -> tuple[list[str], str]:
+    rows, told = joined(root, files, text)
+    return [rows[file][2] for file in files], told
+
+
+@pytest.mark.parametrize(
+    ("people", "listed", "expected"),
+    [
+        ("K-1 P-2", "P-1;bad P-2;good", ["", "good"]),  # both sides call people P
+        ("P-1 K-2 P-3", "Pat 1;bad Pat 2;good Pat 3;good", ["", "", ""]),  # one word would mean two
+        ("12a 13a", "12b;bad 13a;good", ["", "good"]),
+        ("01 02", "1R;bad 2;good", ["", "good"]),
+        ("Image_01 Image_02", "Pat 1;bad Pat 2;good", ["bad", "good"]),
+        ("P001 P011 P111", "1;bad 11;good 111;bad", ["bad", "good", "bad"]),
+    ],
+)
+def test_letters_beside_equal_numbers(tmp_path, people, listed, expected):
+    files = tuple(f"Nord/{name}/a.png" for name in (*people.split(), "Q 77"))  # somebody whom the list has in the same words
+    lines = [";".join(line) for line in re.findall(r"([^;]+);(\w+) ?", listed)]
+    found, told = labels_of(tmp_path, files, "\n".join(["Patient;Diagnose", *lines, "Q 77;good", "Q 78;bad", ""]))
+    assert found == [*expected, "good"]
+    assert ("cannot be told apart by their numbers" in told) == ("" in expected)
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ("Nord/P1/visit1/a.png Nord/P2/visit1/a.png Nord/P2/visit2/a.png", ["good", "bad", "bad"]),
+        ("Nord/1/2024-01-05/a.png Nord/1/2024-02-05/a.png Nord/2/2024-01-05/a.png", ["good", "good", "bad"]),
+        ("Nord/sub-01/ses-02/anat/a.png Nord/sub-02/ses-01/anat/a.png", ["good", "bad"]),
+        ("Nord/ward_2/P1/a.png Nord/ward_1/P2/a.png", ["good", "bad"]),
+    ],
+)
+def test_visits_dates_and_wards_are_no_patients(tmp_path, paths, expected):
+    assert labels_of(tmp_path, tuple(paths.split()), TWO_PEOPLE)[0] == expected
+
+
+def test_folders_of_which_either_may_be_the_patient(tmp_path):
+    files = tuple(f"Nord/{outer}/{inner}/a.png" for outer in ("x1", "x2") for inner in ("y1", "y2"))
+    with pytest.raises(ManifestError, match="no column has the images' files or patients"):
+        joined(tmp_path, files, TWO_PEOPLE)
+    found = guess_samples(tmp_path / "set")
+    assert set(found.table["patient"]) == {""} and "which may be the patient as well" in "\n".join(found.told)
+
+
+@pytest.mark.parametrize(
+    "header", ["Nr;Alter", "Nr;Patient age", "Name;Patientenalter", "Kennung;Datum der Untersuchung", "Patient Name;Patient Age"]
+)
+def test_ages_and_dates_are_no_patients(tmp_path, header):
+    files = tuple(f"Nord/{age}/a.png" for age in range(40, 46))
+    lines = [f"{700 + age};{age};{'good' if age % 2 else 'bad'}" for age in range(40, 46)]
+    with pytest.raises(ManifestError, match="no column has the images' files or patients"):
+        joined(tmp_path, files, "\n".join([f"{header};Diagnose", *lines]))
+
+
+def test_scores_are_no_patients(tmp_path):
+    files = tuple(f"Nord/{number}/a.png" for number in range(1, 5))
+    lines = [f"{700 + number};{number % 4 + 1};{'good' if number % 3 else 'bad'}" for number in range(30)]
+    with pytest.raises(ManifestError, match="no column has the images' files or patients"):
+        joined(tmp_path, files, "\n".join(["Nr;Score;Diagnose", *lines]))
+
+
+def test_an_age_at_diagnosis_is_no_diagnosis(tmp_path):
+    found, _ = labels_of(tmp_path, ("N/1/a.png", "N/2/a.png"), "Patient;Alter bei Diagnose;Befund histologisch\n1;50;good\n2;60;bad\n")
+    assert found == ["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Fall;Patient;Diagnose\n2;1;good\n1;2;bad\n", "which column is the patient cannot be told, 'Fall' or 'Patient'"),
+        ("Patient;Befund;Diagnose\n1;good;bad\n2;bad;good\n", "which column is the label cannot be told, 'Befund' or 'Diagnose'"),
+    ],
+)
+def test_two_columns_that_could_be_it(tmp_path, text, words):
+    with pytest.raises(ManifestError, match=words):
+        joined(tmp_path, ("N/1/a.png", "N/2/a.png"), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Patient;Diagnose\n1;1\n2;2\n", "numbers up to 2, expected one of benign, malignant, or their numbers 0 to 1"),
+        ("Patient;Diagnose\n1;benign\n2;1\n", "names .'benign'. and numbers .'1'. side by side"),
+        ("Patient;treated;truth\n1;0;b\n2;1;m\n", "which column is the diagnosis"),
+    ],
+)
+def test_numbers_that_may_count_otherwise(tmp_path, text, words):
+    (tmp_path / "task.yaml").write_text(TASK)
+    with pytest.raises(ManifestError, match=words):
+        joined(tmp_path, ("N/1/a.png", "N/2/a.png"), text, task=str(tmp_path / "task.yaml"))
+
+
+def test_a_second_diagnosis_that_is_no_class_leaves_it_empty(tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK)
+    text = "Patient;Diagnose\n1;benign\n1;unclear\n2;malignant\n2;\n"
+    rows, told = joined(tmp_path, ("N/1/a.png", "N/2/a.png"), text, task=str(tmp_path / "task.yaml"))
+    assert [row[2] for row in rows.values()] == ["", "malignant"] and "1 with two diagnoses" in told
+
+
+def test_a_file_of_two_patients_or_of_another_centre(tmp_path):
+    text = "Datei;Klinik;Patient;Diagnose\na.png;Nord;1;good\na.png;Nord;2;good\nb.png;Nord;3;bad\nc.png;Nord;4;bad\nd.png;Süd;5;good\n"
+    rows, told = joined(tmp_path, ("Nord/a.png", "Nord/b.png", "Süd/c.png", "Süd/d.png"), text)
+    assert [row[2] for row in rows.values()] == ["", "bad", "", "good"]
+    assert rows["Nord/a.png"][1] == "" and "Nord/a.png is of 1 (Nord) and 2 (Nord)" in told
+    assert "1 of the list are at another center there, left empty: c.png" in told
+
+
+def test_one_person_keeps_one_name_where_the_list_renames_some(tmp_path):
+    files = ("Nord/P-7/a.png", "Nord/P-7/b.png", "Nord/P-8/c.png")
+    text = "Datei;Patient;Diagnose\na.png;7;good\nb.png;;good\nc.png;8;bad\n"
+    rows, told = joined(tmp_path, files, text)
+    assert [row[1] for row in rows.values()] == ["7", "", "8"] and "1 images have none in the list" in told
+    rows, _ = joined(tmp_path / "same", files, text.replace(";7;", ";P-7;").replace(";8;", ";P-8;"))
+    assert [row[1] for row in rows.values()] == ["P-7", "P-7", "P-8"]
+
+
+@pytest.mark.parametrize(("own", "listed"), [("Nord", "Nord-Ost"), ("UKE", "UKE 2"), ("Klinik Süd", "Klinik"), ("Haus Eck", "Haus Eck B")])
+def test_neighbouring_houses_are_not_one(tmp_path, own, listed):
+    found, told = labels_of(tmp_path, (f"{own}/1/a.png", "X/1/a.png"), f"Klinik;Patient;Diagnose\n{listed};1;bad\nX;1;good\n")
+    assert found == ["", "good"] and f"is the list's {listed!r}" not in told
+
+
+def test_cases_of_series_in_one_folder(tmp_path):
+    (tmp_path / "task.yaml").write_text(TASK + "channels: series\nseries: [t1, t2]\n")
+    tree(tmp_path / "set", *(f"scan{number}_{name}.png" for number in (1, 2) for name in ("t1", "t2")))
+    (tmp_path / "list.csv").write_text("Patient;Diagnose\n1;benign\n2;malignant\n")
+    found = guess_samples(tmp_path / "set", task=str(tmp_path / "task.yaml"), listed=tmp_path / "list.csv")
+    rows = found.table[["t1", "t2", "patient", "label"]].to_numpy().tolist()
+    assert rows == [["scan1_t1.png", "scan1_t2.png", "1", "benign"], ["scan2_t1.png", "scan2_t2.png", "2", "malignant"]]

@@ -319,3 +319,17 @@ def test_cases_of_one_name_at_several_patients_are_divided_one_by_one(task, imag
     table = prepare(task, images, tmp_path / "out", split="image", progress=False).manifest.table
     shares = table.groupby(["center", "split"]).size().unstack()
     assert (shares.loc[["North", "South"], ["train", "val", "test"]] > 0).all(axis=None)
+
+
+def test_images_in_each_other_s_column_are_told(task, images, tmp_path):
+    """T1 and t2 exchanged in one row: the channels would be, too."""
+    data = with_table({"from": images, "to": tmp_path / "listed"}, task)
+    assert not any("another series" in line for line in prepare(task, data, tmp_path / "out", progress=False).warnings)
+    header, first, *lines = (data / "samples.csv").read_text(encoding="utf-8").splitlines()
+    one, other, *rest = first.split(",")
+    (data / "samples.csv").write_text("\n".join([header, ",".join([other, one, *rest]), *lines]), encoding="utf-8")
+    warnings = "\n".join(prepare(task, data, tmp_path / "out 2", progress=False).warnings)
+    assert (
+        f"2 image(s) are called as another series than their column, perhaps exchanged, e.g. line 2: t1 is {other}, called as t2"
+        in warnings
+    )

@@ -3,22 +3,20 @@
 columns  by their names (`words.HEADER_WORDS`), and by whose values are the images' files, patients and centres; `given` overrules
 centre   the same name; else umlauts written out or a slip of the pen; else one name within the other ("Klinik Nord", "nord")
 patient  the same name at the same centre; else the same words and numbers (P007, p-7); else the same numbers (P-007, 7). The second and
-         third only where one patient of the images and one of the list are left that could be meant. Of images whose names tell no
-         patient, the file's name is compared
-label    the list's word in the spelling that is there most often, or the task's class. Two diagnoses of one patient, and words that
-         are no class of the task, leave it empty
+         third only where one patient of the images and one of the list are left that could be meant, and letters do not say otherwise
+         (K-1 and P-1, 1 and 1R). Of images whose names tell no patient, the file's name is compared
+label    the list's word in the spelling that is there most often, or the task's class. Two diagnoses of one patient, words that are no
+         class of the task, and a file that is listed for two patients or another centre leave it empty
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 import pandas as pd
 
@@ -26,16 +24,12 @@ from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import plain_words, same_name
 from vfmgl_lib.data.spreadsheets import REMEDY, TableError, decoded, parsed
 from vfmgl_lib.tasks.classes import ClassWords
-from vfmgl_lib.tasks.same_names import file_form, is_file_name, loosest_key, patient_keys, rows_by_file, same_centers, same_patients
-from vfmgl_lib.tasks.words import HEADER_WORDS, MOST_CLASSES, NEGATIVE_WORDS, folder_word, header_words, stem_of
+from vfmgl_lib.tasks.list_columns import ROLES, SHOWN, ListColumns, column_choice, rank
+from vfmgl_lib.tasks.same_names import file_form, loosest_key, same_centers, same_patients
+from vfmgl_lib.tasks.words import MOST_CLASSES
 
-ROLES = ("image", "patient", "center", "label")
-BY_VALUES = 0.8  # share of a column's values that have to be patients, or files, where its name does not say so
-SHOWN = 3
 SHORTEST = 3  # letters of a centre's name that is looked for within the words of a path
 WINDOWS = "cp1252"  # what Excel's ordinary CSV is in, in Western Europe and America
-_WORDS = {role: {header_words(word)[0] for word in (role, *HEADER_WORDS[role].split())} for role in ROLES}
-_OPTION = "--list-columns patient=NAME,center=NAME,label=NAME"
 
 
 @dataclass(frozen=True)
@@ -46,27 +40,24 @@ class _Line:
     patient: str
     center: str
     label: str
-
-
-def column_choice(text: str) -> dict[str, str]:
-    """Role -> column's name, of "patient=Pat.-Nr.,label=Diagnose"; "": the list has no such column.
-
-    Raises: ManifestError: another form.
-    """
-    pairs = [part.partition("=") for part in re.split(rf",(?=(?:{'|'.join(ROLES)})=)", text)]
-    if text and not all(role in ROLES and equals for role, equals, _ in pairs):
-        raise ManifestError(f"--list-columns {text!r}: expected {', '.join(ROLES)} as in 'patient=Pat.-Nr.,label=Diagnose'")
-    return {role: name.strip() for role, _, name in pairs} if text else {}
+    other: str = ""  # a word that is no class
 
 
 def join_list(
-    images: pd.DataFrame, paths: Sequence[str], file: Path | str, home: str, words: ClassWords | None = None, columns: str = ""
+    images: pd.DataFrame,
+    paths: Sequence[str],
+    people: Sequence[str],
+    file: Path | str,
+    home: str,
+    words: ClassWords | None = None,
+    columns: str = "",
 ) -> list[str]:
     """Fills in the label of images by a list of diagnoses; centre and patient too, where only the list tells them.
 
     Args:
         images: center, patient, label; changed in place.
         paths: of the rows' images, below the folder.
+        people: what the list's patients are compared with, "": nothing tells who it is.
         home: the folder's own name, which the centre is called where no name tells it.
         words: of the task's classes; None: the list's words are the classes.
         columns: as `column_choice` reads it.
@@ -75,7 +66,7 @@ def join_list(
     """
     file = Path(file)
     header, cells = read_list(file, WINDOWS)
-    joined = _Join(images, paths, file, header, cells, home, words)
+    joined = _Join(images, paths, people, file, header, cells, home, words)
     joined.choose(column_choice(columns))
     joined.spell()
     joined.match()
@@ -102,7 +93,7 @@ def read_list(file: Path, other: str = "") -> tuple[list[str], list[list[str]]]:
     """
 
     def fits(names: list[str]) -> bool:
-        return sum(any(_rank(name, role) for role in ROLES) for name in names) > 1
+        return sum(any(rank(name, role) for role in ROLES) for name in names) > 1
 
     try:
         header, lines = parsed(decoded(file.read_bytes(), other), fits)
@@ -120,121 +111,22 @@ def read_list(file: Path, other: str = "") -> tuple[list[str], list[list[str]]]:
     return header, [row for _, row in rows]
 
 
-def _rank(name: str, role: str) -> int:
-    """2: the column is called so, 1: one of its words is, 0: no."""
-    whole, *parts = header_words(name)
-    return 2 if whole in _WORDS[role] else int(any(part in _WORDS[role] for part in parts))
-
-
-class _Join:
+class _Join(ListColumns):
     def __init__(
         self,
         images: pd.DataFrame,
         paths: Sequence[str],
+        people: Sequence[str],
         file: Path,
         header: list[str],
         cells: list[list[str]],
         home: str,
         words: ClassWords | None,
     ) -> None:
-        self.images, self.file, self.header, self.cells, self.home, self.words = images, file, header, cells, home, words
-        self.paths = list(paths)
-        self.columns: dict[str, int | None] = {}
-        self.told: list[str] = []
-        self.people = [patient or stem_of(path) for path, patient in zip(paths, images["patient"], strict=True)]
-        self.by_file = rows_by_file(paths)
+        super().__init__(images, paths, people, file, header, cells, words)
+        self.home, self.knows_centers = home, set(images["center"]) != {home}
         self.found: list[list[_Line]] = [[] for _ in self.people]  # of each image
         self.notes: list[str] = []
-
-    def values(self, column: int | None) -> list[str]:
-        return [row[column] if column is not None else "" for row in self.cells]
-
-    # Which column is what.
-
-    def choose(self, given: Mapping[str, str]) -> None:
-        """Sets `columns`, and tells how."""
-        self.columns = {role: self._called(role, name) for role, name in given.items()}
-        for role in (role for role in ROLES if role not in given):
-            named = self._named(role)
-            fits = {column: self._share(column, role) for column in range(len(self.header)) if column not in self.columns.values()}
-            fitting = [column for column in named if fits[column]]
-            if fitting:
-                self.columns[role] = max(fitting, key=lambda column: (fits[column], _rank(self.header[column], role)))
-            else:  # what is called so is it, whatever the names and words in it, where images are found by others
-                sure = role in ("center", "label") or (role == "patient" and self.columns["image"] is not None)
-                self.columns[role] = self._by_values(role, fits) if not named else named[0] if sure else None
-        self._check_columns()
-        parts = []
-        for role in ROLES:
-            if (column := self.columns[role]) is not None:
-                how = "as given" if role in given else "by its name" if _rank(self.header[column], role) else "by its values"
-                parts.append(f"{role} is {self.header[column]!r} ({how}, e.g. {next(filter(None, self.values(column)), '')!r})")
-        self.told.append(f"list {self.file.name}, {len(self.cells)} lines: {', '.join(parts)}; another column: {_OPTION}")
-
-    def _called(self, role: str, name: str) -> int | None:
-        if not name:
-            return None
-        for form in (str, same_name, lambda text: header_words(text)[0]):
-            if found := [column for column, other in enumerate(self.header) if form(other) == form(name)]:
-                return found[0]
-        raise ManifestError(f"{self.file}: --list-columns {role}={name}: no such column, expected one of {self._header()}")
-
-    def _named(self, role: str) -> list[int]:
-        """Free columns called so; of several, those whose whole name it is."""
-        ranks = {column: _rank(name, role) for column, name in enumerate(self.header) if column not in self.columns.values()}
-        highest = max(ranks.values(), default=0)
-        return [column for column, rank in ranks.items() if rank == highest] if highest else []
-
-    def _share(self, column: int, role: str) -> float:
-        values = list(dict.fromkeys(filter(None, self.values(column))))
-        if role == "label":
-            few = 2 <= len({same_name(value) for value in values}) <= MOST_CLASSES
-            lines = list(filter(None, self.values(column)))
-            return _share(lines, lambda word: self.words is None or self.words.number(word) is not None) if few else 0.0
-        if role == "image":
-            return _share(values, lambda value: file_form(value) in self.by_file)
-        if role == "center":
-            return len(same_centers(set(self.images["center"]), values)) / max(1, len(values))
-        known = {(level, key) for name in self.people for level, key in enumerate(patient_keys(name)) if key}
-        return _share(values, lambda value: any((level, key) in known for level, key in enumerate(patient_keys(value))))
-
-    def _by_values(self, role: str, fits: Mapping[int, float]) -> int | None:
-        """The one column that is not called otherwise and whose values fit; None: there is none, or several."""
-        free = {column: share for column, share in fits.items() if not any(_rank(self.header[column], other) for other in ROLES)}
-        if role == "image":
-            free = {column: share for column, share in free.items() if any(map(is_file_name, self.values(column)))}
-        if role == "label" and self.words is None:
-            return None  # sex, side and ward have few words, too
-        fitting = [column for column, share in free.items() if share >= (1.0 if role == "center" else BY_VALUES)]
-        return fitting[0] if len(fitting) == 1 else None
-
-    def _check_columns(self) -> None:
-        if self.columns["label"] is None:
-            classes = f" (with words such as {', '.join(self.words.classes)})" if self.words else ""
-            self._refuse(f"which column is the diagnosis{classes} cannot be told")
-        column = self.columns["label"]
-        count = len({same_name(word) for word in self.values(column) if word})
-        if self.words is None and not 2 <= count <= MOST_CLASSES:
-            self._refuse(f"column {self.header[column]!r} has {count} different diagnoses, expected 2 to {MOST_CLASSES} classes")
-        if self.columns["image"] is None and self.columns["patient"] is None:
-            self._refuse("no column has the images' files or patients in it")
-
-    def _refuse(self, what: str) -> NoReturn:
-        """A clear error with what both sides hold."""
-        columns = "; ".join(
-            f"{name}: {', '.join(list(dict.fromkeys(filter(None, self.values(number))))[:SHOWN])}"
-            for number, name in enumerate(self.header)
-        )
-        centers = ", ".join(sorted(set(self.images["center"]))[:SHOWN])
-        files = ", ".join(self.paths[:SHOWN])
-        people = ", ".join(list(dict.fromkeys(self.people))[:SHOWN])
-        raise ManifestError(
-            f"{self.file}: {what}\n  the list's columns: {columns}\n  the images: {files}; patients: {people}; centers: {centers}\n"
-            f"  say which column is what: {_OPTION} (or image=NAME); --patient-pattern says who is the patient by the files' names"
-        )
-
-    def _header(self) -> str:
-        return ", ".join(map(repr, self.header))
 
     # One spelling a class.
 
@@ -243,11 +135,12 @@ class _Join:
         spellings = _spellings(self.values(self.columns["label"]))
         most = _most_frequent(spellings)
         if self.words:
+            self._check_numbers(list(most.values()))
             numbers = {key: self.words.number(word) for key, word in most.items()}
             if foreign := [f"{most[key]!r} ({spellings[key].total()} lines)" for key, number in numbers.items() if number is None]:
                 what = f"label: {_some(foreign)} of the list is no class, expected {self.words.expected}"
                 if len(foreign) == len(most):
-                    self._refuse(f"{what}; the task's key class_folders takes other words for its classes, in their order")
+                    self.refuse(f"{what}; the task's key class_folders takes other words for its classes, in their order")
                 self.notes.append(f"{what}; left empty, FILL IN")
             self.notes += self.words.notes(most.values())
             most = {key: "" if number is None else self.words.classes[number] for key, number in numbers.items()}
@@ -257,8 +150,21 @@ class _Join:
         chosen = {role: self.values(self.columns[role]) for role in ROLES}
         centers = _most_frequent(_spellings(chosen["center"]))
         chosen["center"] = [centers[same_name(name)] if name else "" for name in chosen["center"]]
-        chosen["label"] = [most[same_name(word)] if word else "" for word in chosen["label"]]
-        self.lines = [_Line(*row) for row in zip(*chosen.values(), strict=True)]
+        said = chosen["label"]
+        chosen["label"] = [most[same_name(word)] if word else "" for word in said]
+        others = ["" if label else word for word, label in zip(said, chosen["label"], strict=True)]
+        self.lines = [_Line(*row) for row in zip(*chosen.values(), others, strict=True)]
+
+    def _check_numbers(self, words: Sequence[str]) -> None:
+        """Raises where numbers of classes may count otherwise than from 0: each would mean another class."""
+        known = self.words
+        if known is None:
+            return
+        beyond = [word for word in words if known.is_number(word) and known.number(word) is None]
+        if beyond and len(beyond) < sum(map(known.is_number, words)):
+            self.refuse(f"label: numbers up to {max(beyond)}, expected {known.expected}; write the classes' names into the list")
+        if mixed := known.mixed(words):
+            self.refuse(f"label: names ({mixed[0]!r}) and numbers ({mixed[1]!r}) side by side; write the classes' names into the list")
 
     # Which line is which image's.
 
@@ -275,18 +181,30 @@ class _Join:
             self._match_people(mine, lines, center)
 
     def _match_files(self) -> None:
-        centers = same_centers(set(self.images["center"]), {line.center for line in self.lines} - {""})
-        several = []
+        homes = list(self.images["center"])
+        centers = same_centers(set(homes), {line.center for line in self.lines} - {""})
+        several, elsewhere = [], []
         for line in self.lines:
             places = self.by_file.get(file_form(line.image), []) if line.image else []
             if len(places) > 1:  # one file's name at several centres
-                places = [place for place in places if line.center and centers.get(self.images["center"][place]) == line.center]
-            if len(places) == 1:
+                places = [place for place in places if line.center and centers.get(homes[place]) == line.center]
+            if len(places) == 1 and self._is_elsewhere(homes[places[0]], line.center, centers):
+                elsewhere.append(line.image)
+            elif len(places) == 1:
                 self.found[places[0]].append(line)
             elif len(self.by_file.get(file_form(line.image), ())) > 1:
                 several.append(line.image)
         if several:
             self.notes.append(f"image: {len(several)} of the list may be several files, left empty: {_some(several)}; FILL IN")
+
+        if elsewhere:
+            self.notes.append(f"image: {len(elsewhere)} of the list are at another center there, left empty: {_some(elsewhere)}; FILL IN")
+
+    def _is_elsewhere(self, home: str, listed: str, centers: Mapping[str, str]) -> bool:
+        """Whether an image's centre is another one than that of its line, as far as both are known."""
+        if not listed or not self.knows_centers:
+            return False
+        return centers[home] != listed if home in centers else listed in centers.values()
 
     def _centers(self) -> dict[str, str] | None:
         """Centre of the images -> the list's one; None: centres are not compared."""
@@ -298,7 +216,7 @@ class _Join:
         if not pairs:
             if own == {self.home}:  # no name tells the centres
                 return None
-            self._refuse(
+            self.refuse(
                 f"its centers ({', '.join(listed[:SHOWN])}) are none of the images' ({', '.join(sorted(own)[:SHOWN])}); call them alike,"
                 " or join by the patient alone: --list-columns center="
             )
@@ -313,7 +231,8 @@ class _Join:
             offered.setdefault(same_name(line.patient), []).append(line)
         wanted: dict[str, list[int]] = {}
         for place in places:
-            wanted.setdefault(same_name(self.people[place]), []).append(place)
+            if self.people[place]:
+                wanted.setdefault(same_name(self.people[place]), []).append(place)
         unsure = self._at_several(wanted, offered)
         pairs, unclear = same_patients([name for name in wanted if name not in unsure], offered)
         places_of = {other: wanted[name] for name, other in pairs.items()}
@@ -388,26 +307,32 @@ class _Join:
 
     def fill(self) -> list[str]:
         """Writes labels, centres and patients into the table; returns what to tell."""
-        labels, contradictions = [], {}
+        labels, contradictions, whose, taken = [], {}, {}, {}
         by_image = self.columns["image"] is not None
-        takes_center, people = self.columns["center"] is not None and set(self.images["center"]) == {self.home}, 0
+        takes_center = self.columns["center"] is not None and not self.knows_centers
         for place, lines in enumerate(self.found):
-            named = sorted({line.label for line in lines} - {""})
-            labels.append(named[0] if len(named) == 1 else "")
+            named = sorted({line.label or line.other for line in lines} - {""})
+            if len({same_name(line.patient) for line in lines} - {""}) > 1 or len({line.center for line in lines} - {""}) > 1:
+                whose[self.paths[place]], lines = " and ".join(dict.fromkeys(_person(line) for line in lines)), []
+                named = []
+            labels.append(named[0] if len(named) == 1 and any(line.label for line in lines) else "")
             if len(named) > 1:
                 who = self.paths[place] if by_image else f"{self.people[place]} ({self.images['center'][place]})"
                 contradictions[who] = " and ".join(named)
-            if lines and lines[0].patient and (by_image or not self.images["patient"][place]):
-                self.images.loc[place, "patient"], people = lines[0].patient, people + 1
-            if lines and lines[0].center and takes_center:
-                self.images.loc[place, "center"] = lines[0].center
+            if any(line.patient for line in lines) and (by_image or not self.images["patient"][place]):
+                taken[place] = next(line.patient for line in lines if line.patient)
+            if takes_center and (center := next((line.center for line in lines if line.center), "")):
+                self.images.loc[place, "center"] = center
         if takes_center:
             self.told.append(f"center: taken from the list ({', '.join(sorted(set(self.images['center']))[:MOST_CLASSES])})")
         self.images["label"] = labels
         if not any(labels):
             why = [f"\n  {note}" for note in self.notes if not note.startswith("label")]
-            self._refuse("no image got a diagnosis" + "".join(why))
-        told = [_counted(labels), *self.notes, *([f"patient: {people} images got theirs from the list"] if people else [])]
+            self.refuse("no image got a diagnosis" + "".join(why))
+        told = [_counted(labels), *self.notes, *self._rename(taken, takes_center)]
+        if whose:
+            image, both = next(iter(whose.items()))
+            told.append(f"image: {len(whose)} of several patients in the list, left empty: {_some(whose)}; {image} is of {both}; FILL IN")
         if contradictions:
             who, both = next(iter(contradictions.items()))
             told.append(f"label: {len(contradictions)} with two diagnoses, left empty: {_some(contradictions)}; {who} is {both}; FILL IN")
@@ -417,6 +342,25 @@ class _Join:
         if without := [path for path, lines in zip(self.paths, self.found, strict=True) if not lines]:
             told.append(f"label: {len(without)} images have no line in the list: {_some(without)}; FILL IN, or take their rows out")
         return told
+
+    def _rename(self, taken: Mapping[int, str], as_one: bool) -> list[str]:
+        """Writes the list's names of patients. Where they are others than the folders', a person of both would train and test."""
+        homes = [""] * len(self.paths) if as_one else list(self.images["center"])
+        guessed = list(self.images["patient"])
+        others = {homes[place] for place, name in taken.items() if guessed[place] and same_name(guessed[place]) != same_name(name)}
+        emptied = [place for place, name in enumerate(guessed) if name and place not in taken and homes[place] in others]
+        names = pd.Series(guessed, dtype=str)
+        names.update(pd.Series({**taken, **dict.fromkeys(emptied, "")}, dtype=str))
+        self.images["patient"] = list(names)
+        told = [f"patient: {len(taken)} images got theirs from the list"] if taken else []
+        if emptied:
+            which = _some([self.paths[place] for place in emptied])
+            told.append(f"patient: {len(emptied)} images have none in the list, which calls others otherwise: {which}; left empty, FILL IN")
+        return told
+
+
+def _person(line: _Line) -> str:
+    return line.patient + (f" ({line.center})" if line.center else "")
 
 
 def _spellings(words: Iterable[str]) -> dict[str, Counter[str]]:
@@ -436,42 +380,15 @@ def _squeezed(text: str) -> str:
     return "".join(plain_words(text))
 
 
-def _share(values: Sequence[str], fits: Callable[[str], bool]) -> float:
-    return sum(map(fits, values)) / len(values) if values else 0.0
-
-
 def _some(names: Collection[str]) -> str:
     shown = list(names)[:SHOWN]
     return ", ".join(shown) + ", …" * (len(names) > len(shown))
 
 
 def _who(line: _Line, by_image: bool) -> str:
-    return line.image if by_image else line.patient + (f" ({line.center})" if line.center else "")
+    return line.image if by_image else _person(line)
 
 
 def _counted(labels: Sequence[str]) -> str:
     counts = Counter(filter(None, labels))
     return f"label: {counts.total()} of {len(labels)} images got one: {', '.join(f'{counts[name]} {name}' for name in sorted(counts))}"
-
-
-def class_order(labels: Iterable[str]) -> list[str]:
-    """The classes of a table in the order of their numbers: those that mean no disease first, then by name."""
-    return sorted(set(labels) - {""}, key=lambda name: (not NEGATIVE_WORDS & set(folder_word(name).split("_")), name))
-
-
-def use_of(classes: Sequence[str]) -> str:
-    """What a model of these classes does, after "it"."""
-    return f"tells {classes[-1]} from {', '.join(classes[:-1])}"
-
-
-def next_step(labels: Iterable[str]) -> str:
-    """The command that writes a task of these labels, ready to copy."""
-    classes = class_order(labels)
-    if len(classes) < 2:
-        return f"the task is not written yet: the images have one class only, {classes[0]}, expected at least two"
-    if any("," in name or "/" in name for name in classes):
-        return "the task is not written yet, and classes are called without ',' and '/': write other words into the list and join it again"
-    command = ["vfmgl", "data", "new-task", "my_task.yaml", "--kind", "classification", "--classes", ",".join(classes)]
-    command += ["--use", use_of(classes)]
-    positive = f" (the last, {classes[-1]}, is the positive one: check it)" if len(classes) == 2 else ""
-    return f"the task is not written yet{positive}: {shlex.join(command)}"

@@ -14,7 +14,7 @@ from vfmgl_lib.data.manifest import GROUP, Manifest, ManifestError
 from vfmgl_lib.data.people import PatientNames, with_unique_patients
 from vfmgl_lib.tasks.cases import Case, Findings, Picture, SourceError
 from vfmgl_lib.tasks.samples import Row, SampleTable, manifest_table, raise_problems
-from vfmgl_lib.tasks.series import case_name, read_case
+from vfmgl_lib.tasks.series import case_name, other_series, read_case
 from vfmgl_lib.tasks.words import stem_of
 
 
@@ -85,8 +85,20 @@ def series_cases(
             except SourceError as error:
                 listed.problems += str(error).splitlines()
     _check(listed, rows, names, may_divide, findings)
-    findings.warnings += listed.warnings()
+    findings.warnings += listed.warnings() + _exchanged(listed)
     return cases
+
+
+def _exchanged(listed: SampleTable) -> list[str]:
+    """A line on images that are called as another series than that of their column: it would be another channel."""
+    series = listed.record.series
+    found = [
+        f"line {row.line}: {column} is {path}, called as {other}"
+        for row in listed.rows
+        for column, path, name in zip(listed.image_columns, row.images, series, strict=False)  # none of a row with a problem
+        if (other := other_series(path, name, series))
+    ]
+    return [f"{len(found)} image(s) are called as another series than their column, perhaps exchanged, e.g. {found[0]}"] if found else []
 
 
 def _with_line(row: Row, read: Callable[[], list[Picture]]) -> list[Picture]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 
 from vfmgl_lib.data.names import near_names, plain_words, same_name
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
-from vfmgl_lib.tasks.words import stem_of
+from vfmgl_lib.tasks.words import HEADER_WORDS, stem_of
+
+LOOSEST = 2  # the last of `patient_keys`: numbers alone
+# Words that are in many centres' names, and those that tell one house from its neighbour.
+_ANY_CENTER = frozenset(word for name in HEADER_WORDS["center"].split() for word in plain_words(name))
+_PLACES = frozenset(word for name in "nord süd ost west north south east mitte".split() for word in plain_words(name))
 
 
 def file_form(text: str) -> str:
@@ -39,6 +44,36 @@ def patient_keys(name: str) -> tuple[Hashable, ...]:
     return plain, words, tuple(part for part in words if isinstance(part, int))
 
 
+def _letters(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words before a name's first number, and those behind it."""
+    parts = re.findall(r"[0-9]+|[^\W\d_]+", same_name(name))
+    first = next((place for place, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return tuple(parts[:first]), tuple(part for part in parts[first:] if not part.isdecimal())
+
+
+def _contradicting(found: Mapping[str, str], mine: Collection[str], theirs: Collection[str]) -> list[str]:
+    """Of names paired by their numbers alone, those whose words are not only another word for the same.
+
+    "K-1" is not "P-1" where either side knows both words, or where one word would mean two; "12a" is not "12b", and "1" not "1R".
+    """
+    ours, known = {_letters(name)[0] for name in mine}, {_letters(name)[0] for name in theirs}
+    meanings: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for name, other in found.items():
+        meanings.setdefault(_letters(other)[0], set()).add(_letters(name)[0])
+        meanings.setdefault(_letters(name)[0], set()).add(_letters(other)[0])
+
+    def contradicts(name: str, other: str) -> bool:
+        (word, end), (its_word, its_end) = _letters(name), _letters(other)
+        if its_end and its_end != end:
+            return True
+        if not word or not its_word or word == its_word:
+            return False
+        several = any(len(meanings[one] - {(), one}) > 1 for one in (word, its_word))
+        return word in known or its_word in ours or several
+
+    return [name for name, other in found.items() if contradicts(name, other)]
+
+
 def loosest_key(name: str) -> Hashable:
     """The last key of a name that has something in it: its numbers, if it has any."""
     return next(key for key in reversed(patient_keys(name)) if key)
@@ -47,15 +82,19 @@ def loosest_key(name: str) -> Hashable:
 def same_patients(wanted: Iterable[str], offered: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Name -> the one that means the same; names of which several may be meant, with these."""
     mine, theirs = list(wanted), list(offered)
+    all_mine, all_theirs = list(mine), list(theirs)
     pairs: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
-    for level in range(len(patient_keys(""))):
-        others = _grouped(theirs, level)
+    for level in range(LOOSEST + 1):
+        others, found = _grouped(theirs, level), {}
         for key, names in _grouped(mine, level).items():
             if len(names) == len(others.get(key, ())) == 1:
-                pairs[names[0]] = others[key][0]
+                found[names[0]] = others[key][0]
             elif key in others:
                 unclear |= {name: others[key] for name in names}
+        for name in _contradicting(found, all_mine, all_theirs) if level == LOOSEST else ():
+            unclear[name] = [found.pop(name)]
+        pairs |= found
         mine = [name for name in mine if name not in pairs and name not in unclear]
         theirs = [name for name in theirs if name not in pairs.values()]
     return pairs, unclear
@@ -73,8 +112,9 @@ def same_centers(own: Collection[str], listed: Collection[str]) -> dict[str, str
     """Centre of the images -> the list's name of it; only where no other could be meant."""
 
     def within(one: str, other: str) -> bool:
-        words = set(plain_words(one)), set(plain_words(other))
-        return all(words) and (words[0] <= words[1] or words[1] <= words[0])
+        fewer, more = sorted((set(plain_words(one)), set(plain_words(other))), key=len)
+        tells_apart = any(word in _PLACES or len(word) == 1 or word.isdecimal() for word in more - fewer)
+        return bool(fewer - _ANY_CENTER) and fewer <= more and not tells_apart
 
     tests: tuple[Callable[[str, str], bool], ...] = (
         lambda one, other: same_name(one) == same_name(other),

@@ -38,6 +38,12 @@ def case_name(images: Sequence[str], series: Sequence[str]) -> str:
     return cases[0] if len(cases) == len(images) and len(set(cases)) == 1 else stem_of(images[0])
 
 
+def other_series(path: str, name: str, series: Sequence[str]) -> str:
+    """The series that a file is called as, where it stands for another one; "": it is not called so."""
+    called = ending_of(series).fullmatch(stem_of(path))
+    return called[2] if called and called[2].casefold() != name.casefold() else ""
+
+
 def cases_by_name(paths: Sequence[str], series: Sequence[str]) -> tuple[dict[str, tuple[str, list[str]]], list[str]]:
     """(first file of a case -> its name and its files in the order of the series, "" for one that is not there; files of no series)."""
     ending, others = ending_of(series), []

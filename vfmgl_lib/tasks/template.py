@@ -27,12 +27,14 @@ from vfmgl_lib.data.lookup import list_files
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.scan import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from vfmgl_lib.tasks.classes import ClassWords
-from vfmgl_lib.tasks.diagnosis_list import join_list, next_step
+from vfmgl_lib.tasks.diagnosis_list import join_list
 from vfmgl_lib.tasks.folders import patient_by, pattern_of
+from vfmgl_lib.tasks.next_task import next_step
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tasks.samples import NEEDED
 from vfmgl_lib.tasks.series import cases_by_name
 from vfmgl_lib.tasks.words import (
+    BELOW_PATIENT,
     IMAGE_ENDING,
     IMAGE_WORDS,
     MASK_ENDING,
@@ -46,6 +48,7 @@ from vfmgl_lib.tasks.words import (
 )
 
 MOST_OF_ONE = 5  # images of a centre of one patient
+_CALLED_PATIENT = PATIENT_FORMS["the word for a patient and its number"]
 CENTER_FORM = re.compile(r"^([A-Za-z]+)[ _-].*\d")
 
 
@@ -67,6 +70,7 @@ class _Image:
     center: str = ""
     label: str = ""
     patient: str = ""
+    unsure: bool = False  # folders may tell the patient, but not which
     used: set[int] = field(default_factory=set)
 
     @property
@@ -123,7 +127,8 @@ def guess_samples(
     rows = [[*files_of.get(image.path, [image.path]), *(getattr(image, column) for column in columns)] for image in images]
     table = pd.DataFrame(rows, columns=[*(series or NEEDED[:1]), *columns], dtype=str)
     if listed:
-        told += join_list(table, [image.path for image in images], listed, home.name, words, list_columns)
+        people = [image.patient or ("" if image.unsure else image.stem) for image in images]
+        told += join_list(table, [image.path for image in images], people, listed, home.name, words, list_columns)
         told += [] if task else [next_step(table["label"])]
     return Guessed(table, told)
 
@@ -301,18 +306,18 @@ def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> lis
     told = []
     for center in sorted({image.center for image in images}):
         own = [image for image in images if image.center == center]
-        free = [number for number in range(min(len(image.levels) for image in own)) if number not in own[0].used]
-        how = f"the name of folder {free[-1] + 1} of the path (without splits)" if free else ""
-        for words, form in () if free else PATIENT_FORMS.items():
+        free, unsure = _patient_level(own)
+        how = f"the name of folder {free + 1} of the path (without splits)" if free is not None else ""
+        for words, form in () if free is not None else PATIENT_FORMS.items():
             if all(form.search(undated(image.stem)) for image in own):
                 how = words
                 break
         for image in own:
             match = PATIENT_FORMS[how].search(undated(image.stem)) if how in PATIENT_FORMS else None
-            image.patient = image.levels[free[-1]] if free else match[1].strip() if match else ""
-        if how and (doubt := _doubt(own)):
+            image.patient = image.levels[free] if free is not None else match[1].strip() if match else ""
+        if how and (doubt := unsure or _doubt(own)):
             for image in own:
-                image.patient = ""
+                image.patient, image.unsure = "", bool(unsure)
             told.append(f"patient at {center}: left empty, since by {how} {doubt}; FILL IN the column, or give --patient-pattern")
             continue
         told.append(
@@ -321,6 +326,21 @@ def _guess_patient(images: list[_Image], pattern: re.Pattern[str] | None) -> lis
             else f"patient at {center}: not told by the files' names (e.g. {own[0].path}); FILL IN the column, or give --patient-pattern"
         )
     return told
+
+
+def _patient_level(images: list[_Image]) -> tuple[int | None, str]:
+    """The level of folders that tells a centre's patients, None: there is none; and why it may be another one, ""."""
+    free = [number for number in range(min(len(image.levels) for image in images)) if number not in images[0].used]
+    named = [number for number in free if all(_CALLED_PATIENT.fullmatch(name) for name in _level(images, number))]
+    if len(named) == 1:
+        return named[0], ""
+    free = [number for number in free if not all(BELOW_PATIENT.fullmatch(undated(name) or "v") for name in _level(images, number))]
+    if len(free) < 2:
+        return (free[0] if free else None), ""
+    outer, inner = ([image.levels[number] for image in images] for number in free[-2:])
+    if len(set(zip(outer, inner, strict=True))) > len(set(inner)) <= len(set(outer)):
+        return free[-1], f"its names return in several of folder {free[-2] + 1}, which may be the patient as well"
+    return free[-1], ""
 
 
 def _doubt(images: list[_Image]) -> str:

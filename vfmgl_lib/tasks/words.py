@@ -62,6 +62,17 @@ HEADER_WORDS = {
     "split": "aufteilung set teil",
     "external": "extern externe",
 }
+# A column with one of these words, or whose name ends on one, tells something else than who, where or what: an age is no patient's number.
+OTHER_COLUMNS = frozenset(
+    "alter age datum date jahr year geburtstag geburt birth dob geschlecht sex gender gewicht weight groesse grosse size height"
+    " edad fecha eta data leeftijd naissance".split()
+)
+# A level of folders below a patient: one visit, examination, series or side.
+_BELOW = (
+    "visit|visite|besuch|termin|exam|examination|untersuchung|session|ses|scan|series|serie|sequence|sequenz|timepoint|time|followup|fu|week"
+    "|woche|month|monat|day|tag|left|right|links|rechts|l|r|od|os|side|seite|v|t"
+)
+BELOW_PATIENT = re.compile(rf"(?:{_BELOW})(?:[ _.-]?[0-9]+)?", re.IGNORECASE)
 # Findings that mean "no disease": such a class is named first.
 NEGATIVE_WORDS = frozenset(
     "benign benigne gutartig negativ negative neg normal gesund healthy unauffallig unauffaellig kein keine nein no none ohne without 0"
@@ -80,6 +91,13 @@ def header_words(name: str) -> tuple[str, ...]:
     """A column's name as a whole, then its words: small letters and digits without accents. "Pat.-Nr." -> ("patnr", "pat", "nr")."""
     words = tuple(re.findall("[^\\W_]+", folder_word(name)))
     return "".join(words), *words
+
+
+def tells_otherwise(name: str) -> bool:
+    """Whether a column is called as something that is neither image, patient, centre nor label."""
+    whole, *parts = header_words(name)
+    long = tuple(word for word in OTHER_COLUMNS if len(word) > 4 or word == "jahr")
+    return not OTHER_COLUMNS.isdisjoint(parts) or whole.endswith(long)
 
 
 def undated(stem: str) -> str:

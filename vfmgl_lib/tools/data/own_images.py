@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.data.names import same_name
-from vfmgl_lib.tasks.diagnosis_list import class_order, read_list, use_of
+from vfmgl_lib.tasks.diagnosis_list import read_list
+from vfmgl_lib.tasks.next_task import class_order, use_of
 from vfmgl_lib.tasks.records import find_task
 from vfmgl_lib.tasks.samples import FILE, NEEDED
 from vfmgl_lib.tasks.template import guess_samples, write_samples
