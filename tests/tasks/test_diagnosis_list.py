@@ -309,6 +309,14 @@ def test_one_person_keeps_one_name_where_the_list_renames_some(tmp_path):
     text = "Datei;Patient;Diagnose\na.png;7;good\nb.png;;good\nc.png;8;bad\n"
     rows, told = joined(tmp_path, files, text)
     assert [row[1] for row in rows.values()] == ["7", "", "8"] and "1 images have none in the list" in told
+    rows, told = joined(tmp_path / "spelled", files, text.replace("b.png;;", "b.png;P7;"))
+    assert [row[1] for row in rows.values()] == [
+        "7",
+        "7",
+        "8",
+    ] and "1 have several spellings in the list and get one, e.g. '7' and 'P7'" in told
+    rows, _ = joined(tmp_path / "two", files, text.replace("b.png;;", "b.png;9;"))
+    assert [row[1] for row in rows.values()] == ["7", "9", "8"], "the list says that they are two"
     rows, _ = joined(tmp_path / "same", files, text.replace(";7;", ";P-7;").replace(";8;", ";P-8;"))
     assert [row[1] for row in rows.values()] == ["P-7", "P-7", "P-8"]
 

@@ -343,16 +343,29 @@ class _Join(ListColumns):
             told.append(f"label: {len(without)} images have no line in the list: {_some(without)}; FILL IN, or take their rows out")
         return told
 
-    def _rename(self, taken: Mapping[int, str], as_one: bool) -> list[str]:
+    def _one_spelling(self, taken: dict[int, str], homes: Sequence[str]) -> list[str]:
+        """Gives images that the folders take for one person one of the names that the list writes with the same numbers (1, P1)."""
+        spellings: dict[Hashable, dict[str, list[int]]] = {}
+        for place, name in taken.items():
+            if guessed := self.images["patient"][place]:
+                spellings.setdefault((homes[place], guessed, loosest_key(name)), {}).setdefault(name, []).append(place)
+        several = [names for names in spellings.values() if len(names) > 1]
+        for names in several:
+            chosen = min(names, key=lambda name: (-len(names[name]), name))
+            taken.update({place: chosen for places in names.values() for place in places})
+        example = " and ".join(map(repr, several[0])) if several else ""
+        return [f"patient: {len(several)} have several spellings in the list and get one, e.g. {example}"] if several else []
+
+    def _rename(self, taken: dict[int, str], as_one: bool) -> list[str]:
         """Writes the list's names of patients. Where they are others than the folders', a person of both would train and test."""
         homes = [""] * len(self.paths) if as_one else list(self.images["center"])
-        guessed = list(self.images["patient"])
+        guessed, spelled = list(self.images["patient"]), self._one_spelling(taken, homes)
         others = {homes[place] for place, name in taken.items() if guessed[place] and same_name(guessed[place]) != same_name(name)}
         emptied = [place for place, name in enumerate(guessed) if name and place not in taken and homes[place] in others]
         names = pd.Series(guessed, dtype=str)
         names.update(pd.Series({**taken, **dict.fromkeys(emptied, "")}, dtype=str))
         self.images["patient"] = list(names)
-        told = [f"patient: {len(taken)} images got theirs from the list"] if taken else []
+        told = [f"patient: {len(taken)} images got theirs from the list", *spelled] if taken else []
         if emptied:
             which = _some([self.paths[place] for place in emptied])
             told.append(f"patient: {len(emptied)} images have none in the list, which calls others otherwise: {which}; left empty, FILL IN")
