@@ -25,7 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 PARAMETERS = {"task": "str", "profile": "str", "data": "str", "teacher": "str", "device": "str", "seed": "int", "runs": "str"}
-EXTRA = {"04_federated_rounds": {"engine": "str"}, "05_comparison": {"processes": "int"}, "06_generalization": {"margin": "float"}}
+EXTRA = {
+    "02_hgkt": {"seeds": "int"},
+    "04_federated_rounds": {"engine": "str"},
+    "05_comparison": {"processes": "int"},
+    "06_generalization": {"margin": "float"},
+}
 SECTIONS = ("1 · Parameters", "2 · Setup", "3 · Data", "4 · Method", "5 · Run", "6 · Result", "7 · Checks", "8 · Deviations and limits")
 LONGEST_CELL = 25
 QUIET = ("02_hgkt", "05_comparison", "07_interpretability")  # the library chooses what a task has

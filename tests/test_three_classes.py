@@ -303,7 +303,7 @@ def test_data_with_other_classes_are_refused(place, tmp_path, request):
 def test_a_centre_that_lacks_a_class_is_said(place, tmp_path, request):
     data = write_images(tmp_path / "data", train=2, test=2, lacking=("South", "bright"))
     workspace = open_workspace("shades", request.config.rootpath / SMALLEST, data=data, runs=tmp_path / "runs", federation__rounds=1)
-    said = [text for text in workspace.warnings if "South" in text]
+    said = [text for text in workspace.warnings if "center 'South'" in text]
     assert len(said) == 2 and "none of the 4 train samples is of class 'bright'; its one-vs-rest AUC there" in said[1]
     study = workspace.run("fedavg", progress=False)
     rows = study.metrics.query("round == 1 and test_center == 'South' and split == 'test'").set_index("metric")
