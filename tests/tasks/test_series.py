@@ -15,6 +15,7 @@ from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tasks.prepare import prepare
 from vfmgl_lib.tasks.records import TaskError, read_task
+from vfmgl_lib.tasks.series import other_series
 from vfmgl_lib.tasks.template import guess_samples, write_samples
 from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.predict import Predictor
@@ -292,6 +293,43 @@ def test_cases_called_alike_and_patients_called_as_no_folder_is_are_kept_apart(t
         stack = np.asarray(Image.open(prepared.manifest.root / path))
         assert np.array_equal(stack[..., 1], np.asarray(Image.open(tmp_path / "data" / str(number) / "scan_t2.png")))
     assert all((prepared.manifest.root / path).resolve().is_relative_to((tmp_path / "out" / "data").resolve()) for path in table["path"])
+
+
+def test_names_made_of_paths_are_kept_apart_too(tmp_path):
+    """a/b/s and a_b/s are one name when "/" becomes "_"."""
+    task, data = write_task(tmp_path / "own.yaml", SEGMENTATION + SERIES), tmp_path / "data"
+    folders, lines = ["top", "a/b", "a_b", *(f"x{number}" for number in range(9))], []
+    for number, folder in enumerate(folders):
+        (data / folder).mkdir(parents=True)
+        for place, name in enumerate(("s_T1", "s_t2", "mask")):
+            pixels = np.random.default_rng([number, place]).integers(0, 255, (8, 8))
+            Image.fromarray((255 * (pixels > 99) if name == "mask" else pixels).astype(np.uint8)).save(data / folder / f"{name}.png")
+        lines.append([f"{folder}/s_T1.png", f"{folder}/s_t2.png", "A", f"p{number}", f"{folder}/mask.png"])
+    write_rows(data, ["t1", "t2", "center", "patient", "mask"], lines)
+    prepared = prepare(task, data, tmp_path / "out", progress=False)
+    table = prepared.manifest.table.set_index("patient")
+    assert len(table) == len(folders) and table["path"].is_unique
+    for number, folder in enumerate(folders):
+        stack = np.asarray(Image.open(prepared.manifest.root / table.at[f"p{number}", "path"]))
+        assert np.array_equal(stack[..., 0], np.asarray(Image.open(data / folder / "s_T1.png")))
+
+
+@pytest.mark.parametrize(
+    ("path", "called"),
+    [
+        ("a/scan7_t2.png", "t2"),
+        ("a/scan7_T1.png", ""),
+        ("t2/scan7.png", "t2"),
+        ("a/scan7-t2.png", "t2"),
+        ("t2_scan7.png", "t2"),
+        ("t2/scan7_T1.png", ""),
+        ("t1/t2/7.png", ""),
+        ("scan7.png", ""),
+        ("scan7_dwi_t2.png", "dwi_t2"),
+    ],
+)
+def test_a_file_is_called_as_a_series_by_its_ending_or_else_by_a_word_of_its_path(path, called):
+    assert other_series(path, "T1", ("T1", "t2", "dwi_t2")) == called
 
 
 def test_a_template_has_a_row_a_case(tmp_path):

@@ -28,16 +28,15 @@ def volume_cases(listed: SampleTable, findings: Findings, *, names: PatientNames
         text = f"line {found.line}: image {found.image!r} is a volume, the task {record.name} reads images: write its slices as PNG"
         raise ManifestError.listing(listed.table, [*problems, text])
     findings.lines.update({row.image: row.line for row in listed.rows if row.image})
-    cases, rows, unspaced, taken = [], [], 0, set()
+    cases, rows, unspaced = [], [], 0
+    taken: set[tuple[tuple[str, ...], str]] = set()
     for row in listed.rows:
         if row.image and not row.is_volume:
             problems.append(f"line {row.line}: image {row.image!r} is no volume, others are; expected one kind in all rows")
         elif row.spacing:
             problems.append(f"line {row.line}: spacing {row['spacing']!r} of a volume, expected nothing: its header has it")
         elif listed.is_whole(row):
-            name = stem_of(row.image)
-            name = name if (row["center"], name) not in taken else portable(row.image.replace("/", "_"))
-            taken.add((row["center"], name))
+            name = _free_name(stem_of(row.image), row, (row["center"],), taken)
             try:
                 case, spaced = read(listed.home, row.image, row.mask, name, row["center"], row["patient"])
             except SourceError as error:
@@ -68,9 +67,7 @@ def series_cases(
     for row in filter(listed.is_whole, listed.rows):
         label = "" if record.is_segmentation else listed.classes[cast(int, row.label)]
         folder = (row["center"],) if record.is_segmentation else (row["center"], label, row["patient"])  # as `convert_case` writes it
-        name = case_name(row.images, record.series)
-        name = name if (folder, name) not in taken else portable(row.image.replace("/", "_"))
-        taken.add((folder, name))
+        name = _free_name(case_name(row.images, record.series), row, folder, taken)
         shown = [f"{column} {path}" for column, path in zip(listed.image_columns, row.images, strict=True)]
         files, mask = tuple(listed.home / path for path in row.images), listed.home / row.mask if row.mask else None
         read = partial(read_case, files, mask, findings.reading, record.stored_mask_values, (*shown, row.mask))
@@ -87,6 +84,14 @@ def series_cases(
     _check(listed, rows, names, may_divide, findings)
     findings.warnings += listed.warnings() + _exchanged(listed)
     return cases
+
+
+def _free_name(name: str, row: Row, folder: tuple[str, ...], taken: set[tuple[tuple[str, ...], str]]) -> str:
+    """`name`; where its folder has it already, the image's path as a name; where that too, with the line behind it. It is taken then."""
+    by_path = portable(row.image.replace("/", "_"))
+    free = next(one for one in (name, by_path, f"{by_path}_{row.line}") if (folder, one) not in taken)
+    taken.add((folder, free))
+    return free
 
 
 def _exchanged(listed: SampleTable) -> list[str]:

@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 
 def ending_of(series: Sequence[str]) -> re.Pattern[str]:
-    """Takes a file's name without its suffix apart: (case, series)."""
-    return re.compile(f"(.+)_({'|'.join(map(re.escape, series))})", re.IGNORECASE)
+    """Takes a file's name without its suffix apart: (case, series); of b0 and dwi_b0 the longer one where both fit."""
+    return re.compile(f"(.+?)_({'|'.join(map(re.escape, series))})", re.IGNORECASE)
 
 
 def case_name(images: Sequence[str], series: Sequence[str]) -> str:
@@ -40,8 +40,11 @@ def case_name(images: Sequence[str], series: Sequence[str]) -> str:
 
 def other_series(path: str, name: str, series: Sequence[str]) -> str:
     """The series that a file is called as, where it stands for another one; "": it is not called so."""
-    called = ending_of(series).fullmatch(stem_of(path))
-    return called[2] if called and called[2].casefold() != name.casefold() else ""
+    if called := ending_of(series).fullmatch(stem_of(path)):
+        return called[2] if called[2].casefold() != name.casefold() else ""
+    words = re.split(r"[^a-z0-9]+", path.rpartition(".")[0].lower())  # t2/scan7.png, scan7-t2.png
+    named = [one for one in series if one.lower() in words]
+    return named[0] if len(named) == 1 and named[0] != name else ""
 
 
 def cases_by_name(paths: Sequence[str], series: Sequence[str]) -> tuple[dict[str, tuple[str, list[str]]], list[str]]:
