@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def join_list(
     """
     file = Path(file)
     header, cells = read_list(file, WINDOWS)
-    joined = _Join(images, paths, people, file, header, cells, home, words)
+    joined = _Join(images, paths, people, file, header, cells, words, home)
     joined.choose(column_choice(columns))
     joined.spell()
     joined.match()
@@ -111,22 +111,14 @@ def read_list(file: Path, other: str = "") -> tuple[list[str], list[list[str]]]:
     return header, [row for _, row in rows]
 
 
+@dataclass
 class _Join(ListColumns):
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        paths: Sequence[str],
-        people: Sequence[str],
-        file: Path,
-        header: list[str],
-        cells: list[list[str]],
-        home: str,
-        words: ClassWords | None,
-    ) -> None:
-        super().__init__(images, paths, people, file, header, cells, words)
-        self.home, self.knows_centers = home, set(images["center"]) != {home}
+    home: str
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.knows_centers = set(self.images["center"]) != {self.home}
         self.found: list[list[_Line]] = [[] for _ in self.people]  # of each image
-        self.notes: list[str] = []
 
     # One spelling a class.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,29 +43,30 @@ def rank(name: str, role: str) -> int:
     return 2 if whole in _WORDS[role] else int(any(part in _WORDS[role] for part in parts))
 
 
+@dataclass
 class ListColumns:
     """A list beside the images, and its columns.
 
     Attributes:
+        images, paths, people, words: as for `diagnosis_list.join_list`.
+        file, header, cells: of the list.
         columns: role -> number of its column; None: the list has none.
         told: what was chosen, a line each.
     """
 
-    def __init__(
-        self,
-        images: pd.DataFrame,
-        paths: Sequence[str],
-        people: Sequence[str],
-        file: Path,
-        header: list[str],
-        cells: list[list[str]],
-        words: ClassWords | None,
-    ) -> None:
-        self.images, self.file, self.header, self.cells, self.words = images, file, header, cells, words
-        self.paths, self.people = list(paths), list(people)
-        self.columns: dict[str, int | None] = {}
-        self.told: list[str] = []
-        self.by_file = rows_by_file(paths)
+    images: pd.DataFrame
+    paths: Sequence[str]
+    people: Sequence[str]
+    file: Path
+    header: list[str]
+    cells: list[list[str]]
+    words: ClassWords | None
+    columns: dict[str, int | None] = field(default_factory=dict, init=False)
+    told: list[str] = field(default_factory=list, init=False)
+
+    @cached_property
+    def by_file(self) -> dict[str, list[int]]:
+        return rows_by_file(self.paths)
 
     def values(self, column: int | None) -> list[str]:
         return [row[column] if column is not None else "" for row in self.cells]
