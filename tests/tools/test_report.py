@@ -417,6 +417,14 @@ def test_maps_point_at_the_lesion_only_where_both_intervals_say_so(gain: dict, p
     assert ("cam" in {one["rule"] for one in said["does_not_show"]}) is not shown
 
 
+def test_a_centre_whose_maps_avoid_the_lesion_is_named():
+    found = {"cam_inside": number(0.3), "cam_chance": number(0.1), "cam_gain": number(0.2, 0.1, 0.3)}
+    task = as_task(**found, cam_gain_over_place=number(0.1, 0.01, 0.2))
+    task["measures"]["cam_gain"]["centers"] = {"A": number(-0.1, -0.2, -0.05), "B": number(-0.1, -0.2, 0.05), "C": number(0.7, 0.6, 0.8)}
+    said = next(one["text"] for one in findings(task)["shows"] if one["rule"] == "cam")
+    assert said.endswith(" Not so at A, where it is less than chance.")
+
+
 def test_a_dice_has_no_chance_and_weak_teachers_are_named():
     said = findings(as_task("dice", vfmgl=number(0.7, 0.6, 0.8)) | {"teacher": f"x, {DRAWN}", "phantoms": True, "deviations": 3, "seed": 4})
     rules = [one["rule"] for one in said["does_not_show"]]

@@ -106,7 +106,9 @@ def _of_maps(task: Mapping[str, Any]) -> Iterator[Finding]:
     if any(gain["lo"] is None for gain in gains):
         yield False, "cam", f"Where the models look: {numbers}; {inside['reason'] or 'there is no interval'}."
     elif min(gain["lo"] for gain in gains) > 0:
-        yield True, "cam", f"The models look at the lesion: {numbers}. Both intervals, over chance and over place, lie above 0."
+        less = [center for center, gain in task["measures"]["cam_gain"]["centers"].items() if gain["hi"] is not None and gain["hi"] < 0]
+        where = f" Not so at {', '.join(less)}, where it is less than chance." if less else ""
+        yield True, "cam", f"The models look at the lesion: {numbers}. Both intervals, over chance and over place, lie above 0.{where}"
     else:
         yield False, "cam", f"That the models look at the lesion: {numbers}, and an interval, over chance or over place, reaches 0."
 
