@@ -218,6 +218,7 @@ def chosen_stages(table: pd.DataFrame) -> Figure:
     axis = figure.subplots()
     texts = counts.map("{:.0f}".format) if share.shape[1] <= 12 else None
     picture = heatmap(axis, share, SEQUENTIAL, (0, 1), texts, size=6 if texts is not None else 0)
+    axis.set_xticks(axis.get_xticks(), list(share), rotation=0, ha="center")  # numbers need no slant
     axis.set(title=f"runs, of {table['runs'].max()}, in which a stage was critical", xlabel="round", ylabel="student stage")
     figure.colorbar(picture, ax=axis, pad=0.03, label="share of the runs")
     return figure
