@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import papermill
 import pytest
 
 from tests.own_tasks import write_classes
@@ -16,7 +15,6 @@ from vfmgl_lib.tools.batch.execution import kernel_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "notebooks" / "tutorials").glob("*.ipynb"))
-OWN_DATA = ROOT / "notebooks" / "tutorials" / "own_data.ipynb"
 MOST_CELLS = 20
 
 
@@ -34,14 +32,11 @@ def test_form(file: Path):
             assert not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.While), cell["id"]
 
 
-def given(folder: Path) -> dict[str, object]:
-    return {"runs": folder / "runs", "profile": ROOT / "tests" / "smallest.yaml"}
-
-
 def run(folder: Path, **parameters: object) -> subprocess.CompletedProcess:
-    """own_data by papermill's command, started in `folder`."""
-    words = [str(OWN_DATA), "out.ipynb", "--no-progress-bar"]
-    words += [word for name, value in (given(folder) | parameters).items() for word in ("-p", name, str(value))]
+    """own_data by papermill, started in `folder`."""
+    words = [str(ROOT / "notebooks" / "tutorials" / "own_data.ipynb"), "out.ipynb", "--no-progress-bar"]
+    given = {"runs": folder / "runs", "profile": ROOT / "tests" / "smallest.yaml"} | parameters
+    words += [word for name, value in given.items() for word in ("-p", name, str(value))]
     with kernel_environment():
         return subprocess.run([sys.executable, "-m", "papermill", *words], cwd=folder, capture_output=True, text=True)
 
@@ -68,18 +63,16 @@ def test_own_data_with_a_folder_and_a_list_of_one_s_own(tmp_path: Path):
     folders = sorted({file.parent for file in images.rglob("*.png")})
     lines = [f"{place.parts[-4]};{place.name};{'Befund' if 'malign' in place.name else 'ohne Befund'}" for place in folders[1:]]
     listed.write_text("\n".join(["Klinik;Patient;Diagnose", *lines]), encoding="utf-8")
-    own = {"images": images, "diagnoses": listed, "name": "moles"}
-    done = run(tmp_path, **own)
+    given = {"images": images, "diagnoses": listed, "name": "moles"}
+    done = run(tmp_path, **given)
     lacking = folders[0].relative_to(images).as_posix()
     assert done.returncode and f"Fill in label in 1 of 60 rows (e.g. of {lacking}/0.png) in {images / 'samples.csv'}" in done.stderr
     assert "own_images.py" not in done.stderr  # no traceback of the notebook's
     table = pd.read_csv(images / "samples.csv", dtype=str, keep_default_na=False)
     table["label"] = table["label"].where(table["label"] != "", "ohne Befund")
     table.to_csv(images / "samples.csv", index=False)
-    parameters = {name: str(value) for name, value in (given(tmp_path) | own).items()}
-    with kernel_environment():
-        where = {"metadata": {"path": str(tmp_path)}}
-        papermill.execute_notebook(OWN_DATA, tmp_path / "out.ipynb", parameters, progress_bar=False, resources=where)
+    done = run(tmp_path, **given)
+    assert done.returncode == 0, done.stderr[-3000:]
     results = pd.read_csv(tmp_path / "runs" / "smallest" / "moles-images" / "figures" / "tutorial" / "results.csv")
     assert set(results["method"]) == {"local", "fedavg", "vfmgl"} and "auc" in set(results["metric"])
     page = (tmp_path / "runs" / "tutorial" / "report-moles.html").read_text("utf-8")
