@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SEED, TIMES = 1, int(os.environ.get("VFMGL_FUZZ") or 1)
 # Formats whose mutations cost alike, and how many of each; a group is a process.
 GROUPS = [
-    (("png", "tiff", "jpeg", "mask", "nifti"), 100),
-    (("nifti.gz", "csv", "xml", "safetensors", "onnx"), 100),
-    (("mhd", "dicom"), 40),
+    (("png", "tiff", "jpeg", "mask", "nifti"), 65),
+    (("nifti.gz", "csv", "xml", "safetensors", "onnx"), 65),
+    (("mhd", "dicom"), 30),
 ]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
