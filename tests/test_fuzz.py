@@ -18,7 +18,7 @@ SEED, TIMES = 1, int(os.environ.get("VFMGL_FUZZ") or 1)
 GROUPS = [
     (("png", "tiff", "jpeg", "mask", "nifti"), 65),
     (("nifti.gz", "csv", "xml", "safetensors", "onnx"), 65),
-    (("mhd", "dicom"), 30),
+    (("mhd", "dicom"), 40),
 ]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
