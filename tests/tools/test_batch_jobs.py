@@ -169,7 +169,7 @@ def test_an_interrupted_batch_leaves_no_kernel_and_keeps_what_was_finished(tmp_p
         kernels = [psutil.Process(int(pid)) for pid in pids]
         os.kill(batch.pid, signal.SIGINT)
         _, said = batch.communicate(timeout=120)
-    assert batch.returncode == 130 and "run_all.sh: interrupted" in said
+    assert batch.returncode == 130 and "vfmgl run: interrupted" in said
     assert psutil.wait_procs(kernels, timeout=20)[1] == [], "a kernel goes on"
     rows = read_log(runs / "smoke" / "runs.csv")
     assert [row["notebook"] for row in rows[4:]] == ["01_quick"] * 2 and page.read_bytes() == before

@@ -83,6 +83,8 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
 
 def _status(name: str) -> int:
     """Bytes, from /proc/self/status. Not getrusage: its maximum begins with that of the process that started this one."""
+    if sys.platform != "linux":
+        raise OSError(f"peak memory is read from /proc/self/status, which {sys.platform} does not have: measure it on Linux")
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
 
