@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfmgl_lib.base.places import PlaceError, project_folder
-from vfmgl_lib.base.surroundings import print_anything
+from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.config.sections import TEACHER_HELP
 from vfmgl_lib.tools.batch.settings import DEFAULT_TASKS, BatchError, read_settings
 
@@ -39,6 +39,7 @@ def command_line() -> argparse.ArgumentParser:
         "--engine", default="process", choices=("process", "flower"), help="how notebook 04 runs its rounds; default: process"
     )
     parser.add_argument("--jobs", type=whole_number, metavar="N", help="notebooks at a time, default: the number of cores; 1 with cuda")
+    parser.add_argument("--check", action="store_true", help="runs nothing; says what disk, memory and hours it will take on this machine")
     parser.add_argument(
         "--runs", metavar="DIR", help="where results go, default: runs/ in the project, or in the folder that vfmgl init made"
     )
@@ -58,12 +59,13 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path | None = None) 
     Args:
         notebooks: their folder; None: that of the folder to work in (`base.places.project_folder`).
 
-    Returns: 0, or 1 if a notebook failed, 2 if what was asked for is not possible, 130 if interrupted.
+    Returns: 0, or 1 if a notebook failed (with --check: if disk or memory do not suffice), 2 if what was asked for is not possible, 130
+        if interrupted.
     """
     print_anything()
     parser = command_line()
     options = vars(parser.parse_args(arguments))
-    tasks = options.pop("task") or []
+    tasks, only_check = options.pop("task") or [], options.pop("check")
     if options.pop("all_tasks"):
         if tasks:
             parser.error("--all-tasks and --task exclude one another")
@@ -71,7 +73,14 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path | None = None) 
     try:
         notebooks = notebooks or project_folder() / "notebooks"
         settings = read_settings(tasks=tasks, here=Path.cwd(), **options)
-        from vfmgl_lib.tools.batch.runner import run_batch  # after the checks: papermill and torch take seconds to import
+        from vfmgl_lib.tools.batch.runner import find_notebooks, run_batch  # after the checks: papermill and torch take seconds to import
+
+        if only_check:
+            from vfmgl_lib.tools.batch.preflight import check
+
+            text, enough = check(settings, [notebook.stem for notebook in find_notebooks(notebooks, settings.only)])
+            write_out(text)
+            return 0 if enough else 1
 
         done = run_batch(notebooks, settings)
     except (BatchError, PlaceError, OSError) as error:
