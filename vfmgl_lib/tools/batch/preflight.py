@@ -94,10 +94,9 @@ def costs(workspace: Workspace, stems: Iterable[str], steps: RealSteps, engine: 
         own = [study for study in planned(workspace, stem, engine) if study.folder not in seen]
         seen |= {study.folder for study in own}
         left = [study for study in own if not study.complete]
-        seconds, disk = sum(training_seconds(study, steps) for study in left), sum(study_bytes(study, steps) for study in left)
-        rows.append(
-            {"notebook": stem, "studies": len(own), "done": len(own) - len(left), "hours": seconds / 3600, "disk (GiB)": disk / GIB}
-        )
+        seconds = sum((training_seconds(study, steps) for study in left), 0.0)
+        disk = sum((study_bytes(study, steps) for study in left), 0.0)
+        rows.append(_row(stem, len(own), len(own) - len(left), seconds, disk))
         studies += left
     for study in studies:
         _add_features(features, study)
