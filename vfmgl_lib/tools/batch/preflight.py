@@ -148,7 +148,8 @@ def study_bytes(study: Study, steps: RealSteps) -> int:
     images, centers = _images(study), len(study.manifest.training_centers)
     reported = {1, *study.report_rounds.values()}
     kept = {*reported, study.last_round, max(study.last_round - 1, 1)}
-    models = centers * (len(kept) * steps.model_bytes + min(2, study.last_round) * steps.state_bytes)
+    state = steps.state_bytes if METHODS[study.settings.method].switches.transfer else steps.plain_state_bytes
+    models = len(kept) * (centers * steps.model_bytes + steps.shared_bytes) + centers * min(2, study.last_round) * state
     every, tested = sum(sum(counts.values()) for counts in images.values()), sum(images["test"].values())
     rows = (len(reported) + 1) * every + len(reported) * tested * (2 * centers + 2)
     batches = sum(math.ceil(count / study.settings.optimizer.batch_size) for count in images["train"].values())

@@ -37,7 +37,8 @@ class RealSteps:
         update, stage_one, stage_two: seconds a batch: an update on the task loss; HGKT with its task update, the teacher's features read
             from the cache; distillation from the shared model.
         teacher: seconds an image, computed.  predict: seconds an image, read from its file.
-        model_bytes, state_bytes: of one centre's checkpoint of a round: the models, and what only resuming needs.
+        model_bytes, shared_bytes: of a round's checkpoint: one centre's models, the shared one.
+        state_bytes, plain_state_bytes: what only resuming needs, of one centre: with HGKT, and of a plain update's optimiser.
         feature_bytes: of an image's features in the teacher's cache.
         row_bytes, mask_bytes, step_bytes: of a row of predictions, a predicted mask, a row of steps, on disk.
         peak_bytes: the process at its highest.  gpu_bytes: 0 on a CPU.
@@ -50,7 +51,9 @@ class RealSteps:
     teacher: float
     predict: float
     model_bytes: int
+    shared_bytes: int
     state_bytes: int
+    plain_state_bytes: int
     feature_bytes: int
     row_bytes: float
     mask_bytes: float
@@ -91,8 +94,6 @@ def measure(given: Mapping[str, object]) -> RealSteps:
         seen = torch.rand(min(len(data), 8), 3, teacher.image_size, teacher.image_size, device=device)
         student = vfmgl.student(center, "II", ROUNDS)
         size = vfmgl.settings.evaluation_batch_size
-        tensors = list(last.glob("*.safetensors"))
-        state = sum(file.stat().st_size for file in tensors if file.name.endswith(".state.safetensors"))
         masks = [file.stat().st_size for file in (last / "masks").rglob("*.png")]
         return RealSteps(
             images=len(data),
@@ -101,8 +102,10 @@ def measure(given: Mapping[str, object]) -> RealSteps:
             stage_two=_seconds(vfmgl, "II"),
             teacher=_second_time(lambda: teacher(seen)) / len(seen),
             predict=_second_time(lambda: predict(student, joined([data]), batch_size=size, device=device)) / len(data),  # read anew
-            model_bytes=sum(file.stat().st_size for file in tensors) - state,
-            state_bytes=state,
+            model_bytes=sum((last / f"{center}.{name}.safetensors").stat().st_size for name in ("student", "stage_one")),
+            shared_bytes=(last / "shared.safetensors").stat().st_size,
+            state_bytes=(last / f"{center}.state.safetensors").stat().st_size,
+            plain_state_bytes=(round_folder(local.folder, 2) / f"{center}.state.safetensors").stat().st_size,
             feature_bytes=HEADER + 2 * sum(int(np.prod((blocks, channels, side, side))) for blocks, channels, side in teacher.stack_shapes),
             row_bytes=_bytes_a_row(last / "predictions.csv"),
             mask_bytes=float(np.mean(masks)) if masks else 0.0,
