@@ -124,7 +124,7 @@ install_project() {
     fi
     say "Installing the pinned packages; the first time takes some minutes and about 6 GB"
     # pymrmr's setup imports Cython and numpy without saying so: they come first, and the build has to see them.
-    install_packages cython numpy pandas setuptools wheel
+    install_packages cython hatchling numpy pandas setuptools wheel
     install_packages --no-build-isolation pymrmr
     install_packages --no-build-isolation --editable "${root}[dev]"
     "$python" -m ipykernel install --sys-prefix --name vfmgl --display-name "VFMGL Workbook" >/dev/null

@@ -43,11 +43,9 @@ def test_folders_further_up_are_not_asked(own):
 
 def test_a_changed_profile_counts_by_its_name_and_the_papers_stays(own, monkeypatch):
     profiles = own / "notebooks" / "profiles"
-    for name in ("smoke", "paper"):
+    for name, rounds, fewer in (("smoke", "rounds: 5", "rounds: 7"), ("paper", "rounds: 100", "rounds: 90")):
         text = (profiles / f"{name}.yaml").read_text("utf-8")
-        (profiles / f"{name}.yaml").write_text(
-            text.replace("federation: {rounds: 5}", "federation: {rounds: 7}").replace("rounds: 100", "rounds: 90"), "utf-8"
-        )
+        (profiles / f"{name}.yaml").write_text(text.replace(rounds, fewer), "utf-8")
     assert load_settings("nuclei", "smoke").federation.rounds == 5
     monkeypatch.chdir(own / "notebooks")
     mine = load_settings("nuclei", "smoke")

@@ -41,12 +41,10 @@ def study(workspace, method):
 
 
 def test_a_batch_costs_the_stages_that_its_method_has(workspace):
-    seconds = {
-        method: preflight.batch_seconds(study(workspace, method), STEPS) for method in ("fedavg", "hgkt", "hgkt_kd", "vfmgl", "logit_kd")
-    }
+    seconds = {name: preflight.batch_seconds(workspace.study(name), STEPS) for name in ("fedavg", "hgkt", "hgkt_kd", "vfmgl", "ditto")}
     assert seconds["fedavg"] == 1.0 and seconds["hgkt"] == 10.0
     assert seconds["hgkt_kd"] == seconds["vfmgl"] == 10.0 + 5.0 / 2, "two rounds, the first without stage II"
-    assert seconds["logit_kd"] > 1.0, "it passes the student once more"
+    assert seconds["ditto"] > 1.0, "it trains a second model"
     rare = workspace.variant(changes={"transfer.hypergradient_every": 4}).study("hgkt")
     assert 1.0 < preflight.batch_seconds(rare, STEPS) < 5.0
 
@@ -80,9 +78,7 @@ def test_features_beyond_the_cache_are_computed_again(workspace):
 def test_a_study_counts_once_and_not_when_it_is_done(workspace, monkeypatch):
     found = preflight.costs(workspace, ["02_hgkt", "03_ddbl", "04_federated_rounds", "05_comparison", "06_generalization", "mine"], STEPS)
     counts = {row["notebook"]: row["studies"] for row in found.rows}
-    assert counts == {
-        "02_hgkt": 3, "03_ddbl": 1, "04_federated_rounds": 0, "05_comparison": 13, "06_generalization": 2, "mine": 0, "teacher's features": 0,
-    }  # fmt: skip
+    assert list(counts.values()) == [3, 1, 0, 13, 2, 0, 0], counts
     assert preflight.costs(workspace, ["04_federated_rounds"], STEPS, "flower").rows[0]["studies"] == 1
     monkeypatch.setattr(type(study(workspace, "vfmgl")), "complete", True)
     done = preflight.costs(workspace, ["03_ddbl", "05_comparison"], STEPS)

@@ -347,7 +347,7 @@ def test_a_prepared_set_whose_images_lie_elsewhere(federation, phantoms, tmp_pat
 def test_another_system_than_linux_says_so(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert landlock_version() == 0
-    with pytest.raises(OSError, match="has no Landlock .Linux 5.13"):
+    with pytest.raises(OSError, match="has no Landlock"):
         restrict([], [])
 
 
