@@ -63,6 +63,20 @@ def test_a_folder_of_another_version_is_told(own, caplog):
     assert f"{own}: its notebooks are of version 0.1.9, this is {__version__}" in caplog.text
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}'])
+def test_an_altered_mark_is_named(own, text):
+    (own / places.MARK).write_text(text)
+    with pytest.raises(places.PlaceError, match=f"{own / places.MARK}: cannot be read"):
+        places.project_folder(own)
+
+
+def test_a_folder_that_was_removed_is_none(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert places.own_folder() is None and load_settings("nuclei", "smoke").task == "nuclei"
+
+
 def test_a_package_without_a_folder_says_how_to_make_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(places, "IS_CLONE", False)

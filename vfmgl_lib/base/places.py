@@ -33,7 +33,10 @@ def own_folder(here: Path | None = None) -> Path | None:
     Args:
         here: None: where the process stands.
     """
-    here = Path.cwd() if here is None else here
+    try:
+        here = Path.cwd() if here is None else here
+    except OSError:  # that folder has been removed
+        return None
     places = [here, *(here.parents[up] for up in (0, 1) if len(here.parents) > up and here.parts[-1 - up] == "notebooks")]
     return next((place for place in places if (place / MARK).is_file()), None)
 
@@ -43,10 +46,14 @@ def project_folder(here: Path | None = None) -> Path:
 
     Of one's own folder that another version made it warns.
 
-    Raises: PlaceError: the library is an installed package, and `here` is no folder of one's own.
+    Raises: PlaceError: the library is an installed package, and `here` is no folder of one's own; a workbook.json that was altered.
     """
     if own := own_folder(here):
-        if (made := json.loads((own / MARK).read_text("utf-8"))["vfmgl_lib"]) != __version__:
+        try:
+            made = json.loads((own / MARK).read_text("utf-8"))["vfmgl_lib"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PlaceError(f'{own / MARK}: cannot be read ({error!r}), expected {{"vfmgl_lib": "{__version__}"}}') from error
+        if made != __version__:
             log.warning("%s: its notebooks are of version %s, this is %s; `vfmgl init` makes a folder of this one", own, made, __version__)
         return own
     if not IS_CLONE:
