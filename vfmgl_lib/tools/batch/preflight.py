@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -204,6 +205,7 @@ def check(settings: BatchSettings, stems: list[str]) -> tuple[str, bool]:
     texts, hours, disk, memory = [], 0.0, 0, 0
     for task in settings.tasks:
         given = settings.parameters(task)
+        sys.stderr.write(f"{task}: a few real steps at the profile's sizes; on a CPU the paper's take minutes\n")
         try:
             workspace, steps = open_workspace(**given), measure_apart(given)  # type: ignore[arg-type]
             found = costs(workspace, stems, steps, settings.engine)
