@@ -114,4 +114,4 @@ def test_what_would_stop_the_run_stops_the_check(runs, capsys):
     given = ["--check", "--profile", str(SMALLEST), "--task", "nuclei", "--runs", str(runs), "--only", "03"]
     assert main([*given, "--teacher", "nosuch_vit"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("vfmgl run: ") and "nosuch_vit" in said and "Traceback" not in said
+    assert "\nvfmgl run: " in said and "nosuch_vit" in said and "Traceback" not in said

@@ -217,7 +217,7 @@ def check(settings: BatchSettings, stems: list[str]) -> tuple[str, bool]:
     enough_disk, enough_memory = disk < free, memory * settings.jobs < there
     jobs = settings.jobs
     texts.append(
-        f"All of it: {hours:.1f} hours one after another; with {jobs} notebooks at a time not less than {hours / jobs:.1f}.\n"
+        f"All of it: {hours:.3g} hours one after another; with {jobs} notebooks at a time not less than {hours / jobs:.3g}.\n"
         f"Disk: {disk / GIB:.1f} GiB to be written, {free / GIB:.1f} GiB free at {settings.runs}: {_verdict(enough_disk)}\n"
         f"Memory: up to {memory / GIB:.1f} GiB a notebook, {jobs} at a time, {there / GIB:.1f} GiB free: {_verdict(enough_memory)}\n"
     )

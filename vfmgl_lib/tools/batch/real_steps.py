@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -71,7 +72,7 @@ def measure_apart(given: Mapping[str, object]) -> RealSteps:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the notebooks' kernels have it
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), logging.disable, (logging.WARNING,)) as pool:  # of so few steps
             return pool.submit(measure, dict(given)).result()
     except BrokenProcessPool as error:
         raise RuntimeError(f"task {given['task']}: the steps were killed, mostly since memory ran out; give a machine with more") from error
