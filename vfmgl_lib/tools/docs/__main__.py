@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,9 @@ def _build(root: Path, run: Path, out: Path) -> int:
         sys.stderr.write(f"vfmgl docs: {note}\n")
     from sphinx.cmd.build import main as sphinx_build  # takes a second
 
-    options = ["-W", "--keep-going", "-q", "-b", "html", "-c", str(root / "docs"), "-d", str(out / "doctrees")]
+    # All pages are written, since each has the list of the others; what has been read is kept in doctrees.
+    shutil.rmtree(html, ignore_errors=True)
+    options = ["-W", "-a", "--keep-going", "-q", "-b", "html", "-c", str(root / "docs"), "-d", str(out / "doctrees")]
     if sphinx_build([*options, str(source), str(html)]):
         return 1
     problems = problems_of(html)

@@ -16,7 +16,7 @@ NOTEBOOKS = "notebooks"
 TUTORIALS = ("tutorials/own_data.ipynb",)
 NO_RUN = "The notebooks are shown without outputs: there is no run in {run}. Run `./run_all.sh`, then `vfmgl docs` again."
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a running kernel
-PICTURE = "image/png"
+PICTURE, MARKDOWN = "image/png", "text/markdown"
 LONGEST_TEXT = 300  # letters of a picture's alternative text
 
 
@@ -85,7 +85,7 @@ def page_of(notebook: Notebook, relink: Callable[[str], str]) -> str:
                 cell.source = f"{heading} ({notebook.task})\n{rest}"
             cell.source = relink(cell.source)
         elif cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _is_shown(output)]
+            cell.outputs = [_without_front_matter(output) for output in cell.outputs if _is_shown(output)]
             if any(PICTURE in output.get("data", {}) for output in cell.outputs):
                 cell.metadata["mystnb"] = {"image": {"alt": shortened(about) or "Figure of this cell"}}
     return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
@@ -103,6 +103,14 @@ def shortened(text: str) -> str:
 def _is_shown(output: Any) -> bool:
     """Neither progress, which notebooks write to standard error, nor what needs a kernel."""
     return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+
+
+def _without_front_matter(output: Any) -> Any:
+    """A model's card as Markdown begins with what is for machines, between two lines of dashes."""
+    text = "".join(output.get("data", {}).get(MARKDOWN, ""))
+    if text.startswith("---\n"):
+        output["data"][MARKDOWN] = text.split("\n---\n", 1)[1]
+    return output
 
 
 def story_of(found: Found) -> str:
