@@ -4,8 +4,9 @@ from pathlib import Path
 
 from docutils.utils.math.latex2mathml import tex2mathml
 
-from vfmgl_lib import __version__
+from vfmgl_lib import __version__, cli
 from vfmgl_lib.tools.docs.docstrings import to_rst
+from vfmgl_lib.tools.docs.reference import commands_of
 
 project = "VFMGL Workbook"
 version = release = __version__
@@ -41,6 +42,12 @@ def _read_docstring(app, what, name, obj, options, lines):
     lines[:] = to_rst(lines)
 
 
+def _add_commands(app, docname, source):
+    if docname == "commands":
+        help_texts = commands_of(cli.main, {name: about for name, (_, about) in cli.COMMANDS.items()})
+        source[0] = source[0].replace("<!-- the help of every command -->", help_texts)
+
+
 def _inline_math(self, node):
     self.body.append(tex2mathml(node.astext(), as_block=False))
     raise _skip()
@@ -61,3 +68,5 @@ def setup(app):
     """Mathematics as MathML, which browsers show by themselves: no script and no font from elsewhere."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
     app.connect("autodoc-process-docstring", _read_docstring)
+    app.connect("source-read", _add_commands)
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["commands"])  # its text is not in its file

@@ -32,6 +32,10 @@ def test_every_direct_dependency_is_pinned():
     assert "pymrmr==0.1.11" in PROJECT["dependencies"]
 
 
+def test_the_site_s_packages_are_pinned():
+    assert CONSTRAINTS.keys() >= set(PROJECT["optional-dependencies"]["docs"])
+
+
 def test_conda_has_the_same_pins():
     packages = next(entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict))
     conda = pins(packages)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from vfmgl_lib.base.files import write_bytes
 from vfmgl_lib.tools.docs.notebooks import NOTEBOOKS, Found, find_notebooks, page_of, story_of
-from vfmgl_lib.tools.docs.reference import commands_page, reference_pages
+from vfmgl_lib.tools.docs.reference import reference_pages
 
 # pages outside docs/ -> where they stand on the site
 ELSEWHERE = {
@@ -60,7 +60,7 @@ def stage(root: Path, run: Path, source: Path) -> list[str]:
 
         content[notebook.place] = page_of(notebook, relink).encode()
     content |= {f"figures/{file.name}": file.read_bytes() for file in sorted((root / "docs" / "figures").glob("*.png"))}
-    content |= {name: text.encode() for name, text in {"commands.md": commands_page(), **reference_pages(root)}.items()}
+    content |= {name: text.encode() for name, text in reference_pages(root).items()}
     _write(source, content)
     return found.notes
 

@@ -6,11 +6,11 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
-from vfmgl_lib import cli
+Main = Callable[[Sequence[str]], int]
 
 PARTS = {"data": ("template", "new-task", "prepare", "verify", "fetch"), "federation": ("init", "key", "check", "server", "site")}
 NO_HELP = ("lab",)  # its words are JupyterLab's
@@ -34,27 +34,30 @@ FLOORS = (
 LEFT_OUT = ("earlier", "docs", "__main__")
 
 
-def commands_page() -> str:
-    """Every command's help, as Markdown."""
-    parts = ["# Commands\n\nWhat `vfmgl COMMAND --help` says. `./run_all.sh` takes the options of `vfmgl run`.\n"]
-    for name, (_, about) in cli.COMMANDS.items():
+def commands_of(main: Main, commands: Mapping[str, str]) -> str:
+    """Every command's help, as Markdown.
+
+    Args:
+        main: runs the words of a command line.
+        commands: their names and what they do, in the order of the page.
+    """
+    parts = []
+    for name, about in commands.items():
         parts.append(f"## vfmgl {name}\n")
-        parts.append(
-            f"{about[0].upper()}{about[1:]}. All further words go to `jupyter lab`.\n" if name in NO_HELP else _fenced(help_of(name))
-        )
-        parts += [f"### vfmgl {name} {part}\n\n{_fenced(help_of(name, part))}" for part in PARTS.get(name, ())]
+        if name in NO_HELP:
+            parts.append(f"{about[0].upper()}{about[1:]}. All further words go to `jupyter lab`.\n")
+        else:
+            parts.append(_fenced(help_of(main, name)))
+        parts += [f"### vfmgl {name} {part}\n\n{_fenced(help_of(main, name, part))}" for part in PARTS.get(name, ())]
     return "\n".join(parts)
 
 
-def help_of(*words: str) -> str:
+def help_of(main: Main, *words: str) -> str:
     """What a command prints for --help, 100 letters wide."""
     said = io.StringIO()
-    with (
-        mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-    ):
-        cli.main([*words, "--help"])
+    wide = mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"})
+    with wide, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
     return said.getvalue()
 
 
