@@ -26,7 +26,7 @@ DOI = "10.1038/s41467-025-57427-z"
 
 
 def test_version_licence_and_words_are_the_package_s():
-    assert CITATION["version"] == CODEMETA["version"] == PROJECT["version"] == __version__
+    assert CITATION["version"] == CODEMETA["version"] == __version__
     assert CITATION["license"] == PROJECT["license"] == ZENODO["license"] and CODEMETA["license"].endswith(PROJECT["license"])
     assert CITATION["keywords"] == CODEMETA["keywords"] == ZENODO["keywords"] == PROJECT["keywords"]
     assert CODEMETA["identifier"] == PROJECT["name"] and CODEMETA["programmingLanguage"]["version"] == PROJECT["requires-python"]

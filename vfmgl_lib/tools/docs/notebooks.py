@@ -133,5 +133,4 @@ def story_of(found: Found) -> str:
 
 def _part(title: str, notebooks: list[Notebook]) -> str:
     tree = "\n".join(notebook.place.removesuffix(".ipynb") for notebook in notebooks)
-    caption = title.replace("`", "")
-    return f"## {title}\n\n```{{toctree}}\n:maxdepth: 1\n:caption: {caption}\n\n{tree}\n```\n"
+    return f"## {title}\n\n```{{toctree}}\n:maxdepth: 1\n\n{tree}\n```\n"
