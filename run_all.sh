@@ -29,6 +29,7 @@ Options of a run
                         how notebook 04 runs its rounds: in one process (default), or over TLS with a process for every centre
   --jobs N              notebooks at a time (default: the number of cores, as far as the memory reaches, and 1 with --device cuda); those
                         that need one another's studies wait for them. It changes no result
+  --check               runs nothing; says what disk, memory and hours it will take on this machine, from a few real steps
   --runs DIR            where results go (default: runs/ in the project)
 
 Environment
@@ -125,10 +126,9 @@ install_project() {
     fi
     say "Installing the pinned packages; the first time takes some minutes and about 6 GB"
     # pymrmr's setup imports Cython and numpy without saying so: they come first, and the build has to see them.
-    install_packages cython numpy pandas setuptools wheel
+    install_packages cython hatchling numpy pandas setuptools wheel
     install_packages --no-build-isolation pymrmr
     install_packages --no-build-isolation --editable "${root}[dev,docs]"
-    "$python" -m ipykernel install --sys-prefix --name vfmgl --display-name "VFMGL Workbook" >/dev/null
     say "Installed in $((SECONDS - started)) s"
 }
 

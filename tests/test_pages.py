@@ -27,7 +27,7 @@ PAGES = sorted({"README.md", *ELSEWHERE, *(file.relative_to(ROOT).as_posix() for
 LANGUAGES = ("", "bash", "sh", "console")  # of code that holds commands
 # Programs that are not this project's; what is called with them is read by tests/tools/flower/test_deploy.py or was tried by hand
 OTHERS = {
-    "bandit", "chown", "conda", "cp", "docker", "export", "install", "journalctl", "nft", "pip", "pip-audit", "pre-commit", "pytest",
+    "bandit", "cd", "chown", "conda", "cp", "docker", "export", "install", "journalctl", "nft", "pip", "pip-audit", "pre-commit", "pytest",
     "sha256sum", "source", "systemctl", "useradd",
 }  # fmt: skip
 PLACEHOLDERS = {"TASK": "nuclei"}  # a word of the pages that a parser takes for a choice

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfmgl_lib.base.files import reason
+from vfmgl_lib.base.places import LIBRARY
 from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.tools.docs.gallery import GalleryError, write_gallery
 from vfmgl_lib.tools.docs.links import problems_of
 from vfmgl_lib.tools.docs.pages import stage
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = LIBRARY.parent
 NEEDED = ("sphinx", "myst_nb", "furo", "sphinx_copybutton")
 INSTALL = "pip install -c constraints.txt -e '.[docs]'"
 
