@@ -45,6 +45,10 @@ def test_every_dependency_has_a_floor_that_the_pins_reach():
         assert requirement.specifier.contains(CONSTRAINTS[requirement.name]), text
 
 
+def test_the_site_s_packages_are_pinned():
+    assert CONSTRAINTS.keys() >= set(PROJECT["optional-dependencies"]["docs"])
+
+
 def test_conda_has_the_same_pins():
     packages = next(entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict))
     conda = pins(packages)

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("vfmgl_lib.tools.export.__main__", "a trained model as ONNX, checked, with its card"),
     "predict": ("vfmgl_lib.tools.predict.__main__", "an exported model at work on files, without torch"),
     "federation": ("vfmgl_lib.tools.flower.__main__", "a federation over TLS: certificates, server, sites"),
+    "docs": ("vfmgl_lib.tools.docs.__main__", "build the site with the notebooks of a run, from a clone of the repository"),
     "pretrain": ("vfmgl_lib.tools.pretrain.__main__", "train the pocket teacher"),
 }
 
