@@ -215,8 +215,8 @@ class FederationSettings(Settings):
     local_epochs: int = Field(ge=1)
     weights: Literal["samples", "uniform"]
     aggregation: Literal["mean", "median", "trimmed_mean"] = Field(
-        description="how a server that averages makes the shared model: the mean by `weights`, or value by value the median or trimmed mean "
-        "of the centres, all of which count alike then"
+        description="how a server that averages makes the shared model: the mean by `weights`, or value by value the median or the mean "
+        "without the extremes, where all centres count alike"
     )
     trimmed_share: float = Field(
         ge=0, lt=0.5, description="of trimmed_mean: share of the centres left out at either end, rounded down; 0.25 leaves out one of four"

@@ -4,6 +4,8 @@ import socket
 import threading
 
 import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
@@ -54,3 +56,16 @@ class Wire:
 def wire():
     """(folder, clients) -> a federation over TLS whose sites are threads of this process."""
     return Wire
+
+
+@pytest.fixture
+def message():
+    """(content, kind) -> a message as a centre receives it."""
+
+    def make(content, kind):
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        made = Message(content, 2, kind)
+        made.metadata.__dict__["_message_id"] = "m"
+        return made
+
+    return make
