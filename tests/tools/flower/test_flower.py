@@ -21,7 +21,9 @@ from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower import network as flower
-from vfmgl_lib.tools.flower.network import client_app, pack, read_update, unpack, update_records
+from vfmgl_lib.tools.flower.members import Members
+from vfmgl_lib.tools.flower.messages import pack, read_update, train_records, unpack, update_records
+from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
@@ -89,11 +91,10 @@ def test_every_byte_that_a_centre_sends_is_declared(federation, wire, tmp_path, 
 
 def _safetensors_in(content):
     """The safetensors files within an object as it was sent."""
-    start = content.find(b"\x93NUMPY")
+    start = content.find(b"ArrayChunk ")
     if start < 0:
         return []
-    length = int.from_bytes(content[start + 8 : start + 10], "little")
-    data = content[start + 10 + length :]
+    data = content[content.index(b"\0", start) + 1 :]
     header = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + header])
     end = max([entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"], default=0)
@@ -118,7 +119,7 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
     broken["safetensors"].data = broken["safetensors"].data[:200]
     with pytest.raises(UpdateError, match="update of centre A: not a safetensors file"):
         unpack(broken, "centre A")
-    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected safetensors"):
+    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected an ArrayRecord with safetensors"):
         unpack(ConfigRecord({"safetensors": b"no array"}), "centre A")
 
 
@@ -148,7 +149,7 @@ def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, message, tmp
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")
     clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
-    reply = client_app(site)(message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
+    reply = client_app(site)(message(train_records(1, None, clients[0].settings.key()), "train"), None)
     assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
 
 
@@ -231,11 +232,11 @@ def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federati
         made.clients = clients[:1]
         shutil.copy(folder / "SiteA", folder / "SiteB.tmp")
         shutil.move(folder / "SiteB.tmp", folder / clients[0].center)
-        study = clients[1].settings.key()
+        members = Members(clients[1].settings)
         with superlink(folder, "127.0.0.1", made.port, made.keys) as (grid, nodes):
             made.connect()
             with pytest.raises(flower.FederationError, match=f"centre SiteA: {message}"):
-                flower.wait_for_centers(grid, {"SiteA": nodes["SiteA"]}, study, 30)
+                flower.wait_for_centers(grid, {"SiteA": nodes["SiteA"]}, members, 30)
 
 
 @pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")
