@@ -5,6 +5,7 @@ import shutil
 import ssl
 import sys
 import threading
+from base64 import b64encode
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
@@ -27,7 +30,7 @@ from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import run_supernode
+from vfmgl_lib.tools.flower.supernode import admitted, run_supernode
 
 SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 
@@ -174,6 +177,33 @@ def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
         credentials.write_key_pair(tmp_path / "stranger")
         with pytest.raises(ConnectionError, match="does not know this centre's key"):
             run_supernode(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
+
+
+def test_a_large_body_is_refused_before_it_is_read_and_any_address_of_this_machine_will_do(federation, wire, tmp_path):
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    key = b64encode(public_key_to_bytes(made.keys["SiteA"])).decode()
+    credentials.write_certificates(tmp_path / "tls", ["127.0.0.2", "127.0.0.1"], days=1)
+    credentials.write_key_pair(tmp_path / "stranger")
+    with superlink(tmp_path / "tls", "127.0.0.2", made.port, made.keys) as (grid, _):
+        assert not list(grid.get_nodes()), "its own grid reaches it; no site is there"
+        assert not admitted(f"127.0.0.2:{made.port}", tmp_path / "tls" / credentials.CA, tmp_path / "stranger")
+        before, sent = psutil.Process().memory_info().rss, [0]
+
+        def body():
+            for _ in range(400):
+                sent[0] += 2**20
+                yield bytes(2**20)
+
+        for headers in ({"content-length": str(400 * 2**20)}, {}, {FLEET_HTTP_PUBLIC_KEY_HEADER: key}):
+            with httpx.Client(verify=False, headers={"content-type": "application/protobuf", **headers}) as anyone:
+                try:
+                    status = anyone.post(f"https://127.0.0.2:{made.port}/v1/fleet/push-object", content=body()).status_code
+                except httpx.HTTPError:  # the connection is closed while the rest of it comes
+                    status = 413
+            assert status in (400, 413)
+        assert sent[0] < 3 * 30 * 2**20, "nobody waited for the rest"
+        assert (psutil.Process().memory_info().rss - before) / 2**20 < 100
 
 
 def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federation, wire, tmp_path):
