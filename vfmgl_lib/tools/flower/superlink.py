@@ -144,18 +144,27 @@ def _guarded(app: ASGIApp, known: Collection[bytes]) -> ASGIApp:
             await PlainTextResponse("not here", status_code=404)(scope, receive, send)
             return
         limit = BODY if is_app or headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()) in known else STRANGERS_BODY
+        too_large = PlainTextResponse(f"more than {limit} bytes", status_code=413, headers={"connection": "close"})
         if int(headers.get(b"content-length", 0)) > limit:
-            await PlainTextResponse(f"more than {limit} bytes", status_code=413)(scope, receive, send)
+            await too_large(scope, receive, send)
             return
         read = 0
 
         async def counted() -> Message:
             nonlocal read
             message = await receive()
-            read += len(message.get("body", b""))
-            return message if read <= limit else {"type": "http.disconnect"}  # of a body whose length was not told
+            before, read = read, read + len(message.get("body", b""))
+            if read <= limit:
+                return message
+            if before <= limit:  # a body whose length was not told
+                await too_large(scope, receive, send)
+            return {"type": "http.disconnect"}
 
-        await app(scope, counted, send)
+        async def unless_refused(message: Message) -> None:
+            if read <= limit:
+                await send(message)
+
+        await app(scope, counted, unless_refused)
 
     return guard
 
