@@ -54,7 +54,7 @@ from vfmgl_lib.study.assembly import (
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
-from vfmgl_lib.tools.flower.deadlines import Deadlines
+from vfmgl_lib.tools.flower.deadlines import Deadlines, joining_time
 from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.site import Site, hold_to_study
@@ -187,7 +187,7 @@ def run_server(given: ServerFolder) -> None:
         log.info("going on after round %d", start)
     with superlink(folder, given.settings.host, given.settings.port, keys) as (grid, nodes):
         log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
-        for fault in wait_for_centers(grid, nodes, members, given.settings.wait):
+        for fault in wait_for_centers(grid, nodes, members, joining_time(given.settings.wait, start)):
             log.warning("centre %s: %s", fault.center, fault.detail)
         shared = server.state_dict() if server.checkpoint == "shared" else None
         deadlines = Deadlines(settings.faults, _times(rounds))
