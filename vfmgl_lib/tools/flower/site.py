@@ -95,7 +95,8 @@ class Site:
         with new_folder(stored) as part:
             sent = {"update": update.state, "aggregates": update.aggregates}
             save_client(self.client, part, sent)
-            write_json(part / "about.json", {"message": message, "samples": update.samples, "metrics": update.metrics})
+            about = {"message": message, "samples": update.samples, "metrics": update.metrics}
+            write_text(part / "about.json", json.dumps(about))  # not sorted: asked again, the answer is the same to the byte
         self._ready = number
         for old in self._kept():
             if 0 < old <= number - KEPT_ROUNDS:
@@ -178,7 +179,7 @@ def load_client(client: Client, folder: Path) -> None:
 def update_hash(update: Update) -> str:
     """Names everything that leaves a centre with an update."""
     tensors = message_hash(update.state) + message_hash(update.aggregates)
-    return hashlib.sha256(json.dumps([tensors, update.center, update.samples, update.metrics]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([tensors, update.center, update.samples, update.metrics], sort_keys=True).encode()).hexdigest()
 
 
 def state_bytes(state: State) -> int:
