@@ -4,8 +4,10 @@ import socket
 import threading
 
 import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
-from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower import collection, credentials, network
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
@@ -54,3 +56,25 @@ class Wire:
 def wire():
     """(folder, clients) -> a federation over TLS whose sites are threads of this process."""
     return Wire
+
+
+@pytest.fixture
+def message():
+    """(content, kind) -> a message as a centre receives it."""
+
+    def make(content, kind):
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        made = Message(content, 2, kind)
+        made.metadata.__dict__["_message_id"] = "m"
+        return made
+
+    return make
+
+
+@pytest.fixture
+def quick_network(monkeypatch):
+    """Rounds over a Grid without a network look for answers all the time."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    monkeypatch.setattr(collection, "POLL", 0.01)
+    monkeypatch.setattr(network, "POLL", 0.01)
+    monkeypatch.setattr(collection, "COLLECT", 1.0)

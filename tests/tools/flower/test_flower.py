@@ -5,6 +5,7 @@ import shutil
 import ssl
 import sys
 import threading
+from base64 import b64encode
 from pathlib import Path
 
 import httpx
@@ -15,17 +16,21 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower import network as flower
-from vfmgl_lib.tools.flower.network import client_app, pack, read_update, unpack, update_records
+from vfmgl_lib.tools.flower.members import Members
+from vfmgl_lib.tools.flower.messages import pack, read_update, train_records, unpack, update_records
+from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import run_supernode
+from vfmgl_lib.tools.flower.supernode import admitted, run_supernode
 
 SMALLEST = Path(__file__).parents[2] / "smallest.yaml"
 
@@ -89,11 +94,10 @@ def test_every_byte_that_a_centre_sends_is_declared(federation, wire, tmp_path, 
 
 def _safetensors_in(content):
     """The safetensors files within an object as it was sent."""
-    start = content.find(b"\x93NUMPY")
+    start = content.find(b"ArrayChunk ")
     if start < 0:
         return []
-    length = int.from_bytes(content[start + 8 : start + 10], "little")
-    data = content[start + 10 + length :]
+    data = content[content.index(b"\0", start) + 1 :]
     header = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + header])
     end = max([entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"], default=0)
@@ -118,7 +122,7 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
     broken["safetensors"].data = broken["safetensors"].data[:200]
     with pytest.raises(UpdateError, match="update of centre A: not a safetensors file"):
         unpack(broken, "centre A")
-    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected safetensors"):
+    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected an ArrayRecord with safetensors"):
         unpack(ConfigRecord({"safetensors": b"no array"}), "centre A")
 
 
@@ -144,22 +148,12 @@ def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp
         Site(clients[0], tmp_path, "key")
 
 
-def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):
+def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, message, tmp_path):
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")
     clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
-    reply = client_app(site)(_message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
+    reply = client_app(site)(message(train_records(1, None, clients[0].settings.key()), "train"), None)
     assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
-
-
-def _message(content, kind):
-    from flwr.app import Message
-    from flwr.supercore.task_identity import TaskIdentity
-
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    message = Message(content, 2, kind)
-    message.metadata.__dict__["_message_id"] = "m"
-    return message
 
 
 def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
@@ -183,6 +177,28 @@ def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):
         credentials.write_key_pair(tmp_path / "stranger")
         with pytest.raises(ConnectionError, match="does not know this centre's key"):
             run_supernode(None, made.address, tmp_path / credentials.CA, tmp_path / "stranger", 0.0)
+
+
+def test_a_large_body_is_refused_before_it_is_read_and_any_address_of_this_machine_will_do(federation, wire, tmp_path):
+    clients, _ = federation("nuclei")
+    made = wire(tmp_path, clients)
+    key = b64encode(public_key_to_bytes(made.keys["SiteA"])).decode()
+    credentials.write_certificates(tmp_path / "tls", ["127.0.0.2", "127.0.0.1"], days=1)
+    credentials.write_key_pair(tmp_path / "stranger")
+    with superlink(tmp_path / "tls", "127.0.0.2", made.port, made.keys) as (grid, _):
+        assert not list(grid.get_nodes()), "its own grid reaches it; no site is there"
+        assert not admitted(f"127.0.0.2:{made.port}", tmp_path / "tls" / credentials.CA, tmp_path / "stranger")
+        before = psutil.Process().memory_info().rss
+        for headers in ({"content-length": str(100 * 2**20)}, {}, {FLEET_HTTP_PUBLIC_KEY_HEADER: key}):
+            with httpx.Client(verify=False, headers={"content-type": "application/protobuf", **headers}) as anyone:
+                try:
+                    status = anyone.post(
+                        f"https://127.0.0.2:{made.port}/v1/fleet/push-object", content=(bytes(2**20) for _ in range(100))
+                    ).status_code
+                except httpx.HTTPError:  # the connection is closed while the rest of it comes
+                    status = 413
+            assert status == 413
+            assert (psutil.Process().memory_info().rss - before) / 2**20 < 80
 
 
 def test_a_request_after_the_end_of_the_run_fails_and_interrupts_nothing(federation, wire, tmp_path):
@@ -241,11 +257,11 @@ def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federati
         made.clients = clients[:1]
         shutil.copy(folder / "SiteA", folder / "SiteB.tmp")
         shutil.move(folder / "SiteB.tmp", folder / clients[0].center)
-        study = clients[1].settings.key()
+        members = Members(clients[1].settings)
         with superlink(folder, "127.0.0.1", made.port, made.keys) as (grid, nodes):
             made.connect()
             with pytest.raises(flower.FederationError, match=f"centre SiteA: {message}"):
-                flower.wait_for_centers(grid, {"SiteA": nodes["SiteA"]}, study, 30)
+                flower.wait_for_centers(grid, {"SiteA": nodes["SiteA"]}, members, 30)
 
 
 @pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")

@@ -55,8 +55,10 @@ from vfmgl_lib.study.assembly import (
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
+from vfmgl_lib.tools.flower.deadlines import Deadlines, joining_time
+from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
-from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.site import Site, hold_to_study
 from vfmgl_lib.tools.flower.superlink import check_keys, superlink
 from vfmgl_lib.tools.flower.supernode import admitted, run_supernode
 
@@ -175,22 +177,29 @@ def run_server(given: ServerFolder) -> None:
     keys = _public_keys(folder)
     last_round = max(report_rounds(settings).values())
     server = new_server(settings, sorted(keys), new_student(settings))
-    rounds = folder / "state" / "rounds"
+    state = folder / "state"
+    hold_to_study(state, settings.key())
+    for left in state.glob("aside-*"):
+        shutil.rmtree(left)  # of a server that was killed
+    members, rounds = Members(settings, state / MEMBERS), state / "rounds"
     start = max((int(path.name) for path in rounds.glob("[0-9]*")), default=0)
     if start and server.checkpoint:
         server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
         log.info("going on after round %d", start)
     with superlink(folder, given.settings.host, given.settings.port, keys) as (grid, nodes):
         log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
-        for fault in wait_for_centers(grid, nodes, settings.key(), given.settings.wait):
+        for fault in wait_for_centers(grid, nodes, members, joining_time(given.settings.wait, start)):
             log.warning("centre %s: %s", fault.center, fault.detail)
         shared = server.state_dict() if server.checkpoint == "shared" else None
-        for done in network_rounds(grid, nodes, server, last_round, settings=settings, start=start):
+        deadlines = Deadlines(settings.faults, _times(rounds))
+        for done in network_rounds(
+            grid, nodes, server, last_round, settings=settings, start=start, members=members, deadlines=deadlines, folder=state
+        ):
             shared = done.shared
             with new_folder(rounds / f"{done.number:03d}") as part:
                 save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})
                 _write_rows(part / "faults.csv", ["round", "center", "kind", "detail"], [vars(fault) for fault in done.faults])
-                _write_rows(part / "traffic.csv", ["round", "center", "received", "sent"], done.traffic)
+                _write_rows(part / "traffic.csv", ["round", "center", "received", "sent", "seconds"], done.traffic)
             log.info("round %d of %d: %s took part", done.number, last_round, ", ".join(done.centers))
         finish(grid, nodes, shared, deadline=60)
         log.info("finished: %d rounds, in %s", last_round, rounds)
@@ -476,6 +485,16 @@ def _reach(given: SiteFolder) -> None:
 def _has_landlock() -> None:
     if not sandbox.landlock_version():
         raise OSError("this kernel has no Landlock; set sandbox: false and keep the process to its files by other means (deploy/README.md)")
+
+
+def _times(rounds: Path) -> dict[str, float]:
+    """centre -> the longest time of an answer, from the rounds that are kept."""
+    longest: dict[str, float] = {}
+    for file in rounds.glob("[0-9]*/traffic.csv"):
+        with open(file, newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
+    return {center: seconds for center, seconds in longest.items() if seconds}
 
 
 def _write_rows(file: Path, columns: list[str], rows: list[dict]) -> None:

@@ -34,8 +34,10 @@ from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger
+from vfmgl_lib.tools.flower.members import Members
 from vfmgl_lib.tools.flower.network import FederationError, finish, network_rounds, wait_for_centers
-from vfmgl_lib.tools.flower.site import Site, load_client, save_client
+from vfmgl_lib.tools.flower.site import Site, hold_to_study, load_client, save_client
 from vfmgl_lib.tools.flower.superlink import superlink
 
 if TYPE_CHECKING:
@@ -75,11 +77,10 @@ def run_rounds_apart(
     try:
         with superlink(folder, ADDRESS, port, keys) as (grid, nodes):
             processes.start()
-            missing = wait_for_centers(grid, nodes, settings.key(), START, processes.check)
-            if missing:
-                raise FederationError(
-                    f"centres {[fault.center for fault in missing]} did not connect in {START:.0f} s; see {folder / 'logs'}"
-                )
+            members = Members(settings)
+            if missing := wait_for_centers(grid, nodes, members, START, processes.check):
+                reasons = "; ".join(f"centre {fault.center}: {fault.detail}" for fault in missing)
+                raise FederationError(f"{reasons}, in {START:.0f} s; see {folder / 'logs'}")
             rounds = network_rounds(
                 grid,
                 nodes,
@@ -87,6 +88,8 @@ def run_rounds_apart(
                 study.last_round,
                 settings=settings,
                 start=start,
+                members=members,
+                folder=folder,
                 arrived=lambda center, number: progress(by_center[center].batch_count(number)),
                 waiting=processes.check,
             )
@@ -191,7 +194,8 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
     if start:
         # The study goes on after this round: the site's memory begins with what the study kept.
         key = Site.study_key(study.settings, manifest)
-        write_json(site / "state" / "study.json", {"key": key, "vfmgl_lib": __version__})
+        hold_to_study(site / "state", key)
+        Ledger(site / "state" / LEDGER, key, study.last_round, study.settings.exchange.noise, start)
         with new_folder(site / "state" / "rounds" / f"{start:03d}") as part:
             save_client(client, part)
     return site

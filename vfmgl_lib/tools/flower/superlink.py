@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.server.superlink.linkstate import LinkState
 from flwr.serverapp import Grid
-from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, NOOP_FEDERATION_ID, NodeStatus, TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
@@ -30,7 +32,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vfmgl_lib.base.surroundings import direct_to_loopback, keep_freed_memory
 from vfmgl_lib.tools.flower import credentials
@@ -38,6 +40,8 @@ from vfmgl_lib.tools.flower import credentials
 log = logging.getLogger(__name__)
 NODES, APPS = "/v1/fleet/", "/v1/runtime/"
 LOOPBACK = ("127.0.0.1", "::1")
+BODY = 8 * 2**20  # bytes of a request: Flower cuts arrays into chunks of 5 MiB
+STRANGERS_BODY = 2**16  # of one that names no key of this federation: to be refused needs less
 HEARTBEAT = 30.0  # seconds a node may be silent before it counts as away
 
 
@@ -58,11 +62,10 @@ def superlink(
     for talkative in ("flwr", "alembic", "uvicorn", "httpx"):  # a line a request
         logging.getLogger(talkative).setLevel(logging.WARNING)
     app = create_app(_lifespan(folder, host, port), SuperLinkLifespan)
+    keys = {center: public_key_to_bytes(key) for center, key in centers.items()}
     server = uvicorn.Server(
         uvicorn.Config(
-            _guarded(app),
-            host=host,
-            port=port,
+            _guarded(app, {b64encode(key) for key in keys.values()}),
             ssl_certfile=str(folder / credentials.CERTIFICATE),
             ssl_keyfile=str(folder / credentials.KEY),
             log_config=None,
@@ -70,10 +73,9 @@ def superlink(
         )
     )
     state = app.state.linkstate_factory.state()
-    keys = {center: public_key_to_bytes(key) for center, key in centers.items()}
     _remove_others(state, set(keys.values()))  # before anybody can connect
     nodes = {center: _node(state, center, key) for center, key in keys.items()}
-    thread = threading.Thread(target=server.run, name="superlink", daemon=True)
+    thread = threading.Thread(target=server.run, args=(_sockets(host, port),), name="superlink", daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
         time.sleep(0.02)
@@ -117,16 +119,52 @@ def _run(state: LinkState, folder: Path, port: int) -> Iterator[Grid]:
         grid.close()
 
 
-def _guarded(app: ASGIApp) -> ASGIApp:
-    """The app as nodes may use it; what is for apps answers this machine alone, all else is not there."""
+def _sockets(host: str, port: int) -> list[socket.socket]:
+    """Where to listen: at `host`, and on loopback, where this server's own grid speaks to it. Raises: OSError: the port is taken."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    sockets = [socket.create_server((host, port), family=family, backlog=2048)]
+    if host not in ("0.0.0.0", LOOPBACK[0]):
+        sockets.append(socket.create_server((LOOPBACK[0], port), backlog=2048))
+    return sockets
+
+
+def _guarded(app: ASGIApp, known: Collection[bytes]) -> ASGIApp:
+    """The app as nodes may use it; what is for apps answers this machine alone, all else is not there.
+
+    A body that is too large is refused before it is read: Flower reads and parses it before it looks at the signature.
+    """
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path, client = scope["path"], (scope.get("client") or ("",))[0]
-            if not (path.startswith(NODES) or (path.startswith(APPS) and client in LOOPBACK)):
-                await PlainTextResponse("not here", status_code=404)(scope, receive, send)
-                return
-        await app(scope, receive, send)
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        path, client, headers = scope["path"], (scope.get("client") or ("",))[0], dict(scope["headers"])
+        is_app = path.startswith(APPS) and client in LOOPBACK
+        if not (path.startswith(NODES) or is_app):
+            await PlainTextResponse("not here", status_code=404)(scope, receive, send)
+            return
+        limit = BODY if is_app or headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()) in known else STRANGERS_BODY
+        too_large = PlainTextResponse(f"more than {limit} bytes", status_code=413, headers={"connection": "close"})
+        if int(headers.get(b"content-length", 0)) > limit:
+            await too_large(scope, receive, send)
+            return
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            before, read = read, read + len(message.get("body", b""))
+            if read <= limit:
+                return message
+            if before <= limit:  # a body whose length was not told
+                await too_large(scope, receive, send)
+            return {"type": "http.disconnect"}
+
+        async def unless_refused(message: Message) -> None:
+            if read <= limit:
+                await send(message)
+
+        await app(scope, counted, unless_refused)
 
     return guard
 

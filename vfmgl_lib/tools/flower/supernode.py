@@ -36,7 +36,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from vfmgl_lib.base.surroundings import about_proxy, direct_to_loopback
 from vfmgl_lib.tools.flower.credentials import read_private_key
-from vfmgl_lib.tools.flower.network import FINISH
+from vfmgl_lib.tools.flower.messages import FINISH
 
 log = logging.getLogger(__name__)
 POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one
