@@ -17,7 +17,7 @@ from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
 from vfmgl_lib.tools.flower import credentials, deployment
 from vfmgl_lib.tools.flower.__main__ import main
-from vfmgl_lib.tools.flower.deployment import _own_data, check_server, check_site, plain, read_site
+from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data, plain, read_site
 from vfmgl_lib.tools.flower.one_machine import write_site_data
 from vfmgl_lib.tools.flower.sandbox import landlock_version
 from vfmgl_lib.tools.flower.superlink import superlink
@@ -327,9 +327,9 @@ def test_a_site_has_the_samples_that_its_centre_has_in_a_study_on_one_machine(fe
     given = replace(read_site(site), study=study)
     whole = taking_part(phantoms["nuclei"], study).table
     expected = whole[whole["center"] == "SiteA"].reset_index(drop=True)
-    assert _own_data(given).table.reset_index(drop=True).equals(expected)
+    assert own_data(given).table.reset_index(drop=True).equals(expected)
     fill(site, divided=True)
-    kept = _own_data(replace(given, settings=read_site(site).settings)).table
+    kept = own_data(replace(given, settings=read_site(site).settings)).table
     assert len(kept) == (phantoms["nuclei"].table["center"] == "SiteA").sum(), "a manifest that is divided already is taken as it is"
 
 
@@ -340,7 +340,7 @@ def test_a_prepared_set_whose_images_lie_elsewhere(federation, phantoms, tmp_pat
     prepare("nuclei", source, tmp_path / "set", progress=False)
     fill(site, data=str(tmp_path / "set"))
     assert len(missing(check_site(site))) == 1, "the server alone"
-    assert _own_data(read_site(site)).root == source.resolve()
+    assert own_data(read_site(site)).root == source.resolve()
 
 
 @pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")

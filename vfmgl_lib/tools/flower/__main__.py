@@ -17,7 +17,8 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import TEACHER_HELP
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.tools.flower import credentials
-from vfmgl_lib.tools.flower.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
+from vfmgl_lib.tools.flower.deployment import Finding, check_server, check_site, init, plain, read_server, read_site
+from vfmgl_lib.tools.flower.running import run_server, run_site
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     print_anything()
     given = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     logging.getLogger("flwr").handlers.clear()  # it would write every line a second time
     before = os.umask(0o077)  # keys, models, logs: for this user alone
     try:
