@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,22 @@ def test_a_lock_is_seen_and_ends_with_the_process_that_holds_it(tmp_path):
     assert not is_locked(lock)
     with locked(lock, ValueError("taken")):
         assert is_locked(lock), "also from within this process"
+
+
+def test_a_folder_s_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    """A failure of power after the renaming finds whole files."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def recorded(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("renamed") or replace(*paths))
+    with new_folder(tmp_path / "001") as part:
+        (part / "tables").mkdir()
+        for name in ("model.bin", "tables/faults.csv"):
+            (part / name).write_text("content")
+    before, after = done[: done.index("renamed")], done[done.index("renamed") + 1 :]
+    assert {Path(name).name for name in before} >= {"model.bin", "faults.csv", "tables", part.name}
+    assert after == [str(tmp_path)], "the new name itself"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vfmgl_lib.federation import client as client_module
-from vfmgl_lib.federation.rounds import run_rounds
+from vfmgl_lib.federation.rounds import quorum_of, run_rounds
 from vfmgl_lib.federation.servers import DECLARED_METRICS, WeightedMean
 
 
@@ -163,3 +163,10 @@ def test_a_method_with_a_teacher_is_refused_without_one(federation):
     clients, _ = federation("nuclei")
     with pytest.raises(ValueError, match="method vfmgl learns from a frozen teacher; none was given"):
         client_module.Client("A", clients[0].settings, clients[0].switches, clients[1].student, None, clients[0].data, torch.device("cpu"))
+
+
+def test_binary_rounding_asks_for_no_centre_more():
+    assert quorum_of(0.07, 100) == 7 and quorum_of(0.1, 30) == 3 and quorum_of(0.6666666666666667, 3) == 2
+    assert quorum_of(0.5, 3) == 2 and quorum_of(1.0, 4) == 4 and quorum_of(0.01, 2) == 1 and quorum_of(0.6667, 3) == 3
+    exact = [(part, whole) for whole in range(1, 61) for part in range(1, whole + 1)]
+    assert all(quorum_of(part / whole, whole) == part for part, whole in exact)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmgl_lib.federation.servers import Update, WeightedMean
+from vfmgl_lib.federation.servers import LARGEST_COUNTER, Averaging, Update, UpdateError, WeightedMean
 
 
 def average(updates, weights="samples"):
@@ -46,3 +46,20 @@ def test_bad_updates_are_refused_by_name(updates, message):
 def test_unknown_weights_are_refused():
     with pytest.raises(ValueError, match="samples or uniform, got 'equal'"):
         average([_update("A", 1.0, 1)], "equal")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bn.running_var", torch.tensor([1.0, -3.0]), "centre A: bn.running_var is a variance and must not be negative, got -3"),
+        ("bn.num_batches_tracked", torch.tensor(-1), "centre A: bn.num_batches_tracked counts batches and must be in 0 to .*, got -1"),
+        ("bn.num_batches_tracked", torch.tensor(LARGEST_COUNTER + 1), "centre A: bn.num_batches_tracked counts batches"),
+    ],
+)
+def test_statistics_that_no_batch_can_have_are_refused(name, value, message):
+    initial = {"bn.running_var": torch.ones(2), "bn.num_batches_tracked": torch.tensor(0), "w": torch.ones(3)}
+    server = Averaging(initial)
+    server.receive(Update("B", dict(initial), 1, {}))
+    with pytest.raises(UpdateError, match=message):
+        server.receive(Update("A", initial | {name: value}, 1, {}))
+    assert torch.equal(server.finish_round()["bn.running_var"], torch.ones(2)), "nothing of it was taken"

@@ -123,17 +123,47 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has ended well; a partial one of an earlier run is discarded."""
+    """A folder that appears under its name only when the block has ended well; a partial one of an earlier run is discarded.
+
+    Its content is on the disk before it is renamed: after a failure of power, too, it is whole or not there.
+    """
     path = Path(os.path.abspath(path))
     partial = temporary_name(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        for entry in [*partial.rglob("*"), partial]:
+            _to_disk(entry)
         os.replace(partial, path)
+        _to_disk(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def append_line(path: Path, text: str) -> None:
+    """Adds a line to a file; it is on the disk when this returns.
+
+    Raises: OSError: naming the file.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    """A file's content, or which entries a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Steps:
@@ -154,14 +184,7 @@ class Steps:
         if number < len(self.done):
             return self.done[number]
         made = make()
-        try:
-            with open(self._file, "ab") as file:
-                file.write(json.dumps(made, default=lambda value: value.item()).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = str(self._file)
-            raise
+        append_line(self._file, json.dumps(made, default=lambda value: value.item()))
         self.done.append(made)
         return made
 

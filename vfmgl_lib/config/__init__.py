@@ -156,6 +156,12 @@ class StudySettings(Settings):
         if self.deduction.rule != "quantile":
             del values["deduction"]["quantile"]
         del values["deduction"]["gradient_every"]
+        if self.federation.aggregation != "trimmed_mean":
+            del values["federation"]["trimmed_share"]
+        if self.federation.aggregation == "mean":
+            del values["federation"]["aggregation"]
+        if self.faults.largest_share < 1:
+            values["faults"] = {"largest_share": self.faults.largest_share}
         if not has_width(self.student.name):
             del values["student"]["width"]
         values["comparators"] = self.comparators.of(self.method)

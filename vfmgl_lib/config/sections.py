@@ -214,6 +214,13 @@ class FederationSettings(Settings):
     rounds: int = Field(ge=1)
     local_epochs: int = Field(ge=1)
     weights: Literal["samples", "uniform"]
+    aggregation: Literal["mean", "median", "trimmed_mean"] = Field(
+        description="how a server that averages makes the shared model: the mean by `weights`, or value by value the median or the mean "
+        "without the extremes, where all centres count alike"
+    )
+    trimmed_share: float = Field(
+        ge=0, lt=0.5, description="of trimmed_mean: share of the centres left out at either end, rounded down; 0.25 leaves out one of four"
+    )
     local_start: Literal["own", "shared", "mix"] = Field(
         description="what stage I of a method with stage II starts from: the centre's own model, the shared one, or the mean of both; "
         "a method without stage II starts from its own, so that with another value HGKT+KD differs from HGKT in its start too"
@@ -250,10 +257,17 @@ class ExchangeSettings(Settings):
 
 
 class FaultSettings(Settings):
-    """When a round goes on without a centre. None of it changes a number of a round in which nothing goes wrong."""
+    """When a round goes on without a centre, and what one centre may do to it.
+
+    None of it but `largest_share` changes a number of a round in which nothing goes wrong.
+    """
 
     quorum: float = Field(gt=0, le=1, description="share of the centres that a round needs")
-    deadline: float = Field(gt=0, description="seconds from the start of a round until a centre that has not answered is left out")
+    deadline: float = Field(gt=0, description="seconds from the start of a round after which a centre that has not answered is left out")
+    deadline_factor: float = Field(
+        ge=1, description="it is left out earlier: after so many times the longest time that a centre last took (tools.flower.deadlines)"
+    )
+    largest_share: float = Field(gt=0, le=1, description="of one centre in a mean; where its samples give it more, the others get the rest")
     largest_norm: float = Field(gt=1, description="an update's norm, as a multiple of the shared model's, above which it is refused")
 
 

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from vfmgl_lib.config.sections import ExchangeSettings
-from vfmgl_lib.federation.servers import State, Update, UpdateError
+from vfmgl_lib.federation.servers import COUNTER, VARIANCE, State, Update, UpdateError
 
 SMALLEST_VARIANCE = 1e-5  # of a batch normalisation after noise: a variance cannot be negative
-VARIANCE, COUNTER = "running_var", "num_batches_tracked"
 
 
 def outgoing(update: Update, reference: State, received: State | None, settings: ExchangeSettings) -> Update:

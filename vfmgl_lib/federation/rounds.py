@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.exchange import incoming
@@ -92,6 +93,14 @@ def run_rounds(
         yield done
 
 
+def quorum_of(share: float, centers: int) -> int:
+    """The least number of centres that is at least this share of them.
+
+    The share is the fraction that was written (0.1, 0.07, 2/3): binary rounding asks for no centre more.
+    """
+    return math.ceil(Fraction(share).limit_denominator(10_000) * centers)
+
+
 def close_round(done: Round, server: Server, centers: int, quorum: float) -> None:
     """Forms the shared model if enough of the centres took part; every fault goes to the log.
 
@@ -99,7 +108,7 @@ def close_round(done: Round, server: Server, centers: int, quorum: float) -> Non
     """
     for fault in done.faults:
         log.warning("round %d, centre %s: %s: %s", fault.round, fault.center, fault.kind, fault.detail)
-    needed = math.ceil(quorum * centers)
+    needed = quorum_of(quorum, centers)
     if len(done.centers) < needed:
         reasons = "; ".join(f"{fault.center} {fault.kind}: {fault.detail}" for fault in done.faults)
         raise QuorumError(

@@ -8,7 +8,7 @@ driver (`federation.rounds`) goes through `order`, asks for each centre's `messa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -67,6 +67,8 @@ class Update:
 
 
 DECLARED_METRICS = ("task_loss", "kept_share")
+VARIANCE, COUNTER = "running_var", "num_batches_tracked"  # how the names of batch normalisation's end
+LARGEST_COUNTER = 2**40  # batches that a centre can have seen
 
 
 class UpdateError(ValueError):
@@ -78,6 +80,7 @@ class Server:
 
     checkpoint: str | None = None  # name of the server's part of a round's checkpoint; none: it has no state
     sequential = False  # a centre's message depends on the updates before it in the same round
+    largest_norm = math.inf  # an update is refused if its norm is more than so many times the declared model's
 
     def order(self, centers: list[str], round_number: int) -> list[str]:
         """The centres of a round in the order in which their updates are received."""
@@ -87,12 +90,17 @@ class Server:
         """What a centre receives before it trains; None: nothing."""
         return None
 
+    def declared(self) -> tuple[State, dict[str, tuple[int, ...]]]:
+        """What an update holds: a model of these names, shapes and types, and name -> shape of the aggregates beside it."""
+        return {}, {}
+
     def receive(self, update: Update) -> None:
         """Takes what a centre sends after it has trained.
 
         Raises: UpdateError: for what the method does not declare; nothing of the update is taken then.
         """
-        check_update(update, {}, {})
+        model, aggregates = self.declared()
+        check_update(update, model, aggregates, self.largest_norm)
 
     def finish_round(self) -> State | None:
         """The shared model after the round, made of the updates received in it; None: the method has none."""
@@ -115,6 +123,7 @@ class Averaging(Server):
         sends_initial: centres receive the initial state in round 1, too; otherwise nothing, since it teaches nothing.
         aggregates: name -> shape of what a method declares beside the model: averaged with the same weights, part of the shared state.
         largest_norm: an update is refused if its norm is more than so many times the shared model's.
+        new_mean: makes what the updates of a round are added to (`federation.aggregation` has others).
     """
 
     checkpoint = "shared"
@@ -127,23 +136,27 @@ class Averaging(Server):
         sends_initial: bool = False,
         aggregates: Mapping[str, tuple[int, ...]] | None = None,
         largest_norm: float = math.inf,
+        new_mean: Callable[[str], WeightedMean] | None = None,
     ):
         self.state = {name: tensor.detach().cpu().clone() for name, tensor in initial.items()}
         self.weights, self.sends_initial, self.aggregates = weights, sends_initial, dict(aggregates or {})
         self.largest_norm = largest_norm
-        self._mean = WeightedMean(weights)
+        self._new_mean = new_mean or WeightedMean
+        self._mean = self._new_mean(weights)
 
     def message(self, center: str, round_number: int) -> State | None:
         return self.state if round_number > 1 or self.sends_initial else None
 
+    def declared(self) -> tuple[State, dict[str, tuple[int, ...]]]:
+        return {name: tensor for name, tensor in self.state.items() if name not in self.aggregates}, self.aggregates
+
     def receive(self, update: Update) -> None:
-        model = {name: tensor for name, tensor in self.state.items() if name not in self.aggregates}
-        check_update(update, model, self.aggregates, self.largest_norm)
+        super().receive(update)
         self._mean.add(update)
 
     def finish_round(self) -> State:
         self.state = self._mean.state()
-        self._mean = WeightedMean(self.weights)
+        self._mean = self._new_mean(self.weights)
         return self.state
 
     def state_dict(self) -> State:
@@ -151,7 +164,7 @@ class Averaging(Server):
 
     def load_state_dict(self, state: State) -> None:
         self.state = dict(state)
-        self._mean = WeightedMean(self.weights)
+        self._mean = self._new_mean(self.weights)
 
 
 class WeightedMean:
@@ -169,6 +182,7 @@ class WeightedMean:
         self.weights, self.centers, self._total = weights, list[str](), 0
         self._sums: State = {}
         self._first: State = {}  # names, shapes and types alone
+        self._broken = ""  # the centre whose update was added in part
 
     def add(self, update: Update) -> None:
         """Adds a centre's update.
@@ -185,24 +199,35 @@ class WeightedMean:
         if share <= 0:
             raise UpdateError(f"update of centre {update.center}: the number of samples must be positive, got {share}")
         self._first = self._first or {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
-        for name, tensor in state.items():
-            part = tensor.double() * share
-            self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
-        self._total += share
+        self._broken = self._broken or update.center
+        self._take(state, share)
+        self._broken = ""
         self.centers.append(update.center)
 
     def state(self) -> State:
         """The mean in the students' own types; integer buffers (BN's counter) hold the weighted mean, rounded.
 
-        Raises: ValueError: if no update was added.
+        Raises: ValueError: if no update was added. RuntimeError: an addition ended half-way, as for want of memory.
         """
         if not self.centers:
             raise ValueError("one update per centre is needed, got none")
+        if self._broken:
+            raise RuntimeError(f"the update of centre {self._broken} was added in part: the round has to be repeated")
         shared: State = {}
-        for name, total in self._sums.items():
-            mean, kind = total / self._total, self._first[name].dtype
+        for name, like in self._first.items():
+            mean, kind = self._value(name), like.dtype
             shared[name] = mean.to(kind) if kind.is_floating_point else mean.round().to(kind)
         return shared
+
+    def _take(self, state: State, share: int) -> None:
+        for name, tensor in state.items():
+            part = tensor.double() * share
+            self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
+        self._total += share
+
+    def _value(self, name: str) -> Tensor:
+        """One tensor of the next shared model, in float64."""
+        return self._sums[name] / self._total
 
 
 def check_update(update: Update, model: State, aggregates: Mapping[str, tuple[int, ...]], largest_norm: float = math.inf) -> None:
@@ -220,6 +245,7 @@ def check_update(update: Update, model: State, aggregates: Mapping[str, tuple[in
     if unknown:
         raise UpdateError(f"update of centre {update.center}: metrics {unknown} are not declared; declared are {DECLARED_METRICS}")
     check_finite(update)
+    check_statistics(update)
     norm, own = _norm(update.state), max(_norm(model), 1.0)
     if norm > largest_norm * own:
         raise UpdateError(
@@ -251,6 +277,22 @@ def check_finite(update: Update) -> None:
     for name, tensor in (update.state | update.aggregates).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UpdateError(f"update of centre {update.center}: {name} holds values that are not finite")
+
+
+def check_statistics(update: Update) -> None:
+    """Refuses statistics of batch normalisation that no batch can have: they would outlive the round in the shared model.
+
+    Raises: UpdateError: naming centre and tensor.
+    """
+    for name, tensor in update.state.items():
+        if name.endswith(VARIANCE) and (tensor < 0).any():
+            raise UpdateError(
+                f"update of centre {update.center}: {name} is a variance and must not be negative, got {float(tensor.min()):g}"
+            )
+        if name.endswith(COUNTER) and ((tensor < 0) | (tensor > LARGEST_COUNTER)).any():
+            raise UpdateError(
+                f"update of centre {update.center}: {name} counts batches and must be in 0 to {LARGEST_COUNTER}, got {tensor.max().item()}"
+            )
 
 
 def _norm(state: State) -> float:

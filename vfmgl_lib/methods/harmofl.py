@@ -26,6 +26,7 @@ from torch.nn.utils import get_total_norm
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Settings
+from vfmgl_lib.federation.aggregation import mean_of
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.servers import Averaging, State, Switches
 from vfmgl_lib.kernels import tensor_lists
@@ -151,7 +152,8 @@ def harmofl_server(settings: StudySettings, centers: list[str], student: Student
     """Averages the model and, beside it, the running mean amplitude."""
     initial = normalised(student, settings).state_dict()
     declared, limit = declared_aggregates(settings), settings.faults.largest_norm
-    return Averaging(initial, settings.comparators.harmofl.weights, sends_initial=True, aggregates=declared, largest_norm=limit)
+    weights, new_mean = settings.comparators.harmofl.weights, mean_of(settings)
+    return Averaging(initial, weights, sends_initial=True, aggregates=declared, largest_norm=limit, new_mean=new_mean)
 
 
 METHODS = (

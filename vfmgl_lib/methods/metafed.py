@@ -30,7 +30,7 @@ from vfmgl_lib.config import ConfigError, StudySettings
 from vfmgl_lib.config.sections import Settings
 from vfmgl_lib.data.loading import ImageDataset, fixed_batches, load_batches
 from vfmgl_lib.federation.client import Client
-from vfmgl_lib.federation.servers import Server, State, Switches, Update, check_update
+from vfmgl_lib.federation.servers import Server, State, Switches, Update
 from vfmgl_lib.kernels.overlap import foreground_dice
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.record import Method
@@ -87,6 +87,7 @@ class Ring(Server):
     def __init__(self, settings: StudySettings, centers: list[str], initial: State):
         self.settings, self.centers = settings, list(centers)
         self.initial = initial
+        self.largest_norm = settings.faults.largest_norm
         self.models: dict[str, State] = {}
 
     def order(self, centers: list[str], round_number: int) -> list[str]:
@@ -100,8 +101,11 @@ class Ring(Server):
         # A centre whose updates were all refused has no model here: it teaches nothing.
         return self.models.get(self.centers[-1 if stage == "personalisation" else position - 1])
 
+    def declared(self) -> tuple[State, dict[str, tuple[int, ...]]]:
+        return self.initial, {}
+
     def receive(self, update: Update) -> None:
-        check_update(update, self.initial, {}, self.settings.faults.largest_norm)
+        super().receive(update)
         self.models[update.center] = update.state
 
     def state_dict(self) -> State:

@@ -26,7 +26,7 @@ from torch import Tensor
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Settings
-from vfmgl_lib.federation.servers import Server, State, Switches, Update, check_update
+from vfmgl_lib.federation.servers import Server, State, Switches, Update
 from vfmgl_lib.kernels.distillation import temperature_kl
 from vfmgl_lib.methods.passes import UPDATE
 from vfmgl_lib.methods.record import Method
@@ -84,6 +84,7 @@ class PushSum(Server):
     def __init__(self, settings: StudySettings, centers: list[str], initial: State):
         self.settings, self.centers, self.initial = settings, list(centers), initial
         self.kept = settings.comparators.proxyfl.kept_share
+        self.largest_norm = settings.faults.largest_norm
         self.sums = {center: {name: tensor.detach().cpu().double() for name, tensor in initial.items()} for center in centers}
         self.weights = dict.fromkeys(centers, 1.0)
         self.there: set[str] = set()
@@ -99,8 +100,11 @@ class PushSum(Server):
         kinds = {name: tensor.dtype for name, tensor in self.initial.items()}
         return {name: (value if kinds[name].is_floating_point else value.round()).to(kinds[name]) for name, value in found.items()}
 
+    def declared(self) -> tuple[State, dict[str, tuple[int, ...]]]:
+        return self.initial, {}
+
     def receive(self, update: Update) -> None:
-        check_update(update, self.initial, {}, self.settings.faults.largest_norm)
+        super().receive(update)
         self.sums[update.center] = {name: tensor.double() * self.weights[update.center] for name, tensor in update.state.items()}
         self.there.add(update.center)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import Settings
+from vfmgl_lib.federation.aggregation import mean_of
 from vfmgl_lib.federation.client import Client
 from vfmgl_lib.federation.servers import Averaging, Server, Switches
 from vfmgl_lib.models.students import Student, part_names
@@ -85,4 +86,5 @@ def averaging_server(settings: StudySettings, student: Student, switches: Switch
     """The server of FedAvg and of what averages as it does, without the parts that stay at the centres."""
     kept = part_names(student, switches.keeps)
     initial = {name: tensor for name, tensor in student.state_dict().items() if name not in kept}
-    return build(initial, settings.federation.weights, sends_initial=switches.adopts, largest_norm=settings.faults.largest_norm)
+    limit, new_mean = settings.faults.largest_norm, mean_of(settings)
+    return build(initial, settings.federation.weights, sends_initial=switches.adopts, largest_norm=limit, new_mean=new_mean)

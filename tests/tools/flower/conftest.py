@@ -4,6 +4,8 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import FINISH, client_app, finish, network_rounds
@@ -77,3 +79,17 @@ def line(tmp_path_factory):
 def wire(line):
     """(folder, clients) -> a federation over TLS whose sites are threads of this process."""
     return lambda folder, clients: Wire(line, folder, clients)
+
+
+@pytest.fixture
+def message(monkeypatch):
+    """(content, kind) -> a message as a centre receives it."""
+
+    def make(content, kind):
+        for name in ("_run_id", "_task_id", "_node_id"):
+            monkeypatch.setattr(TaskIdentity, name, 1)
+        made = Message(content, 2, kind)
+        made.metadata.__dict__["_message_id"] = "m"
+        return made
+
+    return make

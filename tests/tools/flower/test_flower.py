@@ -144,22 +144,12 @@ def test_a_site_goes_on_in_no_folder_of_another_study_or_version(federation, tmp
         Site(clients[0], tmp_path, "key")
 
 
-def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, tmp_path):
+def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, message, tmp_path):
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")
     clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
-    reply = client_app(site)(_message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
+    reply = client_app(site)(message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
     assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
-
-
-def _message(content, kind):
-    from flwr.app import Message
-    from flwr.supercore.task_identity import TaskIdentity
-
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    message = Message(content, 2, kind)
-    message.metadata.__dict__["_message_id"] = "m"
-    return message
 
 
 def test_an_outsider_can_neither_join_nor_read(federation, wire, tmp_path):

@@ -18,6 +18,7 @@ from vfmgl_lib.config.sections import TEACHER_HELP
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.deployment import Finding, check_server, check_site, init, plain, read_server, read_site
+from vfmgl_lib.tools.flower.ledger import LEDGER, in_words
 from vfmgl_lib.tools.flower.running import run_server, run_site
 
 
@@ -44,6 +45,7 @@ def command_line() -> argparse.ArgumentParser:
         ("check", "says in plain words what is missing"),
         ("server", "serves the study"),
         ("site", "takes part in the study"),
+        ("log", "shows what has left a site, from its ledger, and whether the ledger is whole"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("folder", type=Path)
@@ -88,6 +90,8 @@ def _run(given: argparse.Namespace) -> int:
         return 0 if all(finding.good for finding in findings) else 1
     elif given.command == "server":
         run_server(read_server(given.folder))
+    elif given.command == "log":
+        sys.stdout.write("".join(f"{line}\n" for line in in_words(given.folder / "state" / LEDGER)))
     else:
         if given.with_parent:
             _end_with_parent()

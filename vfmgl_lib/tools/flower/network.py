@@ -24,7 +24,6 @@ from flwr.clientapp import ClientApp
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
 
 from vfmgl_lib import __version__
 from vfmgl_lib.config import StudySettings
@@ -32,7 +31,7 @@ from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import incoming
 from vfmgl_lib.federation.rounds import Fault, Round, close_round
 from vfmgl_lib.federation.servers import Server, State, Update, UpdateError
-from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.site import Site, state_bytes
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -307,14 +306,15 @@ def _hand_over(
     try:
         update = read_update(answer.content, center)
         done.traffic.append(
-            {"round": done.number, "center": center, "received": _size(message or {}), "sent": _size(update.state | update.aggregates)}
+            {
+                "round": done.number,
+                "center": center,
+                "received": state_bytes(message or {}),
+                "sent": state_bytes(update.state | update.aggregates),
+            }
         )
         server.receive(incoming(update, message, exchange))
     except UpdateError as error:
         return [Fault(done.number, center, "refused", str(error))]
     done.centers.append(center)
     return []
-
-
-def _size(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -32,9 +32,10 @@ from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger
 from vfmgl_lib.tools.flower.network import FederationError, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.programs import LOOPBACK, free_port
-from vfmgl_lib.tools.flower.site import Site, load_client, save_client
+from vfmgl_lib.tools.flower.site import Site, hold_to_study, load_client, save_client
 from vfmgl_lib.tools.flower.superlink import superlink
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
     if start:
         # The study goes on after this round: the site's memory begins with what the study kept.
         key = Site.study_key(study.settings, manifest)
-        write_json(site / "state" / "study.json", {"key": key, "vfmgl_lib": __version__})
+        hold_to_study(site / "state", key)
+        Ledger(site / "state" / LEDGER, key, study.last_round, study.settings.exchange.noise, start)
         with new_folder(site / "state" / "rounds" / f"{start:03d}") as part:
             save_client(client, part)
     return site

@@ -4,9 +4,10 @@ A site's folder:
 
     rounds/NNN/   student, stage I's student, the client's state, the update that left, the round's log; whole or not there
     shared/       the shared model of the last round, where the method has one: as received, and "adapted", as `finish` says
+    ledger.jsonl  what has left the site (`ledger`)
 
-A round that is asked for again with the same message (the server did not get the answer, or was restarted) is answered from disk: nothing
-is trained twice, nothing counted twice. Asked with another message it is trained anew from the state before it.
+A round is answered once. Asked for again with the same message (the server did not get the answer, or was restarted) it is answered from
+disk, byte for byte: nothing is trained twice, nothing counted twice, no noise drawn twice. All else is refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.servers import State, Update
+from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.tools.flower.ledger import LEDGER, REMEDY, Ledger
 
 log = logging.getLogger(__name__)
 KEPT_ROUNDS = 3
@@ -38,22 +41,18 @@ class Site:
         client: in its initial state.
         folder: the site's own; what is there is gone on with.
         key: of the study's settings and this centre's data; a folder of another study is refused.
-    Raises: ValueError: a folder that holds the rounds of another study, or of another version of the library.
+    Raises: ValueError: a folder that holds the rounds of another study or version of the library, or whose ledger is damaged or missing.
     """
 
     def __init__(self, client: Client, folder: Path, key: str):
         self.client, self.folder, self.key = client, folder, key
         self._ready = 0  # the client is in the state after this round; -1: in an unknown one
-        mark = folder / "study.json"
-        if mark.is_file():
-            found = json.loads(mark.read_text(encoding="utf-8"))
-            check_version(folder, found.get("vfmgl_lib", FIRST_VERSION), "choose another folder, or go on with the version that made it")
-            if found["key"] != key:
-                raise ValueError(f"{folder}: holds the rounds of study {found['key']}, this one is {key}; choose another folder")
-        elif (folder / "rounds").is_dir():
-            raise ValueError(f"{folder}: holds rounds of an unknown study, its study.json is missing; choose another folder")
-        else:
-            write_json(mark, {"key": key, "vfmgl_lib": __version__})  # first, so that no rounds are without it
+        hold_to_study(folder, key)
+        ledger = folder / LEDGER
+        if not ledger.is_file() and (folder / "rounds").is_dir():
+            raise ValueError(f"{ledger}: is missing beside the rounds that this site has trained; {REMEDY}")
+        settings = client.settings
+        self.ledger = Ledger(ledger, key, max(report_rounds(settings).values()), settings.exchange.noise)
         if not self._round(0).is_dir():
             with new_folder(self._round(0)) as part:
                 save_client(client, part)
@@ -66,13 +65,25 @@ class Site:
     def train(self, number: int, received: State | None) -> Update:
         """The update of a round: trained now, or from disk where this very message was answered before.
 
-        Raises: ValueError: a round before those that are kept. What `Client.run_round` raises; the state before the round is kept.
+        Raises: RoundRefusedError: a round that is not to be answered (`Ledger.asked`). ValueError: its update is not on the disk any more.
+            What `Client.run_round` raises; the state before the round is kept.
         """
         message = message_hash(received)
-        stored = self._round(number)
-        if self._answered(number) == message:
+        entry = self.ledger.asked(number, message)
+        if entry or self._answered(number) == message:
             log.info("round %d was trained before: answered from disk", number)
-            return self._stored_update(number)
+            update = self._stored_update(number)
+            if entry and entry.update != update_hash(update):
+                raise ValueError(f"{self._round(number)}: is not the update that was sent before, so that the round is not answered again")
+        else:
+            update = self._trained(number, received, message)
+        if not entry:
+            self.ledger.write(number, message, update_hash(update), state_bytes(update.state | update.aggregates))
+        return update
+
+    def _trained(self, number: int, received: State | None, message: str) -> Update:
+        """The update of a round, trained and kept."""
+        stored = self._round(number)
         self._go_to(number - 1)
         self._ready = -1
         update = self.client.run_round(number, received)
@@ -128,6 +139,23 @@ class Site:
         return self.folder / "rounds" / f"{number:03d}"
 
 
+def hold_to_study(folder: Path, key: str) -> None:
+    """Ties a folder with rounds, a site's or the server's, to a study.
+
+    Raises: ValueError: it holds the rounds of another study, or of another version of the library.
+    """
+    mark = folder / "study.json"
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        check_version(folder, found.get("vfmgl_lib", FIRST_VERSION), "choose another folder, or go on with the version that made it")
+        if found["key"] != key:
+            raise ValueError(f"{folder}: holds the rounds of study {found['key']}, this one is {key}; choose another folder")
+    elif (folder / "rounds").is_dir():
+        raise ValueError(f"{folder}: holds rounds of an unknown study, its study.json is missing; choose another folder")
+    else:
+        write_json(mark, {"key": key, "vfmgl_lib": __version__})  # first, so that no rounds are without it
+
+
 def save_client(client: Client, folder: Path, more: dict[str, State] | None = None) -> None:
     """Everything that the client's next round depends on, and its log of the round."""
     states = {"student": client.student.state_dict(), "stage_one": client.stage_one_state, "state": client.state_dict()}
@@ -143,6 +171,16 @@ def load_client(client: Client, folder: Path) -> None:
     written = json.loads((folder / "log.json").read_text(encoding="utf-8"))
     client.last_stage = written.pop("last_stage")
     client.log = RoundLog(**written)
+
+
+def update_hash(update: Update) -> str:
+    """Names everything that leaves a centre with an update."""
+    tensors = message_hash(update.state) + message_hash(update.aggregates)
+    return hashlib.sha256(json.dumps([tensors, update.center, update.samples, update.metrics]).encode()).hexdigest()
+
+
+def state_bytes(state: State) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def message_hash(received: State | None) -> str:
