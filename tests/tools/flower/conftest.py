@@ -15,24 +15,25 @@ from vfmgl_lib.tools.flower.superlink import superlink
 from vfmgl_lib.tools.flower.supernode import supernode
 
 CENTERS = ("SiteA", "SiteB")
+SPARE = ("Spare1", "Spare2")  # may connect; no SuperNode does by itself
 
 
 class Line:
-    """Flower's SuperLink, a run on it, and a SuperNode for each of two centres, for a whole test file: they start in half a minute."""
+    """Flower's SuperLink, a run on it, and a SuperNode for each of two centres, for all tests of a process: they start in half a minute."""
 
     def __init__(self, folder):
         self.folder, self.port = folder, free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.apps, self.answered = {}, []
         credentials.write_certificates(folder, ["127.0.0.1", "localhost"], days=1)
-        for center in CENTERS:
+        for center in (*CENTERS, *SPARE):
             credentials.write_key_pair(folder / center)
-        self.keys = {center: credentials.read_public_key(folder / f"{center}.pub") for center in CENTERS}
+        self.keys = {center: credentials.read_public_key(folder / f"{center}.pub") for center in (*CENTERS, *SPARE)}
 
     @contextmanager
-    def site(self, center):
+    def site(self, center, address=None):
         """A SuperNode, and a thread that answers its messages with the app that is set just now."""
-        with supernode(self.address, self.folder / credentials.CA, self.folder / center, self.folder / f"node-{center}") as node:
+        with supernode(address or self.address, self.folder / credentials.CA, self.folder / center, self.folder / f"node-{center}") as node:
             ended = threading.Event()
 
             def answer():
@@ -66,7 +67,7 @@ class Wire:
         return done
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def line(tmp_path_factory):
     made = Line(tmp_path_factory.mktemp("line"))
     with superlink(made.folder, made.port, made.keys) as (made.grid, made.nodes), ExitStack() as stack:

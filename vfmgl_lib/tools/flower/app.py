@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import new_server
 from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher, with_needed_validation
 from vfmgl_lib.study.workspace import Workspace, open_workspace
-from vfmgl_lib.tools.flower.network import ABOUT, FederationError, client_app, finish, network_rounds, wait_for_centers
+from vfmgl_lib.tools.flower.network import ABOUT, FINISH, MODEL, FederationError, client_app, network_rounds, pack, wait_for_centers
 from vfmgl_lib.tools.flower.running import keep_round
 from vfmgl_lib.tools.flower.site import Site
 
@@ -48,6 +49,9 @@ def answer(message: Message, context: Context) -> Message:
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """All rounds of a study."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # which `flwr log` shows
+    for talkative in ("httpx", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     settings, folder = _workspace(context, "").settings, _folder(context)
     nodes = _centers(grid, int(context.run_config["min-available-nodes"]))
     state = new_server(settings, sorted(nodes), new_student(settings))
@@ -57,7 +61,8 @@ def main(grid: Grid, context: Context) -> None:
         shared = done.shared
         keep_round(folder / "rounds", state, done)
         log.info("round %d of %d: %s took part", done.number, last, ", ".join(done.centers))
-    finish(grid, nodes, shared, deadline=0)
+    last_model = RecordDict({MODEL: pack(shared)} if shared is not None else {})
+    grid.send_and_receive([Message(last_model, node, FINISH) for node in nodes.values()], timeout=WAIT)
     log.info("finished: %d rounds, in %s", last, folder / "rounds")
 
 

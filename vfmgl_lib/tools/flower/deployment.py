@@ -1,6 +1,6 @@
 """A server's and a site's folder, what they need, and how they run: the ground of `vfmgl federation`.
 
-server/   server.yaml (host, port)  study.json  ca.pem  server.pem  server.key  centers/CENTRE.pub  state/rounds/NNN/
+server/   server.yaml (see `ServerSettings`)  study.json  ca.pem  server.pem  server.key  centers/CENTRE.pub  state/rounds/NNN/
 site/     site.yaml (see `SiteSettings`)  study.json  ca.pem  key  state/
 """
 
@@ -44,6 +44,7 @@ from vfmgl_lib.study.assembly import (
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
+from vfmgl_lib.tools.flower.gate import nginx_program
 from vfmgl_lib.tools.flower.inside import admitted
 from vfmgl_lib.tools.flower.superlink import check_keys
 
@@ -126,13 +127,18 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     (server / "centers").mkdir()
     for part in (server, site):
         write_json(part / "study.json", settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
-    write_text(
-        server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: {WAIT}\n"
-    )
+    write_text(server / "server.yaml", SERVER_TEMPLATE.format(port=port, wait=WAIT))
     shutil.copyfile(server / credentials.CA, site / credentials.CA)
     write_text(site / "site.yaml", SITE_TEMPLATE.format(unnamed=UNNAMED, address=f"{host}:{port}"))
 
 
+SERVER_TEMPLATE = """\
+# Where the server listens. 0.0.0.0: on every address.
+host: 0.0.0.0
+port: {port}
+wait: {wait}   # seconds for the centres to be there before the first round
+nginx: true   # false: a proxy of your own lets the centres through to 127.0.0.1:port (deploy/README.md)
+"""
 SITE_TEMPLATE = """\
 # What this centre has to fill in. Nothing in this file leaves the centre.
 center: {unnamed}                # the name that the coordinator uses for this centre
@@ -156,13 +162,16 @@ def read_site(folder: Path) -> SiteFolder:
 
 def check_server(folder: Path) -> list[Finding]:
     """Everything that a server needs, and whether it is there."""
-    return [
+    findings = [
         *_common(folder),
         _finding("server.pem and ca.pem are valid", lambda: _certificates(folder)),
         _finding("server.key is private", lambda: _private(folder / credentials.KEY)),
         _finding("two or more centres have sent a public key", lambda: _enough(public_keys(folder))),
         _finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))),
     ]
+    if findings[-1].good and _read(ServerSettings, folder / "server.yaml").nginx:
+        findings.append(_finding("nginx is installed", nginx_program))
+    return findings
 
 
 def check_site(folder: Path) -> list[Finding]:

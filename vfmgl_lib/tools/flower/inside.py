@@ -86,7 +86,7 @@ class Task:
         context, node = context_from_proto(self._input.context), Node(node_id=self._input.context.node_id)
         pulled = self.client.PullMessages(PullAppMessagesRequest())
         if not pulled.messages_list:
-            raise ObjectPullError("the task's message is not there any more")
+            raise ObjectPullError("", "the task's message is not there any more")
         (tree,) = pulled.message_object_trees
         message = pull_and_inflate_object_from_tree(
             tree,
@@ -162,7 +162,9 @@ def admitted(address: str, certificate: Path, key: Path) -> bool:
     raise ConnectionError(f"{address}: another server than this library's")
 
 
-def _client(component: str, address: str, ca: bytes | None, interceptor: object) -> RuntimeHttpClient:
+def _client(
+    component: str, address: str, ca: bytes | None, interceptor: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor
+) -> RuntimeHttpClient:
     interceptors = (RuntimeVersionHttpInterceptor(component_name=component), interceptor)
     with direct_to_loopback(address.rpartition(":")[0]):
         return RuntimeHttpClient.from_server_address(address, ca is None, ca, interceptors)

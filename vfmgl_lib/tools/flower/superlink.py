@@ -76,8 +76,10 @@ def superlink(folder: Path, port: int, centers: Mapping[str, ec.EllipticCurvePub
             token = inside.claim(inside.SERVER, f"{LOOPBACK}:{port}", secret.read_bytes(), ca)
             task = stack.enter_context(inside.Task(inside.SERVER, f"{LOOPBACK}:{port}", token, ca))
             yield stack.enter_context(task.grid()), nodes
+        except httpx.HTTPStatusError as error:
+            raise RuntimeError(f"the SuperLink answers {error.response.status_code}: the run was stopped; start again to go on") from error
         except (httpx.TransportError, RuntimeError) as error:
-            if program.over:
+            if wait_until(lambda: program.over, 2):
                 raise SuperLinkEnded(f"the SuperLink has ended; its last words: {' / '.join(said[-3:])}") from error
             raise
 
@@ -93,7 +95,7 @@ def _program(folder: Path, port: int, home: Path, said: list[str]) -> Iterator[P
         "--isolation": "process",
         "--superexec-auth-secret-file": home / SECRET,
     }
-    command = [*flower_program("flower-superlink"), *(word for option in options.items() for word in option)]
+    command = [*flower_program("flower-superlink"), *(str(word) for option in options.items() for word in option)]
     command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
     with Program(command, relay("SuperLink", said), more={"FLWR_HOME": str(home)}) as program:
         listens = wait_until(lambda: program.over or any("Uvicorn running" in line for line in said), START)

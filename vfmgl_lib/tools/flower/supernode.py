@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from vfmgl_lib.tools.flower import inside
@@ -24,6 +25,7 @@ from vfmgl_lib.tools.flower.superlink import write_secret
 
 log = logging.getLogger(__name__)
 CONNECTED = "a site with this key is connected, or was within the last minute"
+START = 120.0  # seconds for the SuperNode to try
 POLL = 0.3  # seconds between two looks for a task
 LINES = {"connected": "SuperNode ID:", "lost": "Connection attempt failed", "again": "Connection successful"}  # what Flower's log says
 
@@ -66,12 +68,21 @@ def supernode(address: str, certificate: Path, key: Path, folder: Path) -> Itera
         "--port": str(port),
         "--superexec-auth-secret-file": secret,
     }
-    command = [*flower_program("flower-supernode"), *(word for option in options.items() for word in option)]
+    command = [*flower_program("flower-supernode"), *(str(word) for option in options.items() for word in option)]
     try:
         with Program(command, node.heard, node.ended, lasting=True, more={"FLWR_HOME": str(folder)}) as node.program:
             yield node
     finally:
         shutil.rmtree(folder)
+
+
+def _reply(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's answer; whatever comes from the network, the site stays, and the server hears of an error its kind alone."""
+    try:
+        return app(message, context)
+    except Exception as error:
+        log.exception("a message of type %s could not be answered", message.metadata.message_type)
+        return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
 
 
 class Node:
@@ -82,7 +93,7 @@ class Node:
     def __init__(self, address: str, certificate: Path, key: Path, own: str, secret: bytes):
         self.address, self.certificate, self.key, self.own, self.secret = address, certificate, key, own, secret
         self.connected, self.last = False, time.monotonic()
-        self.why = "it has not connected yet"
+        self.why = ""
 
     def answer(self, app: ClientApp) -> str:
         """Answers the message that waits; returns its type, or "" where none waits or the SuperNode is not there."""
@@ -91,7 +102,7 @@ class Node:
             if token:
                 with inside.Task(inside.SITE, self.own, token, None) as task:
                     message, context = task.message()
-                    task.answer(app(message, context), context)
+                    task.answer(_reply(app, message, context), context)
                 return message.metadata.message_type
         except inside.ERRORS as error:
             # It is being started, or was while the message was answered: then the server asks again, and the answer is on disk.
@@ -103,8 +114,8 @@ class Node:
         """Raises: ConnectionError: no connection for so long."""
         if self.connected:
             self.last = time.monotonic()
-        elif time.monotonic() - self.last > patience:
-            raise ConnectionError(f"{self.address}: no connection for {patience:.0f} s: {self.why}")
+        elif time.monotonic() - self.last > (patience if self.why else patience + START):
+            raise ConnectionError(f"{self.address}: no connection for {patience:.0f} s: {self.why or 'the SuperNode says nothing'}")
 
     def heard(self, line: str) -> None:
         if LINES["connected"] in line or LINES["again"] in line:
