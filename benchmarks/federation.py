@@ -28,7 +28,7 @@ from vfmgl_lib.federation.servers import Averaging, Update
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.students import STUDENTS
 from vfmgl_lib.tools.flower import credentials
-from vfmgl_lib.tools.flower.network import finish, network_rounds, update_records
+from vfmgl_lib.tools.flower.network import finish, network_rounds
 
 MIB = 2**20
 CLEAR = Path("/proc/self/clear_refs")  # Linux; 5 forgets the highest memory so far
@@ -141,14 +141,23 @@ def _peak() -> int:
 
 def _sites(folder: Path, names: list[str], port: int, width: int) -> None:
     """Centres that answer with random tensors of the model's shape."""
-    from flwr.app import Message, RecordDict
+    from flwr.app import ConfigRecord, Message, RecordDict
     from flwr.clientapp import ClientApp
 
+    from vfmgl_lib import __version__
+    from vfmgl_lib.tools.flower.messages import ABOUT, update_records
     from vfmgl_lib.tools.flower.supernode import run_supernode
+
+    study = load_settings("camelyon17", "paper", method="fedavg").key()
 
     def app(name: str) -> ClientApp:
         made, student = ClientApp(), STUDENTS["resnet18"](2, width, "none")
         state = {key: torch.randn_like(t) if t.is_floating_point() else t for key, t in student.state_dict().items()}
+
+        @made.query()
+        def about(message: Message, context: object) -> Message:
+            said = {"center": name, "study": study, "vfmgl_lib": __version__, "teacher": "none", "samples": 10}
+            return Message(RecordDict({ABOUT: ConfigRecord({**said})}), reply_to=message)
 
         @made.train()
         def train(message: Message, context: object) -> Message:

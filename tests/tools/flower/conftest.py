@@ -8,7 +8,8 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from vfmgl_lib.tools.flower import credentials
-from vfmgl_lib.tools.flower.network import FINISH, client_app, finish, network_rounds
+from vfmgl_lib.tools.flower.messages import FINISH
+from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
 from vfmgl_lib.tools.flower.programs import free_port, wait_until
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink

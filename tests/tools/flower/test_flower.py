@@ -14,7 +14,9 @@ from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.flower import network as flower
 from vfmgl_lib.tools.flower import sandbox
-from vfmgl_lib.tools.flower.network import client_app, pack, read_update, unpack, update_records
+from vfmgl_lib.tools.flower.members import Members
+from vfmgl_lib.tools.flower.messages import pack, read_update, train_records, unpack, update_records
+from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
@@ -83,11 +85,10 @@ def test_every_byte_that_a_centre_sends_is_declared(federation, wire, line, tmp_
 
 def _safetensors_in(content):
     """The safetensors files within an object as it was sent."""
-    start = content.find(b"\x93NUMPY")
+    start = content.find(b"ArrayChunk ")
     if start < 0:
         return []
-    length = int.from_bytes(content[start + 8 : start + 10], "little")
-    data = content[start + 10 + length :]
+    data = content[content.index(b"\0", start) + 1 :]
     header = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + header])
     end = max([entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"], default=0)
@@ -112,7 +113,7 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
     broken["safetensors"].data = broken["safetensors"].data[:200]
     with pytest.raises(UpdateError, match="update of centre A: not a safetensors file"):
         unpack(broken, "centre A")
-    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected safetensors"):
+    with pytest.raises(UpdateError, match=r"update of centre A: not a safetensors file: .*expected an ArrayRecord with safetensors"):
         unpack(ConfigRecord({"safetensors": b"no array"}), "centre A")
 
 
@@ -142,7 +143,7 @@ def test_an_error_at_a_centre_leaves_it_as_a_kind_alone(federation, message, tmp
     clients, _ = federation("nuclei")
     site = Site(clients[0], tmp_path, "key")
     clients[0].run_round = lambda *arguments: (_ for _ in ()).throw(FileNotFoundError("/data/patient-4711/scan.png"))
-    reply = client_app(site)(message(flower.train_records(1, None, clients[0].settings.key()), "train"), None)
+    reply = client_app(site)(message(train_records(1, None, clients[0].settings.key()), "train"), None)
     assert dict(reply.content["about"]) == {"failed": "FileNotFoundError"} and set(reply.content) == {"about"}
 
 
@@ -157,14 +158,14 @@ def test_two_centres_with_one_key_are_refused(line):
 @pytest.mark.parametrize(("change", "refused"), [("center", "its center must be SiteA, it says 'SiteB'"), ("seed", "its study must be")])
 def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federation, wire, line, tmp_path, change, refused):
     clients, _ = federation("nuclei")
-    study = clients[0].settings.key()
+    members = Members(clients[0].settings)
     if change == "center":
         clients[0].center = "SiteB"
     else:
         clients[0].settings = clients[0].settings.model_copy(update={"seed": 5})
     wire(tmp_path, clients[:1]).connect()
     with pytest.raises(flower.FederationError, match=f"centre SiteA: {refused}"):
-        flower.wait_for_centers(line.grid, {"SiteA": line.nodes["SiteA"]}, study, 60)
+        flower.wait_for_centers(line.grid, {"SiteA": line.nodes["SiteA"]}, members, 60)
 
 
 @pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")

@@ -10,7 +10,8 @@ import torch
 from vfmgl_lib.federation.exchange import epsilon
 from vfmgl_lib.tools.flower.__main__ import main
 from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger, LedgerError, RoundRefusedError
-from vfmgl_lib.tools.flower.network import client_app, train_records
+from vfmgl_lib.tools.flower.messages import train_records
+from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.site import Site, state_bytes, update_hash
 
 NOISE = 4.0

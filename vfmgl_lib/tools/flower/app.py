@@ -28,7 +28,9 @@ from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import new_server
 from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher, with_needed_validation
 from vfmgl_lib.study.workspace import Workspace, open_workspace
-from vfmgl_lib.tools.flower.network import ABOUT, FINISH, MODEL, FederationError, client_app, network_rounds, pack, wait_for_centers
+from vfmgl_lib.tools.flower.members import Members
+from vfmgl_lib.tools.flower.messages import ABOUT, FINISH, MODEL, pack
+from vfmgl_lib.tools.flower.network import FederationError, client_app, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.running import keep_round
 from vfmgl_lib.tools.flower.site import Site
 
@@ -56,8 +58,10 @@ def main(grid: Grid, context: Context) -> None:
     nodes = _centers(grid, int(context.run_config["min-available-nodes"]))
     state = new_server(settings, sorted(nodes), new_student(settings))
     last, shared = max(report_rounds(settings).values()), None
-    wait_for_centers(grid, nodes, settings.key(), WAIT)
-    for done in network_rounds(grid, nodes, state, last, settings=settings):
+    members = Members(settings)
+    for fault in wait_for_centers(grid, nodes, members, WAIT):
+        log.warning("centre %s: %s", fault.center, fault.detail)
+    for done in network_rounds(grid, nodes, state, last, settings=settings, members=members):
         shared = done.shared
         keep_round(folder / "rounds", state, done)
         log.info("round %d of %d: %s took part", done.number, last, ", ".join(done.centers))

@@ -33,6 +33,7 @@ from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
 from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger
+from vfmgl_lib.tools.flower.members import Members
 from vfmgl_lib.tools.flower.network import FederationError, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.programs import LOOPBACK, free_port
 from vfmgl_lib.tools.flower.site import Site, hold_to_study, load_client, save_client
@@ -74,11 +75,10 @@ def run_rounds_apart(
     try:
         with superlink(folder, port, keys) as (grid, nodes):
             processes.start()
-            missing = wait_for_centers(grid, nodes, settings.key(), START, processes.check)
-            if missing:
-                raise FederationError(
-                    f"centres {[fault.center for fault in missing]} did not connect in {START:.0f} s; see {folder / 'logs'}"
-                )
+            members = Members(settings)
+            if missing := wait_for_centers(grid, nodes, members, START, processes.check):
+                reasons = "; ".join(f"centre {fault.center}: {fault.detail}" for fault in missing)
+                raise FederationError(f"{reasons}, in {START:.0f} s; see {folder / 'logs'}")
             rounds = network_rounds(
                 grid,
                 nodes,
@@ -86,6 +86,8 @@ def run_rounds_apart(
                 study.last_round,
                 settings=settings,
                 start=start,
+                members=members,
+                folder=folder,
                 arrived=lambda center, number: progress(by_center[center].batch_count(number)),
                 waiting=processes.check,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -23,11 +24,13 @@ from vfmgl_lib.methods.registry import new_server
 from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher
 from vfmgl_lib.tools.flower import credentials, sandbox
+from vfmgl_lib.tools.flower.deadlines import Deadlines
 from vfmgl_lib.tools.flower.deployment import ServerFolder, SiteFolder, own_data, public_keys
 from vfmgl_lib.tools.flower.gate import gate
+from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.programs import free_port
-from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.site import Site, hold_to_study
 from vfmgl_lib.tools.flower.superlink import SuperLinkEnded, superlink
 from vfmgl_lib.tools.flower.supernode import run_supernode
 
@@ -44,7 +47,10 @@ def run_server(given: ServerFolder) -> None:
 
     Raises: FederationError, QuorumError: what stopped it, and what to do. SuperLinkEnded: twice without a round between.
     """
-    settings, keys = given.settings, public_keys(given.folder)
+    settings, state, keys = given.settings, given.folder / "state", public_keys(given.folder)
+    hold_to_study(state, given.study.key())
+    for left in state.glob("aside-*"):
+        shutil.rmtree(left)  # of a server that was killed
     inner, ended = free_port() if settings.nginx else settings.port, -1
     with gate(given.folder, settings.host, settings.port, inner) if settings.nginx else nullcontext():
         while True:
@@ -63,16 +69,20 @@ def run_server(given: ServerFolder) -> None:
 
 def _serve(given: ServerFolder, start: int, grid: Grid, nodes: dict[str, int]) -> None:
     """The rounds after `start`."""
-    settings, rounds = given.study, given.folder / "state" / "rounds"
+    settings, state = given.study, given.folder / "state"
+    members, rounds = Members(settings, state / MEMBERS), state / "rounds"
     last = max(report_rounds(settings).values())
     server = new_server(settings, sorted(nodes), new_student(settings))
     if start and server.checkpoint:
         server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
         log.info("going on after round %d", start)
-    for fault in wait_for_centers(grid, nodes, settings.key(), given.settings.wait):
+    for fault in wait_for_centers(grid, nodes, members, given.settings.wait):
         log.warning("centre %s: %s", fault.center, fault.detail)
     shared = server.state_dict() if server.checkpoint == "shared" else None
-    for done in network_rounds(grid, nodes, server, last, settings=settings, start=start):
+    deadlines = Deadlines(settings.faults, _times(rounds))
+    for done in network_rounds(
+        grid, nodes, server, last, settings=settings, start=start, members=members, deadlines=deadlines, folder=state
+    ):
         shared = done.shared
         keep_round(rounds, server, done)
         log.info("round %d of %d: %s took part", done.number, last, ", ".join(done.centers))
@@ -85,12 +95,22 @@ def last_round(folder: Path) -> int:
     return max((int(path.name) for path in (folder / "state" / "rounds").glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
+def _times(rounds: Path) -> dict[str, float]:
+    """centre -> the longest time of an answer, from the rounds that are kept."""
+    longest: dict[str, float] = {}
+    for file in rounds.glob("[0-9]*/traffic.csv"):
+        with open(file, newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
+    return {center: seconds for center, seconds in longest.items() if seconds}
+
+
 def keep_round(rounds: Path, server: Server, done: Round) -> None:
     """Writes what a server needs to go on after a round, and what became of it."""
     with new_folder(rounds / f"{done.number:03d}") as part:
         save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})
         _write_rows(part / "faults.csv", ["round", "center", "kind", "detail"], [vars(fault) for fault in done.faults])
-        _write_rows(part / "traffic.csv", ["round", "center", "received", "sent"], done.traffic)
+        _write_rows(part / "traffic.csv", ["round", "center", "received", "sent", "seconds"], done.traffic)
 
 
 def run_site(given: SiteFolder) -> None:

@@ -47,6 +47,7 @@ class Site:
     def __init__(self, client: Client, folder: Path, key: str):
         self.client, self.folder, self.key = client, folder, key
         self._ready = 0  # the client is in the state after this round; -1: in an unknown one
+        self.from_disk = False  # the last update that was given had been trained before
         hold_to_study(folder, key)
         ledger = folder / LEDGER
         if not ledger.is_file() and (folder / "rounds").is_dir():
@@ -70,7 +71,8 @@ class Site:
         """
         message = message_hash(received)
         entry = self.ledger.asked(number, message)
-        if entry or self._answered(number) == message:
+        self.from_disk = entry is not None or self._answered(number) == message
+        if self.from_disk:
             log.info("round %d was trained before: answered from disk", number)
             update = self._stored_update(number)
             if entry and entry.update != update_hash(update):

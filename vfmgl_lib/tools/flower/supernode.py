@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from vfmgl_lib.tools.flower import inside
 from vfmgl_lib.tools.flower.credentials import read_private_key
-from vfmgl_lib.tools.flower.network import FINISH
+from vfmgl_lib.tools.flower.messages import FINISH
 from vfmgl_lib.tools.flower.programs import LOOPBACK, Program, flower_program, free_port
 from vfmgl_lib.tools.flower.superlink import write_secret
 
