@@ -60,7 +60,7 @@ class Wire:
 
     def run(self, server, rounds):
         self.connect()
-        grid, nodes = self.line.grid, self.line.nodes
+        grid, nodes = self.line.grid, {center: self.line.nodes[center] for center in CENTERS}
         done = list(network_rounds(grid, nodes, server, rounds, settings=self.clients[0].settings))
         self.line.answered.clear()
         finish(grid, nodes, done[-1].shared, deadline=0)

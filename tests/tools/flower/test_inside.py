@@ -43,14 +43,13 @@ def test_no_app_that_came_with_a_message_is_opened(line, wire, federation, tmp_p
 
 
 def test_only_who_knows_the_secret_gets_a_task(line):
-    node = line.sites["SiteA"]
-    assert inside.claim(inside.SITE, node.own, node.secret, None) == ""
-    for wrong in (b"another", node.secret[:-1] + b"x"):
-        with pytest.raises(httpx.HTTPStatusError, match="401"):
-            inside.claim(inside.SITE, node.own, wrong, None)
+    tasks = line.sites["SiteA"].tasks
+    assert tasks.claim() is None
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        inside.Tasks(inside.SITE, tasks.address, b"another secret", None).claim()
     anyone = httpx.Client(headers={"content-type": "application/protobuf", "accept": "application/protobuf"})
     for path in ("acquire-task", "pull-task-input", "pull-messages", "push-messages", "push-object", "push-task-output"):
-        assert anyone.post(f"http://{node.own}/v1/runtime/{path}", content=b"").status_code in (401, 403), path
+        assert anyone.post(f"http://{tasks.address}/v1/runtime/{path}", content=b"").status_code in (401, 403), path
 
 
 def test_who_is_admitted_and_a_second_site_with_one_key(line, tmp_path, caplog):

@@ -10,8 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import TEACHER_HELP
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = os.umask(0o077)  # keys, models, logs: for this user alone
     try:
         return _run(given)
-    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
+    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError) as error:
         sys.stderr.write(f"error: {plain(error)}\n")
         return 1
     except KeyboardInterrupt:

@@ -125,16 +125,25 @@ class Task:
                 log.info("%s: no sign of life possible: %s", self.address, error)
 
 
-def claim(kind: str, address: str, secret: bytes, ca: bytes | None) -> str:
-    """The token of the next task that waits; "": none does.
+class Tasks:
+    """The tasks that a program of Flower's hands out.
 
     Args:
         secret: what the program at `address` was started with, so that nobody else on the machine takes its tasks.
-    Raises: httpx.HTTPError: no answer, or another secret.
     """
-    signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
-    with _client("SuperExec", address, ca, signed) as client:
-        return str(client.AcquireTask(AcquireTaskRequest(supported_task_types=[kind])).token)
+
+    def __init__(self, kind: str, address: str, secret: bytes, ca: bytes | None):
+        self.kind, self.address, self.ca = kind, address, ca
+        signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"})
+        self.client = _client("SuperExec", address, ca, signed)
+
+    def claim(self) -> Task | None:
+        """The next one that waits.
+
+        Raises: httpx.HTTPError: no answer, or another secret.
+        """
+        token = self.client.AcquireTask(AcquireTaskRequest(supported_task_types=[self.kind])).token
+        return Task(self.kind, self.address, token, self.ca) if token else None
 
 
 def admitted(address: str, certificate: Path, key: Path) -> bool:

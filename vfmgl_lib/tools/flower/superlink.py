@@ -50,7 +50,7 @@ clientapp = "vfmgl_lib.tools.flower.app:client"
 
 
 class SuperLinkEnded(RuntimeError):
-    """The SuperLink ended by itself, and the run with it."""
+    """The SuperLink has ended by itself or does not answer any more, and the run has ended with it."""
 
 
 @contextmanager
@@ -73,14 +73,16 @@ def superlink(folder: Path, port: int, centers: Mapping[str, ec.EllipticCurvePub
             commands = _Commands(home, port, (folder / credentials.CA).resolve())
             nodes = {center: commands.register(center, key) for center, key in centers.items()}
             commands.start_run()
-            token = inside.claim(inside.SERVER, f"{LOOPBACK}:{port}", secret.read_bytes(), ca)
-            task = stack.enter_context(inside.Task(inside.SERVER, f"{LOOPBACK}:{port}", token, ca))
+            claimed = inside.Tasks(inside.SERVER, f"{LOOPBACK}:{port}", secret.read_bytes(), ca).claim()
+            if claimed is None:
+                raise RuntimeError("the SuperLink has no task of the run that was started")
+            task = stack.enter_context(claimed)
             yield stack.enter_context(task.grid()), nodes
         except httpx.HTTPStatusError as error:
             raise RuntimeError(f"the SuperLink answers {error.response.status_code}: the run was stopped; start again to go on") from error
         except (httpx.TransportError, RuntimeError) as error:
-            if wait_until(lambda: program.over, 2):
-                raise SuperLinkEnded(f"the SuperLink has ended; its last words: {' / '.join(said[-3:])}") from error
+            if isinstance(error, httpx.TransportError) or wait_until(lambda: program.over, 1):
+                raise SuperLinkEnded(f"the SuperLink does not answer ({error}); its last words: {' / '.join(said[-3:])}") from error
             raise
 
 

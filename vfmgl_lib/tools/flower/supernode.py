@@ -91,22 +91,25 @@ class Node:
     program: Program
 
     def __init__(self, address: str, certificate: Path, key: Path, own: str, secret: bytes):
-        self.address, self.certificate, self.key, self.own, self.secret = address, certificate, key, own, secret
+        self.address, self.certificate, self.key = address, certificate, key
+        self.tasks = inside.Tasks(inside.SITE, own, secret, None)
         self.connected, self.last = False, time.monotonic()
         self.why = ""
 
     def answer(self, app: ClientApp) -> str:
         """Answers the message that waits; returns its type, or "" where none waits or the SuperNode is not there."""
+        task = None
         try:
-            token = inside.claim(inside.SITE, self.own, self.secret, None)
-            if token:
-                with inside.Task(inside.SITE, self.own, token, None) as task:
+            if task := self.tasks.claim():
+                with task:
                     message, context = task.message()
                     task.answer(_reply(app, message, context), context)
                 return message.metadata.message_type
         except inside.ERRORS as error:
-            # It is being started, or was while the message was answered: then the server asks again, and the answer is on disk.
-            log.debug("the SuperNode of this site: %s", error)
+            if task:
+                # It would wait for this answer for ever. A new one is asked by the server again, and the answer is on disk.
+                log.warning("the SuperNode did not take an answer: %s; it is started again", error)
+                self.program.again()
         time.sleep(POLL)
         return ""
 
