@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from vfmgl_lib.tools.flower import credentials
+from vfmgl_lib.tools.flower import collection, credentials, network
 from vfmgl_lib.tools.flower.messages import FINISH
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
 from vfmgl_lib.tools.flower.programs import free_port, wait_until
@@ -95,3 +95,12 @@ def message(monkeypatch):
         return made
 
     return make
+
+
+@pytest.fixture
+def quick_network(monkeypatch):
+    """Rounds over a Grid without a network look for answers all the time."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    monkeypatch.setattr(collection, "POLL", 0.01)
+    monkeypatch.setattr(network, "POLL", 0.01)
+    monkeypatch.setattr(collection, "COLLECT", 1.0)

@@ -1,95 +1,21 @@
 """The server's rounds over centres that are silent, late, different or hostile: no network, no process, no training."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
-from vfmgl_lib import __version__
+from tests.tools.flower.centres import CENTERS, MODEL, SILENT, Centre, Grid, joined, rounds, settings
 from vfmgl_lib.federation.rounds import QuorumError
 from vfmgl_lib.federation.servers import Averaging, Update
-from vfmgl_lib.methods.settings import load_settings
-from vfmgl_lib.tools.flower import collection, deadlines, network
+from vfmgl_lib.tools.flower import deadlines
 from vfmgl_lib.tools.flower.deadlines import Deadlines
 from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.messages import ABOUT, update_records
 from vfmgl_lib.tools.flower.network import FederationError, network_rounds, wait_for_centers
 
-CENTERS = ("SiteA", "SiteB", "SiteC")
-MODEL = {"w": torch.zeros(3), "bn.running_var": torch.ones(2)}
-SILENT = object()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    monkeypatch.setattr(collection, "POLL", 0.01)
-    monkeypatch.setattr(network, "POLL", 0.01)
-    monkeypatch.setattr(collection, "COLLECT", 1.0)
-
-
-def settings(deadline=0.5, **overrides):
-    return load_settings("nuclei", "smoke", method="fedavg", faults__deadline=deadline, **overrides)
-
-
-class Centre:
-    """A centre that answers as it should; a test changes what it says."""
-
-    def __init__(self, name, study, samples=10, value=1.0):
-        self.name, self.samples, self.value = name, samples, value
-        self.identity = {"center": name, "study": study.key(), "vfmgl_lib": __version__, "teacher": "none", "samples": samples}
-        self.asked = []
-
-    def answer(self, kind, content):
-        self.asked.append((kind, dict(content.get(ABOUT, {})).get("round")))
-        return RecordDict({ABOUT: ConfigRecord(self.identity)}) if kind == "query" else self.update()
-
-    def update(self):
-        state = {"w": torch.full((3,), self.value), "bn.running_var": torch.ones(2)}
-        return update_records(Update(self.name, state, self.samples, {"task_loss": 0.5, "kept_share": 1.0}))
-
-
-class Grid:
-    """Flower's Grid as the rounds use it, and the centres behind it."""
-
-    def __init__(self, study, centers=CENTERS, **named):
-        self.centers = {name: Centre(name, study) for name in centers} | named
-        self.nodes = {name: number for number, name in enumerate(self.centers, 1)}
-        self.away, self.answers = set(), {}
-
-    def get_nodes(self):
-        return [SimpleNamespace(node_id=node, last_activated_at="once") for name, node in self.nodes.items() if name not in self.away]
-
-    def push_messages(self, messages):
-        identifiers = []
-        for message in messages:
-            (name,) = (name for name, node in self.nodes.items() if node == message.metadata.dst_node_id)
-            identifiers.append(f"{name}-{len(self.answers)}")
-            self.answers[identifiers[-1]] = self.centers[name].answer(message.metadata.message_type, message.content)
-        return identifiers
-
-    def pull_messages(self, identifiers):
-        (identifier,) = identifiers
-        answer = self.answers[identifier]
-        if answer is SILENT:
-            return []
-        if isinstance(answer, Exception):
-            raise answer
-        return [SimpleNamespace(content=answer, has_error=lambda: False)]
-
-
-def rounds(grid, study, number=1, **more):
-    server = Averaging(MODEL, study.federation.weights)
-    return list(network_rounds(grid, grid.nodes, server, number, settings=study, **more))
-
-
-def joined(grid, study):
-    members = Members(study)
-    assert wait_for_centers(grid, grid.nodes, members, 5) == []
-    return members
+pytestmark = pytest.mark.usefixtures("quick_network")
 
 
 # A centre that says nothing --------------------------------------------------------------------------------------------------------------
