@@ -2,7 +2,7 @@
 
 `flower-superlink --isolation process` and `flower-supernode --isolation process` wait for a program that takes their tasks: a run's rounds
 at the SuperLink, one message at a time at a SuperNode. Flower's own program unpacks the app that came with the task and runs it. This one
-never opens what came along: it answers with the installed library. Its calls are those of `flwr-serverapp` and `flwr-clientapp`.
+never opens what came along: it answers with the installed library. Its calls are those of `flwr-serverapp`, `flwr-clientapp` and `flwr`.
 
 Whatever is imported here from flwr may change with its version. `tests/tools/flower/test_inside.py` holds on to what is expected of it;
 `PASSED` are the versions on which that test and those of the whole federation passed.
@@ -10,9 +10,10 @@ Whatever is imported here from flwr may change with its version. `tests/tools/fl
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,12 @@ from typing import TYPE_CHECKING
 
 import httpx
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message
+from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.fab_pb2 import Fab
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
@@ -31,6 +36,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_confirm_message_received_fn_protobuf, make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_and_inflate_object_from_tree
@@ -146,13 +152,27 @@ class Tasks:
         return Task(self.kind, self.address, token, self.ca) if token else None
 
 
+def enter_centers(address: str, ca: bytes, centers: Mapping[str, ec.EllipticCurvePublicKey]) -> dict[str, int]:
+    """Tells a SuperLink who may connect. Returns: centre -> node id. As `flwr supernode register`, which takes seconds for each."""
+    with _control(address, ca) as client:
+        keys = {center: _spki(key) for center, key in centers.items()}
+        return {center: client.RegisterNode(RegisterNodeRequest(public_key=key, name=center)).node_id for center, key in keys.items()}
+
+
+def start_run(address: str, ca: bytes, project: str) -> None:
+    """Starts a run of an app that is nothing but its pyproject.toml; as `flwr run`."""
+    content, _ = build_fab_from_files({"pyproject.toml": project.encode()})
+    with _control(address, ca) as client:
+        client.StartRun(StartRunRequest(fab=Fab(hash_str=hashlib.sha256(content).hexdigest(), content=content)))
+
+
 def admitted(address: str, certificate: Path, key: Path) -> bool:
     """Whether the server knows this centre's key; nothing changes there, and a centre that is at work is not disturbed.
 
     Raises: ConnectionError: no answer, or another one; says why, as far as is known.
     """
     private, host = read_private_key(key), address.rpartition(":")[0]
-    public = private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = _spki(private.public_key())
     interceptors = (RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key()))
     try:
         with (
@@ -177,6 +197,15 @@ def _client(
     interceptors = (RuntimeVersionHttpInterceptor(component_name=component), interceptor)
     with direct_to_loopback(address.rpartition(":")[0]):
         return RuntimeHttpClient.from_server_address(address, ca is None, ca, interceptors)
+
+
+def _control(address: str, ca: bytes) -> ControlHttpClient:
+    with direct_to_loopback(address.rpartition(":")[0]):
+        return ControlHttpClient.from_server_address(address, False, ca, (RuntimeVersionHttpInterceptor(component_name="flwr"),))
+
+
+def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _reason(error: Exception, host: str) -> str:

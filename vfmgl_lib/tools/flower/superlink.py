@@ -6,11 +6,9 @@ who reaches the port may start runs. So it listens on this machine alone, and `g
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +20,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.files import write_text
 from vfmgl_lib.tools.flower import credentials, inside
 from vfmgl_lib.tools.flower.programs import LOOPBACK, Program, flower_program, wait_until
 
@@ -64,16 +61,15 @@ def superlink(folder: Path, port: int, centers: Mapping[str, ec.EllipticCurvePub
     Raises: OSError: it does not start; with what it said. ValueError: two centres with one key. SuperLinkEnded: while the block ran.
     """
     check_keys(centers)
-    ca, said = (folder / credentials.CA).read_bytes(), list[str]()
+    ca, said, address = (folder / credentials.CA).read_bytes(), list[str](), f"{LOOPBACK}:{port}"
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmgl-superlink-")))
         secret = write_secret(home)
         program = stack.enter_context(_program(folder, port, home, said))
         try:
-            commands = _Commands(home, port, (folder / credentials.CA).resolve())
-            nodes = {center: commands.register(center, key) for center, key in centers.items()}
-            commands.start_run()
-            claimed = inside.Tasks(inside.SERVER, f"{LOOPBACK}:{port}", secret.read_bytes(), ca).claim()
+            nodes = inside.enter_centers(address, ca, centers)
+            inside.start_run(address, ca, APP)
+            claimed = inside.Tasks(inside.SERVER, address, secret.read_bytes(), ca).claim()
             if claimed is None:
                 raise RuntimeError("the SuperLink has no task of the run that was started")
             task = stack.enter_context(claimed)
@@ -104,39 +100,6 @@ def _program(folder: Path, port: int, home: Path, said: list[str]) -> Iterator[P
         if not listens or program.over:
             raise OSError(f"{LOOPBACK}:{port}: the SuperLink does not start; is the port taken? It says: {' / '.join(said[-5:])}")
         yield program
-
-
-class _Commands:
-    """Flower's command line `flwr`, for the SuperLink on this machine."""
-
-    def __init__(self, home: Path, port: int, ca: Path):
-        self.home = home
-        address = f'address = "{LOOPBACK}:{port}"\nroot-certificates = {json.dumps(str(ca))}\n'
-        write_text(home / "config.toml", f'[superlink]\ndefault = "study"\n\n[superlink.study]\n{address}')
-
-    def register(self, center: str, key: ec.EllipticCurvePublicKey) -> int:
-        """Lets a centre in; returns its node id."""
-        (self.home / "key.pub").write_bytes(_openssh(key))
-        return int(self._done("supernode", "register", str(self.home / "key.pub"), "study", "--name", center)["node-id"])
-
-    def start_run(self) -> None:
-        (self.home / "vfmgl-study").mkdir()
-        write_text(self.home / "vfmgl-study" / "pyproject.toml", APP)
-        self._done("run", str(self.home / "vfmgl-study"), "study")
-
-    def _done(self, *words: str) -> dict:
-        """What a command answers; it fails with status 0, too."""
-        library = str(Path(__file__).resolve().parents[3])
-        paths = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))  # it looks for the app's modules
-        more = {"FLWR_HOME": str(self.home), "PYTHONPATH": paths, "NO_PROXY": "*", "no_proxy": "*"}
-        command = [*flower_program("flwr"), *words, "--format", "json"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | more)
-        start = done.stdout.find("{")
-        answer = json.loads(done.stdout[start:]) if start >= 0 else {}
-        if not answer.get("success"):
-            why = answer.get("error-message") or (done.stdout + done.stderr)[-500:]
-            raise RuntimeError(f"flwr {' '.join(words[:2])}: {why}")
-        return answer
 
 
 def check_keys(centers: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
