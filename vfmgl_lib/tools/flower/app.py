@@ -106,9 +106,9 @@ def _site(context: Context) -> Site:
         center, manifest = partition(workspace.manifest, int(node["partition-id"]), int(node["num-partitions"]))
     else:
         raise ConfigError("the node config says neither center nor partition-id and num-partitions: which centre is this?")
+    if center not in manifest.training_centers:
+        raise ConfigError(f"centre {center} has no images to train with; there are {', '.join(manifest.training_centers)}")
     own = with_needed_validation(replace(manifest, table=manifest.table[manifest.table["center"] == center]), settings)
-    if not len(own.select(center, "train")):
-        raise ConfigError(f"centre {center} has no images to train with; there are {', '.join(manifest.centers)}")
     teacher = study_teacher(settings)
     sets = center_datasets(settings, own, center, teacher)
     cache = feature_cache(settings, teacher, _home() / "teacher_cache", own.reading)

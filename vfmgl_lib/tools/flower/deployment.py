@@ -65,6 +65,7 @@ class ServerSettings(BaseModel):
     host: str = Field(min_length=1, description="address to listen on; 0.0.0.0: every one")
     port: int = Field(ge=1, le=65535)
     wait: float = Field(gt=0, description="seconds to wait for the centres before the first round")
+    status_port: int = Field(default=0, ge=0, le=65535, description="of the page on 127.0.0.1 that says how the study stands; 0: none")
     nginx: bool = Field(default=True, description="before the SuperLink; false: a proxy of your own, to which 127.0.0.1:port is open")
 
 
@@ -137,6 +138,7 @@ SERVER_TEMPLATE = """\
 host: 0.0.0.0
 port: {port}
 wait: {wait}   # seconds for the centres to be there before the first round
+status_port: 9093   # of the page on this machine that says how the study stands; 0: none
 nginx: true   # false: a proxy of your own lets the centres through to 127.0.0.1:port (deploy/README.md)
 """
 SITE_TEMPLATE = """\

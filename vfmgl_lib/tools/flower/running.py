@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.programs import free_port
 from vfmgl_lib.tools.flower.site import Site, hold_to_study
+from vfmgl_lib.tools.flower.status import Now, status_page
 from vfmgl_lib.tools.flower.superlink import SuperLinkEnded, superlink
 from vfmgl_lib.tools.flower.supernode import run_supernode
 
@@ -52,7 +53,11 @@ def run_server(given: ServerFolder) -> None:
     for left in state.glob("aside-*"):
         shutil.rmtree(left)  # of a server that was killed
     inner, ended = free_port() if settings.nginx else settings.port, -1
-    with gate(given.folder, settings.host, settings.port, inner) if settings.nginx else nullcontext():
+    with ExitStack() as stack:
+        if settings.nginx:
+            stack.enter_context(gate(given.folder, settings.host, settings.port, inner))
+        if settings.status_port:
+            stack.enter_context(status_page(given.folder, given.study, settings.status_port))
         while True:
             start = last_round(given.folder)
             try:
@@ -70,22 +75,38 @@ def run_server(given: ServerFolder) -> None:
 def _serve(given: ServerFolder, start: int, grid: Grid, nodes: dict[str, int]) -> None:
     """The rounds after `start`."""
     settings, state = given.study, given.folder / "state"
-    members, rounds = Members(settings, state / MEMBERS), state / "rounds"
+    members, rounds, now = Members(settings, state / MEMBERS), state / "rounds", Now(state)
     last = max(report_rounds(settings).values())
     server = new_server(settings, sorted(nodes), new_student(settings))
     if start and server.checkpoint:
         server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
         log.info("going on after round %d", start)
-    for fault in wait_for_centers(grid, nodes, members, given.settings.wait):
+
+    def waiting() -> None:
+        if now.due:
+            there = {info.node_id for info in grid.get_nodes()}
+            now.renew([center for center, node in nodes.items() if node in there])
+
+    now.begins(list(nodes))
+    for fault in wait_for_centers(grid, nodes, members, given.settings.wait, waiting):
         log.warning("centre %s: %s", fault.center, fault.detail)
     shared = server.state_dict() if server.checkpoint == "shared" else None
     deadlines = Deadlines(settings.faults, _times(rounds))
+    now.begins(list(nodes))
     for done in network_rounds(
-        grid, nodes, server, last, settings=settings, start=start, members=members, deadlines=deadlines, folder=state
+        *(grid, nodes, server, last),
+        settings=settings,
+        start=start,
+        members=members,
+        deadlines=deadlines,
+        folder=state,
+        arrived=lambda center, number: now.arrived(center),
+        waiting=waiting,
     ):
         shared = done.shared
         keep_round(rounds, server, done)
         log.info("round %d of %d: %s took part", done.number, last, ", ".join(done.centers))
+        now.begins(list(nodes) if done.number < last else [])
     finish(grid, nodes, shared, deadline=60)
     log.info("finished: %d rounds, in %s", last, rounds)
 
