@@ -64,7 +64,7 @@ class Wire:
         done = list(network_rounds(grid, nodes, server, rounds, settings=self.clients[0].settings))
         self.line.answered.clear()
         finish(grid, nodes, done[-1].shared, deadline=0)
-        assert wait_until(lambda: {(center, FINISH) for center in CENTERS} <= set(self.line.answered), 30)
+        assert wait_until(lambda: {(center, FINISH) for center in CENTERS} <= set(self.line.answered), 120)
         return done
 
 
@@ -73,7 +73,7 @@ def line(tmp_path_factory):
     made = Line(tmp_path_factory.mktemp("line"))
     with superlink(made.folder, made.port, made.keys) as (made.grid, made.nodes), ExitStack() as stack:
         made.sites = {center: stack.enter_context(made.site(center)) for center in CENTERS}
-        assert wait_until(lambda: all(node.connected for node in made.sites.values()), 60)
+        assert wait_until(lambda: all(node.connected for node in made.sites.values()), 300)
         yield made
 
 

@@ -165,7 +165,7 @@ def test_a_centre_under_another_s_name_or_with_another_study_is_refused(federati
         clients[0].settings = clients[0].settings.model_copy(update={"seed": 5})
     wire(tmp_path, clients[:1]).connect()
     with pytest.raises(flower.FederationError, match=f"centre SiteA: {refused}"):
-        flower.wait_for_centers(line.grid, {"SiteA": line.nodes["SiteA"]}, members, 60)
+        flower.wait_for_centers(line.grid, {"SiteA": line.nodes["SiteA"]}, members, 300)
 
 
 @pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock: a process cannot be kept to its own files")

@@ -71,7 +71,7 @@ def test_an_error_at_a_site_leaves_it_as_a_kind_alone_and_the_site_stays(line):
 
     line.apps["SiteA"] = fails
     for _ in range(2):
-        (reply,) = line.grid.send_and_receive([Message(RecordDict(), line.nodes["SiteA"], "query")], timeout=60)
+        (reply,) = line.grid.send_and_receive([Message(RecordDict(), line.nodes["SiteA"], "query")], timeout=300)
         assert reply.has_error() and reply.error.reason == "FileNotFoundError"
 
 
@@ -81,7 +81,7 @@ def test_a_supernode_that_is_killed_comes_back(line):
     starts = node.program.starts
     node.program.process.kill()
     # Flower lets it in again when it counts as away, a minute after its last sign of life.
-    assert wait_until(lambda: node.program.starts > starts and node.connected, 150)
+    assert wait_until(lambda: node.program.starts > starts and node.connected, 400)
     assert {info.node_id: info.last_activated_at for info in line.grid.get_nodes()}[line.nodes["SiteB"]] != activated
 
 

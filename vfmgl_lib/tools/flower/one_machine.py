@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RESTARTS = 3
 PATIENCE = 120.0  # seconds without this process after which a site's ends
-START = 180.0  # seconds for all sites to import, load the teacher and connect
+START = 600.0  # seconds for all sites to import, load the teacher and connect
 
 
 def run_rounds_apart(

@@ -148,7 +148,7 @@ def run_site(given: SiteFolder) -> None:
         torch.set_num_threads(settings.threads)
     if settings.sandbox:
         sandbox.restrict([*_readable(given), manifest.root.resolve()], _writable(given))
-    keep_freed_memory(True)
+    keep_freed_memory()
     teacher = study_teacher(study)
     sets = center_datasets(study, manifest, settings.center, teacher)
     cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None, manifest.reading)

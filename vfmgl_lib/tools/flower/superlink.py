@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
-START = 120.0  # seconds for a program to be there
+START = 600.0  # seconds for it to listen; on a busy machine Python alone can need minutes
 SECRET = "secret"
 # Flower starts no run without an app. This one has no code: the rounds are carried by `vfmgl federation server`.
 APP = f"""\
@@ -63,7 +63,10 @@ def superlink(folder: Path, port: int, centers: Mapping[str, ec.EllipticCurvePub
     check_keys(centers)
     ca, said, address = (folder / credentials.CA).read_bytes(), list[str](), f"{LOOPBACK}:{port}"
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmgl-superlink-")))
+        home = folder / "flower"  # what the SuperLink writes while it runs; of one that was killed, nothing is of use
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, home)
         secret = write_secret(home)
         program = stack.enter_context(_program(folder, port, home, said))
         try:
@@ -95,7 +98,7 @@ def _program(folder: Path, port: int, home: Path, said: list[str]) -> Iterator[P
     }
     command = [*flower_program("flower-superlink"), *(str(word) for option in options.items() for word in option)]
     command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-    with Program(command, relay("SuperLink", said), more={"FLWR_HOME": str(home)}) as program:
+    with Program(command, relay("SuperLink", said), more={"FLWR_HOME": str(home.resolve())}) as program:
         listens = wait_until(lambda: program.over or any("Uvicorn running" in line for line in said), START)
         if not listens or program.over:
             raise OSError(f"{LOOPBACK}:{port}: the SuperLink does not start; is the port taken? It says: {' / '.join(said[-5:])}")

@@ -25,7 +25,7 @@ from vfmgl_lib.tools.flower.superlink import write_secret
 
 log = logging.getLogger(__name__)
 CONNECTED = "a site with this key is connected, or was within the last minute"
-START = 120.0  # seconds for the SuperNode to try
+START = 600.0  # seconds for the SuperNode to try, on a busy machine
 POLL = 0.3  # seconds between two looks for a task
 LINES = {"connected": "SuperNode ID:", "lost": "Connection attempt failed", "again": "Connection successful"}  # what Flower's log says
 
