@@ -30,7 +30,7 @@ def _equal(one, other):
 
 @pytest.mark.parametrize("method", ["vfmgl", "fedavg", "fedprox", "harmofl", "metafed", "fedbn", "proxyfl", "local"])
 def test_the_network_changes_no_bit(federation, wire, tmp_path, method):
-    apart, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
+    apart, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=600)
     together, other = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2)
     done = wire(tmp_path, apart).run(server, 2)
     expected = list(run_rounds(together, other, 2))
@@ -49,7 +49,7 @@ def test_the_network_changes_no_bit(federation, wire, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["vfmgl", "harmofl"])
 def test_every_byte_that_a_centre_sends_is_declared(federation, wire, line, tmp_path, monkeypatch, method):
-    clients, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
+    clients, server = federation("nuclei", method, optimizer__lr=0.005, federation__rounds=2, faults__deadline=600)
     sent, send = [], httpx.Client.send
 
     def recording(self, request, **more):

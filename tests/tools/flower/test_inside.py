@@ -33,7 +33,7 @@ def test_the_version_is_one_that_passed():
 
 def test_no_app_that_came_with_a_message_is_opened(line, wire, federation, tmp_path, monkeypatch):
     """Two rounds with a zip reader that nobody may use: a bundle is a zip."""
-    clients, server = federation("nuclei", "fedavg", optimizer__lr=0.005, federation__rounds=2, faults__deadline=120)
+    clients, server = federation("nuclei", "fedavg", optimizer__lr=0.005, federation__rounds=2, faults__deadline=600)
     together, other = federation("nuclei", "fedavg", optimizer__lr=0.005, federation__rounds=2)
     opened = []
     monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda self, *given, **more: opened.append(given))
