@@ -174,7 +174,7 @@ def test_a_centre_killed_in_mid_round_comes_back_and_nothing_is_lost(tmp_path, p
 @pytest.mark.slow
 @needs_landlock
 def test_a_silent_centre_is_left_out_after_the_deadline_and_is_welcome_again(tmp_path, processes):
-    few = {"federation__rounds": 3, "faults__deadline": 20}  # which the silent rounds wait out
+    few = {"federation__rounds": 3, "faults__deadline": 30}  # which the silent rounds wait out
     workspace = open_workspace("nuclei", SMALLEST, runs=tmp_path / "runs", **few)
 
     def silence(sites):
@@ -198,7 +198,7 @@ def test_a_full_disk_at_a_centre_costs_it_the_round_and_no_more(tmp_path, proces
     def fill(sites):
         _waits_for(lambda: _round(sites, "SiteB", 1))
         pid = sites.running["SiteB"].pid
-        before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY))
         _waits_for(lambda: _round(sites, "SiteA", 2))
         _waits_for(lambda: "File too large" in (sites.logs / "SiteB.log").read_text())
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
@@ -319,7 +319,7 @@ def test_a_server_killed_within_a_round_and_with_a_full_disk_goes_on_and_counts_
         _waits_for(lambda: any(made.round(site, 2) for site in made.sites.values()))
         server.kill()  # within round 2: one site has trained it
         server.wait()
-        server = made.start("server", made.server, "prlimit", "--fsize=20000")
+        server = made.start("server", made.server, "prlimit", "--fsize=65536")
         assert server.wait(240) == 1
         assert re.search("error: .*(File too large|disk I/O error|disk is full)", made.log("server")), "a full disk is said"
         assert not made.round(made.server, 2), "nothing half written stays"
