@@ -11,7 +11,8 @@ from vfmgl_lib.federation.exchange import epsilon
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.tools.flower.status import TITLES, Now, as_metrics, as_page, in_words, read_status, status_page
 
-STUDY = load_settings("nuclei", "smoke", exchange__clip=1.0, exchange__noise=10.0, federation__rounds=3)
+WITHHELD = {"exchange__share_counts": False, "federation__weights": "uniform"}
+STUDY = load_settings("nuclei", "smoke", exchange__clip=1.0, exchange__noise=10.0, federation__rounds=3, **WITHHELD)
 
 
 @pytest.fixture
