@@ -98,6 +98,7 @@ def test_a_site_works_through_it_and_it_comes_back_when_it_is_killed(line, guard
 
 def test_what_it_lets_through_is_what_flower_s_nodes_call(tmp_path):
     text = configuration(tmp_path, tmp_path, "0.0.0.0", 9092, 1234)
+    assert "listen [::]:9092 ssl" in configuration(tmp_path, tmp_path, "::", 9092, 1234)
     assert "listen 0.0.0.0:9092 ssl" in text and "server 127.0.0.1:1234;" in text and "client_max_body_size 8m;" in text
     (passed,) = re.findall(r"location ~ \^/v1/fleet/\((.*)\)\$", text)
     fleet = {route.path.rpartition("/")[2] for route in create_app().routes if getattr(route, "path", "").startswith("/v1/fleet/")}

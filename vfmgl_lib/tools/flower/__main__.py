@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anything()
     given = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for talkative in ("httpx", "alembic"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("flwr").handlers.clear()  # it would write every line a second time
     before = os.umask(0o077)  # keys, models, logs: for this user alone
     try:

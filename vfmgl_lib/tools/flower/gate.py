@@ -64,9 +64,9 @@ def gate(folder: Path, host: str, port: int, inner: int) -> Iterator[Program]:
 
 def configuration(folder: Path, scratch: Path, host: str, port: int, inner: int) -> str:
     """The template, filled in."""
-    return TEMPLATE.read_text(encoding="utf-8").format(
-        folder=folder, scratch=scratch, host=host, port=port, inner=inner, paths="|".join(PATHS)
-    )
+    listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    text = TEMPLATE.read_text(encoding="utf-8")
+    return text.format(folder=folder, scratch=scratch, listen=listen, inner=inner, paths="|".join(PATHS))
 
 
 def _heard(said: list[str]) -> Callable[[str], None]:

@@ -152,6 +152,12 @@ class Tasks:
         return Task(self.kind, self.address, token, self.ca) if token else None
 
 
+def hush() -> None:
+    """Flower and what it uses write a line a request; from now on warnings alone."""
+    for talkative in ("flwr", "alembic", "httpx"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
 def enter_centers(address: str, ca: bytes, centers: Mapping[str, ec.EllipticCurvePublicKey]) -> dict[str, int]:
     """Tells a SuperLink who may connect. Returns: centre -> node id. As `flwr supernode register`, which takes seconds for each."""
     with _control(address, ca) as client:

@@ -61,6 +61,7 @@ def superlink(folder: Path, port: int, centers: Mapping[str, ec.EllipticCurvePub
     Raises: OSError: it does not start; with what it said. ValueError: two centres with one key. SuperLinkEnded: while the block ran.
     """
     check_keys(centers)
+    inside.hush()
     ca, said, address = (folder / credentials.CA).read_bytes(), list[str](), f"{LOOPBACK}:{port}"
     with ExitStack() as stack:
         home = folder / "flower"  # what the SuperLink writes while it runs; of one that was killed, nothing is of use

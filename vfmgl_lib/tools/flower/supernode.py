@@ -56,6 +56,7 @@ def supernode(address: str, certificate: Path, key: Path, folder: Path) -> Itera
     Raises: ValueError: a key that cannot be used.
     """
     read_private_key(key)
+    inside.hush()
     folder.mkdir(parents=True, exist_ok=True)
     secret, port = write_secret(folder), free_port()
     node = Node(address, certificate, key, f"{LOOPBACK}:{port}", secret.read_bytes())
