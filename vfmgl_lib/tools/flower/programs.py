@@ -13,6 +13,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -77,7 +78,7 @@ class Program:
         """It has ended, and is not started again."""
         return self._thread.ident is not None and not self._thread.is_alive()
 
-    def stop(self, patience: float = 10.0) -> None:
+    def stop(self, patience: float = 30.0) -> None:
         """Ends it: asked first, then forced."""
         self._stopping.set()
         self.again()
@@ -106,15 +107,21 @@ class Program:
             )
             if self._stopping.is_set():  # asked to stop while it was being started
                 self.again()
-            assert self.process.stdout is not None
-            for line in self.process.stdout:
-                self.heard(COLOURS.sub("", line).rstrip())
+            reader = threading.Thread(target=self._read, args=(self.process,), name="reader", daemon=True)
+            reader.start()
             status = self.process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what it had started itself, as nginx its workers
+            reader.join()
             if not self._stopping.is_set():
                 self.ended(status)
             if not self.lasting:
                 return
             self._stopping.wait(PAUSE)
+
+    def _read(self, process: subprocess.Popen) -> None:
+        for line in process.stdout or ():
+            self.heard(COLOURS.sub("", line).rstrip())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) -> bool:
