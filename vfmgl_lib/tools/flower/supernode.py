@@ -127,9 +127,10 @@ class Node:
             log.info("connected to %s", self.address)
         elif LINES["lost"] in line:
             self._lost()
-        elif line.partition(":")[0].strip() == "ERROR":
+        elif line.partition(":")[0].strip() == "ERROR" and not (text := line.partition(":")[2].strip()).startswith("[/v1/"):
             # After an error its connection may be over while the program still runs, deaf. A new one is asked by the server again.
-            log.warning("SuperNode: %s; it is started again", line.partition(":")[2].strip())
+            # What begins with a path is about a request from this machine, as one of a program without the secret.
+            log.warning("SuperNode: %s; it is started again", text)
             self._lost()
             self.program.again()
 
