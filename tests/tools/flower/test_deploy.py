@@ -58,7 +58,7 @@ COMPOSE = Loader((DEPLOY / "compose.yaml").read_text()).get_single_data()
 
 def test_the_guide_s_commands_are_accepted(tmp_path, monkeypatch, capsys):
     ours = [line for line in CODE if line.startswith("vfmgl federation ")]
-    assert {parsed(shlex.split(line)[2:]).command for line in ours} == {"init", "key", "check", "server", "site"}
+    assert {parsed(shlex.split(line)[2:]).command for line in ours} == {"init", "key", "check", "server", "site", "log"}
     monkeypatch.chdir(tmp_path)
     (prepare,) = (shlex.split(line)[2:] for line in CODE if line.startswith("vfmgl data "))
     assert prepare[0] == "prepare" and data_main(prepare) == 1, "understood, but there are no images here"

@@ -12,15 +12,18 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from vfmgl_lib.base.files import write_text
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
 from vfmgl_lib.tools.flower import credentials, deployment, gate
 from vfmgl_lib.tools.flower.__main__ import main
-from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data, plain, read_site
+from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data, plain, read_server, read_site
 from vfmgl_lib.tools.flower.one_machine import write_site_data
 from vfmgl_lib.tools.flower.programs import Program, free_port, wait_until
+from vfmgl_lib.tools.flower.running import _times
 from vfmgl_lib.tools.flower.sandbox import landlock_version
+from vfmgl_lib.tools.flower.site import hold_to_study
 
 PROFILE = "tests/smallest.yaml"
 
@@ -393,3 +396,22 @@ def test_a_proxy_in_between_is_named_without_its_password(federation, monkeypatc
     monkeypatch.setenv("no_proxy", "localhost,server.invalid")
     (text,) = (text for text in missing(check_site(site)) if "answers" in text)
     assert "this name is not known here" in text and "the proxy" not in text
+
+
+def test_a_server_goes_on_with_no_rounds_of_another_study(federation, capsys):
+    server, _ = federation
+    key = read_server(server).study.key()
+    hold_to_study(server / "state", "another")
+    (server / "state" / "rounds" / "001").mkdir(parents=True)
+    assert main(["server", str(server)]) == 1
+    assert f"{server / 'state'}: holds the rounds of study another, this one is {key}" in capsys.readouterr().err
+    (server / "state" / "study.json").unlink()
+    assert main(["server", str(server)]) == 1
+    assert "holds rounds of an unknown study" in capsys.readouterr().err
+
+
+def test_the_times_of_the_centres_are_known_after_a_restart(tmp_path):
+    rows = {"001": "SiteA,90.5\nSiteB,30.0\n", "002": "SiteA,60.0\nSiteB,\n", "003": "SiteC,\n"}  # empty: answered from disk
+    for number, lines in rows.items():
+        write_text(tmp_path / number / "traffic.csv", f"center,seconds\n{lines}")
+    assert _times(tmp_path) == {"SiteA": 90.5, "SiteB": 30.0}

@@ -224,6 +224,7 @@ def test_a_deadline_follows_from_the_longest_time_and_a_day_is_its_bound():
     quick = Deadlines(faults, {"SiteA": 1.0})
     assert quick.limit(["SiteA"]) == deadlines.LEAST and quick.limit(CENTERS) == deadlines.LEAST
     assert Deadlines(settings(deadline=20).faults, {"SiteA": 60.0}).limit(["SiteA"]) == 20
+    assert deadlines.joining_time(86400, 0) == 86400 and deadlines.joining_time(86400, 3) == deadlines.LEAST, "a dead one was known"
 
 
 def test_one_dead_centre_does_not_cost_a_day(monkeypatch):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 POLL = 0.3  # seconds between two looks for answers
 LOOK = 0.05  # seconds that a look waits for one that is being fetched
 COLLECT = 30.0  # the same after the deadline, when it is the last look
-FETCHES, STUCK = 4, 30.0  # answers fetched at a time; one that takes longer does not count: its sender was killed, or its line is slow
+STUCK = 30.0  # seconds for which others wait while one answer is fetched: its sender may have been killed, or its line be slow
 SLACK = 600.0  # seconds after the deadline for which Flower keeps a message and its answer
 
 
@@ -113,7 +113,7 @@ class Answers:
         if not question.identifier:
             return None
         if question.fetched is None:
-            if not late and self._fetches() >= FETCHES:
+            if not late and self._is_fetching():
                 return None
             question.fetched, question.since = self._fetch(question.identifier), time.monotonic()
         try:
@@ -133,9 +133,10 @@ class Answers:
             return None
         return found[0] if found else None
 
-    def _fetches(self) -> int:
+    def _is_fetching(self) -> bool:
+        """One at a time: an answer can be as large as a model."""
         now = time.monotonic()
-        return sum(question.fetched is not None and now - question.since < STUCK for question in self._open.values())
+        return any(question.fetched is not None and now - question.since < STUCK for question in self._open.values())
 
     def _fetch(self, identifier: str) -> SimpleQueue:
         """Where what there is of an answer arrives: Flower waits for minutes for the rest of one whose sender was killed, we do not."""

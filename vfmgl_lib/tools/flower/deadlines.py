@@ -9,6 +9,15 @@ from vfmgl_lib.config.sections import FaultSettings
 LEAST = 600.0  # seconds: a site that was started again needs some minutes to be back, however short the rounds are
 
 
+def joining_time(wait: float, last_round: int) -> float:
+    """Seconds that a server which goes on after a round waits for its centres; those that come later join in the rounds.
+
+    Args:
+        wait: what the coordinator has set for the start of the study.
+    """
+    return min(wait, LEAST) if last_round else wait
+
+
 class Deadlines:
     """The times that the centres of a study have taken, and the deadline that follows.
 

@@ -24,7 +24,7 @@ from vfmgl_lib.methods.registry import new_server
 from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import center_datasets, feature_cache, new_client, new_student, study_teacher
 from vfmgl_lib.tools.flower import credentials, sandbox
-from vfmgl_lib.tools.flower.deadlines import Deadlines
+from vfmgl_lib.tools.flower.deadlines import Deadlines, joining_time
 from vfmgl_lib.tools.flower.deployment import ServerFolder, SiteFolder, own_data, public_keys
 from vfmgl_lib.tools.flower.gate import gate
 from vfmgl_lib.tools.flower.members import MEMBERS, Members
@@ -88,7 +88,7 @@ def _serve(given: ServerFolder, start: int, grid: Grid, nodes: dict[str, int]) -
             now.renew([center for center, node in nodes.items() if node in there])
 
     now.begins(list(nodes))
-    for fault in wait_for_centers(grid, nodes, members, given.settings.wait, waiting):
+    for fault in wait_for_centers(grid, nodes, members, joining_time(given.settings.wait, start), waiting):
         log.warning("centre %s: %s", fault.center, fault.detail)
     shared = server.state_dict() if server.checkpoint == "shared" else None
     deadlines = Deadlines(settings.faults, _times(rounds))
