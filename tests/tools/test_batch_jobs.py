@@ -1,5 +1,6 @@
 """Notebooks side by side: what runs when, that the log is as in series, and that an interrupted batch leaves no kernel behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -149,7 +150,8 @@ sys.exit(main(sys.argv[2:], Path(sys.argv[1])))
 """
 
 
-def test_an_interrupted_batch_leaves_no_kernel_and_keeps_what_was_finished(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_batch_leaves_no_kernel_and_keeps_what_was_finished(tmp_path: Path, number: signal.Signals):
     folder, runs = tmp_path / "notebooks", tmp_path / "runs"
     folder.mkdir()
     write_notebook(folder / "01_quick.ipynb", "1")
@@ -167,10 +169,12 @@ def test_an_interrupted_batch_leaves_no_kernel_and_keeps_what_was_finished(tmp_p
             pids = [text for file in runs.glob("pid-*") if (text := file.read_text())]
         assert len(pids) == 2, batch.communicate()[1][-2000:]
         kernels = [psutil.Process(int(pid)) for pid in pids]
-        os.kill(batch.pid, signal.SIGINT)
+        os.kill(batch.pid, number)
+        assert psutil.wait_procs(kernels, timeout=60)[1] == [], "a kernel goes on"
         _, said = batch.communicate(timeout=120)
+    if number == signal.SIGKILL:
+        return
     assert batch.returncode == 130 and "run_all.sh: interrupted" in said
-    assert psutil.wait_procs(kernels, timeout=20)[1] == [], "a kernel goes on"
     rows = read_log(runs / "smoke" / "runs.csv")
     assert [row["notebook"] for row in rows[4:]] == ["01_quick"] * 2 and page.read_bytes() == before
     assert not list(runs.rglob(".*.partial.ipynb"))
@@ -186,3 +190,29 @@ def test_a_number_of_jobs_that_is_none_is_refused(number: str, capsys):
 
 def test_jobs_unless_asked_for():
     assert default_jobs("cuda") == 1 and 1 <= default_jobs("cpu") <= (os.cpu_count() or 1)
+
+
+def test_a_kernel_that_is_forked_shares_nothing_with_the_next(tmp_path: Path, monkeypatch):
+    """What one notebook changes in a module, the environment, its folder or its random numbers is not there in another."""
+    notebooks, seen = tmp_path / "notebooks", tmp_path / "seen"
+    notebooks.mkdir()
+    code = f"""
+import json, os, sys
+import numpy as np, torch
+from vfmgl_lib.study import workspace
+there = [hasattr(workspace, "changed"), "CHANGED" in os.environ, os.path.basename(os.getcwd())]
+there += [torch.get_num_threads(), os.getpgid(0) == os.getpid()]
+workspace.changed, os.environ["CHANGED"] = True, "1"
+with open({str(seen)!r}, "a") as file:
+    file.write(json.dumps([os.getppid(), "timm" in sys.modules, np.random.random(), there]) + "\\n")
+os.chdir("/")
+"""
+    for name in ("11_one", "12_two"):
+        write_notebook(notebooks / f"{name}.ipynb", code)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    done = run_batch(notebooks, BatchSettings(tasks=("nuclei",), runs=tmp_path / "runs", jobs=1), progress=False)
+    assert [run.status for run in done] == ["ok", "ok"], [run.traceback for run in done]
+    first, second = (json.loads(line) for line in seen.read_text().splitlines())
+    assert first[0] == second[0] and first[1], "they are not forked from one process that has timm"
+    assert first[2] != second[2]
+    assert first[3] == second[3] == [False, False, "notebooks", 1, True]

@@ -321,10 +321,10 @@ class FootprintSettings(Settings):
 
 
 class ComputeSettings(Settings):
-    """How a GPU is used; a CPU computes in float32 and torch's own layout whatever these say."""
+    """How the device is used; a CPU computes in float32 and, unless it is asked for, in torch's own layout."""
 
     autocast: bool = Field(description="bfloat16 for the frozen teacher and the frozen shared model; what is trained stays float32")
-    channels_last: bool = Field(description="students' convolutions in NHWC")
+    channels_last: Literal["never", "gpu", "always"] = Field(description="where students' convolutions are in NHWC")
     compile_teacher: bool = Field(description="torch.compile for the teacher; some minutes at the start")
 
 

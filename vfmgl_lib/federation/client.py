@@ -82,7 +82,8 @@ class Client:
         self.switches = switches
         if self.switches.teacher and teacher is None:
             raise ValueError(f"method {settings.method} learns from a frozen teacher; none was given")
-        channels_last = settings.compute.channels_last and device.type == "cuda"
+        chosen = settings.compute.channels_last
+        channels_last = chosen == "always" or (chosen == "gpu" and device.type == "cuda")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.teacher = teacher
         self.student = self.local_model(student).to(device).to(memory_format=self.memory_format)

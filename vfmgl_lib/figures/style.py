@@ -322,6 +322,7 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
     with own_style():
         footnote(figure, note)
         write_png(figure, folder / f"{name}.png")
+        figure.set_layout_engine(None)  # all parts have their places now; to find them again takes half the time of a drawing
         with _whole_file(folder / f"{name}.pdf") as file:
             figure.savefig(file, format="pdf", metadata={"CreationDate": None})
     save_table(table, folder, name, note)

@@ -232,11 +232,12 @@ def part_names(student: Student, part: str) -> set[str]:
     """
     if part not in ("", "batch_norm", "last_layer"):
         raise ValueError(f"part of a student must be batch_norm, last_layer or '', got {part!r}")
+    if not part:
+        return set()
     layers = normalisation_layers()
     wanted = {"batch_norm": lambda module: isinstance(module, layers), "last_layer": lambda module: module is student.last_layer}
-    chosen = wanted.get(part, lambda module: False)
-    names = {f"{name}.{key}" for name, module in student.named_modules() if chosen(module) for key in module.state_dict()}
-    if part and not names:
+    names = {f"{name}.{key}" for name, module in student.named_modules() if wanted[part](module) for key in module.state_dict()}
+    if not names:
         raise StudentError(
             f"the student has no layer of the part {part!r}: nothing would stay at its centre; take another method or student"
         )

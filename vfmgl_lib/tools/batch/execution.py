@@ -24,6 +24,7 @@ from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 from vfmgl_lib.base.files import write_text
+from vfmgl_lib.tools.batch.forked import FORKED, provisioner
 
 KERNEL = "vfmgl"
 TRACEBACK_LINES = 12
@@ -98,7 +99,7 @@ def kernel_environment() -> Iterator[Path]:
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": "VFMGL Workbook",
             "language": "python",
-            "metadata": {"supported_encryption": "curve"},
+            "metadata": {"supported_encryption": "curve", **provisioner()},
         }
         spec.write_text(json.dumps(content), encoding="utf-8")
         defaults = {
@@ -145,12 +146,12 @@ class Kernel(threading.Thread):
                     _kill(family)
 
     def _find(self) -> psutil.Process | None:
-        for child in psutil.Process().children():
-            try:
+        with suppress(psutil.Error):  # it ended between being listed and being asked
+            if str(self.connection) in FORKED:
+                return psutil.Process(FORKED[str(self.connection)])
+            for child in psutil.Process().children():
                 if str(self.connection) in child.cmdline():
                     return child
-            except psutil.Error:  # it ended between being listed and being asked
-                continue
         return None
 
     @staticmethod
