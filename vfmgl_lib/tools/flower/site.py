@@ -178,7 +178,7 @@ def load_client(client: Client, folder: Path) -> None:
 def update_hash(update: Update) -> str:
     """Names everything that leaves a centre with an update."""
     tensors = message_hash(update.state) + message_hash(update.aggregates)
-    return hashlib.sha256(json.dumps([tensors, update.center, update.samples, update.metrics]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([tensors, update.center, update.samples, update.metrics], sort_keys=True).encode()).hexdigest()
 
 
 def state_bytes(state: State) -> int:
