@@ -10,7 +10,7 @@ import torch
 from vfmgl_lib.federation.exchange import epsilon
 from vfmgl_lib.tools.flower.__main__ import main
 from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger, LedgerError, RoundRefusedError
-from vfmgl_lib.tools.flower.messages import train_records
+from vfmgl_lib.tools.flower.messages import train_records, update_records
 from vfmgl_lib.tools.flower.network import client_app
 from vfmgl_lib.tools.flower.site import Site, state_bytes, update_hash
 
@@ -203,6 +203,17 @@ def test_log_shows_what_left_and_whether_the_ledger_is_whole(new_site, tmp_path,
     assert main(["log", str(tmp_path / "hospital")]) == 1
     assert "line 3: was changed or damaged" in capsys.readouterr().err
     assert main(["log", str(tmp_path)]) == 1 and "is not there" in capsys.readouterr().err
+
+
+def test_counts_and_losses_are_the_same_again_after_a_restart(federation, tmp_path):
+    answers = []
+    for _ in range(2):
+        clients, _ = federation("nuclei", "vfmgl", optimizer__lr=0.005)
+        site = Site(clients[0], tmp_path, "study")
+        update = site.train(1, None)
+        assert update.samples == 4 and set(update.metrics) == {"task_loss", "kept_share"}
+        answers.append(update_records(update).object_id)  # the hash of all that travels
+    assert site.from_disk and answers[0] == answers[1]
 
 
 def test_without_noise_there_is_no_epsilon(federation, tmp_path):

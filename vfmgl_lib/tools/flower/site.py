@@ -95,7 +95,8 @@ class Site:
         with new_folder(stored) as part:
             sent = {"update": update.state, "aggregates": update.aggregates}
             save_client(self.client, part, sent)
-            write_json(part / "about.json", {"message": message, "samples": update.samples, "metrics": update.metrics})
+            about = {"message": message, "samples": update.samples, "metrics": update.metrics}
+            write_text(part / "about.json", json.dumps(about))  # not sorted: asked again, the answer is the same to the byte
         self._ready = number
         for old in self._kept():
             if 0 < old <= number - KEPT_ROUNDS:
