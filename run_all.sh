@@ -11,6 +11,7 @@ VFMGL Workbook
   ./run_all.sh [options]     run the notebooks; tables, figures and an index page go to runs/<profile>/
   ./run_all.sh test [...]    ruff, mypy and the tests, with the notebooks at their smallest setting (further words go to pytest)
   ./run_all.sh lab [...]     open the notebooks in JupyterLab (further words go to jupyter lab)
+  ./run_all.sh install       make the environment or bring it up to date, and run nothing
   ./run_all.sh --help        this text
 
 Options of a run
@@ -28,6 +29,7 @@ Options of a run
                         how notebook 04 runs its rounds: in one process (default), or over TLS with a process for every centre
   --jobs N              notebooks at a time (default: the number of cores, as far as the memory reaches, and 1 with --device cuda); those
                         that need one another's studies wait for them. It changes no result
+  --check               runs nothing; says what disk, memory and hours it will take on this machine, from a few real steps
   --runs DIR            where results go (default: runs/ in the project)
 
 Environment
@@ -124,10 +126,9 @@ install_project() {
     fi
     say "Installing the pinned packages; the first time takes some minutes and about 6 GB"
     # pymrmr's setup imports Cython and numpy without saying so: they come first, and the build has to see them.
-    install_packages cython numpy pandas setuptools wheel
+    install_packages cython hatchling numpy pandas setuptools wheel
     install_packages --no-build-isolation pymrmr
-    install_packages --no-build-isolation --editable "${root}[dev]"
-    "$python" -m ipykernel install --sys-prefix --name vfmgl --display-name "VFMGL Workbook" >/dev/null
+    install_packages --no-build-isolation --editable "${root}[dev,docs]"
     say "Installed in $((SECONDS - started)) s"
 }
 
@@ -183,12 +184,16 @@ case ${1:-} in
         prepare
         exec "$python" -P -m vfmgl_lib.cli lab "$@"
         ;;
+    install)
+        prepare
+        say "Ready: $python"
+        ;;
     "" | -*)
         prepare
         # -P: this project's library, whatever lies in the folder the caller stands in
         exec "$python" -P -m vfmgl_lib.cli run "$@"
         ;;
     *)
-        fail "unknown command '$1'; there are test, lab and --help, or options (see ./run_all.sh --help)"
+        fail "unknown command '$1'; there are test, lab, install and --help, or options (see ./run_all.sh --help)"
         ;;
 esac

@@ -35,7 +35,7 @@ def test_every_command_has_help_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and said.startswith(f"usage: {'run_all.sh' if command == 'run' else f'vfmgl {command}'} ")
+    assert ended.value.code == 0 and said.startswith(f"usage: vfmgl {command} ")
 
 
 def test_what_needs_no_torch_does_not_load_it():

@@ -1,9 +1,11 @@
 """What the embedded run has to show, held on the smoke profile's own studies: that VFMGL learns, that its evidence lies in the lesion, that
 lambda moves, and that no method ends where it started.
 
-VFMGL_EFFECTS=whole takes all four tasks, and every method of the profile with three seeds. By default VFMGL alone is trained, with three
-seeds, for the two tasks that ./run_all.sh shows: its gains are what intervals are asked of, HGKT and stage II are both in it, and a fault
-of phantoms, students or settings that keeps it from learning shows there.
+VFMGL_EFFECTS=whole takes all four tasks, and every method of the profile with three seeds: before a release, and after a change of the
+profile or of phantoms. By default VFMGL alone is trained for the paper's first use case, with the three seeds that an interval needs: its
+gains are what intervals are asked of, HGKT and stage II are both in it, and a fault of either, of the student or of the settings that keeps
+it from learning shows there. That Camelyon17's phantoms can be learnt, tests/tasks/phantoms holds; that VFMGL learns a segmentation,
+tests/test_four_classes.py, on drawn organs. The gains on nuclei and prostates are left to `whole`.
 
 `OPEN` lists what the run does not show yet; it is written out like the rest (pytest -s), and taken off the list when it is reached. Whether
 VFMGL is ahead of other methods, and how many batches DDBL keeps, is written out and asserted nowhere.
@@ -39,7 +41,7 @@ OPEN = {
 }
 
 
-@pytest.fixture(scope="module", params=TASKS if WHOLE else TASKS[:2])
+@pytest.fixture(scope="module", params=TASKS if WHOLE else TASKS[:1])
 def runs(request, tmp_path_factory) -> dict[int, Workspace]:
     """seed -> workspace, all on one set of phantoms; studies stop at the round of VFMGL."""
     first = open_workspace(request.param, "smoke", runs=tmp_path_factory.mktemp(request.param), federation__match_updates=False)

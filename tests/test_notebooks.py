@@ -16,7 +16,9 @@ from vfmgl_lib.evaluation.saved_runs import TABLES
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.batch.execution import kernel_environment
+from vfmgl_lib.tools.batch.preflight import planned
 from vfmgl_lib.tools.batch.runner import run_batch
 from vfmgl_lib.tools.batch.schedule import ALONE, NEEDS
 from vfmgl_lib.tools.batch.settings import read_settings
@@ -38,7 +40,8 @@ LONGEST_QUIET_CELL, FEW = 12, 3  # lines; so many longer cells a notebook: those
 READERS = {"Path", "open", "read_csv", "read_table", "read_text", "glob"}  # functions whose first word is a place
 FOLDERS = [path.name for path in (*ROOT.iterdir(), *(ROOT / "notebooks").iterdir()) if path.is_dir()]
 RELATIVE = re.compile(rf"^(\.\.?/|\.\.$|({'|'.join(map(re.escape, FOLDERS))})/)")
-FIRST = [*NAMES[:4], "07_interpretability", "08_lightweight"]  # all of them use the one study
+FIRST = NAMES[:2]  # they need no study but the second's own
+OF_ONE_STUDY = [*NAMES[2:4], "07_interpretability", "08_lightweight"]
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=NAMES)
@@ -217,6 +220,13 @@ def check_report(results: Path, missing: set[str]) -> None:
     assert page.count("<figure>") == len(task["figures"]) and "What it does not show" in page
 
 
+def check_plan(task: str, names: list[str], runs: Path) -> None:
+    """The studies that `vfmgl run --check` counts are those that the notebooks trained."""
+    workspace = open_workspace(task, ROOT / "tests" / "smallest.yaml", runs=runs)
+    foretold = {study.folder.name for name in names for study in planned(workspace, name)}
+    assert foretold == {folder.name for folder in (workspace.folder / "studies").iterdir()}
+
+
 def figures_of(folder: Path) -> set[str]:
     """Names of a notebook's figures, each with its PDF and its numbers."""
     drawn = {path.stem for path in folder.glob("*.png")}
@@ -231,7 +241,9 @@ def figures_of(folder: Path) -> set[str]:
     ("task", "names"),
     [
         ("endometrial", FIRST),
+        ("endometrial", OF_ONE_STUDY),
         ("nuclei", FIRST),
+        ("nuclei", OF_ONE_STUDY),
         ("camelyon17", [NAMES[0], NAMES[3]]),
         ("prostate", [NAMES[0], NAMES[3]]),
     ],
@@ -241,8 +253,9 @@ def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
     for name in names:
         assert len(figures_of(tmp_path / "smallest" / task / "figures" / name)) >= 4, name
     check_report(tmp_path / "smallest", set())
-    # 03 trains the study that 04 draws; a second one would mean that the two ask for different things.
-    assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == 1
+    check_plan(task, names, tmp_path)
+    # 03 trains the study that 04, 07 and 08 read; a second one would mean that they ask for different things.
+    assert len(list((tmp_path / "smallest" / task / "studies").glob("vfmgl-*"))) == (NAMES[3] in names)
 
 
 @pytest.mark.slow
@@ -250,6 +263,7 @@ def test_every_notebook_runs(task: str, names: list[str], tmp_path: Path):
 def test_comparison_generalization_and_the_papers_numbers(task: str, tmp_path: Path):
     names = ["05_comparison", "06_generalization", "09_paper_vs_measured"]
     run_notebooks(task, names, tmp_path)
+    check_plan(task, names, tmp_path)
     check_report(tmp_path / "smallest", set())
     folder = tmp_path / "smallest" / task
     compared, generalized, beside = (folder / "figures" / name for name in names)

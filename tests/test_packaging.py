@@ -1,12 +1,17 @@
 """The files that name versions agree: one pin, wherever it is written."""
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from vfmgl_lib import __version__
 
@@ -22,20 +27,32 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 DIRECT = {re.split(r"[=<>]", text)[0] for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
-NOT_IN_CONDA = {"pymrmr"}  # needs --no-build-isolation, so run_all.sh installs it
-BUILD = {"cython", "setuptools", "wheel"}
+BUILD = {"cython", "hatchling", "setuptools", "wheel"}
 
 
 def test_every_direct_dependency_is_pinned():
     assert CONSTRAINTS.keys() >= DIRECT | BUILD
-    assert CONSTRAINTS["pymrmr"] == "0.1.11"
-    assert "pymrmr==0.1.11" in PROJECT["dependencies"]
+    assert CONSTRAINTS["pymrmr"] == "0.1.11" and PROJECT["optional-dependencies"]["mrmr"] == ["pymrmr==0.1.11"]
+    assert "pymrmr" not in DIRECT, "an extra alone: it needs a compiler, and its licence is academic"
+    assert "--no-build-isolation pymrmr\n" in (ROOT / "run_all.sh").read_text(), "which run_all.sh installs all the same"
+
+
+def test_every_dependency_has_a_floor_that_the_pins_reach():
+    """The floors were tested once; CONTRIBUTING.md says how."""
+    for text in PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        assert {one.operator for one in requirement.specifier} in ({">="}, {"=="}), text
+        assert requirement.specifier.contains(CONSTRAINTS[requirement.name]), text
+
+
+def test_the_site_s_packages_are_pinned():
+    assert CONSTRAINTS.keys() >= set(PROJECT["optional-dependencies"]["docs"])
 
 
 def test_conda_has_the_same_pins():
     packages = next(entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict))
     conda = pins(packages)
-    assert conda.keys() == (DIRECT | BUILD) - NOT_IN_CONDA
+    assert conda.keys() == DIRECT | BUILD
     assert conda.items() <= CONSTRAINTS.items()
     assert [line for line in packages if line not in {f"{k}=={v}" for k, v in conda.items()}] == ["--constraint constraints.txt"]
 
@@ -47,18 +64,73 @@ def test_hooks_use_the_same_versions():
     assert used == {name: CONSTRAINTS[name] for name in ("ruff", "nbstripout")}
 
 
-def test_an_installed_package_has_every_file_that_the_library_reads():
-    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["vfmgl_lib"]
-    library = ROOT / "vfmgl_lib"
-    others = {file for file in library.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
-    packed = {file for pattern in patterns for file in library.glob(pattern)}
-    assert len(others) >= 9 and packed == others
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """The wheel and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    code = "import sys; from hatchling import build; build.build_wheel(sys.argv[1]); build.build_sdist(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {"wheel": next(folder.glob("*.whl")), "sdist": next(folder.glob("*.tar.gz"))}
+
+
+@pytest.fixture(scope="module")
+def unpacked(built, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site-packages")
+    zipfile.ZipFile(built["wheel"]).extractall(folder)
+    return folder
+
+
+def files_of(folder: Path) -> set[str]:
+    kept = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    return {name.as_posix() for name in kept if not any(part.startswith(".") for part in name.parts)}
+
+
+def test_the_wheel_has_the_library_and_what_lies_beside_it_once(built, unpacked):
+    wanted = {f"vfmgl_lib/{name}" for name in files_of(ROOT / "vfmgl_lib")} - {"vfmgl_lib/tools/kernel.json"}  # which goes to share/
+    wanted |= {f"vfmgl_lib/workbook/{folder}/{name}" for folder in ("notebooks", "data_manifests") for name in files_of(ROOT / folder)}
+    found = {name for name in files_of(unpacked) if not name.startswith("vfmgl_workbook-")}
+    assert found == wanted and {"vfmgl_lib/models/pocket_vit.safetensors", "vfmgl_lib/workbook/notebooks/profiles/paper.yaml"} <= found
+    assert built["wheel"].name == f"vfmgl_workbook-{__version__}-py3-none-any.whl"
+    assert built["wheel"].stat().st_size <= 8 * 2**20 and built["sdist"].stat().st_size <= 12 * 2**20
+
+
+def test_the_package_runs_without_the_clone(unpacked, tmp_path):
+    """All that the library reads is in it; `vfmgl init` makes the folder to work in."""
+    code = (
+        "import sys; from pathlib import Path; from vfmgl_lib import cli\n"
+        "from vfmgl_lib.base import places\n"
+        "from vfmgl_lib.evaluation.saved_runs import read_paper\n"
+        "from vfmgl_lib.methods.settings import load_settings\n"
+        "from vfmgl_lib.models.teacher_names import POCKET_FILE\n"
+        "from vfmgl_lib.tasks.datasheets import read_datasheet\n"
+        "from vfmgl_lib.tasks.records import TASKS\n"
+        "assert not places.IS_CLONE and str(places.LIBRARY).startswith(sys.argv[1])\n"
+        "assert len(TASKS) == 4 and POCKET_FILE.is_file() and len(read_paper()) > 50\n"
+        "for task in TASKS: load_settings(task, 'paper'); read_datasheet(task)\n"
+        "assert cli.main(['init', 'mine']) == 0 and cli.main(['--version']) == 0\n"
+        "assert (Path('mine') / 'notebooks' / '02_hgkt.ipynb').is_file()\n"
+        "assert cli.main(['run']) == 2\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(unpacked)}
+    done = subprocess.run([sys.executable, "-c", code, unpacked], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "is no folder of a workbook" in done.stderr and f"vfmgl {__version__}\n" in done.stdout
+
+
+def test_jupyter_finds_the_notebooks_kernel(built):
+    wheel = zipfile.ZipFile(built["wheel"])
+    (spec,) = [name for name in wheel.namelist() if name.endswith("data/share/jupyter/kernels/vfmgl/kernel.json")]
+    assert json.loads(wheel.read(spec))["argv"][:3] == ["python", "-m", "ipykernel_launcher"], "jupyter_client takes its own Python for it"
+    notebooks = [json.loads(file.read_text("utf-8")) for file in (ROOT / "notebooks").rglob("*.ipynb") if "checkpoints" not in str(file)]
+    assert {notebook["metadata"]["kernelspec"]["name"] for notebook in notebooks} == {"vfmgl"}
 
 
 def test_versions_agree():
-    assert PROJECT["version"] == __version__
+    """It stands in one place; the page of changes names it."""
+    assert PROJECT["dynamic"] == ["version"] and PYPROJECT["tool"]["hatch"]["version"]["path"] == "vfmgl_lib/__init__.py"
     newest = next(line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line.startswith("## "))
-    assert newest.startswith(f"## {re.sub(r'[.]dev[0-9]+$', '', __version__)} (")
+    assert newest.startswith(f"## {__version__} (")
 
 
 def test_help_needs_no_environment(tmp_path: Path):

@@ -46,8 +46,23 @@ def old_version(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def before(old_version, tmp_path_factory):
+    """(task) -> the folder of its data and studies, and the studies of 0.1.0; made once."""
+    made = {}
+
+    def of(task):
+        if task not in made:
+            folder = tmp_path_factory.mktemp(task)
+            made[task] = folder, _studies(old_version, task, old_version, folder, **SMALL)
+        return made[task]
+
+    return of
+
+
 def _studies(library, task, old, tmp_path, **overrides):
-    order = [task, str(old / "notebooks/profiles/smoke.yaml"), str(tmp_path / "data"), str(tmp_path / f"runs{len(overrides)}")]
+    runs = tmp_path / f"runs-{overrides.get('batch_norm', 'old')}"
+    order = [task, str(old / "notebooks/profiles/smoke.yaml"), str(tmp_path / "data"), str(runs)]
     environment = os.environ | {"PYTHONPATH": str(library), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-c", SCRIPT, json.dumps([*order, METHODS[task], overrides])]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment)
@@ -62,17 +77,17 @@ def _models(study):
 
 
 @pytest.mark.parametrize("task", METHODS)
-def test_running_statistics_give_the_bits_of_0_1_0(old_version, tmp_path, task):
-    before = _studies(old_version, task, old_version, tmp_path, **SMALL)
-    now = _studies(ROOT, task, old_version, tmp_path, **SMALL, batch_norm="running")
+def test_running_statistics_give_the_bits_of_0_1_0(old_version, before, task):
+    folder, old = before(task)
+    now = _studies(ROOT, task, old_version, folder, **SMALL, batch_norm="running")
     for method in METHODS[task]:
-        was = _models(before[method])
+        was = _models(old[method])
         assert was
         assert _models(now[method]).items() >= was.items(), method
 
 
-def test_re_estimated_statistics_do_not(old_version, tmp_path):
+def test_re_estimated_statistics_do_not(old_version, before):
     """So that the test above can fail."""
-    before = _studies(old_version, "endometrial", old_version, tmp_path, **SMALL)
-    now = _studies(ROOT, "endometrial", old_version, tmp_path, **SMALL, batch_norm="recalibrated")
-    assert all(_models(before[method]) != _models(now[method]) for method in METHODS["endometrial"])
+    folder, old = before("endometrial")
+    now = _studies(ROOT, "endometrial", old_version, folder, **SMALL, batch_norm="recalibrated")
+    assert all(_models(old[method]) != _models(now[method]) for method in METHODS["endometrial"])

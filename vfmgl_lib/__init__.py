@@ -13,4 +13,4 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __path__.append(str(Path(__file__).parent / "tools" / "earlier"))  # python -m vfmgl_lib.sweep and its like, of 0.1.0
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

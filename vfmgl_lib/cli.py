@@ -12,6 +12,7 @@ from vfmgl_lib.base.surroundings import print_anything, write_out
 # sub-command -> where its `main` is, what it does
 COMMANDS = {
     "run": ("vfmgl_lib.tools.batch.__main__", "run the notebooks; tables, figures and an index page (run_all.sh calls this)"),
+    "init": ("vfmgl_lib.tools.init", "a folder of your own: notebooks, profiles and run_all.sh, to run and to change"),
     "lab": ("vfmgl_lib.tools.lab", "open the notebooks in JupyterLab"),
     "data": ("vfmgl_lib.tools.data.__main__", "fetch, prepare and verify data sets"),
     "teachers": ("vfmgl_lib.tools.teachers", "which networks can be teachers, with size, licence and whether they are here"),
@@ -19,6 +20,7 @@ COMMANDS = {
     "export": ("vfmgl_lib.tools.export.__main__", "a trained model as ONNX, checked, with its card"),
     "predict": ("vfmgl_lib.tools.predict.__main__", "an exported model at work on files, without torch"),
     "federation": ("vfmgl_lib.tools.flower.__main__", "a federation over TLS: certificates, server, sites"),
+    "docs": ("vfmgl_lib.tools.docs.__main__", "build the site with the notebooks of a run, from a clone of the repository"),
     "pretrain": ("vfmgl_lib.tools.pretrain.__main__", "train the pocket teacher"),
 }
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vfmgl_lib.config import PROFILES, ConfigError, task_names
+from vfmgl_lib.base.places import profiles_folder
+from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.methods.settings import load_settings
 
 
@@ -26,7 +27,7 @@ def test_the_papers_settings(task, student, loss, optimizer, lr, decay, batch, r
     assert settings.deviations().empty
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+@pytest.mark.parametrize("profile", sorted(path.stem for path in profiles_folder().glob("*.yaml")))
 def test_every_profile_is_valid_for_every_task_and_its_deviations_are_its_lines(profile):
     for task in task_names(profile):
         deviations = load_settings(task, profile).deviations()

@@ -1,12 +1,14 @@
 """What is asked of all local models: the same as of each by itself, and tables without rows where the data do not have it."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from vfmgl_lib.data.loading import ImageDataset
-from vfmgl_lib.interpretation import cam, local_models
+from vfmgl_lib.interpretation import cam, local_models, mrmr
 from vfmgl_lib.interpretation.features import features_of, own_cases, principal_components, score_table, score_tests
 from vfmgl_lib.models.students import ResNet18, UNet
 from vfmgl_lib.tasks.folders import read_folders
@@ -84,6 +86,20 @@ def test_features_are_selected_by_class_or_not_at_all(local):
     assert words == ("equal" if engines.iloc[0, 1:5].equals(engines.iloc[1, 1:5]) else "equal but for ties")
     panels = maps.groupby(["label", "stage", "kind", "split"]).size()
     assert len(panels) == 8 and (panels == (3 * 2) ** 2).all() and maps["label"].iloc[0] == 1
+
+
+def test_without_pymrmr_the_cross_check_says_what_is_missing(local, monkeypatch):
+    layout, _, _, features = local
+    monkeypatch.setitem(sys.modules, "pymrmr", None)
+    one = next(iter(features["II"].values()))
+    engines, words = local_models.compare_engines(one, among=8, wanted=4)
+    if layout == "nuclei":
+        assert words == local_models.NO_CLASSES
+        return
+    assert engines["engine"].tolist() == ["fast"] and (engines["largest shortfall"] < 1e-6).all()
+    assert words.startswith("No cross-check: pymrmr is not installed") and "pip install --no-build-isolation pymrmr==0.1.11" in words
+    with pytest.raises(RuntimeError, match="pymrmr is not installed"):
+        mrmr(np.array([[0, 1], [1, 0]]), np.array([0, 1]), 1, engine="pymrmr")
 
 
 def test_maps_add_up_to_the_predictions_they_explain(local):

@@ -301,4 +301,4 @@ def test_a_list_of_runs_that_a_spreadsheet_has_saved(tmp_path: Path):
 def test_a_folder_of_results_that_cannot_be_made_is_one_line(tmp_path: Path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--only", "01", "--task", "nuclei", "--runs", str(tmp_path / "file" / "runs")]) == 2
-    assert re.search("run_all.sh: .*Not a directory", capsys.readouterr().err)
+    assert re.search("vfmgl run: .*Not a directory", capsys.readouterr().err)

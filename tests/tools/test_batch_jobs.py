@@ -174,7 +174,7 @@ def test_an_interrupted_batch_leaves_no_kernel_and_keeps_what_was_finished(tmp_p
         _, said = batch.communicate(timeout=120)
     if number == signal.SIGKILL:
         return
-    assert batch.returncode == 130 and "run_all.sh: interrupted" in said
+    assert batch.returncode == 130 and "vfmgl run: interrupted" in said
     rows = read_log(runs / "smoke" / "runs.csv")
     assert [row["notebook"] for row in rows[4:]] == ["01_quick"] * 2 and page.read_bytes() == before
     assert not list(runs.rglob(".*.partial.ipynb"))

@@ -22,6 +22,7 @@ from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools import export
 from vfmgl_lib.tools.export import checks, export_model
 from vfmgl_lib.tools.export.__main__ import main
+from vfmgl_lib.tools.export.checklist import ITEMS, facts
 from vfmgl_lib.tools.export.checks import TOLERANCE, ExportError
 from vfmgl_lib.tools.export.formats import onnx_model
 from vfmgl_lib.tools.export.model_card import model_card, what_left
@@ -198,6 +199,37 @@ def test_the_card_says_what_has_to_be_said(exported, studies):
             assert f"| {center} |" in text or f"| {center} (own) |" in text
         assert studies[task].manifest.sha256[:16] in text and str(ROOT) not in text
     assert "external: test only" in exported["endometrial"].files["card"].read_text()
+
+
+def test_the_checklists_say_what_the_study_knows_and_leave_the_rest(exported, studies):
+    for task, done in exported.items():
+        text, table = done.files["checklist"].read_text(), studies[task].manifest.table
+        rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \d", line)]
+        assert len(rows) == 52 + 44 and [row[0] for row in rows[52:]] == [str(number) for number in range(1, 45)]
+        assert "{{" not in text and "None" not in text.replace(" None", " none") and " ." not in text and "PHANTOM images" in text
+        counted = re.search(r"\n(\d+) of 96 items are filled from the study, (\d+) in part, (\d+) are yours", text)
+        assert sum(map(int, counted.groups())) == 96 and min(map(int, counted.groups())) > 20
+        for split in ("train", "test"):
+            part = table[table["split"] == split]
+            people = part[["center", "patient"]].drop_duplicates()
+            assert f"{split} {len(part)} images of {len(people)} patients" in text
+        shown = re.search(r"\| test set.*?\n\n", done.files["card"].read_text(), re.DOTALL)[0]
+        number = next(row.split(" | ") for row in shown.splitlines() if "(own)" in row and re.search(r"0[.]\d{3}", row))
+        assert f"{number[1]} {number[2]}" in text, "the card's own numbers"
+    assert "18b | conflicts of interest |  | **all of it** |" in text
+    assert ["Images a class: train: " in exported[task].files["checklist"].read_text() for task in ("endometrial", "nuclei")] == [
+        True,
+        False,
+    ]
+
+
+def test_every_fact_of_the_checklists_is_asked_for_and_none_is_missing(exported, studies):
+    words = ITEMS.read_text("utf-8")
+    about = Predictor(exported["nuclei"].files["onnx"]).description
+    results = pd.DataFrame(columns=["test_center", "metric", "value", "low", "high", "interval", "n", "reason"])
+    known = facts(studies["nuclei"], about, results)
+    assert set(re.findall(r"{{ (\w+) }}", words)) == set(known)
+    assert known["results"] == "" and known["external"] == "No external centre."
 
 
 def test_the_card_names_class_and_unit_and_why_there_is_no_interval(exported, studies):

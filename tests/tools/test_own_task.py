@@ -122,7 +122,7 @@ def test_a_batch_refuses_what_needs_no_training_before_a_notebook_starts(tmp_pat
         capsys.readouterr()
         assert batch_main([*words, *common], notebooks=notebooks) == 2, words
         said = capsys.readouterr()
-        assert message in said.err and said.err.startswith("run_all.sh: ") and "Traceback" not in said.err and not said.out
+        assert message in said.err and said.err.startswith("vfmgl run: ") and "Traceback" not in said.err and not said.out
         assert not list((tmp_path / "runs").glob("**/*.ipynb"))
     assert batch_main([*own, *common], notebooks=notebooks) == 1 and "a notebook was started" in capsys.readouterr().out
 

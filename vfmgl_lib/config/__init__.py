@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from vfmgl_lib import __version__
+from vfmgl_lib.base.places import DELIVERED, profiles_folder
 from vfmgl_lib.base.strict_yaml import YamlError, read_yaml
 from vfmgl_lib.config.sections import (
     PLAIN_EXCHANGE,
@@ -44,7 +45,7 @@ from vfmgl_lib.config.sections import (
 from vfmgl_lib.models.student_names import SEGMENTER, has_width, segments
 from vfmgl_lib.tasks.records import TASKS, TaskRecord
 
-PROFILES = Path(__file__).parents[2] / "notebooks" / "profiles"
+PAPER = DELIVERED / "notebooks" / "profiles" / "paper.yaml"  # never a changed one: what deviates from the paper is told by it
 
 
 class ConfigError(ValueError):
@@ -173,7 +174,7 @@ class StudySettings(Settings):
         Returns: columns setting, paper, here.
         """
         defaults = type(self.comparators)().model_dump(mode="json")
-        paper = flatten({**profile_values("paper")[self.paper_task], "comparators": defaults})
+        paper = flatten({**profile_values(PAPER)[self.paper_task], "comparators": defaults})
         paper |= {"data.layout": self.data.layout} if self.data.own_task else {}
         here = flatten(self.model_dump(mode="json", exclude={"footprint"}))
         rows = [(name, paper[name], here[name]) for name in paper if name in here and here[name] != paper[name]]
@@ -201,10 +202,10 @@ def profile_values(profile: str | Path, own: TaskRecord | None = None) -> dict[s
     """
     path = profile_file(profile)
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        names = ", ".join(sorted(p.stem for p in profiles_folder().glob("*.yaml")))
         raise ConfigError(f"profile {profile}: {path} does not exist; give one of {names} or a YAML file")
     try:
-        content, paper = (read_yaml(p) for p in (path, PROFILES / "paper.yaml"))
+        content, paper = (read_yaml(p) for p in (path, PAPER))
     except YamlError as error:
         raise ConfigError(f"profile {path}: {error}") from error
     if not isinstance(content, dict) or set(content) - {"all", "tasks"}:
@@ -217,7 +218,7 @@ def profile_values(profile: str | Path, own: TaskRecord | None = None) -> dict[s
 
 def profile_file(profile: str | Path) -> Path:
     """The YAML file of a profile, whether it is there or not."""
-    return Path(profile) if str(profile).endswith((".yaml", ".yml")) else PROFILES / f"{profile}.yaml"
+    return Path(profile) if str(profile).endswith((".yaml", ".yml")) else profiles_folder() / f"{profile}.yaml"
 
 
 def _task_values(record: TaskRecord, paper: dict, profile: dict) -> dict:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vfmgl_lib.base.places import LIBRARY
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.config.sections import FootprintSettings
 from vfmgl_lib.models.networks import network_for_counting, network_form
@@ -142,7 +143,7 @@ def footprint(
         for batch in batches:
             order = spec | {"batch": batch, "device": device, "threads": threads, "seconds": seconds}
             command = [sys.executable, "-m", "vfmgl_lib.evaluation.process_footprint"]
-            root = str(Path(__file__).resolve().parents[2])
+            root = str(LIBRARY.parent)
             done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, cwd=root)
             if done.returncode:
                 raise RuntimeError(f"measuring {name} at batch {batch} failed: {done.stderr.strip().splitlines()[-1]}")

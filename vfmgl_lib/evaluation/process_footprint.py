@@ -31,7 +31,7 @@ def main() -> None:
         times.append(_milliseconds(run))
     low, high = np.percentile(times, (50, 95))
     high = high if len(times) >= ENOUGH else float("nan")
-    peak = _status("VmHWM")
+    peak = status_bytes("VmHWM")
     result = {"runtime": runtime, "runs": len(times), "p50_ms": low, "p95_ms": high}
     sys.stdout.write(json.dumps(result | {"peak_bytes": peak, "added_bytes": peak - before, "gpu_bytes": gpu()}) + "\n")
 
@@ -47,7 +47,7 @@ def _onnx(order: dict) -> tuple[Callable, int, str, Callable]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = order["threads"]
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     session = onnxruntime.InferenceSession(order["onnx"], options, providers=["CPUExecutionProvider"])
     shape = [order["batch"], *session.get_inputs()[0].shape[1:]]
     images = np.random.default_rng(0).random(shape, np.float32)
@@ -64,10 +64,10 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
     if "teacher" in order:
         from vfmgl_lib.models.networks import network_for_counting
 
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
         model = network_for_counting(order["teacher"], order["arguments"], order["image_size"])
     else:
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
         model = build_student(order["student"], order.get("classes", 2), order["width"])
     model = model.to(device).eval()
     images = torch.rand(order["batch"], 3, order["image_size"], order["image_size"], device=device)
@@ -81,8 +81,10 @@ def _torch(order: dict) -> tuple[Callable, int, str, Callable]:
     return run, before, f"torch {torch.__version__}", lambda: torch.cuda.max_memory_allocated() if device.type == "cuda" else float("nan")
 
 
-def _status(name: str) -> int:
-    """Bytes, from /proc/self/status. Not getrusage: its maximum begins with that of the process that started this one."""
+def status_bytes(name: str) -> int:
+    """Bytes, a line of /proc/self/status. Not getrusage: its maximum begins with that of the process that started this one."""
+    if sys.platform != "linux":
+        raise OSError(f"peak memory is read from /proc/self/status, which {sys.platform} does not have: measure it on Linux")
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
 

@@ -19,7 +19,7 @@ from vfmgl_lib.evaluation.classification import class_names, probability_columns
 from vfmgl_lib.evaluation.heterogeneity import center_predictability, predictability_obstacle
 from vfmgl_lib.interpretation import cam, correlation
 from vfmgl_lib.interpretation.features import SEGMENTATION, feature_names, principal_components
-from vfmgl_lib.interpretation.mrmr import ENGINES, mrmr, shortfall
+from vfmgl_lib.interpretation.mrmr import ENGINES, NO_PYMRMR, has_pymrmr, mrmr, shortfall
 from vfmgl_lib.models.students import Student
 
 Device = torch.device | str
@@ -135,15 +135,20 @@ def compare_engines(features: pd.DataFrame, among: int = 40, wanted: int = 10) -
     Args:
         features: of one model.  among: so many of its features are offered.  wanted: so many are selected.
     Returns: engine, 1, 2, … (names of features), largest shortfall (bits, `mrmr.shortfall`: 0 where each step takes the best feature); and
-        "equal", "equal but for ties", or why there are no rows.
+        "equal", "equal but for ties", or why there are no rows or no second engine.
     """
     if not _has_classes(features):
         return pd.DataFrame(columns=["engine", "largest shortfall"]), NO_CLASSES
     part = features[features["split"] == "train"]
     levels = correlation.discretised(part[feature_names(part)[:among]].to_numpy(), np.ones(len(part), bool))
-    found = {engine: mrmr(levels, part["label"], min(wanted, levels.shape[1]), engine=engine) for engine in ENGINES}
+    found = {
+        engine: mrmr(levels, part["label"], min(wanted, levels.shape[1]), engine=engine)
+        for engine in (ENGINES if has_pymrmr() else ENGINES[:1])
+    }
     orders = pd.DataFrame(found, index=range(1, len(found[ENGINES[0]]) + 1)).map("f{}".format).T
     orders["largest shortfall"] = pd.Series({engine: shortfall(levels, part["label"], order).max() for engine, order in found.items()})
+    if len(found) == 1:
+        return orders.rename_axis("engine").reset_index(), f"No cross-check: {NO_PYMRMR}."
     same = (found[ENGINES[0]] == found[ENGINES[1]]).all()
     return orders.rename_axis("engine").reset_index(), "equal" if same else "equal but for ties"
 

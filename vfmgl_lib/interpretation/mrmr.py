@@ -6,6 +6,7 @@ min-redundancy", IEEE TPAMI 27(8), 2005, in the form of its package pymrmr 0.1.1
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +21,10 @@ SCHEMES = ("MIQ", "MID")
 ENGINES = ("fast", "pymrmr")
 MIQ_OFFSET = 1e-4  # bits, added to the redundancy: pymrmr's constant
 ROUNDING = 1e-13  # bits, no mutual information is off by more (measured: 5e-15 with 1e5 samples)
+NO_PYMRMR = (
+    "pymrmr is not installed; with a C++ compiler: pip install cython numpy pandas setuptools wheel, "
+    "then pip install --no-build-isolation pymrmr==0.1.11"
+)
 LEVELS = (-1, 0, 1)  # of a feature, as `correlation.discretised` makes them
 
 
@@ -44,7 +49,7 @@ def mrmr(features: np.ndarray, labels: np.ndarray, k: int, scheme: str = "MIQ", 
     Returns: (k,) int64 column indices in order of selection.
     Raises:
         ValueError: if shapes, values, k, scheme or engine are not as above; the message names the value.
-        RuntimeError: if pymrmr fails or returns anything but k different features; the message holds what it wrote.
+        RuntimeError: if pymrmr is not installed, fails or returns anything but k different features; the message holds what it wrote.
     """
     features, labels = np.asarray(features), np.asarray(labels)
     if features.ndim != 2 or 0 in features.shape:
@@ -99,6 +104,11 @@ def shortfall(features: np.ndarray, labels: np.ndarray, order: Sequence[int] | n
     return np.array(gaps)
 
 
+def has_pymrmr() -> bool:
+    """Whether the package is installed: it is an extra, vfmgl-workbook[mrmr], and everything but the cross-check runs without."""
+    return importlib.util.find_spec("pymrmr") is not None
+
+
 def pymrmr_orders(tables: Sequence[tuple[np.ndarray, np.ndarray, int, str]]) -> list[np.ndarray]:
     """Orders of selection by pymrmr, for several tables in one process of its own, whose printing and crashes stay outside ours.
 
@@ -106,8 +116,10 @@ def pymrmr_orders(tables: Sequence[tuple[np.ndarray, np.ndarray, int, str]]) -> 
         tables: (features, labels, k, scheme) each, as for `mrmr` but with values from 0 to some hundreds: pymrmr counts in tables of
             range × range, and dies on large ones. It is not checked here; `mrmr(engine="pymrmr")` does it.
     Returns: one (k,) int64 array of column indices per table.
-    Raises: RuntimeError: if pymrmr fails or its answer is not k different columns.
+    Raises: RuntimeError: if pymrmr is not installed, fails, or its answer is not k different columns.
     """
+    if not has_pymrmr():
+        raise RuntimeError(NO_PYMRMR)
     with tempfile.TemporaryDirectory(prefix="mrmr") as folder:
         question, answer = Path(folder) / "tables.npz", Path(folder) / "selected.json"
         arrays = {f"{part}{i}": table[part == "labels"] for i, table in enumerate(tables) for part in ("features", "labels")}

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vfmgl_lib import __version__
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import is_locked, locked, new_folder, write_json, write_text
+from vfmgl_lib.base.places import IS_CLONE, LIBRARY
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.config import ConfigError, StudySettings, setting_value
 from vfmgl_lib.data.manifest import Manifest
@@ -171,7 +172,9 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """The checkout's commit, with "+" if files other than the log of results differ from it; "" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    if not IS_CLONE:
+        return ""  # an environment may lie in the checkout of something else
+    git = ["git", "-C", str(LIBRARY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vfmgl_lib.base.places import DELIVERED
 from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
 from vfmgl_lib.data.manifest import Manifest
 
-FOLDER = Path(__file__).parents[2] / "data_manifests"
+FOLDER = DELIVERED / "data_manifests"
 EXPECTED_SPLITS = ("train", "val", "test", "external")
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import subprocess
+import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.study.workspace import open_workspace
 from vfmgl_lib.tools.flower import app as module
@@ -117,6 +119,10 @@ def test_parts_of_centres_share_no_patient_and_leave_none_out(phantoms, of):
     assert sorted(seen) == sorted(whole.table["path"])
 
 
+def test_the_app_is_of_this_version():
+    assert tomllib.loads((ROOT / "deploy" / "flower_app" / "pyproject.toml").read_text())["project"]["version"] == __version__
+
+
 # `flwr run` for real ------------------------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +181,9 @@ def test_flwr_run_on_the_deployment_runtime(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: Flower's simulation runtime is not tried")
 def test_flwr_run_on_the_simulation_runtime(tmp_path):
-    (tmp_path / "config.toml").write_text("[superlink.study]\noptions.num-supernodes = 2\noptions.backend.client-resources.num-cpus = 1\n")
-    said = flwr(tmp_path, "run", ".", "study", "--stream", "--run-config", f'task="nuclei" profile="{SMALLEST}" method="fedavg"')
+    (tmp_path / "config.toml").write_text('[superlink.study]\naddress = ":local:"\n')
+    words = f'task="nuclei" profile="{SMALLEST}" method="fedavg"'
+    said = flwr(tmp_path, "run", ".", "study", "--stream", "--federation-config", "num-supernodes=2", "--run-config", words)
     assert "round 2 of 2: SiteA, SiteB took part" in said
     (rounds,) = (tmp_path / "vfmgl").glob("*/rounds")
     equals_one_process(rounds, tmp_path / "vfmgl" / "runs", "fedavg")

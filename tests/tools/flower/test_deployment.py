@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import stat
+import sys
 import threading
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data
 from vfmgl_lib.tools.flower.one_machine import write_site_data
 from vfmgl_lib.tools.flower.programs import Program, free_port, wait_until
 from vfmgl_lib.tools.flower.running import _times
-from vfmgl_lib.tools.flower.sandbox import landlock_version
+from vfmgl_lib.tools.flower.sandbox import landlock_version, restrict
 from vfmgl_lib.tools.flower.site import hold_to_study
 
 PROFILE = "tests/smallest.yaml"
@@ -344,6 +345,13 @@ def test_a_prepared_set_whose_images_lie_elsewhere(federation, phantoms, tmp_pat
     fill(site, data=str(tmp_path / "set"))
     assert len(missing(check_site(site))) == 1, "the server alone"
     assert own_data(read_site(site)).root == source.resolve()
+
+
+def test_another_system_than_linux_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert landlock_version() == 0
+    with pytest.raises(OSError, match="has no Landlock"):
+        restrict([], [])
 
 
 @pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")

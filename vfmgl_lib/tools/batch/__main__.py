@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vfmgl_lib.base.surroundings import print_anything
+from vfmgl_lib.base.places import PlaceError, project_folder
+from vfmgl_lib.base.surroundings import print_anything, write_out
 from vfmgl_lib.config.sections import TEACHER_HELP
-from vfmgl_lib.tools.batch.settings import DEFAULT_TASKS, ROOT, BatchError, read_settings
+from vfmgl_lib.tools.batch.settings import DEFAULT_TASKS, BatchError, read_settings
 
 
 def command_line() -> argparse.ArgumentParser:
     """The options; `run_all.sh --help` tells the same, before anything is installed."""
     parser = argparse.ArgumentParser(
-        prog="run_all.sh",
+        prog="vfmgl run",
         description="Runs the notebooks and writes them, their figures and an index page to runs/<profile>/.",
         allow_abbrev=False,
     )
@@ -38,7 +39,10 @@ def command_line() -> argparse.ArgumentParser:
         "--engine", default="process", choices=("process", "flower"), help="how notebook 04 runs its rounds; default: process"
     )
     parser.add_argument("--jobs", type=whole_number, metavar="N", help="notebooks at a time, default: the number of cores; 1 with cuda")
-    parser.add_argument("--runs", metavar="DIR", help="where results go, default: runs/ in the project")
+    parser.add_argument("--check", action="store_true", help="runs nothing; says what disk, memory and hours it will take on this machine")
+    parser.add_argument(
+        "--runs", metavar="DIR", help="where results go, default: runs/ in the project, or in the folder that vfmgl init made"
+    )
     return parser
 
 
@@ -49,29 +53,41 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None, notebooks: Path = ROOT / "notebooks") -> int:
+def main(arguments: Sequence[str] | None = None, notebooks: Path | None = None) -> int:
     """Runs what the arguments ask for.
 
-    Returns: 0, or 1 if a notebook failed, 2 if what was asked for is not possible, 130 if interrupted.
+    Args:
+        notebooks: their folder; None: that of the folder to work in (`base.places.project_folder`).
+
+    Returns: 0, or 1 if a notebook failed (with --check: if disk or memory do not suffice), 2 if what was asked for is not possible, 130
+        if interrupted.
     """
     print_anything()
     parser = command_line()
     options = vars(parser.parse_args(arguments))
-    tasks = options.pop("task") or []
+    tasks, only_check = options.pop("task") or [], options.pop("check")
     if options.pop("all_tasks"):
         if tasks:
             parser.error("--all-tasks and --task exclude one another")
         tasks = None
     try:
+        notebooks = notebooks or project_folder() / "notebooks"
         settings = read_settings(tasks=tasks, here=Path.cwd(), **options)
-        from vfmgl_lib.tools.batch.runner import run_batch  # after the checks: papermill and torch take seconds to import
+        from vfmgl_lib.tools.batch.runner import find_notebooks, run_batch  # after the checks: papermill and torch take seconds to import
+
+        if only_check:
+            from vfmgl_lib.tools.batch.preflight import check
+
+            text, enough = check(settings, [notebook.stem for notebook in find_notebooks(notebooks, settings.only)])
+            write_out(text)
+            return 0 if enough else 1
 
         done = run_batch(notebooks, settings)
-    except (BatchError, OSError) as error:
-        sys.stderr.write(f"run_all.sh: {error}\n")
+    except (BatchError, PlaceError, OSError) as error:
+        sys.stderr.write(f"vfmgl run: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("run_all.sh: interrupted; run it again to go on, finished studies are reused\n")
+        sys.stderr.write("vfmgl run: interrupted; run it again to go on, finished studies are reused\n")
         return 130
     failed = [run for run in done if run.status == "failed"]
     for run in failed:

@@ -86,11 +86,14 @@ def without_fields(path: Path) -> str:
 
 
 @contextmanager
-def kernel_environment() -> Iterator[Path]:
+def kernel_environment(forked: bool = False) -> Iterator[Path]:
     """Within it the kernel KERNEL is this very interpreter, whatever kernels the machine has registered; gives a folder for connections.
 
     It draws into the notebook, is quiet and computes on one thread, unless the user's environment says otherwise: the last bits of a study
     depend on its number of threads, and are to depend neither on the machine nor on what runs beside it.
+
+    Args:
+        forked: kernels that this process starts are forked (`forked`); another process, such as papermill's command, knows no such kernels.
     """
     with tempfile.TemporaryDirectory(prefix="vfmgl-kernel-") as folder:
         spec = Path(folder, "kernels", KERNEL, "kernel.json")
@@ -99,7 +102,7 @@ def kernel_environment() -> Iterator[Path]:
             "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "display_name": "VFMGL Workbook",
             "language": "python",
-            "metadata": {"supported_encryption": "curve", **provisioner()},
+            "metadata": {"supported_encryption": "curve", **(provisioner() if forked else {})},
         }
         spec.write_text(json.dumps(content), encoding="utf-8")
         defaults = {

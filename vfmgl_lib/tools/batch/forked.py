@@ -98,7 +98,8 @@ def _kernel(connection: str, folder: str, environment: dict[str, str], threads: 
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_batch, daemon=True).start()
     np.random.seed()  # noqa: NPY002 (a fork continues the random numbers of its origin: none of this library's, perhaps a user's)
-    IPKernelApp.launch_instance(["-f", connection, "--IPKernelApp.parent_handle=0"])  # it would watch the process that forks
+    # Without a parent to watch it would say how a console connects to it. This one, from which it was forked, lives as long as a kernel.
+    IPKernelApp.launch_instance(["-f", connection, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 def _end_with_the_batch() -> None:

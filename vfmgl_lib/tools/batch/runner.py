@@ -87,7 +87,7 @@ def run_batch(notebooks: Path, settings: BatchSettings, progress: bool = True) -
     steps = [Step(task, notebook) for task in settings.tasks for notebook in chosen]
     done: dict[Step, NotebookRun] = {}
     stopping = threading.Event()
-    with kernel_environment() as connections, Progress(len(steps), progress) as shown:
+    with kernel_environment(forked=True) as connections, Progress(len(steps), progress) as shown:
 
         def run(step: Step) -> NotebookRun:
             kernel = Kernel(connections / f"{steps.index(step)}.json", stopping)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import psutil
 
+from vfmgl_lib.base.places import PlaceError, project_folder
 from vfmgl_lib.config import ConfigError, task_names
 from vfmgl_lib.data.manifest import ManifestError
 from vfmgl_lib.models.teacher_names import TeacherError, resolve_teacher
 from vfmgl_lib.tasks.records import TASKS, find_task, is_task_file
 
-ROOT = Path(__file__).resolve().parents[3]
 ENGINE_NOTEBOOK = "04"  # the one that runs over a network on request
 DEFAULT_TASKS = tuple(name for name, record in TASKS.items() if record.default)
 
@@ -50,7 +50,7 @@ class BatchSettings:
     teacher: str = ""
     device: str = "cpu"
     seed: int = 0
-    runs: Path = ROOT / "runs"
+    runs: Path = field(default_factory=lambda: project_folder() / "runs")
     only: tuple[str, ...] = ()
     engine: str = "process"
     jobs: int = 1
@@ -117,7 +117,7 @@ def read_settings(
             load_settings(task, profile, seed=seed, device=device)
         check_phantoms(chosen, data)
         teacher = resolve_teacher(teacher, here) if teacher else ""
-    except (ConfigError, ManifestError, TeacherError, OSError, UnicodeDecodeError) as error:
+    except (ConfigError, ManifestError, PlaceError, TeacherError, OSError, UnicodeDecodeError) as error:
         raise BatchError(str(error)) from error
     if device == "cuda":
         check_cuda()
@@ -131,7 +131,7 @@ def read_settings(
         teacher=teacher,
         device=device,
         seed=seed,
-        runs=ROOT / "runs" if runs is None else (here / runs).resolve(),
+        runs=project_folder(here) / "runs" if runs is None else (here / runs).resolve(),
         only=numbers,
         engine=engine,
         jobs=default_jobs(device) if jobs is None else jobs,

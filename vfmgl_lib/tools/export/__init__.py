@@ -1,4 +1,4 @@
-"""A trained model as files for use elsewhere: converted (`formats`), checked (`checks`), with its card."""
+"""A trained model as files for use elsewhere: converted (`formats`), checked (`checks`), with its card and its reporting checklists."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vfmgl_lib.models.batch_norm import batch_norms
 from vfmgl_lib.models.students import Student
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.tasks.prepare import phantoms_of
+from vfmgl_lib.tools.export.checklist import checklist
 from vfmgl_lib.tools.export.checks import (
     ExportError,
     calibration_images,
@@ -34,7 +35,7 @@ from vfmgl_lib.tools.export.checks import (
     refuse,
 )
 from vfmgl_lib.tools.export.formats import int8_model, onnx_model, torchscript_model
-from vfmgl_lib.tools.export.model_card import model_card
+from vfmgl_lib.tools.export.model_card import doubts_of, model_card
 from vfmgl_lib.tools.predict import FORMAT, FORMAT_OF_CLASSES, RUNNING, Description, Predictor, preprocessing_of
 
 NO_PREDICTIONS = "no interval: the study kept no predictions of this round"
@@ -42,7 +43,7 @@ NO_PREDICTIONS = "no interval: the study kept no predictions of this round"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the files by what they are ("onnx", "int8", "torchscript", "card"), and the two tables."""
+    """What was written: the files by what they are ("onnx", "int8", "torchscript", "card", "checklist"), and the two tables."""
 
     folder: Path
     files: dict[str, Path]
@@ -108,8 +109,10 @@ def export_model(
         sizes = [{"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files.values()]
         counts = count(student, study.settings.data.image_size)
         files["card"] = part / f"{name}.md"
-        card = model_card(study, about, pd.DataFrame(sizes), check, int8_table, counts, _card_results(study, about))
-        write_text(files["card"], card)
+        results = _card_results(study, about)
+        write_text(files["card"], model_card(study, about, pd.DataFrame(sizes), check, int8_table, counts, results))
+        files["checklist"] = part / f"{name}.checklist.md"
+        write_text(files["checklist"], checklist(name, study, about, results, doubts_of(about)))
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
     return Exported(folder, {kind: folder / file.name for kind, file in files.items()}, check, int8_table)

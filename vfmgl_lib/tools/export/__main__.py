@@ -4,6 +4,7 @@
     DIR/NAME.int8.onnx    with --int8: static quantisation by onnxruntime, calibrated on training images
     DIR/NAME.pt           with --torchscript: the traced model, for programs that have torch
     DIR/NAME.md           the model card: data, centres, metrics, intended use, limits
+    DIR/NAME.checklist.md TRIPOD+AI and CLAIM, filled as far as the study tells; what is yours to write is marked
     DIR/check.csv         each file against torch, and against the study's own predictions, on real test images
     DIR/int8.csv          what int8 costs: on the validation set, which decides, and on the test set, which only reports
 

@@ -42,23 +42,30 @@ def model_card(
         about=about,
         center=center,
         unit=f"{'an' if about.unit == 'image' else 'a'} {about.unit}",
-        doubts=["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher),
+        doubts=doubts_of(about),
         use=(study.settings.data.own_task or find_task(about.task)).use,
-        mask_values=_table(["class", "value in masks", "colour of overlays"], _mask_values(about)),
-        training=_table(["", ""], _training(study, about).items()),
+        mask_values=markdown_table(["class", "value in masks", "colour of overlays"], _mask_values(about)),
+        training=markdown_table(["", ""], _training(study, about).items()),
         manifest=study.manifest,
         what_left=what_left(study.settings, center),
-        data=_table(["centre", *SPLITS, ""], _data(study)),
-        performance=_table(["test set", "metric", "value", "95 % interval", "n"], _performance(center, results)),
+        data=markdown_table(["centre", *SPLITS, ""], _data(study)),
+        performance=markdown_table(["test set", "metric", "value", "95 % interval", "n"], _performance(center, results)),
         intervals=results["low"].notna().any(),
-        int8=_table(int8.columns, int8.itertuples(index=False)),
+        int8=markdown_table(int8.columns, int8.itertuples(index=False)),
         counts=counts,
-        files=_table(["file", "size", "sha256"], [[f.file, f"{f.bytes / 2**20:.2f} MiB", f"`{f.sha256}`"] for f in files.itertuples()]),
+        files=markdown_table(
+            ["file", "size", "sha256"], [[f.file, f"{f.bytes / 2**20:.2f} MiB", f"`{f.sha256}`"] for f in files.itertuples()]
+        ),
         command=f"vfmgl predict {shlex.quote(files['file'].iloc[0])} IMAGES --out DIR --overlay",
         nobody=about.cutoff is not None and about.cutoff >= NOBODY,
-        check=_table(check.columns, check.itertuples(index=False)),
+        check=markdown_table(check.columns, check.itertuples(index=False)),
     )
     return card.content.replace("<", "&lt;") + "\n"  # Markdown takes HTML as it is, and a centre or a class may have any name
+
+
+def doubts_of(about: Description) -> list[str]:
+    """What a model was trained with that makes its numbers say nothing."""
+    return ["PHANTOM images"] * ("PHANTOM" in about.data) + doubts_about(about.teacher)
 
 
 def _mask_values(about: Description) -> list[list[str]]:
@@ -129,7 +136,7 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table; "" without rows."""
     cells = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     head = list(head)

@@ -1,7 +1,7 @@
-"""VFMGL as a standard Flower App: `flwr run .` in the project's folder, on Flower's deployment or simulation runtime.
+"""VFMGL as a standard Flower App: `flwr run .` in `deploy/flower_app`, on Flower's deployment or simulation runtime.
 
 The ServerApp and the ClientApp are the same server, client and rounds as everywhere in this library, over Flower's public interface alone.
-`deploy/flower_app.md` says how it is run. What a run leaves lies below `$FLWR_HOME/vfmgl/RUN`, or where `out` says.
+`deploy/flower_app/README.md` says how it is run. What a run leaves lies below `$FLWR_HOME/vfmgl/RUN`, or where `out` says.
 
 A node is a centre of its own images where its node config says `center` and `data`, as `vfmgl data prepare` makes them. Otherwise it is a
 centre of the embedded phantoms: the one at its `partition-id` or, where there are more nodes than centres, a part of one's patients.

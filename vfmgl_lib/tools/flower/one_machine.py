@@ -26,6 +26,7 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import new_folder, write_json
+from vfmgl_lib.base.places import LIBRARY
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.data.manifest_files import write_manifest
 from vfmgl_lib.federation.client import Client, RoundLog
@@ -147,8 +148,7 @@ class SiteProcesses:
     def _start(self, center: str) -> None:
         self.starts[center] += 1
         command = [sys.executable, "-m", "vfmgl_lib.cli", "federation", "site", str(self.sites[center]), "--with-parent"]
-        library = Path(__file__).parents[3]
-        paths = [str(library), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(LIBRARY.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with open(self._log(center), "ab") as stream:
             self.running[center] = subprocess.Popen(

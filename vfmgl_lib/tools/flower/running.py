@@ -16,6 +16,7 @@ import torch
 
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder
+from vfmgl_lib.base.places import DELIVERED, LIBRARY, profiles_folder
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.federation.rounds import Round
 from vfmgl_lib.federation.servers import Server
@@ -167,10 +168,10 @@ def run_site(given: SiteFolder) -> None:
 
 def _readable(given: SiteFolder) -> list[Path]:
     """Software, the system's own files, this centre's data and weights; no home, no other centre's folder."""
-    library, source = Path(__file__).resolve().parents[2], given.study.teacher.source
+    source = given.study.teacher.source
     weights = Path(TeacherSource.parse(source).weights)
     places: list[str | Path] = [sys.prefix, sys.base_prefix, sys.exec_prefix, given.data, given.folder]
-    places += [library, library.parent / "notebooks" / "profiles"]
+    places += [LIBRARY, DELIVERED / "notebooks" / "profiles", profiles_folder()]
     places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
     places += [os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), *([weights] if weights.is_file() else [])]
     if given.study.student.weights not in ("none", "hub"):

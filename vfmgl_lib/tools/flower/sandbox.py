@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,7 +21,9 @@ _FILE_RIGHTS = 0b111 | 1 << 14  # execute, write, read, truncate: what a rule on
 
 
 def landlock_version() -> int:
-    """The kernel's version of Landlock; 0: it has none."""
+    """The kernel's version of Landlock; 0: it has none, as every system but Linux."""
+    if sys.platform != "linux":
+        return 0
     version = ctypes.CDLL(None, use_errno=True).syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG))
     return max(int(version), 0)
 

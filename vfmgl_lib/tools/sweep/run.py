@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import psutil
@@ -26,6 +25,7 @@ import torch
 from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
+from vfmgl_lib.base.places import LIBRARY
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.study.study import Study
 from vfmgl_lib.study.training import StudyRunningError
@@ -34,7 +34,6 @@ from vfmgl_lib.tools.sweep.jobs import Job, Split, plan, status_table
 
 log = logging.getLogger(__name__)
 Executor = Literal["local", "slurm"]
-LIBRARY = Path(__file__).resolve().parents[3]
 POLL = 0.5  # seconds between two looks at what is running
 YEAR = 365 * 24 * 60  # minutes: submitit's local executor ends what takes longer than it is told
 
@@ -196,7 +195,7 @@ def _beside(workspace: Workspace, processes: int, executor: Executor, threads: i
     else:
         gpus, parameters = [], {"name": "vfmgl"} | ({"gpus_per_node": 1} if on_gpu else {}) | dict(cluster)
     # What has to be in a process' environment before torch starts: its threads, and this very library.
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(LIBRARY), os.environ.get("PYTHONPATH")]))}
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(LIBRARY.parent), os.environ.get("PYTHONPATH")]))}
     variables |= {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     folder = (workspace.folder / "sweep" / "jobs").resolve()  # of the processes' logs, numbered by process or by the cluster's job
     places: dict[Job, str] = {}
