@@ -53,9 +53,8 @@ def test_every_byte_that_a_centre_sends_is_declared(federation, wire, line, tmp_
     sent, send = [], httpx.Client.send
 
     def recording(self, request, **more):
-        if "/v1/runtime/" in str(request.url) and str(line.port) not in str(
-            request.url
-        ):  # from a site to its SuperNode, which passes it on
+        # From a site to its SuperNode, which passes it on.
+        if "/v1/runtime/" in str(request.url) and request.url.port != line.port:
             sent.append((request.url.path, request.read(), dict(request.headers)))
         return send(self, request, **more)
 
