@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,6 @@ from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.network import finish, network_rounds
 
 MIB = 2**20
-CLEAR = Path("/proc/self/clear_refs")  # Linux; 5 forgets the highest memory so far
 
 
 def main() -> None:
@@ -98,6 +96,7 @@ def _apart(**values: int) -> dict:
 
 
 def _serve(centers: int, width: int, rounds: int) -> dict:
+    from vfmgl_lib.tools.flower.programs import free_port
     from vfmgl_lib.tools.flower.superlink import superlink
 
     settings = load_settings("camelyon17", "paper", method="fedavg")
@@ -109,23 +108,23 @@ def _serve(centers: int, width: int, rounds: int) -> dict:
         for name in names:
             credentials.write_key_pair(folder / name)
         keys = {name: credentials.read_public_key(folder / f"{name}.pub") for name in names}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         sites = multiprocessing.get_context("spawn").Process(target=_sites, args=(folder, names, port, width), daemon=True)
         server, process = Averaging(state, sends_initial=True), psutil.Process(os.getpid())
         found: dict[str, list] = {name: [] for name in ("seconds", "busy", "memory", "peak", "received", "sent")}
-        with superlink(folder, "127.0.0.1", port, keys) as (grid, nodes):
+        with superlink(folder, port, keys) as (grid, nodes):
+            both = [process, *(one for one in process.children() if "flower-superlink" in " ".join(one.cmdline()))]
             sites.start()
-            start, clock, busy = process.memory_info().rss, time.perf_counter(), time.process_time()
+            start, clock, busy = _memory(both), time.perf_counter(), time.process_time()
             for done in network_rounds(grid, nodes, server, rounds, settings=settings):
                 found["seconds"].append(time.perf_counter() - clock)
                 found["busy"].append(time.process_time() - busy)
-                found["memory"].append(process.memory_info().rss)
-                found["peak"].append(_peak())
+                found["memory"].append(_memory(both))
+                found["peak"].append(sum(_peak(one.pid) for one in both))
                 for name in ("received", "sent"):
                     found[name] += [row[name] for row in done.traffic]
-                CLEAR.write_text("5", encoding="ascii")  # the next round has a peak of its own
+                for one in both:  # the next round has a peak of its own
+                    Path(f"/proc/{one.pid}/clear_refs").write_text("5", encoding="ascii")
                 clock, busy = time.perf_counter(), time.process_time()
             finish(grid, nodes, None, deadline=30)
         sites.join(30)
@@ -133,9 +132,13 @@ def _serve(centers: int, width: int, rounds: int) -> dict:
     return {"centers": centers, "model": model, "start": start} | found
 
 
-def _peak() -> int:
-    """Most memory since `CLEAR` was last written, bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+def _memory(processes: list[psutil.Process]) -> int:
+    return sum(process.memory_info().rss for process in processes)
+
+
+def _peak(pid: int) -> int:
+    """Most memory of a process since its `clear_refs` was last written, bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
@@ -170,7 +173,7 @@ def _sites(folder: Path, names: list[str], port: int, width: int) -> None:
 
         return made
 
-    arguments = [(app(name), f"127.0.0.1:{port}", folder / credentials.CA, folder / name, 60.0) for name in names]
+    arguments = [(app(name), f"127.0.0.1:{port}", folder / credentials.CA, folder / name, 60.0, folder / f"node-{name}") for name in names]
     threads = [threading.Thread(target=run_supernode, args=given) for given in arguments]
     for thread in threads:
         thread.start()

@@ -35,7 +35,7 @@ from vfmgl_lib.tools.export import export_model
 from vfmgl_lib.tools.export.checks import TOLERANCE, agreement
 from vfmgl_lib.tools.flower import sandbox
 from vfmgl_lib.tools.flower.__main__ import main as federation_command
-from vfmgl_lib.tools.flower.deployment import UNNAMED, _own_data, read_site
+from vfmgl_lib.tools.flower.deployment import UNNAMED, own_data, read_site
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart, write_site_data
 from vfmgl_lib.tools.predict import FORMAT_OF_CLASSES, ModelError, Predictor
 from vfmgl_lib.tools.predict.__main__ import main as predict_command
@@ -320,7 +320,7 @@ def test_a_site_is_held_to_the_study_s_classes(place, workspace, tmp_path, monke
     site = made / "site"
     (site / "site.yaml").write_text((site / "site.yaml").read_text().replace(UNNAMED, "North"))
     write_site_data(workspace.manifest, "North", site / "data")
-    assert set(_own_data(read_site(site)).table["label"]) == {0, 1, 2}
+    assert set(own_data(read_site(site)).table["label"]) == {0, 1, 2}
     for classes in (("bright", "dark", "grey"), ("dark", "grey"), (*NAMES, "black")):
         shutil.rmtree(site / "data")
         table = workspace.manifest.table.assign(label=workspace.manifest.table["label"].clip(upper=len(classes) - 1))
@@ -328,7 +328,7 @@ def test_a_site_is_held_to_the_study_s_classes(place, workspace, tmp_path, monke
         with pytest.raises(
             ManifestError, match=rf"has the classes {', '.join(classes)}; the study is of the classes dark, grey, bright, in this"
         ):
-            _own_data(read_site(site))
+            own_data(read_site(site))
 
 
 @pytest.mark.slow

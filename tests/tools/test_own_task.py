@@ -173,13 +173,13 @@ def test_a_federation_carries_the_record_to_every_centre(tmp_path):
     yaml.write_text(yaml.read_text().replace("CENTRE ", "North "))
     given = deployment.read_site(tmp_path / "made" / "site")
     assert given.study.data.record.name == "moles" and given.study.data.record.classes == ("benign", "malign")
-    own = deployment._own_data(given)
+    own = deployment.own_data(given)
     assert own.reading.resize == "pad" and own.centers == ("North",)
     other = json.loads((tmp_path / "made" / "site" / "study.json").read_text())
     other["data"]["own_task"]["classes"] = ["malign", "benign"]
     (tmp_path / "made" / "site" / "study.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="was prepared with another record of moles: classes"):
-        deployment._own_data(deployment.read_site(tmp_path / "made" / "site"))
+        deployment.own_data(deployment.read_site(tmp_path / "made" / "site"))
 
 
 def test_the_idc_patches_have_a_task_of_their_own():

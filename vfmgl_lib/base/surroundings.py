@@ -75,14 +75,14 @@ def direct_to_loopback(host: str) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def keep_freed_memory(keep: bool) -> None:
-    """Whether memory that is freed stays in this process; for where training starts.
+def keep_freed_memory() -> None:
+    """From now on memory that is freed stays in this process; for where training starts.
 
     glibc gives blocks of a tensor's size back to the kernel and takes them again zeroed, page by page, for the next tensor. Kept in the
-    process instead they make a training step about 5 % faster. Every thread's arena keeps its own, though: a process of many threads (the
-    SuperLink) would hold as many models as its threads ever had at once. Both are measured in benchmarks/README.md.
+    process instead they make a training step about 5 % faster. Every thread's arena keeps its own, though: a process of many threads would
+    hold as many models as its threads ever had at once. Both are measured in benchmarks/README.md.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        # M_TRIM_THRESHOLD, -1: never; M_TOP_PAD; M_MMAP_THRESHOLD, 32 MiB: the largest that glibc takes. Else glibc's first values.
-        for parameter, kept, given_back in ((-1, -1, 2**17), (-2, 64 * 2**20, 2**17), (-3, 32 * 2**20, 2**17)):
-            ctypes.CDLL(None).mallopt(parameter, kept if keep else given_back)
+        # M_TRIM_THRESHOLD, -1: never; M_TOP_PAD; M_MMAP_THRESHOLD, 32 MiB: the largest that glibc takes.
+        for parameter, kept in ((-1, -1), (-2, 64 * 2**20), (-3, 32 * 2**20)):
+            ctypes.CDLL(None).mallopt(parameter, kept)

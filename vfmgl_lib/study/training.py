@@ -73,7 +73,7 @@ def run_study(
             log.info("loaded the complete study %s", study.folder.name)
         else:
             _warn_of_an_idle_control(settings, study.settings)
-            keep_freed_memory(True)
+            keep_freed_memory()
             _train(study, teacher, progress, teacher_cache, network)
     return study
 

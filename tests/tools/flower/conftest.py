@@ -1,69 +1,95 @@
 """What the tests of the networked federation share."""
 
-import socket
 import threading
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from vfmgl_lib.tools.flower import collection, credentials, network
+from vfmgl_lib.tools.flower.messages import FINISH
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds
+from vfmgl_lib.tools.flower.programs import free_port, wait_until
 from vfmgl_lib.tools.flower.site import Site
 from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import run_supernode
+from vfmgl_lib.tools.flower.supernode import supernode
+
+CENTERS = ("SiteA", "SiteB")
+SPARE = ("Spare1", "Spare2")  # may connect; no SuperNode does by itself
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Line:
+    """Flower's SuperLink, a run on it, and a SuperNode for each of two centres, for all tests of a process: they start in half a minute."""
+
+    def __init__(self, folder):
+        self.folder, self.port = folder, free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.apps, self.answered = {}, []
+        credentials.write_certificates(folder, ["127.0.0.1", "localhost"], days=1)
+        for center in (*CENTERS, *SPARE):
+            credentials.write_key_pair(folder / center)
+        self.keys = {center: credentials.read_public_key(folder / f"{center}.pub") for center in (*CENTERS, *SPARE)}
+
+    @contextmanager
+    def site(self, center, address=None):
+        """A SuperNode, and a thread that answers its messages with the app that is set just now."""
+        with supernode(address or self.address, self.folder / credentials.CA, self.folder / center, self.folder / f"node-{center}") as node:
+            ended = threading.Event()
+
+            def answer():
+                while not ended.is_set():
+                    self.answered.append((center, node.answer(lambda *message: self.apps[center](*message))))
+
+            thread = threading.Thread(target=answer, daemon=True)
+            thread.start()
+            yield node
+            ended.set()
+            thread.join()
 
 
 class Wire:
-    """A SuperLink and, in threads of this process, a site for each client."""
+    """The line with the sites of these clients at its ends."""
 
-    def __init__(self, folder, clients):
-        self.folder, self.clients, self.port = folder, clients, _free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        credentials.write_certificates(folder, ["127.0.0.1"], days=1)
-        for client in clients:
-            credentials.write_key_pair(folder / client.center)
-        self.keys = {client.center: credentials.read_public_key(folder / f"{client.center}.pub") for client in clients}
-        self.threads = []
+    def __init__(self, line, folder, clients):
+        self.line, self.folder, self.clients = line, folder, clients
 
     def connect(self):
-        for client in self.clients:
-            site = Site(client, self.folder / f"site-{client.center}", client.settings.key())
-            key = self.folder / client.center
-            arguments = (client_app(site), self.address, self.folder / credentials.CA, key, 20.0)
-            self.threads.append(threading.Thread(target=run_supernode, args=arguments, daemon=True))
-            self.threads[-1].start()
+        for name, client in zip(CENTERS, self.clients, strict=False):
+            self.line.apps[name] = client_app(Site(client, self.folder / f"site-{client.center}", client.settings.key()))
 
     def run(self, server, rounds):
-        settings = self.clients[0].settings
-        with superlink(self.folder, "127.0.0.1", self.port, self.keys) as (grid, nodes):
-            self.connect()
-            done = list(network_rounds(grid, nodes, server, rounds, settings=settings))
-            finish(grid, nodes, done[-1].shared, deadline=20)
-        for thread in self.threads:
-            thread.join(timeout=20)
-            assert not thread.is_alive(), "a site goes when the study is finished"
+        self.connect()
+        grid, nodes = self.line.grid, {center: self.line.nodes[center] for center in CENTERS}
+        done = list(network_rounds(grid, nodes, server, rounds, settings=self.clients[0].settings))
+        self.line.answered.clear()
+        finish(grid, nodes, done[-1].shared, deadline=0)
+        assert wait_until(lambda: {(center, FINISH) for center in CENTERS} <= set(self.line.answered), 120)
         return done
 
 
+@pytest.fixture(scope="session")
+def line(tmp_path_factory):
+    made = Line(tmp_path_factory.mktemp("line"))
+    with superlink(made.folder, made.port, made.keys) as (made.grid, made.nodes), ExitStack() as stack:
+        made.sites = {center: stack.enter_context(made.site(center)) for center in CENTERS}
+        assert wait_until(lambda: all(node.connected for node in made.sites.values()), 300)
+        yield made
+
+
 @pytest.fixture
-def wire():
+def wire(line):
     """(folder, clients) -> a federation over TLS whose sites are threads of this process."""
-    return Wire
+    return lambda folder, clients: Wire(line, folder, clients)
 
 
 @pytest.fixture
-def message():
+def message(monkeypatch):
     """(content, kind) -> a message as a centre receives it."""
 
     def make(content, kind):
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+        for name in ("_run_id", "_task_id", "_node_id"):
+            monkeypatch.setattr(TaskIdentity, name, 1)
         made = Message(content, 2, kind)
         made.metadata.__dict__["_message_id"] = "m"
         return made

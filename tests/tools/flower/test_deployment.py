@@ -17,14 +17,14 @@ from vfmgl_lib.base.files import write_text
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
-from vfmgl_lib.tools.flower import credentials, deployment
+from vfmgl_lib.tools.flower import credentials, deployment, gate
 from vfmgl_lib.tools.flower.__main__ import main
-from vfmgl_lib.tools.flower.deployment import _own_data, _times, check_server, check_site, plain, read_server, read_site
+from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data, plain, read_server, read_site
 from vfmgl_lib.tools.flower.one_machine import write_site_data
+from vfmgl_lib.tools.flower.programs import Program, free_port, wait_until
+from vfmgl_lib.tools.flower.running import _times
 from vfmgl_lib.tools.flower.sandbox import landlock_version, restrict
 from vfmgl_lib.tools.flower.site import hold_to_study
-from vfmgl_lib.tools.flower.superlink import superlink
-from vfmgl_lib.tools.flower.supernode import admitted
 
 PROFILE = "tests/smallest.yaml"
 
@@ -33,20 +33,15 @@ def init(folder, *more: str) -> int:
     return main(["init", str(folder), "--task", "nuclei", "--profile", PROFILE, "--host", "127.0.0.1", "--port", str(free_port()), *more])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(autouse=True)
 def project_folder(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
 
 @pytest.fixture
-def federation(tmp_path, phantoms):
-    """A server's folder with two keys, and the folder of SiteA, filled in."""
+def federation(tmp_path, phantoms, monkeypatch):
+    """A server's folder with two keys, and the folder of SiteA, filled in; nginx counts as installed."""
+    monkeypatch.setattr(deployment, "nginx_program", lambda: "nginx")
     assert init(tmp_path / "fed") == 0
     server, site = tmp_path / "fed" / "server", tmp_path / "SiteA"
     shutil.copytree(tmp_path / "fed" / "site", site)
@@ -133,12 +128,18 @@ def test_a_key_pair(tmp_path, capsys):
         credentials.read_public_key(tmp_path / "x.pub")
 
 
-def test_a_complete_server(federation, capsys):
+def test_a_complete_server(federation, capsys, monkeypatch):
     server, _ = federation
     capsys.readouterr()
     assert main(["check", str(server)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 7 and all(line.startswith("ok: ") for line in said)
+    assert len(said) == 8 and all(line.startswith("ok: ") for line in said)
+    monkeypatch.undo()
+    monkeypatch.setattr(gate.shutil, "which", lambda *given, **more: None)
+    assert main(["check", str(server)]) == 1
+    assert "MISSING: nginx is installed: no. nginx is not installed here (Debian and Ubuntu: apt install" in capsys.readouterr().out
+    (server / "server.yaml").write_text((server / "server.yaml").read_text().replace("nginx: true", "nginx: false"))
+    assert main(["check", str(server)]) == 0
 
 
 def test_what_a_server_lacks(federation, tmp_path):
@@ -330,9 +331,9 @@ def test_a_site_has_the_samples_that_its_centre_has_in_a_study_on_one_machine(fe
     given = replace(read_site(site), study=study)
     whole = taking_part(phantoms["nuclei"], study).table
     expected = whole[whole["center"] == "SiteA"].reset_index(drop=True)
-    assert _own_data(given).table.reset_index(drop=True).equals(expected)
+    assert own_data(given).table.reset_index(drop=True).equals(expected)
     fill(site, divided=True)
-    kept = _own_data(replace(given, settings=read_site(site).settings)).table
+    kept = own_data(replace(given, settings=read_site(site).settings)).table
     assert len(kept) == (phantoms["nuclei"].table["center"] == "SiteA").sum(), "a manifest that is divided already is taken as it is"
 
 
@@ -343,7 +344,7 @@ def test_a_prepared_set_whose_images_lie_elsewhere(federation, phantoms, tmp_pat
     prepare("nuclei", source, tmp_path / "set", progress=False)
     fill(site, data=str(tmp_path / "set"))
     assert len(missing(check_site(site))) == 1, "the server alone"
-    assert _own_data(read_site(site)).root == source.resolve()
+    assert own_data(read_site(site)).root == source.resolve()
 
 
 def test_another_system_than_linux_says_so(monkeypatch):
@@ -371,15 +372,24 @@ def behind_a_proxy(monkeypatch, proxy):
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
-def test_a_server_on_this_machine_is_reached_past_any_proxy(federation, monkeypatch, proxy):
-    """By the centre, and by the server itself, whose grid speaks to its own port."""
-    server, site = federation
+def test_a_server_on_this_machine_is_reached_past_any_proxy(federation, line, monkeypatch, proxy):
+    _, site = federation
     behind_a_proxy(monkeypatch, proxy)
-    port = free_port()
-    fill(site, superlink=f"127.0.0.1:{port}")
-    with superlink(server, "127.0.0.1", port, {"SiteA": credentials.read_public_key(site / "key.pub")}) as (grid, _):
-        assert grid.get_node_ids() is not None and not any("answers" in text for text in missing(check_site(site)))
-    assert any(f"127.0.0.1:{port} answers" in text and "roxy" not in text for text in missing(check_site(site)))
+    fill(site, superlink=line.address)
+    for name, own in (("ca.pem", "ca.pem"), ("SiteA", "key")):
+        shutil.copy(line.folder / name, site / own)
+    assert not missing(check_site(site))
+    fill(site, superlink=f"127.0.0.1:{free_port()}")
+    assert any("answers" in text and "roxy" not in text for text in missing(check_site(site)))
+
+
+def test_programs_that_are_started_pass_no_proxy_on_this_machine(monkeypatch):
+    behind_a_proxy(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    heard = []
+    with Program(["/usr/bin/env"], heard.append) as program:
+        assert wait_until(lambda: program.over, 20)
+    assert "no_proxy=example.org,127.0.0.1,localhost" in heard and "NO_PROXY=example.org,127.0.0.1,localhost" in heard
 
 
 @pytest.mark.parametrize("proxy", ["http://anna:secret@127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://127.0.0.1:9"])
@@ -394,26 +404,6 @@ def test_a_proxy_in_between_is_named_without_its_password(federation, monkeypatc
     monkeypatch.setenv("no_proxy", "localhost,server.invalid")
     (text,) = (text for text in missing(check_site(site)) if "answers" in text)
     assert "this name is not known here" in text and "the proxy" not in text
-
-
-def test_who_is_admitted(federation, tmp_path):
-    """Known keys alone; one that was taken out is refused from the next start on, and does not come back."""
-    server, site = federation
-    credentials.write_key_pair(tmp_path / "stranger")
-    keys = {"SiteA": site / "key", "SiteB": tmp_path / "key"}
-    port = free_port()
-
-    def served(*centers: str) -> list[bool]:
-        public = {center: credentials.read_public_key(keys[center].with_name("key.pub")) for center in centers}
-        with superlink(server, "127.0.0.1", port, public):
-            return [admitted(f"127.0.0.1:{port}", site / "ca.pem", key) for key in (*keys.values(), tmp_path / "stranger")]
-
-    assert served("SiteA", "SiteB") == [True, True, False]
-    assert served("SiteA") == [True, False, False]
-    with pytest.raises(ValueError, match="centre SiteB: its key was taken out of this federation before; it needs a new one"):
-        served("SiteA", "SiteB")
-    with pytest.raises(ConnectionError, match="refused"):
-        admitted(f"127.0.0.1:{port}", site / "ca.pem", site / "key")
 
 
 def test_a_server_goes_on_with_no_rounds_of_another_study(federation, capsys):

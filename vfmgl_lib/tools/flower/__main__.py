@@ -10,15 +10,14 @@ import threading
 import time
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from vfmgl_lib.base.surroundings import print_anything
 from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import TEACHER_HELP
 from vfmgl_lib.data.manifest import ManifestError
-from vfmgl_lib.tools.flower import credentials
-from vfmgl_lib.tools.flower.deployment import Finding, check_server, check_site, init, plain, read_server, read_site, run_server, run_site
+from vfmgl_lib.tools.flower import credentials, status
+from vfmgl_lib.tools.flower.deployment import Finding, check_server, check_site, init, plain, read_server, read_site
 from vfmgl_lib.tools.flower.ledger import LEDGER, in_words
+from vfmgl_lib.tools.flower.running import run_server, run_site
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -44,6 +43,7 @@ def command_line() -> argparse.ArgumentParser:
         ("check", "says in plain words what is missing"),
         ("server", "serves the study"),
         ("site", "takes part in the study"),
+        ("status", "says how the study stands: rounds, centres, bytes, faults, epsilon; for the server's folder"),
         ("log", "shows what has left a site, from its ledger, and whether the ledger is whole"),
     ):
         command = commands.add_parser(name, help=text)
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = os.umask(0o077)  # keys, models, logs: for this user alone
     try:
         return _run(given)
-    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
+    except (ConfigError, ManifestError, ValueError, OSError, RuntimeError) as error:
         sys.stderr.write(f"error: {plain(error)}\n")
         return 1
     except KeyboardInterrupt:
@@ -88,6 +88,8 @@ def _run(given: argparse.Namespace) -> int:
         return 0 if all(finding.good for finding in findings) else 1
     elif given.command == "server":
         run_server(read_server(given.folder))
+    elif given.command == "status":
+        sys.stdout.write(status.in_words(status.read_status(given.folder, read_server(given.folder).study)))
     elif given.command == "log":
         sys.stdout.write("".join(f"{line}\n" for line in in_words(given.folder / "state" / LEDGER)))
     else:

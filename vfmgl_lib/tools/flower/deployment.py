@@ -1,22 +1,19 @@
 """A server's and a site's folder, what they need, and how they run: the ground of `vfmgl federation`.
 
-server/   server.yaml (host, port)  study.json  ca.pem  server.pem  server.key  centers/CENTRE.pub  state/rounds/NNN/
+server/   server.yaml (see `ServerSettings`)  study.json  ca.pem  server.pem  server.key  centers/CENTRE.pub  state/rounds/NNN/
 site/     site.yaml (see `SiteSettings`)  study.json  ca.pem  key  state/
 """
 
 from __future__ import annotations
 
-import csv
 import datetime
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 import socket
 import ssl
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,28 +21,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.base.files import new_folder, reason, write_json, write_text
-from vfmgl_lib.base.places import DELIVERED, LIBRARY, profiles_folder
+from vfmgl_lib.base.files import reason, write_json, write_text
 from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
-from vfmgl_lib.base.surroundings import keep_freed_memory, proxy_for
+from vfmgl_lib.base.surroundings import proxy_for
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest
 from vfmgl_lib.data.manifest_files import read_manifest
 from vfmgl_lib.data.names import name_problems
-from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS, new_server
 from vfmgl_lib.methods.settings import checked_settings, load_settings, with_overrides
-from vfmgl_lib.models.teacher_names import TeacherSource
 from vfmgl_lib.study.assembly import (
     as_studied,
-    center_datasets,
-    feature_cache,
-    new_client,
     new_student,
     study_teacher,
     taking_part,
@@ -55,12 +44,9 @@ from vfmgl_lib.study.assembly import (
 from vfmgl_lib.tasks.prepare import is_prepared, read_prepared
 from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
-from vfmgl_lib.tools.flower.deadlines import Deadlines, joining_time
-from vfmgl_lib.tools.flower.members import MEMBERS, Members
-from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
-from vfmgl_lib.tools.flower.site import Site, hold_to_study
-from vfmgl_lib.tools.flower.superlink import check_keys, superlink
-from vfmgl_lib.tools.flower.supernode import admitted, run_supernode
+from vfmgl_lib.tools.flower.gate import nginx_program
+from vfmgl_lib.tools.flower.inside import admitted
+from vfmgl_lib.tools.flower.superlink import check_keys
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
@@ -79,6 +65,8 @@ class ServerSettings(BaseModel):
     host: str = Field(min_length=1, description="address to listen on; 0.0.0.0: every one")
     port: int = Field(ge=1, le=65535)
     wait: float = Field(gt=0, description="seconds to wait for the centres before the first round")
+    status_port: int = Field(default=0, ge=0, le=65535, description="of the page on 127.0.0.1 that says how the study stands; 0: none")
+    nginx: bool = Field(default=True, description="before the SuperLink; false: a proxy of your own, to which 127.0.0.1:port is open")
 
 
 class SiteSettings(BaseModel):
@@ -140,13 +128,19 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     (server / "centers").mkdir()
     for part in (server, site):
         write_json(part / "study.json", settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
-    write_text(
-        server / "server.yaml", f"# Where the server listens. 0.0.0.0: on every address.\nhost: 0.0.0.0\nport: {port}\nwait: {WAIT}\n"
-    )
+    write_text(server / "server.yaml", SERVER_TEMPLATE.format(port=port, wait=WAIT))
     shutil.copyfile(server / credentials.CA, site / credentials.CA)
     write_text(site / "site.yaml", SITE_TEMPLATE.format(unnamed=UNNAMED, address=f"{host}:{port}"))
 
 
+SERVER_TEMPLATE = """\
+# Where the server listens. 0.0.0.0: on every address.
+host: 0.0.0.0
+port: {port}
+wait: {wait}   # seconds for the centres to be there before the first round
+status_port: 9093   # of the page on this machine that says how the study stands; 0: none
+nginx: true   # false: a proxy of your own lets the centres through to 127.0.0.1:port (deploy/README.md)
+"""
 SITE_TEMPLATE = """\
 # What this centre has to fill in. Nothing in this file leaves the centre.
 center: {unnamed}                # the name that the coordinator uses for this centre
@@ -168,76 +162,18 @@ def read_site(folder: Path) -> SiteFolder:
     return SiteFolder(folder, _read(SiteSettings, folder / "site.yaml"), _study(folder))
 
 
-def run_server(given: ServerFolder) -> None:
-    """Serves all rounds that are missing; every round is kept when it is finished, so that a server that ended goes on after it.
-
-    Raises: FederationError, QuorumError: what stopped it, and what to do.
-    """
-    settings, folder = given.study, given.folder
-    keys = _public_keys(folder)
-    last_round = max(report_rounds(settings).values())
-    server = new_server(settings, sorted(keys), new_student(settings))
-    state = folder / "state"
-    hold_to_study(state, settings.key())
-    for left in state.glob("aside-*"):
-        shutil.rmtree(left)  # of a server that was killed
-    members, rounds = Members(settings, state / MEMBERS), state / "rounds"
-    start = max((int(path.name) for path in rounds.glob("[0-9]*")), default=0)
-    if start and server.checkpoint:
-        server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
-        log.info("going on after round %d", start)
-    with superlink(folder, given.settings.host, given.settings.port, keys) as (grid, nodes):
-        log.info("listening on port %d for %s", given.settings.port, ", ".join(sorted(keys)))
-        for fault in wait_for_centers(grid, nodes, members, joining_time(given.settings.wait, start)):
-            log.warning("centre %s: %s", fault.center, fault.detail)
-        shared = server.state_dict() if server.checkpoint == "shared" else None
-        deadlines = Deadlines(settings.faults, _times(rounds))
-        for done in network_rounds(
-            grid, nodes, server, last_round, settings=settings, start=start, members=members, deadlines=deadlines, folder=state
-        ):
-            shared = done.shared
-            with new_folder(rounds / f"{done.number:03d}") as part:
-                save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})
-                _write_rows(part / "faults.csv", ["round", "center", "kind", "detail"], [vars(fault) for fault in done.faults])
-                _write_rows(part / "traffic.csv", ["round", "center", "received", "sent", "seconds"], done.traffic)
-            log.info("round %d of %d: %s took part", done.number, last_round, ", ".join(done.centers))
-        finish(grid, nodes, shared, deadline=60)
-        log.info("finished: %d rounds, in %s", last_round, rounds)
-
-
-def run_site(given: SiteFolder) -> None:
-    """Answers the server until the study is finished.
-
-    Raises: ConfigError, ManifestError: settings or data that cannot be used. ConnectionError: no server for too long.
-    """
-    settings, study = given.settings, given.study
-    manifest = _own_data(given)
-    temporary = given.folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    tempfile.tempdir = os.environ["TMPDIR"] = str(temporary.resolve())
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    if settings.sandbox:
-        sandbox.restrict([*_readable(given), manifest.root.resolve()], _writable(given))
-    keep_freed_memory(True)
-    teacher = study_teacher(study)
-    sets = center_datasets(study, manifest, settings.center, teacher)
-    cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None, manifest.reading)
-    client = new_client(study, settings.center, sets, teacher, cache)
-    site = Site(client, given.folder / "state", Site.study_key(study, manifest))
-    run_supernode(client_app(site), settings.superlink, given.folder / credentials.CA, given.folder / "key", settings.patience)
-    log.info("finished: the models are in %s", site.folder)
-
-
 def check_server(folder: Path) -> list[Finding]:
     """Everything that a server needs, and whether it is there."""
-    return [
+    findings = [
         *_common(folder),
         _finding("server.pem and ca.pem are valid", lambda: _certificates(folder)),
         _finding("server.key is private", lambda: _private(folder / credentials.KEY)),
-        _finding("two or more centres have sent a public key", lambda: _enough(_public_keys(folder))),
+        _finding("two or more centres have sent a public key", lambda: _enough(public_keys(folder))),
         _finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))),
     ]
+    if findings[-1].good and _read(ServerSettings, folder / "server.yaml").nginx:
+        findings.append(_finding("nginx is installed", nginx_program))
+    return findings
 
 
 def check_site(folder: Path) -> list[Finding]:
@@ -249,7 +185,7 @@ def check_site(folder: Path) -> list[Finding]:
     findings.append(_finding("ca.pem is valid", lambda: _valid(folder / credentials.CA)))
     if study.good and filled.good:
         given = read_site(folder)
-        findings.append(_finding(f"{given.data} holds the images of {given.settings.center}", lambda: _own_data(given, files=True)))
+        findings.append(_finding(f"{given.data} holds the images of {given.settings.center}", lambda: own_data(given, files=True)))
         findings.append(_finding("the teacher can be loaded", lambda: _has_teacher(given.study)))
         findings.append(_finding(f"{given.settings.superlink} answers and knows this centre's key", lambda: _reach(given)))
         if given.settings.sandbox:
@@ -345,7 +281,7 @@ def _check_method(method: str, where: str) -> None:
         raise ConfigError(f"{where}: method {method}: it pools the centres' images and does not run over a network; choose another")
 
 
-def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
+def own_data(given: SiteFolder, files: bool = False) -> Manifest:
     """This centre's samples, in the splits that the study's settings ask for; with `files`, every file is checked.
 
     What a centre's settings choose depends on its own rows alone: the centre has here the samples it would have in a study on one machine.
@@ -376,31 +312,11 @@ def _own_data(given: SiteFolder, files: bool = False) -> Manifest:
     return own
 
 
-def _public_keys(folder: Path) -> dict:
+def public_keys(folder: Path) -> dict:
     files = sorted((folder / "centers").glob("*.pub"))
     if problems := name_problems([file.stem for file in files], (), {}):
         raise ConfigError(f"{folder / 'centers'}: {'; '.join(problems)}; the centre's site.yaml has to say the same name")
     return {file.stem: credentials.read_public_key(file) for file in files}
-
-
-def _readable(given: SiteFolder) -> list[Path]:
-    """Software, the system's own files, this centre's data and weights; no home, no other centre's folder."""
-    source = given.study.teacher.source
-    weights = Path(TeacherSource.parse(source).weights)
-    places: list[str | Path] = [sys.prefix, sys.base_prefix, sys.exec_prefix, given.data, given.folder]
-    places += [LIBRARY, DELIVERED / "notebooks" / "profiles", profiles_folder()]
-    places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
-    places += [os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), *([weights] if weights.is_file() else [])]
-    if given.study.student.weights not in ("none", "hub"):
-        places.append(given.study.student.weights)
-    return [Path(place).resolve() for place in places]
-
-
-def _writable(given: SiteFolder) -> list[Path]:
-    cache = [given.folder / given.settings.teacher_cache] if given.settings.teacher_cache else []
-    for place in (given.folder / "state", *cache):
-        place.mkdir(parents=True, exist_ok=True)
-    return [place.resolve() for place in (given.folder / "state", given.folder / "tmp", *cache, Path("/dev/shm"), Path("/dev/null"))]
 
 
 def _has_flower() -> None:
@@ -485,20 +401,3 @@ def _reach(given: SiteFolder) -> None:
 def _has_landlock() -> None:
     if not sandbox.landlock_version():
         raise OSError("this kernel has no Landlock; set sandbox: false and keep the process to its files by other means (deploy/README.md)")
-
-
-def _times(rounds: Path) -> dict[str, float]:
-    """centre -> the longest time of an answer, from the rounds that are kept."""
-    longest: dict[str, float] = {}
-    for file in rounds.glob("[0-9]*/traffic.csv"):
-        with open(file, newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
-    return {center: seconds for center, seconds in longest.items() if seconds}
-
-
-def _write_rows(file: Path, columns: list[str], rows: list[dict]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,7 @@
 
 Below the study's folder, while the study runs:
 
-    federation/          certificates, state of the SuperLink, logs/CENTRE.log
+    federation/          certificates, logs/CENTRE.log
     federation/sites/    a folder a centre: its key, its images (hard links), its rounds
 
 When the study is complete the sites' folders and the keys are removed; the logs stay.
@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower.ledger import LEDGER, Ledger
 from vfmgl_lib.tools.flower.members import Members
 from vfmgl_lib.tools.flower.network import FederationError, finish, network_rounds, wait_for_centers
+from vfmgl_lib.tools.flower.programs import LOOPBACK, free_port
 from vfmgl_lib.tools.flower.site import Site, hold_to_study, load_client, save_client
 from vfmgl_lib.tools.flower.superlink import superlink
 
@@ -44,10 +44,9 @@ if TYPE_CHECKING:
     from vfmgl_lib.study.study import Study
 
 log = logging.getLogger(__name__)
-ADDRESS = "127.0.0.1"
 RESTARTS = 3
 PATIENCE = 120.0  # seconds without this process after which a site's ends
-START = 180.0  # seconds for all sites to import, load the teacher and connect
+START = 600.0  # seconds for all sites to import, load the teacher and connect
 
 
 def run_rounds_apart(
@@ -68,14 +67,14 @@ def run_rounds_apart(
     """
     folder, settings = study.folder / "federation", study.settings
     shutil.rmtree(folder, ignore_errors=True)
-    port = _free_port()
-    credentials.write_certificates(folder, [ADDRESS, "localhost"], days=30)
+    port = free_port()
+    credentials.write_certificates(folder, [LOOPBACK, "localhost"], days=30)
     sites = {client.center: _write_site(folder, study, client, port, start, teacher_cache) for client in clients}
     keys = {center: credentials.read_public_key(site / "key.pub") for center, site in sites.items()}
     processes = SiteProcesses(sites, folder / "logs")
     by_center = {client.center: client for client in clients}
     try:
-        with superlink(folder, ADDRESS, port, keys) as (grid, nodes):
+        with superlink(folder, port, keys) as (grid, nodes):
             processes.start()
             members = Members(settings)
             if missing := wait_for_centers(grid, nodes, members, START, processes.check):
@@ -182,7 +181,7 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
     write_json(site / "study.json", study.settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
     values = {
         "center": client.center,
-        "superlink": f"{ADDRESS}:{port}",
+        "superlink": f"{LOOPBACK}:{port}",
         "data": "data",
         "patience": PATIENCE,
         "threads": torch.get_num_threads(),
@@ -208,9 +207,3 @@ def _mirror(client: Client, part: Path, shared: dict | None) -> None:
         load_client(client, part)
     if shared is not None and client.switches.adopts:
         client.adopt(shared)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return probe.getsockname()[1]

@@ -1,180 +1,148 @@
-"""A centre's side of the connection: Flower's SuperNode, without the part that executes what the server sends.
+"""A centre's side of the connection: Flower's own SuperNode, and this process as the only one that takes its tasks.
 
-Flower's own command fetches an app from the server and runs it. Here the same authenticated connection carries messages to the ClientApp of
-the installed library, and nothing else is fetched. Nothing listens: a centre only calls out, to one address and port.
+`flower-supernode` calls out to one address and port, with the centre's key. It fetches the app of a run, as Flower has it; nobody opens it
+here. It listens on this machine's loopback alone, for who knows a secret that is made anew at every start: this process, which answers
+with the ClientApp of the installed library.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-from flwr.app import Context, Message, RecordDict
-from flwr.app.message import remove_content_from_message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_to_proto
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.error import ApiErrorCode
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_and_inflate_object_from_tree, push_objects
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from vfmgl_lib.base.surroundings import about_proxy, direct_to_loopback
+from vfmgl_lib.tools.flower import inside
 from vfmgl_lib.tools.flower.credentials import read_private_key
 from vfmgl_lib.tools.flower.messages import FINISH
+from vfmgl_lib.tools.flower.programs import LOOPBACK, Program, flower_program, free_port
+from vfmgl_lib.tools.flower.superlink import write_secret
 
 log = logging.getLogger(__name__)
-POLL, LONGEST_POLL = 0.2, 2.0  # seconds between two looks for a message: at first, and after a while without one
-HEARTBEAT = 4.0  # seconds between two signs of life
-AWAY = 10.0  # promised to the server, which counts this centre as away after twice as long; Flower's least
-RECONNECT = 2.0  # seconds from one attempt to connect to the next
+CONNECTED = "a site with this key is connected, or was within the last minute"
+START = 600.0  # seconds for the SuperNode to try, on a busy machine
+POLL = 0.3  # seconds between two looks for a task
+LINES = {"connected": "SuperNode ID:", "lost": "Connection attempt failed", "again": "Connection successful"}  # what Flower's log says
 
 
-def run_supernode(app: ClientApp, address: str, certificate: Path, key: Path, patience: float) -> None:
+def run_supernode(app: ClientApp, address: str, certificate: Path, key: Path, patience: float, folder: Path) -> None:
     """Answers the server's messages until it says that the study is finished. A connection that is lost is taken up again.
 
     Args:
         app: the centre (`tools.flower.network.client_app`).
-        address: the server's, host:port.
-        certificate: of the CA, PEM.
-        key: the centre's private key.
+        address, certificate, key, folder: see `supernode`.
         patience: seconds without a connection after which this centre gives up.
     Raises: ConnectionError: no connection for so long. ValueError: a key that cannot be used.
     """
-    public = public_key_to_bytes(read_private_key(key).public_key())
-    last = time.monotonic()
-    with _client(address, certificate, key) as client:
-        while True:
-            try:
-                with _activated(client, public) as node:
-                    log.info("connected to %s", address)
-                    pause = POLL
-                    while True:
-                        response = client.PullMessages(PullMessagesRequest(node=node))
-                        last = time.monotonic()
-                        if not response.messages_list:
-                            time.sleep(pause)
-                            pause = min(1.5 * pause, LONGEST_POLL)
-                            continue
-                        if _answer(app, client, node, response) == FINISH:
-                            return
-                        last, pause = time.monotonic(), POLL
-            except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
-                if time.monotonic() - last > patience:
-                    raise ConnectionError(f"{address}: no connection for {patience:.0f} s: {_reason(error, address)}") from error
-                log.warning("%s: %s; trying again", address, _reason(error, address))
-                time.sleep(RECONNECT)
-
-
-def admitted(address: str, certificate: Path, key: Path) -> bool:
-    """Whether the server knows this centre's key; nothing changes there, and a centre that is at work is not disturbed.
-
-    Raises: ConnectionError: no answer, or another one.
-    """
-    public = public_key_to_bytes(read_private_key(key).public_key())
-    try:
-        with _client(address, certificate, key) as client:
-            # Refused in any case: of a known key because of the interval, which is looked at after the key and before anything is done.
-            client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=0))
-        raise ConnectionError(f"{address}: another server than this library's")
-    except httpx.HTTPError as error:
-        code = _error_code(error)
-        if code not in (ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED):
-            raise ConnectionError(_reason(error, address)) from error
-        return code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL
-
-
-def _client(address: str, certificate: Path, key: Path) -> FleetHttpClient:
-    private, host = read_private_key(key), address.rpartition(":")[0]
-    interceptors = (RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(private, private.public_key()))
-    with direct_to_loopback(host):
-        try:
-            return FleetHttpClient.from_server_address(address, False, certificate.read_bytes(), interceptors)
-        except (ImportError, ValueError) as error:  # of a proxy that httpx cannot use, as one of SOCKS
-            raise ValueError(f"{address}: {error}{about_proxy(host)}") from error
-
-
-def _answer(app: ClientApp, client: FleetHttpClient, node: Node, response: PullMessagesResponse) -> str:
-    """Fetches one message, lets the app answer it, and sends the answer; returns the message's type."""
-    (tree,), run_id = response.message_object_trees, response.messages_list[0].metadata.run_id
-    message = pull_and_inflate_object_from_tree(
-        tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, run_id),
-        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id),
-        return_type=Message,
-    )
-    message.metadata.__dict__["_message_id"] = tree.object_id  # Flower's content does not hold its own id
-    started = time.monotonic()
-    context = Context(run_id=run_id, node_id=node.node_id, node_config={}, state=RecordDict(), run_config={})
-    reply = app(message, context)
-    reply.metadata.__dict__["_message_id"] = reply.object_id
-    with no_object_id_recompute():
-        pushed = client.PushMessages(
-            PushMessagesRequest(
-                node=node,
-                messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[get_object_tree(reply)],
-                clientapp_runtime_list=[time.monotonic() - started],
-            )
-        )
-        push = make_push_object_fn_protobuf(client.PushObject, node, run_id, pushed.session_id)
-        push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(pushed.objects_to_push))
-    return message.metadata.message_type
+    with supernode(address, certificate, key, folder) as node:
+        while node.answer(app) != FINISH:
+            node.check(patience)
 
 
 @contextmanager
-def _activated(client: FleetHttpClient, public: bytes) -> Iterator[Node]:
-    """The node that the server knows by this key, with signs of life while the block lasts: training can take hours."""
-    node = Node(node_id=client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=AWAY)).node_id)
-    stop = threading.Event()
+def supernode(address: str, certificate: Path, key: Path, folder: Path) -> Iterator[Node]:
+    """Flower's SuperNode while the block lasts; one that ends is started again.
 
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT):
-            try:
-                client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=AWAY))
-            except httpx.HTTPError as error:
-                log.info("no sign of life possible: %s", _reason(error))
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
+    Args:
+        address: the server's, host:port.
+        certificate: of the CA, PEM.
+        key: the centre's private key.
+        folder: for what the SuperNode needs while it runs.
+    Raises: ValueError: a key that cannot be used.
+    """
+    read_private_key(key)
+    inside.hush()
+    folder.mkdir(parents=True, exist_ok=True)
+    secret, port = write_secret(folder), free_port()
+    node = Node(address, certificate, key, f"{LOOPBACK}:{port}", secret.read_bytes())
+    options = {
+        "--superlink": address,
+        "--root-certificates": certificate,
+        "--auth-supernode-private-key": key,
+        "--isolation": "process",
+        "--host": LOOPBACK,
+        "--port": str(port),
+        "--superexec-auth-secret-file": secret,
+    }
+    command = [*flower_program("flower-supernode"), *(str(word) for option in options.items() for word in option)]
     try:
-        yield node
+        with Program(command, node.heard, node.ended, lasting=True, more={"FLWR_HOME": str(folder)}) as node.program:
+            yield node
     finally:
-        stop.set()
-        try:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
-        except httpx.HTTPError as error:
-            log.info("could not say goodbye: %s", _reason(error))
+        shutil.rmtree(folder)
 
 
-def _reason(error: Exception, address: str = "") -> str:
-    if isinstance(error, httpx.HTTPStatusError):
-        if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            return "the server does not accept this centre's signature; do the clocks of both machines agree?"
-        if _error_code(error) == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-            return "the server does not know this centre's key, or a site with this key is connected, or was within the last minute"
-        return f"the server answers {error.response.status_code}: {error.response.text[:200]}"
-    return (str(error) or type(error).__name__) + about_proxy(address.rpartition(":")[0])
-
-
-def _error_code(error: Exception) -> int:
-    """Flower's number of an error; 0: none."""
+def _reply(app: ClientApp, message: Message, context: Context) -> Message:
+    """The app's answer; whatever comes from the network, the site stays, and the server hears of an error its kind alone."""
     try:
-        return int(error.response.json()["code"]) if isinstance(error, httpx.HTTPStatusError) else 0
-    except (ValueError, TypeError, KeyError):
-        return 0
+        return app(message, context)
+    except Exception as error:
+        log.exception("a message of type %s could not be answered", message.metadata.message_type)
+        return Message(Error(code=0, reason=type(error).__name__), reply_to=message)
+
+
+class Node:
+    """The SuperNode as this process has it: its tasks, and what its log says of the connection to the server."""
+
+    program: Program
+
+    def __init__(self, address: str, certificate: Path, key: Path, own: str, secret: bytes):
+        self.address, self.certificate, self.key = address, certificate, key
+        self.tasks = inside.Tasks(inside.SITE, own, secret, None)
+        self.connected, self.last = False, time.monotonic()
+        self.why = ""
+
+    def answer(self, app: ClientApp) -> str:
+        """Answers the message that waits; returns its type, or "" where none waits or the SuperNode is not there."""
+        task = None
+        try:
+            if task := self.tasks.claim():
+                with task:
+                    message, context = task.message()
+                    task.answer(_reply(app, message, context), context)
+                return message.metadata.message_type
+        except inside.ERRORS as error:
+            if task:
+                # It would wait for this answer for ever. A new one is asked by the server again, and the answer is on disk.
+                log.warning("the SuperNode did not take an answer: %s; it is started again", error)
+                self.program.again()
+        time.sleep(POLL)
+        return ""
+
+    def check(self, patience: float) -> None:
+        """Raises: ConnectionError: no connection for so long."""
+        if self.connected:
+            self.last = time.monotonic()
+        elif time.monotonic() - self.last > (patience if self.why else patience + START):
+            raise ConnectionError(f"{self.address}: no connection for {patience:.0f} s: {self.why or 'the SuperNode says nothing'}")
+
+    def heard(self, line: str) -> None:
+        if LINES["connected"] in line or LINES["again"] in line:
+            self.connected = True
+            log.info("connected to %s", self.address)
+        elif LINES["lost"] in line:
+            self._lost()
+        elif line.partition(":")[0].strip() == "ERROR" and not (text := line.partition(":")[2].strip()).startswith("[/v1/"):
+            # After an error its connection may be over while the program still runs, deaf. A new one is asked by the server again.
+            # What begins with a path is about a request from this machine, as one of a program without the secret.
+            log.warning("SuperNode: %s; it is started again", text)
+            self._lost()
+            self.program.again()
+
+    def ended(self, status: int) -> None:
+        log.warning("the SuperNode ended with status %d; it is started again", status)
+        self._lost()
+
+    def _lost(self) -> None:
+        self.connected = False
+        try:
+            known = inside.admitted(self.address, self.certificate, self.key)
+            self.why = CONNECTED if known else "the server does not know this centre's key"
+        except (ConnectionError, ValueError) as error:
+            self.why = str(error)
+        log.warning("%s: %s; trying again", self.address, self.why)
