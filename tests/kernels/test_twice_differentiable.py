@@ -46,6 +46,19 @@ def test_equals_torchs_own(case, with_bias):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("function", "w_shape"), [(F.conv2d, (8, 4, 1, 1)), (F.conv2d, (6, 2, 1, 1)), (F.conv_transpose2d, (4, 8, 1, 1))])
+def test_a_strided_kernel_of_one_pixel_damages_no_memory(function, w_shape):
+    """oneDNN wrote beyond its memory in channels_last order: the process ended, not always at once."""
+    groups = 2 if w_shape[1] == 2 else 1
+    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(w_shape).to(memory_format=torch.channels_last).requires_grad_()
+    (expected,) = torch.autograd.grad(function(x.double(), w.double(), stride=2, groups=groups).square().sum(), w)
+    for _ in range(200):
+        with twice_differentiable_layers():
+            (found,) = torch.autograd.grad(function(x, w, stride=2, groups=groups).square().sum(), w, create_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_the_mode_is_really_used_and_ends_with_its_block():
     x, w = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 3, 3, requires_grad=True)
     with twice_differentiable_layers():

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.config import StudySettings
@@ -25,6 +25,7 @@ from vfmgl_lib.federation.exchange import outgoing
 from vfmgl_lib.federation.servers import State, Switches, Update
 from vfmgl_lib.federation.stage_two import Worth, run_stage_two, worth
 from vfmgl_lib.kernels.overlap import soft_dice_loss
+from vfmgl_lib.kernels.twice_differentiable import overruns
 from vfmgl_lib.method.hgkt import HGKT, StepRecord, TaskLoss, channel_scale, critical_stages
 from vfmgl_lib.method.projections import held_out_rows
 from vfmgl_lib.models.batch_norm import recalibrate
@@ -82,11 +83,10 @@ class Client:
         self.switches = switches
         if self.switches.teacher and teacher is None:
             raise ValueError(f"method {settings.method} learns from a frozen teacher; none was given")
-        chosen = settings.compute.channels_last
-        channels_last = chosen == "always" or (chosen == "gpu" and device.type == "cuda")
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.teacher = teacher
-        self.student = self.local_model(student).to(device).to(memory_format=self.memory_format)
+        self.student = self.local_model(student).to(device)
+        self.memory_format = _memory_format(settings.compute.channels_last, self.student, device)
+        self.student = self.student.to(memory_format=self.memory_format)
         self.kept = part_names(self.student, self.switches.keeps)  # of its state: never sent, never overwritten
         self.task_loss = TASK_LOSSES[settings.loss]
         self.hgkt: HGKT | None = None
@@ -387,6 +387,15 @@ class Client:
                     }
                 )
         return frozen
+
+
+def _memory_format(channels_last: str, student: Student, device: torch.device) -> torch.memory_format:
+    """That of a student's convolutions, as `compute.channels_last` says and the device can."""
+    if device.type == "cuda":
+        return torch.contiguous_format if channels_last == "never" else torch.channels_last
+    kernels = [module for module in student.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    safe = not any(overruns(module.weight, module.stride) for module in kernels)
+    return torch.channels_last if channels_last == "always" and safe else torch.contiguous_format
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, name: str) -> State:

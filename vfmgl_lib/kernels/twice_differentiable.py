@@ -26,6 +26,7 @@ documented, are called in this file alone. The references are torch's own layers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,7 +123,23 @@ class _ConvolutionBackward(Function):
         return of_upstream, of_x, of_w, None, None, None
 
 
+def overruns(w: Tensor, stride: Sequence[int]) -> bool:
+    """Whether a convolution's weight gradient must not be computed in channels_last order on a CPU.
+
+    oneDNN 3.13 (torch 2.15), where the processor has AVX2 and no AVX-512, writes beyond its memory for 1 x 1 kernels with a stride and 2 to
+    7 channels: the process ends, or goes on with damaged memory.
+
+    Args:
+        w: (out, in, height, width); of a transposed convolution (in, out, height, width).
+        stride: by height and width.
+    """
+    return w.shape[2:] == (1, 1) and max(stride) > 1 and min(w.shape[:2]) < 8
+
+
 def _gradients(upstream: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needed: tuple[bool, bool]) -> tuple:
+    if x.device.type == "cpu" and overruns(w, geometry[0]):
+        # `contiguous` leaves the strides of a 1 x 1 kernel as they are, which still say channels_last.
+        upstream, x, w = (tensor.new_empty(tensor.shape).copy_(tensor) for tensor in (upstream, x, w))
     return torch.ops.aten.convolution_backward(upstream, x, w, None, *geometry, [*needed, False])[:2]
 
 

@@ -68,13 +68,25 @@ class Wire:
         return done
 
 
+IDENTITY = ("_task_id", "_run_id", "_node_id")  # Flower keeps in a global at which task a process is
+
+
 @pytest.fixture(scope="session")
-def line(tmp_path_factory):
+def started_line(tmp_path_factory):
     made = Line(tmp_path_factory.mktemp("line"))
     with superlink(made.folder, made.port, made.keys) as (made.grid, made.nodes), ExitStack() as stack:
+        made.task = {name: getattr(TaskIdentity, name) for name in IDENTITY}
         made.sites = {center: stack.enter_context(made.site(center)) for center in CENTERS}
         assert wait_until(lambda: all(node.connected for node in made.sites.values()), 300)
         yield made
+
+
+@pytest.fixture
+def line(started_line, monkeypatch):
+    """The line, and this process at its task, whatever other tests have set."""
+    for name, value in started_line.task.items():
+        monkeypatch.setattr(TaskIdentity, name, value)
+    return started_line
 
 
 @pytest.fixture
@@ -84,12 +96,17 @@ def wire(line):
 
 
 @pytest.fixture
-def message(monkeypatch):
+def some_task(monkeypatch):
+    """This process is at some task of Flower's; afterwards at the one before, such as `line`'s."""
+    for name in IDENTITY:
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+@pytest.fixture
+def message(some_task):
     """(content, kind) -> a message as a centre receives it."""
 
     def make(content, kind):
-        for name in ("_run_id", "_task_id", "_node_id"):
-            monkeypatch.setattr(TaskIdentity, name, 1)
         made = Message(content, 2, kind)
         made.metadata.__dict__["_message_id"] = "m"
         return made
@@ -98,9 +115,8 @@ def message(monkeypatch):
 
 
 @pytest.fixture
-def quick_network(monkeypatch):
+def quick_network(monkeypatch, some_task):
     """Rounds over a Grid without a network look for answers all the time."""
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     monkeypatch.setattr(collection, "POLL", 0.01)
     monkeypatch.setattr(network, "POLL", 0.01)
     monkeypatch.setattr(collection, "COLLECT", 1.0)

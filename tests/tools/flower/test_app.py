@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.app import Context, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from vfmgl_lib import __version__
 from vfmgl_lib.config import ConfigError
@@ -59,10 +58,8 @@ def context(run_config, node=1, node_config=None):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, some_task):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
     return tmp_path
 
 
