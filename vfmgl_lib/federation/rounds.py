@@ -43,6 +43,7 @@ class Round:
         shared: the shared model (None: the method has none).
         faults: those that did not take part.
         traffic: bytes of tensors to and from each centre; empty where nothing travelled.
+        metrics: the declared scalars that each centre sent over a network.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Round:
     shared: State | None
     faults: list[Fault] = field(default_factory=list)
     traffic: list[dict] = field(default_factory=list)
+    metrics: list[dict] = field(default_factory=list)
 
 
 def run_rounds(

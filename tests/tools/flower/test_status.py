@@ -29,6 +29,8 @@ def folder(tmp_path):
         (part / "traffic.csv").write_text("round,center,received,sent,seconds\n" + rows)
         (part / "faults.csv").write_text("round,center,kind,detail\n")
     (part / "faults.csv").write_text('round,center,kind,detail\n2,SiteB,failed,"MemoryError; <b>"\n')
+    header = "round,center,task_loss,kept_share,own_validation,shared_validation\n"
+    (part / "metrics.csv").write_text(header + "2,SiteA,0.5,nan,0.8125,nan\n")
     write_json(tmp_path / "state" / "members.json", {"teacher": "x", "samples": {"SiteA": 7, "SiteB": 9}})
     return tmp_path
 
@@ -41,7 +43,10 @@ def test_a_study_without_a_server_at_work(folder):
     assert a.epsilon == pytest.approx(epsilon(10.0, 2)) and b.epsilon == pytest.approx(epsilon(10.0, 1)) and c.epsilon == 0
     assert (b.faults, b.fault) == (1, "round 2, failed: MemoryError; <b>") and (c.samples, c.rounds) == (None, 0)
     text = in_words(found)
-    assert "2 of 3 rounds\nno server is at work here" in text and re.search(r"SiteA +\? +7 +2 +2 +2\.5 +4\.0 +2\.0 +\S+ +0\n", text)
+    assert "2 of 3 rounds\nno server is at work here" in text and re.search(
+        r"SiteA +\? +7 +2 +2 +2\.5 +4\.0 +2\.0 +\S+ +0\.812 +- +0\n", text
+    )
+    assert (a.own, a.shared, b.own) == (0.8125, None, None)
 
 
 def test_a_server_at_work_and_who_is_late(folder):
@@ -65,6 +70,7 @@ def test_a_folder_in_which_nothing_has_happened(tmp_path):
 def test_metrics_are_prometheus_text(folder):
     lines = as_metrics(read_status(folder, STUDY)).splitlines()
     assert 'vfmgl_center_sent_bytes_total{center="SiteA"} 4194304' in lines and 'vfmgl_center_faults_total{center="SiteB"} 1' in lines
+    assert 'vfmgl_center_own_validation{center="SiteA"} 0.8125' in lines and "shared_validation" not in "".join(lines)
     named = [re.fullmatch(r'([a-z_]+)(\{center="[^"]*"\})? [\d.e+-]+', line) for line in lines if not line.startswith("#")]
     assert all(named) and {match[1] for match in named} == {line.split()[2] for line in lines if line.startswith("# TYPE")}
 

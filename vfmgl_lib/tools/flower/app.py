@@ -112,7 +112,9 @@ def _site(context: Context) -> Site:
     teacher = study_teacher(settings)
     sets = center_datasets(settings, own, center, teacher)
     cache = feature_cache(settings, teacher, _home() / "teacher_cache", own.reading)
-    return Site(new_client(settings, center, sets, teacher, cache), _folder(context) / center, Site.study_key(settings, own))
+    return Site(
+        new_client(settings, center, sets, teacher, cache), _folder(context) / center, Site.study_key(settings, own), share_validation=True
+    )
 
 
 def partition(manifest: Manifest, number: int, of: int) -> tuple[str, Manifest]:

@@ -79,6 +79,7 @@ class SiteSettings(BaseModel):
     patience: float = Field(default=86400, gt=0, description="seconds without a connection after which this site gives up")
     threads: int = Field(default=0, ge=0, description="of the CPU; 0: as many as torch chooses")
     divided: bool = Field(default=False, description="the manifest's splits are the study's; false: the study's settings divide the data")
+    share_validation: bool = Field(default=True, description="AUC or Dice on the own validation images leaves with each update")
     sandbox: bool = Field(default=True, description="the process reaches no files but its own (Linux 5.13 or newer)")
     teacher_cache: str = Field(default="", description="folder for the teacher's features; empty: none")
 
@@ -147,6 +148,7 @@ center: {unnamed}                # the name that the coordinator uses for this c
 superlink: {address}  # where the server is
 data: data                    # folder with this centre's images and manifest.csv (vfmgl data prepare)
 patience: 86400               # seconds without a connection after which this site gives up
+share_validation: true        # AUC or Dice on this centre's validation images leaves with each update, for the coordinator to see
 sandbox: true                 # the process reaches no files but its own
 teacher_cache: teacher_cache  # the teacher's features, computed once
 """

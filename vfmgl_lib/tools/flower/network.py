@@ -21,7 +21,7 @@ from vfmgl_lib.base.files import shown
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.exchange import incoming
 from vfmgl_lib.federation.rounds import Fault, Round, close_round, quorum_of
-from vfmgl_lib.federation.servers import Server, State, Update, UpdateError, check_update
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Server, State, Update, UpdateError, check_update
 from vfmgl_lib.tools.flower.collection import POLL, Answers, Aside
 from vfmgl_lib.tools.flower.deadlines import Deadlines
 from vfmgl_lib.tools.flower.members import Members
@@ -258,6 +258,8 @@ class _Group:
         if isinstance(outcome, Update):
             try:
                 self.network.server.receive(outcome)
+                sent = {name: outcome.metrics.get(name) for name in DECLARED_METRICS}
+                self.done.metrics.append({"round": self.done.number, "center": center, **sent})
                 self.done.centers.append(center)
                 return
             except UpdateError as error:

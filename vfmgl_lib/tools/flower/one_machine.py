@@ -186,6 +186,7 @@ def _write_site(folder: Path, study: Study, client: Client, port: int, start: in
         "patience": PATIENCE,
         "threads": torch.get_num_threads(),
         "divided": True,
+        "share_validation": False,  # the study measures everything itself
         "sandbox": True,
         "teacher_cache": str(teacher_cache.resolve()) if teacher_cache else "",
     }

@@ -19,7 +19,7 @@ from vfmgl_lib.base.files import new_folder
 from vfmgl_lib.base.places import DELIVERED, LIBRARY, profiles_folder
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.federation.rounds import Round
-from vfmgl_lib.federation.servers import Server
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Server
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import new_server
 from vfmgl_lib.models.teacher_names import TeacherSource
@@ -132,6 +132,7 @@ def keep_round(rounds: Path, server: Server, done: Round) -> None:
     with new_folder(rounds / f"{done.number:03d}") as part:
         save_tensors(part, {server.checkpoint: server.state_dict()} if server.checkpoint else {})
         _write_rows(part / "faults.csv", ["round", "center", "kind", "detail"], [vars(fault) for fault in done.faults])
+        _write_rows(part / "metrics.csv", ["round", "center", *DECLARED_METRICS], done.metrics)
         _write_rows(part / "traffic.csv", ["round", "center", "received", "sent", "seconds"], done.traffic)
 
 
@@ -154,7 +155,7 @@ def run_site(given: SiteFolder) -> None:
     sets = center_datasets(study, manifest, settings.center, teacher)
     cache = feature_cache(study, teacher, given.folder / settings.teacher_cache if settings.teacher_cache else None, manifest.reading)
     client = new_client(study, settings.center, sets, teacher, cache)
-    site = Site(client, given.folder / "state", Site.study_key(study, manifest))
+    site = Site(client, given.folder / "state", Site.study_key(study, manifest), settings.share_validation)
     run_supernode(
         client_app(site),
         settings.superlink,

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.federation.client import Client, RoundLog
 from vfmgl_lib.federation.servers import State, Update
+from vfmgl_lib.federation.stage_two import worth
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.tools.flower.ledger import LEDGER, REMEDY, Ledger
 
@@ -41,11 +43,12 @@ class Site:
         client: in its initial state.
         folder: the site's own; what is there is gone on with.
         key: of the study's settings and this centre's data; a folder of another study is refused.
+        share_validation: what the own model and the one received are worth on the own validation set leaves with an update.
     Raises: ValueError: a folder that holds the rounds of another study or version of the library, or whose ledger is damaged or missing.
     """
 
-    def __init__(self, client: Client, folder: Path, key: str):
-        self.client, self.folder, self.key = client, folder, key
+    def __init__(self, client: Client, folder: Path, key: str, share_validation: bool = False):
+        self.client, self.folder, self.key, self.share_validation = client, folder, key, share_validation
         self._ready = 0  # the client is in the state after this round; -1: in an unknown one
         self.from_disk = False  # the last update that was given had been trained before
         hold_to_study(folder, key)
@@ -89,6 +92,7 @@ class Site:
         self._go_to(number - 1)
         self._ready = -1
         update = self.client.run_round(number, received)
+        update = replace(update, metrics=update.metrics | self._validated(received))
         for later in self._kept():
             if later >= number:
                 shutil.rmtree(self._round(later))
@@ -102,6 +106,16 @@ class Site:
             if 0 < old <= number - KEPT_ROUNDS:
                 shutil.rmtree(self._round(old))
         return update
+
+    def _validated(self, received: State | None) -> dict[str, float]:
+        """What leaves of the validation set: two numbers; nothing where site or study withholds them, or there is no such set."""
+        client = self.client
+        if not (self.share_validation and client.validation and client.settings.exchange.share_counts):
+            return {}
+        models = {"own_validation": client.student}
+        if received is not None:
+            models["shared_validation"] = client.teaching_copy(received)
+        return {name: worth(model, client, client.validation).score for name, model in models.items()}
 
     def finish(self, shared: State) -> None:
         """Keeps the shared model of the last round: as received, and "adapted", as this centre would use it.

@@ -10,6 +10,7 @@ import csv
 import html
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ class Center:
         seconds: of its last answer.
         sent, received: bytes of tensors, of all rounds.
         epsilon: spent so far, delta 1e-5; None: there is no noise.
+        own, shared: AUC or Dice on its validation images of its own model and the one received, as last sent; None: not sent.
         faults: how many.  fault: the last one, in words.
     """
 
@@ -57,6 +59,8 @@ class Center:
     sent: int = 0
     received: int = 0
     epsilon: float | None = None
+    own: float | None = None
+    shared: float | None = None
     faults: int = 0
     fault: str = ""
 
@@ -119,6 +123,10 @@ def read_status(folder: Path, study: StudySettings) -> Status:
             center.rounds, center.last = center.rounds + 1, found.done
             center.seconds = float(row["seconds"] or center.seconds)
             center.sent, center.received = center.sent + int(row["sent"]), center.received + int(row["received"])
+        for row in _rows(rounds / "metrics.csv"):
+            center = centers.setdefault(row["center"], Center(row["center"]))
+            center.own, center.shared = (float(row[f"{which}_validation"] or "nan") for which in ("own", "shared"))
+            center.own, center.shared = (None if value is None or math.isnan(value) else value for value in (center.own, center.shared))
         for row in _rows(rounds / "faults.csv"):
             center = centers.setdefault(row["center"], Center(row["center"]))
             center.faults, center.fault = center.faults + 1, f"round {row['round']}, {row['kind']}: {row['detail']}"
@@ -144,6 +152,8 @@ TITLES = (
     "sent MiB",
     "received MiB",
     "epsilon",
+    "own model",
+    "shared model",
     "faults",
     "last fault",
 )
@@ -156,7 +166,11 @@ def table(status: Status) -> list[tuple[str, ...]]:
         (
             *(shown(one.name), answers[one.there], "yes" if one.awaited else "", "?" if one.samples is None else str(one.samples)),
             *(str(one.rounds), str(one.last), f"{one.seconds:.1f}", f"{one.sent / MIB:.1f}", f"{one.received / MIB:.1f}"),
-            *("-" if one.epsilon is None else f"{one.epsilon:.3g}", str(one.faults), shown(one.fault[:120])),
+            *(
+                "-" if one.epsilon is None else f"{one.epsilon:.3g}",
+                *("-" if worth is None else f"{worth:.3f}" for worth in (one.own, one.shared)),
+            ),
+            *(str(one.faults), shown(one.fault[:120])),
         )
         for one in status.centers
     ]
@@ -205,6 +219,8 @@ def as_metrics(status: Status) -> str:
         "received_bytes_total": ("counter", lambda one: one.received),
         "faults_total": ("counter", lambda one: one.faults),
         "epsilon": ("gauge", lambda one: one.epsilon),
+        "own_validation": ("gauge", lambda one: one.own),
+        "shared_validation": ("gauge", lambda one: one.shared),
     }
     for name, (kind, value) in values.items():
         there = [(one, value(one)) for one in status.centers if value(one) is not None]
