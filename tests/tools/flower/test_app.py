@@ -21,6 +21,7 @@ from vfmgl_lib.tools.flower.network import FederationError
 from vfmgl_lib.tools.flower.programs import Program, flower_program, free_port, wait_until
 
 ROOT = Path(__file__).parents[3]
+APP = ROOT / "deploy" / "flower_app"
 SMALLEST = ROOT / "tests" / "smallest.yaml"
 RUN = {"task": "nuclei", "profile": str(SMALLEST), "seed": 0, "teacher": "", "out": "", "min-available-nodes": 2}
 
@@ -117,7 +118,7 @@ def test_parts_of_centres_share_no_patient_and_leave_none_out(phantoms, of):
 
 
 def test_the_app_is_of_this_version():
-    assert tomllib.loads((ROOT / "deploy" / "flower_app" / "pyproject.toml").read_text())["project"]["version"] == __version__
+    assert tomllib.loads((APP / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 # `flwr run` for real ------------------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def environment(home):
 def flwr(home, *words):
     settings = {"FLWR_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*flower_program("flwr"), *words], cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=900
+        [*flower_program("flwr"), *words], cwd=APP, env=os.environ | settings, capture_output=True, text=True, timeout=900
     )
     return done.stdout + done.stderr
 
@@ -171,7 +172,8 @@ def test_flwr_run_on_the_deployment_runtime(tmp_path):
         assert wait_until(lambda: state_of(tmp_path, run) == "finished:completed", 900, pause=5), flwr(
             tmp_path, "log", run, "study", "--show"
         )
-        assert "round 2 of 2: SiteA, SiteB took part" in flwr(tmp_path, "log", run, "study", "--show")
+        said = flwr(tmp_path, "log", run, "study", "--show")
+        assert "round 6 of 6: SiteA, SiteB took part" in said, said
     equals_one_process(tmp_path / "vfmgl" / run / "rounds", tmp_path / "vfmgl" / "runs", "fedavg")
 
 
@@ -181,6 +183,6 @@ def test_flwr_run_on_the_simulation_runtime(tmp_path):
     (tmp_path / "config.toml").write_text('[superlink.study]\naddress = ":local:"\n')
     words = f'task="nuclei" profile="{SMALLEST}" method="fedavg"'
     said = flwr(tmp_path, "run", ".", "study", "--stream", "--federation-config", "num-supernodes=2", "--run-config", words)
-    assert "round 2 of 2: SiteA, SiteB took part" in said
+    assert "round 6 of 6: SiteA, SiteB took part" in said
     (rounds,) = (tmp_path / "vfmgl").glob("*/rounds")
     equals_one_process(rounds, tmp_path / "vfmgl" / "runs", "fedavg")

@@ -24,10 +24,10 @@ needs_nginx = pytest.mark.skipif(not installed, reason="nginx is not installed: 
 
 
 @pytest.fixture(scope="module")
-def guarded(line):
+def guarded(started_line):
     """The address of nginx before the line's SuperLink, and the program."""
     port = free_port()
-    with gate(line.folder, "127.0.0.1", port, line.port) as program:
+    with gate(started_line.folder, "127.0.0.1", port, started_line.port) as program:
         yield f"127.0.0.1:{port}", program
 
 
