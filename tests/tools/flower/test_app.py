@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from flwr.app import Context, RecordDict
 
@@ -117,6 +118,15 @@ def test_parts_of_centres_share_no_patient_and_leave_none_out(phantoms, of):
     assert sorted(seen) == sorted(whole.table["path"])
 
 
+def test_more_parts_than_patients_are_refused(phantoms):
+    whole = phantoms["nuclei"]
+    patients = whole.table[whole.table["split"] == "train"].groupby("center")["patient"].nunique()
+    for number, center in enumerate(whole.training_centers):
+        most = patients[center]
+        with pytest.raises(ConfigError, match=f"asks for {most + 1} parts of centre {center}, which has {most} training patients"):
+            module.partition(whole, number, 2 * (most + 1))
+
+
 def test_the_app_is_of_this_version():
     assert tomllib.loads((APP / "pyproject.toml").read_text())["project"]["version"] == __version__
 
@@ -182,7 +192,12 @@ def test_flwr_run_on_the_deployment_runtime(tmp_path):
 def test_flwr_run_on_the_simulation_runtime(tmp_path):
     (tmp_path / "config.toml").write_text('[superlink.study]\naddress = ":local:"\n')
     words = f'task="nuclei" profile="{SMALLEST}" method="fedavg"'
-    said = flwr(tmp_path, "run", ".", "study", "--stream", "--federation-config", "num-supernodes=2", "--run-config", words)
+    try:
+        said = flwr(tmp_path, "run", ".", "study", "--stream", "--federation-config", "num-supernodes=2", "--run-config", words)
+    finally:
+        for left in psutil.process_iter(["cmdline"]):  # Flower leaves this runtime's SuperLink running
+            if str(tmp_path) in " ".join(left.info["cmdline"] or []):
+                left.terminate()
     assert "round 6 of 6: SiteA, SiteB took part" in said
     (rounds,) = (tmp_path / "vfmgl").glob("*/rounds")
     equals_one_process(rounds, tmp_path / "vfmgl" / "runs", "fedavg")

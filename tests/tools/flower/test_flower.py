@@ -100,7 +100,7 @@ def test_a_message_is_read_back_and_nothing_else_is_accepted():
     update = Update("A", state, 7, {"task_loss": 0.5, "kept_share": float("nan")}, {"amplitude": torch.ones(3, 1, 1)})
     read = read_update(update_records(update), "A")
     assert _equal(read.state, state) and _equal(read.aggregates, update.aggregates) and read.samples == 7
-    assert read.metrics.keys() == set(DECLARED_METRICS)
+    assert read.metrics.keys() == update.metrics.keys() < set(DECLARED_METRICS)
     with pytest.raises(UpdateError, match="centre B: says that it is centre 'A'"):
         read_update(update_records(update), "B")
     content = update_records(update)

@@ -58,6 +58,9 @@ def test_a_server_at_work_and_who_is_late(folder):
     assert not now.due
     found = read_status(folder, STUDY)
     assert [(one.there, one.awaited) for one in found.centers] == [(True, False), (True, True), (False, True)] and found.since < 5
+    now.ends()
+    assert read_status(folder, STUDY).since is None
+    now.renew(["SiteB", "SiteA"])
     content = json.loads((folder / "state" / "now.json").read_text())
     write_json(folder / "state" / "now.json", content | {"time": content["time"] - 60})
     assert read_status(folder, STUDY).since is None, "what a server that ended had said does not count"

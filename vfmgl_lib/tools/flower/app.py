@@ -121,7 +121,7 @@ def partition(manifest: Manifest, number: int, of: int) -> tuple[str, Manifest]:
     """One of `of` centres made of a set's own.
 
     Returns: its name, and the samples: a centre's own where there are as many, otherwise every so many of its patients.
-    Raises: ConfigError: fewer than the centres have.
+    Raises: ConfigError: fewer than there are centres, or more of one than it has training patients.
     """
     centers = manifest.training_centers
     if of < len(centers):
@@ -131,6 +131,9 @@ def partition(manifest: Manifest, number: int, of: int) -> tuple[str, Manifest]:
     table = manifest.table[manifest.table["center"] == center]
     if shares == 1:
         return center, replace(manifest, table=table)
+    patients = table[table["split"] == "train"]["patient"].nunique()
+    if shares > patients:
+        raise ConfigError(f"num-partitions {of} asks for {shares} parts of centre {center}, which has {patients} training patients")
     name = f"{center}-{share + 1}"
     places = table.groupby("split")["patient"].transform(lambda names: names.map({name: i for i, name in enumerate(sorted(set(names)))}))
     return name, replace(manifest, table=table[places % shares == share].assign(center=name))

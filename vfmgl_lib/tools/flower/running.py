@@ -55,6 +55,7 @@ def run_server(given: ServerFolder) -> None:
         shutil.rmtree(left)  # of a server that was killed
     inner, ended = free_port() if settings.nginx else settings.port, -1
     with ExitStack() as stack:
+        stack.callback(Now(state).ends)
         if settings.nginx:
             stack.enter_context(gate(given.folder, settings.host, settings.port, inner))
         if settings.status_port:

@@ -101,6 +101,10 @@ class Now:
         write_json(self._file, {"time": time.time(), "event": self._event, "there": sorted(there), "awaited": sorted(self._awaited)})
         self._written = time.time()
 
+    def ends(self) -> None:
+        """The server has ended."""
+        self._file.unlink(missing_ok=True)
+
     @property
     def due(self) -> bool:
         return time.time() - self._written > EVERY
