@@ -14,6 +14,7 @@ from vfmgl_lib.config.sections import PLAIN_EXCHANGE
 from vfmgl_lib.evaluation import inversion
 from vfmgl_lib.evaluation.inversion import MASK, MEAN, TRUE, Attack, View
 from vfmgl_lib.federation.client import Client
+from vfmgl_lib.federation.servers import DECLARED_METRICS
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.models.batch_norm import batch_norms, recalibrate
@@ -167,7 +168,7 @@ def test_every_value_of_an_update_is_counted_once(name):
     assert plain.loc["weights and biases", "values"] == sum(p.numel() for p in student.parameters()) - 2 * channels
     assert plain["tensors"].sum() == len(state)
     assert plain["bytes"].sum() == sum(tensor.nbytes for tensor in state.values())
-    assert plain.loc["number of samples", "values"] == 1 and plain["values"].iloc[-1] == 2
+    assert plain.loc["number of samples", "values"] == 1 and plain["values"].iloc[-1] == len(DECLARED_METRICS)
     short = {"number_format": "float16", "share_counts": False}
     halved = inversion.update_contents(state, PLAIN_EXCHANGE.model_copy(update=short)).set_index("kind")
     assert (halved["values"].iloc[-2:] == 0).all()

@@ -10,7 +10,7 @@ from vfmgl_lib.config import ConfigError
 from vfmgl_lib.config.sections import ExchangeSettings
 from vfmgl_lib.federation.exchange import SMALLEST_VARIANCE, epsilon, in_words, incoming, outgoing
 from vfmgl_lib.federation.rounds import run_rounds
-from vfmgl_lib.federation.servers import DECLARED_METRICS, Update, UpdateError
+from vfmgl_lib.federation.servers import ROUND_METRICS, Update, UpdateError
 from vfmgl_lib.methods.settings import load_settings
 
 SIX_SIGMA = 6  # a correct noise leaves such a bound once in 5e8 runs
@@ -298,7 +298,7 @@ def test_rounds_run_in_every_format(federation, received, method, overrides):
     assert all(tensor.dtype in (torch.float32, torch.int64) for update in updates for tensor in update.state.values())
     withheld = "exchange__share_counts" in overrides
     assert {update.samples for update in updates} == ({0} if withheld else {4})
-    assert {tuple(update.metrics) for update in updates} == {() if withheld else DECLARED_METRICS}
+    assert {tuple(update.metrics) for update in updates} == {() if withheld else ROUND_METRICS}
     counters = {int(t) for update in updates for name, t in update.state.items() if name.endswith("num_batches_tracked")}
     assert (counters == {0}) == withheld
 

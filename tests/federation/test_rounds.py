@@ -7,7 +7,7 @@ import torch
 
 from vfmgl_lib.federation import client as client_module
 from vfmgl_lib.federation.rounds import quorum_of, run_rounds
-from vfmgl_lib.federation.servers import DECLARED_METRICS, WeightedMean
+from vfmgl_lib.federation.servers import ROUND_METRICS, WeightedMean
 
 
 def average(updates, weights="samples"):
@@ -97,7 +97,7 @@ def test_an_update_holds_the_student_counts_and_declared_metrics_only(federation
     assert set(vars(update)) == {"center", "state", "samples", "metrics", "aggregates"}
     expected = server.state
     assert update.state.keys() == expected.keys() and all(update.state[n].shape == expected[n].shape for n in expected)
-    assert tuple(update.metrics) == DECLARED_METRICS and all(isinstance(v, float) for v in update.metrics.values())
+    assert tuple(update.metrics) == ROUND_METRICS and all(isinstance(v, float) for v in update.metrics.values())
     assert update.samples == len(clients[0].data)
     update.state["head.bias"].fill_(99)
     assert not torch.equal(clients[0].student.state_dict()["head.bias"], update.state["head.bias"]), "an update is a copy"

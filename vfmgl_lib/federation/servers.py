@@ -66,8 +66,10 @@ class Update:
     aggregates: State = field(default_factory=dict)
 
 
-# The last two, over a network alone: AUC or mean foreground Dice, on a centre's validation images, of its model and of the one received.
-DECLARED_METRICS = ("task_loss", "kept_share", "own_validation", "shared_validation")
+ROUND_METRICS = ("task_loss", "kept_share")
+# Over a network alone: AUC or mean foreground Dice, on a centre's validation images, of its model and of the one received.
+VALIDATION_METRICS = ("own_validation", "shared_validation")
+DECLARED_METRICS = ROUND_METRICS + VALIDATION_METRICS
 VARIANCE, COUNTER = "running_var", "num_batches_tracked"  # how the names of batch normalisation's end
 LARGEST_COUNTER = 2**40  # batches that a centre can have seen
 
