@@ -22,7 +22,7 @@ from vfmgl_lib.tools.flower.__main__ import main
 from vfmgl_lib.tools.flower.deployment import check_server, check_site, own_data, plain, read_server, read_site
 from vfmgl_lib.tools.flower.one_machine import write_site_data
 from vfmgl_lib.tools.flower.programs import Program, free_port, wait_until
-from vfmgl_lib.tools.flower.running import _times
+from vfmgl_lib.tools.flower.running import _readable, _times
 from vfmgl_lib.tools.flower.sandbox import landlock_version, restrict
 from vfmgl_lib.tools.flower.site import hold_to_study
 
@@ -126,6 +126,15 @@ def test_a_key_pair(tmp_path, capsys):
     (tmp_path / "x.pub").write_text("ssh-rsa no")
     with pytest.raises(ValueError, match=r"x\.pub: not a public key"):
         credentials.read_public_key(tmp_path / "x.pub")
+
+
+def test_a_site_may_read_packages_wherever_they_lie(federation, tmp_path, monkeypatch):
+    elsewhere, other = tmp_path / "lib" / "site-packages", tmp_path / "other"
+    monkeypatch.syspath_prepend(elsewhere)
+    monkeypatch.syspath_prepend(other)
+    _, site, *_ = federation
+    places = _readable(read_site(site))
+    assert elsewhere in places and other not in places
 
 
 def test_a_complete_server(federation, capsys, monkeypatch):

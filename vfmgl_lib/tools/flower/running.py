@@ -173,6 +173,8 @@ def _readable(given: SiteFolder) -> list[Path]:
     source = given.study.teacher.source
     weights = Path(TeacherSource.parse(source).weights)
     places: list[str | Path] = [sys.prefix, sys.base_prefix, sys.exec_prefix, given.data, given.folder]
+    # Packages also lie elsewhere: a user's own, or those of the environment below this one.
+    places += [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     places += [LIBRARY, DELIVERED / "notebooks" / "profiles", profiles_folder()]
     places += ["/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/opt/conda", "/run/systemd/resolve", torch.hub.get_dir()]
     places += [os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), *([weights] if weights.is_file() else [])]
