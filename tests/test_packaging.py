@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from vfmgl_lib import __version__
 
@@ -43,6 +45,15 @@ def test_every_dependency_has_a_floor_that_the_pins_reach():
         requirement = Requirement(text)
         assert {one.operator for one in requirement.specifier} in ({">="}, {"=="}), text
         assert requirement.specifier.contains(CONSTRAINTS[requirement.name]), text
+
+
+def test_every_pin_allows_the_oldest_python_that_is_promised():
+    """Debian 12 has 3.11.2: a pin that wanted 3.11.5 ended the installation there."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    asks = {one.metadata["Name"].lower(): one.metadata["Requires-Python"] for one in distributions()}
+    installed = {name: asks[name] for name in CONSTRAINTS if name in asks}
+    assert len(installed) > 100
+    assert [name for name, python in installed.items() if not SpecifierSet(python or "").contains(oldest)] == []
 
 
 def test_the_site_s_packages_are_pinned():
