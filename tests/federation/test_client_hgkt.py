@@ -114,3 +114,13 @@ def test_the_papers_values_are_off(federation):
     transfer = federation("nuclei", "hgkt")[0][0].settings.transfer
     options = ("teacher_scale", "projection", "pair_init", "meta_optimizer", "meta_schedule", "hypergradient_every")
     assert [getattr(transfer, name) for name in options] == ["none", "sgd", "random", "sgd", "constant", 1]
+
+
+@pytest.mark.parametrize(
+    ("width", "chosen", "expected"), [(4, "always", False), (8, "always", True), (8, "gpu", False), (8, "never", False)]
+)
+def test_a_student_whose_layers_would_damage_memory_is_not_channels_last(federation, width, chosen, expected):
+    clients, _ = federation("endometrial", "local", student__width=width, compute__channels_last=chosen)
+    assert (clients[0].memory_format is torch.channels_last) == expected
+    kernels = [p for p in clients[0].student.parameters() if p.dim() == 4 and p.shape[2] > 1]
+    assert all(p.is_contiguous() != expected for p in kernels)

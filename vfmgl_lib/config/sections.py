@@ -251,7 +251,7 @@ class ExchangeSettings(Settings):
     number_format: Literal["float32", "float16", "float16_change"] = Field(
         description="float16 halves the traffic; float16_change sends the difference from the model received, where there is one"
     )
-    share_counts: bool = Field(description="false: numbers of samples, BN's counters and losses stay at the centre; needs uniform weights")
+    share_counts: bool = Field(description="false: counts, BN's counters, losses and scores stay at the centre; needs uniform weights")
     clip: float = Field(ge=0, description="longest change of the model received that a centre sends, L2 norm; 0: any")
     noise: float = Field(ge=0, description="SD of the noise on every value sent, in units of clip (vfmgl_lib.federation.exchange)")
 

@@ -31,7 +31,6 @@ from vfmgl_lib.method.ddbl import DeductionRecord, deduction_step, lowest_share,
 from vfmgl_lib.models.students import Student, set_training_mode
 
 if TYPE_CHECKING:
-    from vfmgl_lib.data.loading import ImageDataset
     from vfmgl_lib.federation.client import Client
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Worth:
-    """What a model is worth on a centre's unaugmented images, the training images where nothing else is said.
+    """What a model is worth on a centre's unaugmented training images.
 
     Attributes:
         task_loss: mean over the samples, in the batches of `Client.unaugmented`.
@@ -58,15 +57,11 @@ class Worth:
 
 
 @torch.no_grad()
-def worth(model: Student, client: Client, data: ImageDataset | None = None) -> Worth:
-    """Measures a model at a centre; the model is put into eval mode.
-
-    Args:
-        data: another set of the centre than its training set.
-    """
+def worth(model: Student, client: Client) -> Worth:
+    """Measures a model at a centre; the model is put into eval mode."""
     model.eval()
     losses, scores, targets = [], [], []
-    for images, target, _ in client.unaugmented(data):
+    for images, target, _ in client.unaugmented():
         logits = model(images)
         losses.append(client.task_loss(logits, target) * len(target))
         scores.append(foreground_dice(logits.argmax(1), target, logits.shape[1]) if logits.dim() == 4 else _chances(logits))
@@ -76,7 +71,7 @@ def worth(model: Student, client: Client, data: ImageDataset | None = None) -> W
         value = _auc(truth, score)
     else:
         value = score.mean()
-    return Worth(float(sum(losses)) / len(truth), float(value))
+    return Worth(float(sum(losses)) / len(client.data), float(value))
 
 
 def _chances(logits: torch.Tensor) -> torch.Tensor:

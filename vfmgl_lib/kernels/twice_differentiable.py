@@ -126,8 +126,8 @@ class _ConvolutionBackward(Function):
 def overruns(w: Tensor, stride: Sequence[int]) -> bool:
     """Whether a convolution's weight gradient must not be computed in channels_last order on a CPU.
 
-    oneDNN 3.13 (torch 2.15), where the processor has AVX2 and no AVX-512, writes beyond its memory for 1 x 1 kernels with a stride and 2 to
-    7 channels: the process ends, or goes on with damaged memory.
+    oneDNN 3.13 (torch 2.15) writes beyond its memory for 1 x 1 kernels with a stride and few input channels: the process ends, or goes on
+    with damaged memory. Seen with 2 to 5 channels on a processor with AVX2 and no AVX-512; all below 8 are kept from it.
 
     Args:
         w: (out, in, height, width); of a transposed convolution (in, out, height, width).

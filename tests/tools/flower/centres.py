@@ -27,7 +27,7 @@ class Centre:
     def __init__(self, name, study, samples=10, value=1.0):
         self.name, self.samples, self.value = name, samples, value
         self.identity = {"center": name, "study": study.key(), "vfmgl_lib": __version__, "teacher": "none", "samples": samples}
-        self.asked = []
+        self.asked, self.metrics = [], {}
 
     def answer(self, kind, content):
         self.asked.append((kind, dict(content.get(ABOUT, {})).get("round")))
@@ -35,7 +35,7 @@ class Centre:
 
     def update(self):
         state = {"w": torch.full((3,), self.value), "bn.running_var": torch.ones(2)}
-        return update_records(Update(self.name, state, self.samples, {"task_loss": 0.5, "kept_share": 1.0}))
+        return update_records(Update(self.name, state, self.samples, {"task_loss": 0.5, "kept_share": 1.0, **self.metrics}))
 
 
 class Grid:

@@ -1,16 +1,17 @@
 """Two numbers of each site's validation set: measured where the images are, sent with the update, kept by the server."""
 
 import csv
-import math
 
+import numpy as np
 import pytest
+import torch
+from sklearn.metrics import roc_auc_score
 
 from tests.tools.flower.centres import Grid, joined, rounds, settings
 from vfmgl_lib.data.divisions import with_validation
 from vfmgl_lib.data.loading import ImageDataset
 from vfmgl_lib.federation.rounds import run_rounds
 from vfmgl_lib.federation.servers import Averaging
-from vfmgl_lib.federation.stage_two import worth
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.methods.registry import METHODS
 from vfmgl_lib.tools.flower.ledger import LEDGER
@@ -24,14 +25,26 @@ PRIVATE = [name for name, method in METHODS.items() if method.private]
 def studied(federation, phantoms):
     """(method, **settings) -> clients with a validation set, and the server."""
 
-    def make(method, **overrides):
-        clients, server = federation("nuclei", method, federation__rounds=2, federation__match_updates=False, **overrides)
-        divided = with_validation(phantoms["nuclei"], 0.4, 0)
+    def make(method, task="nuclei", **overrides):
+        clients, server = federation(task, method, federation__rounds=2, federation__match_updates=False, **overrides)
+        divided = with_validation(phantoms[task], 0.4, 0)
         for client in clients:
             client.validation = ImageDataset(divided, divided.select(client.center, "val"), 32, 32)
         return clients, server
 
     return make
+
+
+def images_of(client):
+    return [client.validation[row] for row in range(len(client.validation))]
+
+
+def dice(model, client):
+    """The mean over the images, by the reader and the kernel's reference alone."""
+    model.eval()
+    with torch.inference_mode():
+        each = [(model(one["image"][None]).argmax(1)[0].numpy() == 1, one["target"].numpy() == 1) for one in images_of(client)]
+    return pytest.approx(np.mean([2 * (found & true).sum() / (found.sum() + true.sum()) for found, true in each]), abs=1e-6)
 
 
 class Through:
@@ -61,8 +74,8 @@ def test_every_method_sends_what_its_models_are_worth_and_trains_as_without(stud
     assert [message_hash(done.shared) for done in run_rounds(sites, server, last)] == expected
     for one in sites:
         client, metrics = one.site.client, one.sent[-1].metrics
-        if not client.switches.adopts:
-            assert metrics["own_validation"] == worth(client.student, client, client.validation).score
+        if not client.switches.adopts and not client.switches.embeds:
+            assert metrics["own_validation"] == dice(client.student, client)
         assert 0 <= metrics["own_validation"] <= 1
         assert ("shared_validation" in metrics) == any(state is not None for state in received[-len(sites) :])
 
@@ -75,11 +88,30 @@ def test_the_numbers_are_those_of_the_models_and_are_the_same_when_asked_again(s
     shared = {name: tensor * 0.5 for name, tensor in first.state.items()}
     second = site.train(2, shared)
     client = site.client
-    assert second.metrics["own_validation"] == worth(client.student, client, client.validation).score
-    assert second.metrics["shared_validation"] == worth(client.teaching_copy(shared), client, client.validation).score
+    assert second.metrics["own_validation"] == dice(client.student, client)
+    assert second.metrics["shared_validation"] == dice(client.teaching_copy(shared), client)
     again = Site(studied("fedavg")[0][0], tmp_path, "study", share_validation=False).train(2, shared)
     assert again.metrics.keys() == second.metrics.keys(), "a round is answered once, with the same bytes"
     assert (tmp_path / LEDGER).read_text().count("\n") == 3
+
+
+def test_a_classification_has_the_auc_of_its_patients(studied, tmp_path):
+    (client, *_), _ = studied("fedavg", "endometrial")
+    metrics = Site(client, tmp_path, "study", share_validation=True).train(1, None).metrics
+    client.student.eval()
+    with torch.inference_mode():
+        chances = [float(client.student(one["image"][None]).softmax(1)[0, 1]) for one in images_of(client)]
+    table = client.validation.table.assign(chance=chances)
+    patients = table.groupby("patient").agg({"chance": "mean", "label": "first"})
+    assert patients["label"].nunique() == 2
+    assert metrics["own_validation"] == pytest.approx(roc_auc_score(patients["label"].astype(int), patients["chance"]))
+
+
+def test_a_frozen_probe_reads_the_teacher_s_own_resize(studied, tmp_path, monkeypatch):
+    """As when a study measures it: of the student's input its tokens would be others, and the number wrong in silence."""
+    (client, *_), _ = studied("frozen_probe")
+    monkeypatch.setattr(client.student, "forward", lambda images: pytest.fail("it was given the student's input"))
+    assert 0 <= Site(client, tmp_path, "study", share_validation=True).train(1, None).metrics["own_validation"] <= 1
 
 
 def test_they_are_withheld_by_the_site_and_by_a_study_that_shares_no_counts(studied, tmp_path):
@@ -96,9 +128,11 @@ def test_they_are_withheld_by_the_site_and_by_a_study_that_shares_no_counts(stud
 def test_the_server_keeps_what_each_centre_sent(tmp_path):
     study = settings()
     grid = Grid(study)
+    grid.centers["SiteB"].metrics = {"own_validation": 0.75, "shared_validation": 0.5}
     for done in rounds(grid, study, members=joined(grid, study)):
         keep_round(tmp_path, Averaging({}, "uniform"), done)
     with open(tmp_path / "001" / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["center"] for row in rows] == ["SiteA", "SiteB", "SiteC"]
-    assert all(math.isclose(float(row["task_loss"]), 0.5) and row["own_validation"] == "" for row in rows)
+    assert all(float(row["task_loss"]) == 0.5 for row in rows)
+    assert [(row["own_validation"], row["shared_validation"]) for row in rows] == [("", ""), ("0.75", "0.5"), ("", "")]

@@ -112,9 +112,8 @@ def _site(context: Context) -> Site:
     teacher = study_teacher(settings)
     sets = center_datasets(settings, own, center, teacher)
     cache = feature_cache(settings, teacher, _home() / "teacher_cache", own.reading)
-    return Site(
-        new_client(settings, center, sets, teacher, cache), _folder(context) / center, Site.study_key(settings, own), share_validation=True
-    )
+    client, shares = new_client(settings, center, sets, teacher, cache), bool(node.get("share-validation", True))
+    return Site(client, _folder(context) / center, Site.study_key(settings, own), shares)
 
 
 def partition(manifest: Manifest, number: int, of: int) -> tuple[str, Manifest]:

@@ -26,10 +26,12 @@ from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
 from vfmgl_lib.base.files import new_folder, write_json, write_text
 from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
+from vfmgl_lib.evaluation.metric import metrics_of
+from vfmgl_lib.evaluation.prediction import predict, scoring_unit
 from vfmgl_lib.federation.client import Client, RoundLog
-from vfmgl_lib.federation.servers import State, Update
-from vfmgl_lib.federation.stage_two import worth
+from vfmgl_lib.federation.servers import VALIDATION_METRICS, State, Update
 from vfmgl_lib.methods.budgets import report_rounds
+from vfmgl_lib.models.students import Student
 from vfmgl_lib.tools.flower.ledger import LEDGER, REMEDY, Ledger
 
 log = logging.getLogger(__name__)
@@ -112,10 +114,8 @@ class Site:
         client = self.client
         if not (self.share_validation and client.validation and client.settings.exchange.share_counts):
             return {}
-        models = {"own_validation": client.student}
-        if received is not None:
-            models["shared_validation"] = client.teaching_copy(received)
-        return {name: worth(model, client, client.validation).score for name, model in models.items()}
+        models = [client.student] if received is None else [client.student, client.teaching_copy(received)]
+        return {name: validation_score(model, client) for name, model in zip(VALIDATION_METRICS, models, strict=False)}
 
     def finish(self, shared: State) -> None:
         """Keeps the shared model of the last round: as received, and "adapted", as this centre would use it.
@@ -154,6 +154,15 @@ class Site:
 
     def _round(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:03d}"
+
+
+def validation_score(model: Student, client: Client) -> float:
+    """AUC or mean foreground Dice of a model on a centre's validation set, in [0, 1], as a study on one machine has it; NaN: undefined."""
+    settings, data = client.settings, client.validation
+    assert data is not None
+    predictions = predict(model, data, batch_size=settings.evaluation_batch_size, device=client.device)
+    metrics = metrics_of(predictions, scoring_unit(data.table, settings.is_segmentation), None)
+    return next(metric.value for metric in metrics if metric.name == ("dice" if settings.is_segmentation else "auc"))
 
 
 def hold_to_study(folder: Path, key: str) -> None:

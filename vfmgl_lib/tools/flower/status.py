@@ -22,6 +22,7 @@ from pathlib import Path
 from vfmgl_lib.base.files import shown, write_json
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.exchange import epsilon
+from vfmgl_lib.federation.servers import VALIDATION_METRICS
 from vfmgl_lib.methods.budgets import report_rounds
 from vfmgl_lib.tools.flower.members import MEMBERS
 from vfmgl_lib.tools.flower.programs import LOOPBACK
@@ -129,8 +130,8 @@ def read_status(folder: Path, study: StudySettings) -> Status:
             center.sent, center.received = center.sent + int(row["sent"]), center.received + int(row["received"])
         for row in _rows(rounds / "metrics.csv"):
             center = centers.setdefault(row["center"], Center(row["center"]))
-            center.own, center.shared = (float(row[f"{which}_validation"] or "nan") for which in ("own", "shared"))
-            center.own, center.shared = (None if value is None or math.isnan(value) else value for value in (center.own, center.shared))
+            sent = (float(row[name] or "nan") for name in VALIDATION_METRICS)
+            center.own, center.shared = (None if math.isnan(value) else value for value in sent)
         for row in _rows(rounds / "faults.csv"):
             center = centers.setdefault(row["center"], Center(row["center"]))
             center.faults, center.fault = center.faults + 1, f"round {row['round']}, {row['kind']}: {row['detail']}"
@@ -156,8 +157,8 @@ TITLES = (
     "sent MiB",
     "received MiB",
     "epsilon",
-    "own model",
-    "shared model",
+    "validation: own",
+    "shared",
     "faults",
     "last fault",
 )
@@ -170,10 +171,8 @@ def table(status: Status) -> list[tuple[str, ...]]:
         (
             *(shown(one.name), answers[one.there], "yes" if one.awaited else "", "?" if one.samples is None else str(one.samples)),
             *(str(one.rounds), str(one.last), f"{one.seconds:.1f}", f"{one.sent / MIB:.1f}", f"{one.received / MIB:.1f}"),
-            *(
-                "-" if one.epsilon is None else f"{one.epsilon:.3g}",
-                *("-" if worth is None else f"{worth:.3f}" for worth in (one.own, one.shared)),
-            ),
+            "-" if one.epsilon is None else f"{one.epsilon:.3g}",
+            *("-" if score is None else f"{score:.3f}" for score in (one.own, one.shared)),
             *(str(one.faults), shown(one.fault[:120])),
         )
         for one in status.centers
