@@ -30,6 +30,7 @@ from vfmgl_lib.tools.flower.network import client_app, network_rounds
 from vfmgl_lib.tools.flower.one_machine import run_rounds_apart, write_site_data
 from vfmgl_lib.tools.flower.programs import free_port
 from vfmgl_lib.tools.flower.site import Site
+from vfmgl_lib.tools.flower.status import NOW
 
 ROOT = Path(__file__).parents[3]
 SMALLEST = ROOT / "tests" / "smallest.yaml"
@@ -328,6 +329,7 @@ def test_a_server_killed_within_a_round_and_with_a_full_disk_goes_on_and_counts_
         assert all(made.processes[center].wait(300) == 0 for center in made.sites)
         made.equals_one_process()
         assert any("answered from disk" in made.log(center) for center in made.sites)
+        assert not (made.server / "state" / NOW).exists(), "the status knows that the server has ended"
     finally:
         made.end()
 
