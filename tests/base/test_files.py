@@ -15,6 +15,7 @@ from vfmgl_lib.base.files import (
     FolderInUseError,
     Steps,
     file_name,
+    first_line,
     is_locked,
     locked,
     new_folder,
@@ -112,6 +113,11 @@ def test_an_error_names_what_was_wanted_not_the_temporary_name(tmp_path):
     with pytest.raises(OSError) as caught, new_folder(tmp_path / "out"):
         pass
     assert reason(caught.value).startswith(f"{tmp_path / 'out'}: a file stands")
+
+
+@pytest.mark.parametrize(("error", "said"), [(ValueError("a\nb"), "a"), (MemoryError(), "MemoryError"), (OSError("\n"), "OSError")])
+def test_the_first_line_of_an_error_never_is_empty(error, said):
+    assert first_line(error) == said
 
 
 def test_a_link_in_a_circle_has_a_real_path_too(tmp_path):

@@ -392,7 +392,11 @@ def test_overlays_show_evidence_where_it_is():
     assert np.ptp(picture[20, 20]) == 0 and np.ptp(picture[5, 5]) > 50
 
 
-def test_models_that_do_not_fit_are_refused(files, students, tmp_path):
+def wordless(*_, **__):
+    raise MemoryError
+
+
+def test_models_that_do_not_fit_are_refused(files, students, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"is a model for task camelyon17, asked for nuclei"):
         Predictor(files["classifier"], task="nuclei")
     with pytest.raises(ModelError, match="no such file"):
@@ -400,6 +404,9 @@ def test_models_that_do_not_fit_are_refused(files, students, tmp_path):
     (tmp_path / "garbage.onnx").write_bytes(b"garbage")
     with pytest.raises(ModelError, match=r"garbage.onnx: not a readable ONNX model"):
         Predictor(tmp_path / "garbage.onnx")
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match=r"not a readable ONNX model \(MemoryError\)"):
+        patch.setattr("onnxruntime.InferenceSession", wordless)
+        Predictor(files["classifier"])
     foreign = onnx.load(files["classifier"])
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")

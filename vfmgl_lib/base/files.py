@@ -40,6 +40,11 @@ def reason(error: OSError) -> str:
     return f"{shown(str(file))}: {_SYSTEM_ERRORS[error.errno]} ({error.strerror})"
 
 
+def first_line(error: BaseException) -> str:
+    """An error's text up to its first line break; of one without words, its kind."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def real_path(path: Path | str) -> Path:
     """As `Path.resolve`, also of links that lead in a circle, for which that raises before Python 3.13."""
     return Path(os.path.realpath(path))

@@ -146,7 +146,8 @@ def footprint(
             root = str(LIBRARY.parent)
             done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, cwd=root)
             if done.returncode:
-                raise RuntimeError(f"measuring {name} at batch {batch} failed: {done.stderr.strip().splitlines()[-1]}")
+                said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                raise RuntimeError(f"measuring {name} at batch {batch} failed: {said[-1]}")
             rows.append({"model": name, "device": device, "threads": threads, "batch": batch, **json.loads(done.stdout.splitlines()[-1])})
     table = pd.DataFrame(rows)
     table["images_per_second"] = table["batch"] * 1000 / table["p50_ms"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vfmgl_lib.base.files import first_line
 from vfmgl_lib.base.randomness import seed_sequence, torch_seed
 from vfmgl_lib.kernels.twice_differentiable import twice_differentiable_layers
 from vfmgl_lib.models.batch_norm import batch_norms
@@ -174,7 +175,7 @@ def _missing(loss: Callable[[], Tensor], leaves: list[Tensor], seed: int) -> str
         if product.requires_grad:
             found = list(torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True))
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     expected = (gradients_at(STEP) - gradients_at(-STEP)) / (2 * STEP)
     given = torch.cat([(part * scale).flatten() for part, scale in zip(found, scales, strict=True)])
     size = float(expected.norm())

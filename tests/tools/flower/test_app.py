@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import subprocess
+import sysconfig
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,11 +137,13 @@ def test_the_app_is_of_this_version():
 
 def environment(home):
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {"FLWR_HOME": str(home), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # Flower starts its own programs by name.
+    found = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    return {"FLWR_HOME": str(home), "PYTHONPATH": paths, "PATH": found, "OMP_NUM_THREADS": "1"}
 
 
 def flwr(home, *words):
-    settings = {"FLWR_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    settings = environment(home) | {"NO_PROXY": "*", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
         [*flower_program("flwr"), *words], cwd=APP, env=os.environ | settings, capture_output=True, text=True, timeout=900
     )

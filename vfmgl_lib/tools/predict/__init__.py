@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from vfmgl_lib.base.files import first_line
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.preprocessing import CLIP_QUANTILE, PREPARATION, RESIZES
 from vfmgl_lib.tasks.records import earlier_reading
@@ -142,7 +143,7 @@ class Predictor:
             metadata = self._session.get_modelmeta().custom_metadata_map
             found = self._session.get_inputs()[0].shape
         except Exception as error:  # onnxruntime's errors have no common class
-            raise ModelError(f"{file}: not a readable ONNX model ({str(error).splitlines()[0][:120]})") from error
+            raise ModelError(f"{file}: not a readable ONNX model ({first_line(error)[:120]})") from error
         if KEY not in metadata:
             raise ModelError(f"{file}: an ONNX model, but none of vfmgl export: it does not say how its images are prepared")
         self.description = Description.from_json(metadata[KEY], str(file))
@@ -170,7 +171,7 @@ class Predictor:
         try:
             outputs = self._session.run(None, {"image": np.moveaxis(images, 3, 1).astype(np.float32) / np.float32(255)})
         except Exception as error:  # as when it was opened
-            raise ModelError(f"{self.name}: cannot be run ({str(error).splitlines()[0][:120]}); export it anew") from error
+            raise ModelError(f"{self.name}: cannot be run ({first_line(error)[:120]}); export it anew") from error
         return outputs[0], outputs[1] if len(outputs) > 1 else None
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
