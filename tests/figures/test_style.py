@@ -190,6 +190,22 @@ def test_a_figure_that_is_only_shown_is_in_the_same_style(tmp_path):
         assert _pixels(_drawn(), tmp_path / "theirs.png") == plain
 
 
+def test_a_saved_figure_is_shown_as_its_file_and_a_changed_one_drawn_anew(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **options: shown.append((bundle, options["metadata"])))
+    figure = _drawn()
+    with pytest.raises(NotImplementedError):  # not saved yet: IPython draws it
+        figure._ipython_display_()
+    save_figure(figure, pd.DataFrame({"a": [1]}), tmp_path, "drawn", "a note")
+    figure._ipython_display_()
+    ((bundle, metadata),) = shown
+    assert bundle["image/png"] == (tmp_path / "drawn.png").read_bytes() and bundle["text/plain"] == repr(figure)
+    assert metadata["image/png"]["width"] == round(figure.get_figwidth() * 150)
+    figure.axes[0].set_title("changed")
+    with pytest.raises(NotImplementedError):
+        figure._ipython_display_()
+
+
 def test_a_heat_map_prints_every_value_where_it_can_be_read():
     axis = new_figure(2, 2).subplots()
     values = pd.DataFrame([[0.0, 1.0, 2.0], [np.nan, 0.5, 1.6]], index=["a", "b"], columns=["c", "d", "a long name"])

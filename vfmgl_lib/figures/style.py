@@ -112,7 +112,24 @@ def journal(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 class _Figure(Figure):
-    """Drawn in this style also where a notebook shows it: what a figure lacks until then, as ticks, would come in the user's."""
+    """Drawn in this style also where a notebook shows it: what a figure lacks until then, as ticks, would come in the user's.
+
+    One that has been saved is shown as its file, so that it is not laid out and drawn two more times; after a change it is drawn anew.
+    """
+
+    _saved: bytes | None = None
+
+    def saved_as(self, png: Path) -> None:
+        self._saved, self.stale = png.read_bytes(), False
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        if self._saved is None or self.stale:
+            raise NotImplementedError  # IPython draws it then
+        width, height = (round(inches * SCREEN_DPI) for inches in self.get_size_inches())
+        bundle = {"image/png": self._saved, "text/plain": repr(self)}
+        display(bundle, raw=True, metadata={"image/png": {"width": width, "height": height}})
 
     def draw(self, renderer: RendererBase) -> None:
         with own_style():
@@ -325,6 +342,8 @@ def save_figure(figure: Figure, table: pd.DataFrame, folder: Path | str, name: s
         figure.set_layout_engine(None)  # all parts have their places now; to find them again takes half the time of a drawing
         with _whole_file(folder / f"{name}.pdf") as file:
             figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    if isinstance(figure, _Figure):
+        figure.saved_as(folder / f"{name}.png")
     save_table(table, folder, name, note)
     return figure
 
