@@ -11,6 +11,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.superlink.main import create_app
 
+from vfmgl_lib.tools.flower import credentials
 from vfmgl_lib.tools.flower import gate as module
 from vfmgl_lib.tools.flower.gate import MISSING, PATHS, configuration, gate, nginx_program
 from vfmgl_lib.tools.flower.programs import free_port, wait_until
@@ -96,9 +97,19 @@ def test_a_site_works_through_it_and_it_comes_back_when_it_is_killed(line, guard
         assert answers(), "and the SuperNode goes on"
 
 
-def test_what_it_lets_through_is_what_flower_s_nodes_call(tmp_path):
-    text = configuration(tmp_path, tmp_path, "0.0.0.0", 9092, 1234)
-    assert "listen [::]:9092 ssl" in configuration(tmp_path, tmp_path, "::", 9092, 1234)
+@needs_nginx
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / 'prostate {2026}; $host "é" #1'
+    folder.mkdir()
+    credentials.write_certificates(folder, ["127.0.0.1"], days=1)
+    port = free_port()
+    with gate(folder, "127.0.0.1", port, free_port()), pytest.raises(httpx.ConnectError, match=r"certificate|CERTIFICATE"):
+        httpx.get(f"https://127.0.0.1:{port}")
+
+
+def test_what_it_lets_through_is_what_flower_s_nodes_call():
+    text = configuration("0.0.0.0", 9092, 1234)
+    assert "listen [::]:9092 ssl" in configuration("::", 9092, 1234)
     assert "listen 0.0.0.0:9092 ssl" in text and "server 127.0.0.1:1234;" in text and "client_max_body_size 8m;" in text
     (passed,) = re.findall(r"location ~ \^/v1/fleet/\((.*)\)\$", text)
     fleet = {path.rpartition("/")[2] for path in create_app().openapi()["paths"] if path.startswith("/v1/fleet/")}

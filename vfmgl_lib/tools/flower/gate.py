@@ -24,6 +24,7 @@ PATHS = (
     *("activate-node", "deactivate-node", "send-node-heartbeat", "get-run", "get-fab"),
     *("pull-messages", "push-messages", "pull-object", "push-object", "confirm-message-received"),
 )
+CERTIFICATES = ("server.pem", "server.key", "ca.pem")
 START = 30.0  # seconds for nginx to listen
 MISSING = (
     "nginx is not installed here (Debian and Ubuntu: apt install nginx-light); or let a proxy of your own stand before the SuperLink, "
@@ -52,7 +53,9 @@ def gate(folder: Path, host: str, port: int, inner: int) -> Iterator[Program]:
     scratch = Path(tempfile.mkdtemp(prefix="vfmgl-nginx-"))
     try:
         scratch.chmod(0o711)  # started by root, nginx works as another user, who has to reach what it buffers
-        write_text(scratch / "nginx.conf", configuration(folder.resolve(), scratch, host, port, inner))
+        for name in CERTIFICATES:  # under names that nginx cannot misread, whatever the folder is called
+            (scratch / name).symlink_to(folder.resolve() / name)
+        write_text(scratch / "nginx.conf", configuration(host, port, inner))
         with Program([command, "-e", "stderr", "-p", scratch, "-c", scratch / "nginx.conf"], _heard(said), lasting=True) as program:
             listens = wait_until(lambda: bool(said) or _answers(host, port), START)
             if not listens or said:
@@ -62,11 +65,11 @@ def gate(folder: Path, host: str, port: int, inner: int) -> Iterator[Program]:
         shutil.rmtree(scratch, ignore_errors=True)  # files of the other user's go with the folder, or stay empty
 
 
-def configuration(folder: Path, scratch: Path, host: str, port: int, inner: int) -> str:
-    """The template, filled in."""
+def configuration(host: str, port: int, inner: int) -> str:
+    """The template, filled in; files are named relative to it."""
     listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     text = TEMPLATE.read_text(encoding="utf-8")
-    return text.format(folder=folder, scratch=scratch, listen=listen, inner=inner, paths="|".join(PATHS))
+    return text.format(listen=listen, inner=inner, paths="|".join(PATHS))
 
 
 def _heard(said: list[str]) -> Callable[[str], None]:
