@@ -107,6 +107,14 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_the_folder_of_a_site_will_do_for_its_key(tmp_path, capsys):
+    (tmp_path / "my site").mkdir()
+    assert main(["key", str(tmp_path / "my site")]) == 0
+    assert sorted(path.name for path in (tmp_path / "my site").iterdir()) == ["key", "key.pub"]
+    assert main(["status", str(tmp_path / "my site")]) == 1
+    assert "server.yaml is not there; give the folder that `vfmgl federation init` made, server/" in capsys.readouterr().err
+
+
 def test_a_key_pair(tmp_path, capsys):
     file = tmp_path / "folder" / "key"
     assert main(["key", str(file)]) == 0

@@ -37,7 +37,7 @@ def command_line() -> argparse.ArgumentParser:
     made.add_argument("--teacher", default="", help=f"{TEACHER_HELP}; the same for all centres")
 
     key = commands.add_parser("key", help="a centre's first step: a key pair; the public part goes to the coordinator")
-    key.add_argument("file", type=Path)
+    key.add_argument("file", type=Path, help="SITE/key; the site's folder is as good")
 
     for name, text in (
         ("check", "says in plain words what is missing"),
@@ -80,8 +80,9 @@ def _run(given: argparse.Namespace) -> int:
         sys.stdout.write(f"{folder / 'server'}: keep it; the centres' public keys go into {folder / 'server' / 'centers'}/CENTRE.pub\n")
         sys.stdout.write(f"{folder / 'site'}: hand a copy of it to every centre\n")
     elif given.command == "key":
-        credentials.write_key_pair(given.file)
-        sys.stdout.write(f"{given.file}: keep it and show it to nobody\n{given.file}.pub: send it to the coordinator\n")
+        file = given.file / "key" if given.file.is_dir() else given.file
+        credentials.write_key_pair(file)
+        sys.stdout.write(f"{file}: keep it and show it to nobody\n{file}.pub: send it to the coordinator\n")
     elif given.command == "check":
         findings = _check(given.folder)
         sys.stdout.write("".join(f"{'ok' if finding.good else 'MISSING'}: {finding.text}\n" for finding in findings))

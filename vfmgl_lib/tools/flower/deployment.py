@@ -245,6 +245,9 @@ ERROR_NUMBERS = {
 def _read(kind: type[Settings], file: Path) -> Settings:
     try:
         values = read_yaml(file)
+    except FileNotFoundError as error:
+        remedy = "give the folder that `vfmgl federation init` made, server/ for the coordinator and a copy of site/ for a centre"
+        raise ConfigError(f"{file} is not there; {remedy}") from error
     except (OSError, YamlError) as error:
         raise ConfigError(f"{file}: cannot be read: {plain(error)}") from error
     if not isinstance(values, dict):
