@@ -59,3 +59,24 @@ def test_profiles_datasheets_and_sites_name_file_and_lines(tmp_path):
     (tmp_path / "nuclei.yaml").write_text(f"{sheet}\nname: nuclei\n", encoding="utf-8")
     with pytest.raises(DatasheetError, match=r"nuclei.yaml: cannot be read as YAML: line \d+: 'name' is in this table twice"):
         read_datasheet("nuclei", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("federation__rounds", True),
+        ("optimizer__lr", False),
+        ("seed", True),
+        ("comparison__splits", [[True, 3]]),
+        ("optimizer__lr", float("inf")),
+        ("transfer__meta_lr", float("nan")),
+    ],
+)
+def test_yes_and_the_infinite_are_no_numbers(setting, value):
+    name = setting.replace("__", ".")
+    with pytest.raises(ConfigError, match=rf"{name}.*(must be a number, and yes, no, true and false are none|finite number)"):
+        load_settings("nuclei", "smoke", **{setting: value})
+
+
+def test_yes_is_still_yes():
+    assert load_settings("nuclei", "smoke", federation__match_updates="no").federation.match_updates is False

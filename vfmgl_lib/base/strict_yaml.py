@@ -5,16 +5,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 MERGE = "tag:yaml.org,2002:merge"
 
 
 class YamlError(ValueError):
     """A file that is no YAML, or names a key twice; one line, without the file's name."""
+
+
+class StrictModel(BaseModel):
+    """What a file's values become: every key is known, and `yes` is no number, which pydantic would take as 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if (_mentions(wanted, int) or _mentions(wanted, float)) and not _mentions(wanted, bool) and _has_truth(value):
+            raise ValueError("must be a number, and yes, no, true and false are none")
+        return value
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
+
+
+def _has_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_truth, value)))
 
 
 def read_yaml(path: Path) -> Any:

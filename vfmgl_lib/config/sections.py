@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -17,12 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from vfmgl_lib.base.strict_yaml import StrictModel
 from vfmgl_lib.models.student_names import check_student_name, has_width
 from vfmgl_lib.tasks.records import TaskRecord, find_task
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Settings(StrictModel):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class SplitSettings(Settings):

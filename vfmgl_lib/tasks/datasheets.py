@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vfmgl_lib.base.places import DELIVERED
-from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
+from vfmgl_lib.base.strict_yaml import StrictModel, YamlError, problems, read_yaml
 from vfmgl_lib.data.manifest import Manifest
 
 FOLDER = DELIVERED / "data_manifests"
@@ -37,8 +37,8 @@ class DatasheetError(ValueError):
     """A datasheet is missing or wrong; the message names the file, the key, and what would have been right."""
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+class _Entry(StrictModel):
+    model_config = ConfigDict(str_strip_whitespace=True)
 
 
 class Download(_Entry):

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from vfmgl_lib.base.strict_yaml import YamlError, key_line, problems, read_yaml
+from vfmgl_lib.base.strict_yaml import StrictModel, YamlError, key_line, problems, read_yaml
 from vfmgl_lib.data.images import PLAIN, Reading
 from vfmgl_lib.data.label_masks import values_of
 from vfmgl_lib.data.manifest import ManifestError
@@ -71,7 +71,7 @@ class TaskError(ManifestError):
     """A task that is not there, or a record that is wrong; the message names file, key, and what would have been right."""
 
 
-class TaskRecord(BaseModel):
+class TaskRecord(StrictModel):
     """A task.
 
     Attributes:
@@ -100,8 +100,6 @@ class TaskRecord(BaseModel):
         settings_like: a task of the paper whose settings this one starts from; "": its own.
         image_resize: how an image that is not square becomes the network's input (`data.preprocessing.RESIZES`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     order: int = Field(default=1000, ge=1)

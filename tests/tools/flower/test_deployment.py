@@ -213,6 +213,23 @@ def test_certificates_end(federation):
     assert " ended on " in said and said.endswith("the coordinator makes new ones (deploy/README.md, Renewing)")
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"host": "::1"}, None),
+        ({"host": "::"}, None),
+        ({"port": 9555, "status_port": 9555}, "port and status_port are both 9555"),
+        ({"port": True}, "port: Value error, must be a number"),
+    ],
+)
+def test_where_a_server_may_listen(tmp_path, values, said):
+    init(tmp_path / "fed")
+    file = tmp_path / "fed/server/server.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | values))
+    found = [text for text in missing(check_server(tmp_path / "fed/server")) if text.startswith("server.yaml")]
+    assert (said in found[0]) if said else found == []
+
+
 def test_what_a_new_site_lacks(tmp_path, capsys):
     init(tmp_path / "fed")
     site = tmp_path / "fed/site"
@@ -243,8 +260,12 @@ def test_what_a_site_lacks(federation):
 
     assert "has no centre 'SiteZ', it has SiteA" in other(center="SiteZ")
     assert "has no manifest.csv; `vfmgl data prepare` makes it" in other(data="elsewhere")
-    assert "superlink: String should match pattern" in other(superlink="federation.example.org")
+    for wrong in ("federation.example.org", "https://federation.example.org:9092", "a:99999", "[::1]:9092"):
+        said = other(superlink=wrong)
+        assert f"a colon and its port, as in federation.example.org:9092, got '{wrong}'" in said
     assert "patience: Input should be greater than 0, got -1" in other(patience=-1)
+    assert "patience: Value error, must be a number, and yes, no, true and false are none, got True" in other(patience=True)
+    assert "patiense: Extra inputs are not permitted, got 5; did you mean patience?" in other(patiense=5)
     assert "this name is not known here" in other(superlink="nowhere.invalid:9092")
 
     study = (site / "study.json").read_text()

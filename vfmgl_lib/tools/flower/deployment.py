@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import reason, write_json, write_text
-from vfmgl_lib.base.strict_yaml import YamlError, problems, read_yaml
+from vfmgl_lib.base.strict_yaml import StrictModel, YamlError, problems, read_yaml
 from vfmgl_lib.base.surroundings import proxy_for
 from vfmgl_lib.config import FIRST_VERSION, ConfigError, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest, ManifestError, check_manifest
@@ -55,26 +55,37 @@ WAIT = 86400  # seconds that a server waits for the centres before the first rou
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 UNNAMED = "CENTRE"  # what a new site.yaml calls its centre
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=StrictModel)
 
 
-class ServerSettings(BaseModel):
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("must be the server's name or IPv4 address, a colon and its port, as in federation.example.org:9092")
+    return text
+
+
+class ServerSettings(StrictModel):
     """server.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     host: str = Field(min_length=1, description="address to listen on; 0.0.0.0: every one")
     port: int = Field(ge=1, le=65535)
     wait: float = Field(gt=0, description="seconds to wait for the centres before the first round")
     status_port: int = Field(default=0, ge=0, le=65535, description="of the page on 127.0.0.1 that says how the study stands; 0: none")
     nginx: bool = Field(default=True, description="before the SuperLink; false: a proxy of your own, to which 127.0.0.1:port is open")
 
+    @model_validator(mode="after")
+    def _two_ports(self) -> ServerSettings:
+        if self.status_port == self.port:
+            raise ValueError(f"port and status_port are both {self.port}: the page about the study needs one of its own")
+        return self
 
-class SiteSettings(BaseModel):
+
+class SiteSettings(StrictModel):
     """site.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     center: str = Field(min_length=1, description="this centre's name, as the coordinator has it")
-    superlink: str = Field(pattern=r"^.+:\d+$", description="the server's address, host:port")
+    superlink: Annotated[str, AfterValidator(_address)] = Field(description="the server's address, host:port")
     data: Path = Field(description="folder with this centre's images and manifest.csv, as `vfmgl data prepare` makes it")
     patience: float = Field(default=86400, gt=0, description="seconds without a connection after which this site gives up")
     threads: int = Field(default=0, ge=0, description="of the CPU; 0: as many as torch chooses")
@@ -259,7 +270,7 @@ def _checked(kind: type[Settings], values: dict, where: str) -> Settings:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(problems(error, "the whole"))) from error
+        raise ConfigError(f"{where}: " + "; ".join(problems(error, "the whole", kind))) from error
     except TypeError as error:
         raise ConfigError(f"{where}: names must be words, got {list(values)!r:.80}") from error
 
@@ -388,9 +399,10 @@ def _enough(keys: dict) -> None:
 
 
 def _free(settings: ServerSettings) -> None:
-    with socket.socket() as probe:
+    family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((settings.host, settings.port))
+        probe.bind(address)
 
 
 def _reach(given: SiteFolder) -> None:
