@@ -197,11 +197,16 @@ def test_a_kernel_that_is_forked_shares_nothing_with_the_next(tmp_path: Path, mo
     notebooks, seen = tmp_path / "notebooks", tmp_path / "seen"
     notebooks.mkdir()
     code = f"""
-import json, os, sys
+import json, logging, os, sys
 import numpy as np, torch
+from ipykernel.kernelapp import IPKernelApp
 from vfmgl_lib.study import workspace
+log, said = IPKernelApp.instance().log, []
+log.addHandler(type("Heard", (logging.Handler,), {{"emit": lambda self, record: said.append(record.getMessage())}})())
+log.error("KeyboardInterrupt caught in kernel.")
+log.error("something else")
 there = [hasattr(workspace, "changed"), "CHANGED" in os.environ, os.path.basename(os.getcwd())]
-there += [torch.get_num_threads(), os.getpgid(0) == os.getpid()]
+there += [torch.get_num_threads(), os.getpgid(0) == os.getpid(), said]
 workspace.changed, os.environ["CHANGED"] = True, "1"
 with open({str(seen)!r}, "a") as file:
     file.write(json.dumps([os.getppid(), "timm" in sys.modules, np.random.random(), there]) + "\\n")
@@ -215,4 +220,4 @@ os.chdir("/")
     first, second = (json.loads(line) for line in seen.read_text().splitlines())
     assert first[0] == second[0] and first[1], "they are not forked from one process that has timm"
     assert first[2] != second[2]
-    assert first[3] == second[3] == [False, False, "notebooks", 1, True]
+    assert first[3] == second[3] == [False, False, "notebooks", 1, True, ["something else"]], "its end is no error to be told"

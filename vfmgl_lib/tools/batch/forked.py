@@ -6,6 +6,7 @@ that one could change for another: a fork has a copy of its own. Where processes
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -97,6 +98,8 @@ def _kernel(connection: str, folder: str, environment: dict[str, str], threads: 
     os.chdir(folder)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_batch, daemon=True).start()
+    # Jupyter interrupts a kernel before it ends it, and that is no error.
+    logging.getLogger(IPKernelApp.__name__).addFilter(lambda record: "KeyboardInterrupt caught" not in record.getMessage())
     np.random.seed()  # noqa: NPY002 (a fork continues the random numbers of its origin: none of this library's, perhaps a user's)
     # Without a parent to watch it would say how a console connects to it. This one, from which it was forked, lives as long as a kernel.
     IPKernelApp.launch_instance(["-f", connection, f"--IPKernelApp.parent_handle={os.getppid()}"])
