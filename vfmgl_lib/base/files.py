@@ -45,6 +45,19 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+@contextmanager
+def content_of(file: Path, remedy: str) -> Iterator[None]:
+    """Whatever the block finds wrong in a file's content becomes one error.
+
+    Raises: ValueError: naming file and remedy.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"{file}: damaged ({said[:120]}); {remedy}") from error
+
+
 def real_path(path: Path | str) -> Path:
     """As `Path.resolve`, also of links that lead in a circle, for which that raises before Python 3.13."""
     return Path(os.path.realpath(path))

@@ -6,9 +6,13 @@ import re
 import httpx
 import pytest
 
+from vfmgl_lib import __version__
 from vfmgl_lib.base.files import write_json
 from vfmgl_lib.federation.exchange import epsilon
 from vfmgl_lib.methods.settings import load_settings
+from vfmgl_lib.tools.flower.members import Members
+from vfmgl_lib.tools.flower.running import _times
+from vfmgl_lib.tools.flower.site import hold_to_study
 from vfmgl_lib.tools.flower.status import TITLES, Now, as_metrics, as_page, in_words, read_status, status_page
 
 WITHHELD = {"exchange__share_counts": False, "federation__weights": "uniform"}
@@ -68,6 +72,48 @@ def test_a_server_at_work_and_who_is_late(folder):
 
 def test_a_folder_in_which_nothing_has_happened(tmp_path):
     assert in_words(read_status(tmp_path, STUDY)).splitlines()[-1].split("  ")[0] == TITLES[0]
+
+
+FILES = ("members.json", "now.json", "study.json", *(f"rounds/002/{name}.csv" for name in ("traffic", "metrics", "faults")))
+CONTENTS = (
+    "",
+    "[]",
+    "5",
+    "null",
+    '{"samples": []}',
+    '{"samples": {"SiteA": "x"}}',
+    '{"time": 1e400}',
+    '{"time": "x"}',
+    "a,b\n1,2\n",
+    "round,center\n1\n",
+    "\xff",
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_of_the_server_s_is_named(folder, file):
+    """By the status, by the page, which goes on, and by a server that is started there; or it means nothing to them."""
+    path, named, key = folder / "state" / file, 0, STUDY.key()
+    write_json(folder / "state" / "study.json", {"key": key, "vfmgl_lib": __version__})
+    with status_page(folder, STUDY, 0) as port:
+        for content in CONTENTS:
+            path.write_bytes(content.encode("latin-1"))
+            readers = {
+                "status": lambda: in_words(read_status(folder, STUDY)),
+                "members": lambda: Members(STUDY, folder / "state" / "members.json"),
+                "times": lambda: _times(folder / "state" / "rounds"),
+                "study": lambda: hold_to_study(folder / "state", key),
+            }
+            for name, read in readers.items():
+                try:
+                    read()
+                except ValueError as error:
+                    assert str(error).startswith(f"{path}: damaged ("), (content, name)
+                    assert re.search("remove it|take the folder of this round|restore it", str(error))
+                    assert name != "status" or httpx.get(f"http://127.0.0.1:{port}/").status_code == 500
+                    named += 1
+        path.unlink()
+        assert named >= 3 and httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
 
 
 def test_metrics_are_prometheus_text(folder):

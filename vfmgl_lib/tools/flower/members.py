@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from vfmgl_lib import __version__
-from vfmgl_lib.base.files import write_json
-from vfmgl_lib.config import ConfigError, StudySettings
+from vfmgl_lib.base.files import content_of, write_json
+from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.servers import Update, UpdateError
 from vfmgl_lib.tools.flower.messages import is_count
 
 log = logging.getLogger(__name__)
 MEMBERS = "members.json"
+REMEDY = "remove it, and all centres declare anew what they have"
 MOST_SAMPLES = 10**8  # of one centre; the largest public sets have some millions
 
 
@@ -30,7 +31,7 @@ class Members:
     Args:
         settings: the study's.
         file: where it is kept over a restart; None: nowhere.
-    Raises: ConfigError: a file that is damaged.
+    Raises: ValueError: a file that is damaged.
     """
 
     def __init__(self, settings: StudySettings, file: Path | None = None):
@@ -39,11 +40,9 @@ class Members:
         self.teacher = ""
         self.samples: dict[str, int] = {}
         if file and file.is_file():
-            try:
+            with content_of(file, REMEDY):
                 content = json.loads(file.read_text(encoding="utf-8"))
-                self.teacher, self.samples = content["teacher"], dict(content["samples"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{file}: damaged ({error!r}); remove it, and all centres declare anew what they have") from error
+                self.teacher, self.samples = str(content["teacher"]), {name: int(count) for name, count in content["samples"].items()}
 
     def agree_on_teacher(self, declared: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes the teacher that most of these centres have, before any has joined; none where there is no such one."""

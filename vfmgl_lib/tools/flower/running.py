@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.base.files import new_folder
+from vfmgl_lib.base.files import content_of, new_folder
 from vfmgl_lib.base.places import DELIVERED, LIBRARY, profiles_folder
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.federation.rounds import Round
@@ -32,7 +32,7 @@ from vfmgl_lib.tools.flower.members import MEMBERS, Members
 from vfmgl_lib.tools.flower.network import client_app, finish, network_rounds, wait_for_centers
 from vfmgl_lib.tools.flower.programs import free_port
 from vfmgl_lib.tools.flower.site import Site, hold_to_study
-from vfmgl_lib.tools.flower.status import Now, status_page
+from vfmgl_lib.tools.flower.status import DAMAGED, Now, status_page
 from vfmgl_lib.tools.flower.superlink import SuperLinkEnded, superlink
 from vfmgl_lib.tools.flower.supernode import run_supernode
 
@@ -122,7 +122,7 @@ def _times(rounds: Path) -> dict[str, float]:
     """centre -> the longest time of an answer, from the rounds that are kept."""
     longest: dict[str, float] = {}
     for file in rounds.glob("[0-9]*/traffic.csv"):
-        with open(file, newline="", encoding="utf-8") as stream:
+        with content_of(file, DAMAGED), open(file, newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
     return {center: seconds for center, seconds in longest.items() if seconds}

@@ -23,7 +23,7 @@ import torch
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.base.files import new_folder, write_json, write_text
+from vfmgl_lib.base.files import content_of, new_folder, write_json, write_text
 from vfmgl_lib.config import FIRST_VERSION, StudySettings, check_version
 from vfmgl_lib.data.manifest import Manifest
 from vfmgl_lib.evaluation.metric import metrics_of
@@ -35,6 +35,7 @@ from vfmgl_lib.models.students import Student
 from vfmgl_lib.tools.flower.ledger import LEDGER, REMEDY, Ledger
 
 log = logging.getLogger(__name__)
+RESTORE = "restore it from a backup, or choose another folder"
 KEPT_ROUNDS = 3
 
 
@@ -141,16 +142,19 @@ class Site:
     def _answered(self, number: int) -> str:
         """Names the message that a round on disk was trained with; "": there is no such round."""
         about = self._round(number) / "about.json"
-        return json.loads(about.read_text(encoding="utf-8"))["message"] if about.is_file() else ""
+        with content_of(about, RESTORE):
+            return str(json.loads(about.read_text(encoding="utf-8"))["message"]) if about.is_file() else ""
 
     def _kept(self) -> list[int]:
         return sorted(int(path.name) for path in (self.folder / "rounds").iterdir() if path.name.isdigit())
 
     def _stored_update(self, number: int) -> Update:
         folder = self._round(number)
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        with content_of(folder / "about.json", RESTORE):
+            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+            samples, metrics = about["samples"], about["metrics"]
         state, aggregates = (load_tensors(folder, name) for name in ("update", "aggregates"))
-        return Update(self.client.center, state, about["samples"], about["metrics"], aggregates)
+        return Update(self.client.center, state, samples, metrics, aggregates)
 
     def _round(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:03d}"
@@ -172,10 +176,12 @@ def hold_to_study(folder: Path, key: str) -> None:
     """
     mark = folder / "study.json"
     if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        check_version(folder, found.get("vfmgl_lib", FIRST_VERSION), "choose another folder, or go on with the version that made it")
-        if found["key"] != key:
-            raise ValueError(f"{folder}: holds the rounds of study {found['key']}, this one is {key}; choose another folder")
+        with content_of(mark, RESTORE):
+            found = json.loads(mark.read_text(encoding="utf-8"))
+            studied, made_with = found["key"], found.get("vfmgl_lib", FIRST_VERSION)
+        check_version(folder, made_with, "choose another folder, or go on with the version that made it")
+        if studied != key:
+            raise ValueError(f"{folder}: holds the rounds of study {studied}, this one is {key}; choose another folder")
     elif (folder / "rounds").is_dir():
         raise ValueError(f"{folder}: holds rounds of an unknown study, its study.json is missing; choose another folder")
     else:
@@ -194,9 +200,10 @@ def load_client(client: Client, folder: Path) -> None:
     """Takes back what `save_client` wrote."""
     state, student, stage_one = (load_tensors(folder, name) for name in ("state", "student", "stage_one"))
     client.load_state_dict(state, student, stage_one)
-    written = json.loads((folder / "log.json").read_text(encoding="utf-8"))
-    client.last_stage = written.pop("last_stage")
-    client.log = RoundLog(**written)
+    with content_of(folder / "log.json", RESTORE):
+        written = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+        client.last_stage = written.pop("last_stage")
+        client.log = RoundLog(**written)
 
 
 def update_hash(update: Update) -> str:

@@ -19,16 +19,17 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from vfmgl_lib.base.files import shown, write_json
+from vfmgl_lib.base.files import content_of, shown, write_json
 from vfmgl_lib.config import StudySettings
 from vfmgl_lib.federation.exchange import epsilon
 from vfmgl_lib.federation.servers import VALIDATION_METRICS
 from vfmgl_lib.methods.budgets import report_rounds
-from vfmgl_lib.tools.flower.members import MEMBERS
+from vfmgl_lib.tools.flower.members import MEMBERS, REMEDY
 from vfmgl_lib.tools.flower.programs import LOOPBACK
 
 log = logging.getLogger(__name__)
 NOW, FRESH = "now.json", 30.0  # seconds for which what it says counts
+DAMAGED = "take the folder of this round and of later ones away, and the study goes on from the round before"
 EVERY = 5.0  # seconds from one renewal to the next
 MIB = 2**20
 
@@ -117,33 +118,45 @@ def read_status(folder: Path, study: StudySettings) -> Status:
     Args:
         folder: the server's.
         study: its settings.
+    Raises: ValueError: a file of the server's state is damaged; names it.
     """
     state = folder / "state"
     centers = {file.stem: Center(file.stem) for file in sorted((folder / "centers").glob("*.pub"))}
     found = Status(f"{study.method} on {study.task}, profile {study.profile}", max(report_rounds(study).values()))
     for rounds in sorted(path for path in (state / "rounds").glob("*") if path.name.isdigit()):
         found.done = int(rounds.name)
-        for row in _rows(rounds / "traffic.csv"):
-            center = centers.setdefault(row["center"], Center(row["center"]))
-            center.rounds, center.last = center.rounds + 1, found.done
-            center.seconds = float(row["seconds"] or center.seconds)
-            center.sent, center.received = center.sent + int(row["sent"]), center.received + int(row["received"])
-        for row in _rows(rounds / "metrics.csv"):
-            center = centers.setdefault(row["center"], Center(row["center"]))
-            sent = (float(row[name] or "nan") for name in VALIDATION_METRICS)
-            center.own, center.shared = (None if math.isnan(value) else value for value in sent)
-        for row in _rows(rounds / "faults.csv"):
-            center = centers.setdefault(row["center"], Center(row["center"]))
-            center.faults, center.fault = center.faults + 1, f"round {row['round']}, {row['kind']}: {row['detail']}"
-    declared, now = (json.loads(file.read_text("utf-8")) if file.is_file() else {} for file in (state / MEMBERS, state / NOW))
-    at_work = time.time() - now.get("time", 0) < FRESH
-    found.since = time.time() - now["event"] if at_work else None
+        for file, add in (("traffic.csv", _add_traffic), ("metrics.csv", _add_metrics), ("faults.csv", _add_fault)):
+            with content_of(rounds / file, DAMAGED):
+                for row in _rows(rounds / file):
+                    add(centers.setdefault(row["center"], Center(row["center"])), row, found.done)
+    with content_of(state / MEMBERS, REMEDY):
+        samples = dict(_json(state / MEMBERS).get("samples", {}))
+    with content_of(state / NOW, "remove it; a server at work writes it anew"):
+        now = _json(state / NOW)
+        if time.time() - now.get("time", 0) < FRESH:
+            found.since = time.time() - now["event"]
+        there, awaited = (set(now[name]) if found.since is not None else set() for name in ("there", "awaited"))
     for name, center in centers.items():
-        center.samples = declared.get("samples", {}).get(name)
-        center.there, center.awaited = (name in now["there"], name in now["awaited"]) if at_work else (None, False)
+        center.samples = samples.get(name)
+        center.there, center.awaited = (name in there if found.since is not None else None), name in awaited
         center.epsilon = epsilon(study.exchange.noise, center.rounds) if study.exchange.noise else None
     found.centers = list(centers.values())
     return found
+
+
+def _add_traffic(center: Center, row: dict[str, str], number: int) -> None:
+    center.rounds, center.last = center.rounds + 1, number
+    center.seconds = float(row["seconds"] or center.seconds)
+    center.sent, center.received = center.sent + int(row["sent"]), center.received + int(row["received"])
+
+
+def _add_metrics(center: Center, row: dict[str, str], number: int) -> None:
+    sent = (float(row[name] or "nan") for name in VALIDATION_METRICS)
+    center.own, center.shared = (None if math.isnan(value) else value for value in sent)
+
+
+def _add_fault(center: Center, row: dict[str, str], number: int) -> None:
+    center.faults, center.fault = center.faults + 1, f"round {row['round']}, {row['kind']}: {row['detail']}"
 
 
 TITLES = (
@@ -252,7 +265,12 @@ def status_page(folder: Path, study: StudySettings, port: int) -> Iterator[int]:
                 self.send_error(404)
                 return
             made, kind = pages[self.path]
-            content = made(read_status(folder, study)).encode()
+            try:
+                content = made(read_status(folder, study)).encode()
+            except (ValueError, OSError) as error:
+                log.warning("no status: %s", error)
+                self.send_error(500, "The server's log says what is wrong")
+                return
             self.send_response(200)
             for name, value in (("Content-Type", kind), ("Content-Length", str(len(content))), ("Cache-Control", "no-store")):
                 self.send_header(name, value)
@@ -282,3 +300,10 @@ def _rows(file: Path) -> list[dict[str, str]]:
         return []
     with open(file, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def _json(file: Path) -> dict:
+    found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise TypeError("it holds no names and values")
+    return found
