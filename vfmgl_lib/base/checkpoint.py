@@ -34,13 +34,15 @@ def save_tensors(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
     write_json(folder / INDEX, index)
 
 
-def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def load_tensors(folder: Path, name: str, remedy: str = "") -> dict[str, Tensor]:
     """Reads one state that `save_tensors` wrote.
 
+    Args:
+        remedy: said where it cannot be read; "": that the round can be made again from the one before.
     Raises: CheckpointError: for a missing, truncated or altered file.
     """
     file = folder / f"{name}.safetensors"
-    remedy = f"remove the folder {folder} to resume from the round before"
+    remedy = remedy or f"remove the folder {folder} to resume from the round before"
     try:
         expected = json.loads((folder / INDEX).read_text(encoding="utf-8"))[name]
         actual = sha256(file)

@@ -27,6 +27,7 @@ _SYSTEM_ERRORS = {
     errno.EACCES: "this user may not open it; change its rights or write elsewhere",
     errno.EPERM: "this user may not change it; change its rights or write elsewhere",
     errno.ENOTDIR: "a file stands where a folder is expected; move it away or write elsewhere",
+    errno.EISDIR: "a folder stands where a file is expected; move it away",
     errno.EEXIST: "is there already and no folder; move it away or write elsewhere",
     errno.ENAMETOOLONG: "the name is longer than the file system allows; shorten it",
 }
@@ -63,9 +64,13 @@ def real_path(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+# Embeddings, overrides and isolates, which turn the order of the letters around them.
+_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
+
+
 def is_control(letter: str) -> bool:
-    """Whether it is a control character, a line break, or a byte of a name that is not UTF-8."""
-    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    """Whether it is a control character, a line break, one that turns the order of letters, or a byte of a name that is not UTF-8."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in _TURNING
 
 
 def shown(text: str) -> str:

@@ -35,8 +35,8 @@ def _mentions(annotation: Any, kind: type) -> bool:
     return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
-def _has_truth(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_truth, value)))
+def _has_truth(value: Any, depth: int = 3) -> bool:  # a list of YAML may hold itself
+    return isinstance(value, bool) or (depth > 0 and isinstance(value, list | tuple) and any(_has_truth(part, depth - 1) for part in value))
 
 
 def read_yaml(path: Path) -> Any:

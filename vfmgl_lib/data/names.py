@@ -98,6 +98,8 @@ def center_problems(name: str) -> list[str]:
     problems = [f"center {name!r}: the library's own word for {meaning}; call it otherwise, e.g. {name + '_hospital'!r}"] if meaning else []
     if len(name.encode("utf-8", "surrogateescape")) > LONGEST_CENTER:
         problems.append(f"center {shown(name)!r}: expected a name of at most {LONGEST_CENTER} bytes, files are called by it")
+    if name.startswith(".") or not name.strip():
+        problems.append(f"center {name!r}: files are called by it, and one that begins with a dot is hidden; call it otherwise")
     return problems + _cell_problems("center", name)
 
 

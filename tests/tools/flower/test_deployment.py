@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from vfmgl_lib.base.files import write_text
+from vfmgl_lib.base.files import locked, write_text
 from vfmgl_lib.methods.settings import load_settings
 from vfmgl_lib.study.assembly import taking_part
 from vfmgl_lib.tasks.prepare import prepare
@@ -122,6 +122,9 @@ def test_a_key_pair(tmp_path, capsys):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     private, public = credentials.read_private_key(file), credentials.read_public_key(tmp_path / "folder" / "key.pub")
     assert private.public_key().public_numbers() == public.public_numbers()
+    with pytest.raises(ValueError, match="more than one line; a centre has one key"):
+        (tmp_path / "two.pub").write_bytes((tmp_path / "folder" / "key.pub").read_bytes() * 2)
+        credentials.read_public_key(tmp_path / "two.pub")
     with pytest.raises(ValueError, match="it is a private one, which belongs to its centre alone"):
         credentials.read_public_key(file)
     file.chmod(0o640)
@@ -230,6 +233,27 @@ def test_where_a_server_may_listen(tmp_path, values, said):
     assert (said in found[0]) if said else found == []
 
 
+@pytest.mark.parametrize("who", ["server", "site"])
+def test_one_process_a_folder(federation, who, capsys):
+    """A second one would take away what the first is at work with."""
+    folder = federation[who == "site"]
+    (folder / "state" / "aside-x").mkdir(parents=True)
+    with locked(folder / "state" / ".lock", ValueError()):
+        assert main([who, str(folder)]) == 1
+    assert f"error: {folder}: this {who} runs already; stop it first" in capsys.readouterr().err
+    assert (folder / "state" / "aside-x").is_dir() and sorted(path.name for path in (folder / "state").iterdir()) == [".lock", "aside-x"]
+
+
+def test_a_site_whose_images_have_changed_does_not_begin(federation, capsys):
+    _, site = federation
+    image = next((site / "data").rglob("images/*.png"))
+    content = image.read_bytes()
+    image.unlink()  # a link to the fixture's own
+    image.write_bytes(content + b"x")
+    assert main(["site", str(site)]) == 1
+    assert "changed since it was listed" in capsys.readouterr().err
+
+
 def test_what_a_new_site_lacks(tmp_path, capsys):
     init(tmp_path / "fed")
     site = tmp_path / "fed/site"
@@ -264,13 +288,16 @@ def test_what_a_site_lacks(federation):
         said = other(superlink=wrong)
         assert f"a colon and its port, as in federation.example.org:9092, got '{wrong}'" in said
     assert "patience: Input should be greater than 0, got -1" in other(patience=-1)
+    assert "threads: Input should be less than or equal to 1024" in other(threads=10**8)  # of which torch makes a crash
     assert "patience: Value error, must be a number, and yes, no, true and false are none, got True" in other(patience=True)
     assert "patiense: Extra inputs are not permitted, got 5; did you mean patience?" in other(patiense=5)
     assert "this name is not known here" in other(superlink="nowhere.invalid:9092")
 
     study = (site / "study.json").read_text()
     (site / "study.json").write_text(study.replace('"rounds"', '"round"'))
-    assert "study.json is for this version of the library: no. task nuclei" in missing(check_site(site))[0]
+    assert f"study.json is for this version of the library: no. {site / 'study.json'}: task nuclei" in missing(check_site(site))[0]
+    (site / "study.json").write_text("[" * 100_000)
+    assert f"{site / 'study.json'}: cannot be read: " in missing(check_site(site))[0]
     (site / "study.json").write_text(json.dumps({key: value for key, value in json.loads(study).items() if key != "vfmgl_lib"}))
     assert "study.json: was made with vfmgl_lib 0.1.0, this is " in missing(check_site(site))[0]
     (site / "study.json").write_text("[]")

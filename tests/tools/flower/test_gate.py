@@ -1,6 +1,7 @@
 """nginx before the SuperLink, for real where it is installed: nodes get through, and nobody and nothing else."""
 
 import re
+import socket
 from pathlib import Path
 
 import httpx
@@ -56,6 +57,8 @@ def test_an_outsider_can_neither_join_nor_read(line, guarded, anyone):
     ):
         assert anyone.post(f"https://{address}/v1/{odd}", content=b"").status_code in (400, 404), odd
     assert anyone.get(f"https://{address}/v1/fleet/get-run").status_code == 403
+    text = httpx.Client(verify=False, timeout=30).post(f"https://{address}/v1/fleet/get-run", content=b"x")
+    assert text.status_code == 415 and "nginx" in text.text, "Flower would write a line of its log for each"
     node = Node(node_id=line.nodes["SiteA"])
     for path, request in (("activate-node", ActivateNodeRequest(public_key=b"x")), ("pull-messages", PullMessagesRequest(node=node))):
         assert anyone.post(f"https://{address}/v1/fleet/{path}", content=request.SerializeToString()).status_code == 401, path
@@ -95,6 +98,15 @@ def test_a_site_works_through_it_and_it_comes_back_when_it_is_killed(line, guard
         program.process.kill()
         assert wait_until(lambda: program.starts > starts and program.alive, 120)
         assert answers(), "and the SuperNode goes on"
+
+
+@needs_nginx
+def test_a_port_that_is_taken_is_said_at_once(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"), gate(tmp_path, "127.0.0.1", taken.getsockname()[1], free_port()):
+            pass
 
 
 @needs_nginx

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -141,6 +142,43 @@ def test_a_damaged_ledger_stops_the_site(new_site, damage, message, capsys):
     file = site.folder / LEDGER
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(LedgerError, match=f"{LEDGER}.*{message}.*(restore it from a backup)"):
+        new_site()
+
+
+def test_rounds_and_lines_that_are_gone_are_missed(new_site):
+    site = new_site()
+    state = site.train(1, None).state
+    site.train(2, state)
+    rounds, file, whole = site.folder / "rounds", site.folder / LEDGER, (site.folder / LEDGER).read_bytes()
+    kept = site.folder / "kept"
+    shutil.copytree(rounds, kept)
+    for gone in ("002", ""):
+        shutil.rmtree(rounds / gone)
+        with pytest.raises(ValueError, match=r"rounds: the state after round 2 is not there, .*; restore it from a backup"):
+            new_site()  # it would train on from an older state, and nobody would know
+        shutil.rmtree(rounds, ignore_errors=True)
+        shutil.copytree(kept, rounds)
+    opening, first, _ = whole.splitlines(keepends=True)
+    file.write_bytes(opening)
+    with pytest.raises(LedgerError, match=f"{LEDGER}: has no line of round 1, which this site has trained"):
+        new_site()
+    file.write_bytes(opening + first)  # as after a crash between the two: the update of round 2 has not left
+    assert update_hash(new_site().train(2, state)) == json.loads(whole.splitlines()[2])["update"]
+    assert file.read_bytes().splitlines()[:2] == whole.splitlines()[:2]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"), [(0, "rounds", "x"), (0, "rounds", -5), (1, "round", 2.5), (1, "bytes", None), (1, "round", True)]
+)
+def test_a_line_that_nothing_vouches_for_holds_numbers(new_site, line, name, value):
+    site = new_site()
+    if line:
+        site.train(1, None)
+    file = site.folder / LEDGER
+    written = [json.loads(text) for text in file.read_text().splitlines()]
+    written[line][name] = value
+    file.write_text("".join(json.dumps(one) + "\n" for one in written))
+    with pytest.raises(LedgerError, match=f"line {line + 1}: was changed or damaged .*whole number"):
         new_site()
 
 

@@ -92,7 +92,10 @@ def _run(given: argparse.Namespace) -> int:
     elif given.command == "status":
         sys.stdout.write(status.in_words(status.read_status(given.folder, read_server(given.folder).study)))
     elif given.command == "log":
-        sys.stdout.write("".join(f"{line}\n" for line in in_words(given.folder / "state" / LEDGER)))
+        file = given.folder / "state" / LEDGER
+        if not file.exists():
+            raise ConfigError(f"{file} is not there: nothing has left this site yet, or {given.folder} is no site's folder")
+        sys.stdout.write("".join(f"{line}\n" for line in in_words(file)))
     else:
         if given.with_parent:
             _end_with_parent()

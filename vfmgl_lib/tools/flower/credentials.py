@@ -37,7 +37,7 @@ def write_certificates(folder: Path, hosts: list[str], days: int = DAYS) -> None
     unsigned = builder(ca_name, ca_key).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     unsigned = unsigned.add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
     ca = unsigned.add_extension(ca_use, critical=True).sign(ca_key, hashes.SHA384())
-    unsigned = builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]), server_key)
+    unsigned = builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])]), server_key)
     unsigned = unsigned.add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
     unsigned = unsigned.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
     unsigned = unsigned.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -67,6 +67,8 @@ def read_public_key(file: Path) -> ec.EllipticCurvePublicKey:
         content = file.read_bytes()
         if b"PRIVATE KEY" in content:
             raise ValueError("it is a private one, which belongs to its centre alone; that centre makes a new pair and sends the .pub file")
+        if len(content.strip().splitlines()) > 1:
+            raise ValueError("it holds more than one line; a centre has one key")
         key = serialization.load_ssh_public_key(content)
     except (ValueError, OSError, UnsupportedAlgorithm) as error:
         raise ValueError(f"{file}: not a public key: {error}") from error

@@ -46,12 +46,14 @@ from vfmgl_lib.tasks.records import earlier_reading
 from vfmgl_lib.tools.flower import credentials, sandbox
 from vfmgl_lib.tools.flower.gate import nginx_program
 from vfmgl_lib.tools.flower.inside import admitted
+from vfmgl_lib.tools.flower.programs import must_be_free
 from vfmgl_lib.tools.flower.superlink import check_keys
 
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
 FLOWER = "1.41.0"
 WAIT = 86400  # seconds that a server waits for the centres before the first round
+LONGEST_HOST = 253
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 UNNAMED = "CENTRE"  # what a new site.yaml calls its centre
 
@@ -88,7 +90,7 @@ class SiteSettings(StrictModel):
     superlink: Annotated[str, AfterValidator(_address)] = Field(description="the server's address, host:port")
     data: Path = Field(description="folder with this centre's images and manifest.csv, as `vfmgl data prepare` makes it")
     patience: float = Field(default=86400, gt=0, description="seconds without a connection after which this site gives up")
-    threads: int = Field(default=0, ge=0, description="of the CPU; 0: as many as torch chooses")
+    threads: int = Field(default=0, ge=0, le=1024, description="of the CPU; 0: as many as torch chooses")
     divided: bool = Field(default=False, description="the manifest's splits are the study's; false: the study's settings divide the data")
     share_validation: bool = Field(default=True, description="AUC or Dice on the own validation images leaves with each update")
     sandbox: bool = Field(default=True, description="the process reaches no files but its own (Linux 5.13 or newer)")
@@ -126,7 +128,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
 
     Raises: ConfigError: unknown task, profile or method, a host or port that cannot be. FileExistsError: the folder is not empty.
     """
-    if not HOST.fullmatch(host):
+    if not HOST.fullmatch(host) or len(host) > LONGEST_HOST:
         raise ConfigError(f"host {host!r}: give the server's name or IPv4 address alone, as in federation.example.org")
     _checked(ServerSettings, {"host": "0.0.0.0", "port": port, "wait": WAIT}, "init")
     _check_method(method, "init")
@@ -182,7 +184,7 @@ def check_server(folder: Path) -> list[Finding]:
         _finding("server.pem and ca.pem are valid", lambda: _certificates(folder)),
         _finding("server.key is private", lambda: _private(folder / credentials.KEY)),
         _finding("two or more centres have sent a public key", lambda: _enough(public_keys(folder))),
-        _finding("server.yaml can be read and its port is free", lambda: _free(_read(ServerSettings, folder / "server.yaml"))),
+        _finding("server.yaml can be read and its port is free", lambda: _free(folder)),
     ]
     if findings[-1].good and _read(ServerSettings, folder / "server.yaml").nginx:
         findings.append(_finding("nginx is installed", nginx_program))
@@ -279,13 +281,16 @@ def _study(folder: Path) -> StudySettings:
     file = folder / "study.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read: {plain(error)}; the coordinator's `init` makes it") from error
     if not isinstance(values, dict) or not {"task", "profile"} <= values.keys():
         raise ConfigError(f"{file}: is not a study's settings; the coordinator's `init` makes it")
     remedy = "install that version here, or have the coordinator make the folders anew with `init`"
     check_version(file, values.pop("vfmgl_lib", FIRST_VERSION), remedy)
-    settings = checked_settings(values)
+    try:
+        settings = checked_settings(values)
+    except (ConfigError, RecursionError) as error:
+        raise ConfigError(f"{file}: {error}; the coordinator's `init` makes it") from error
     _check_method(settings.method, str(file))
     return settings
 
@@ -398,11 +403,9 @@ def _enough(keys: dict) -> None:
     check_keys(keys)
 
 
-def _free(settings: ServerSettings) -> None:
-    family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
+def _free(folder: Path) -> None:
+    settings = _read(ServerSettings, folder / "server.yaml")
+    must_be_free(settings.host, settings.port)
 
 
 def _reach(given: SiteFolder) -> None:

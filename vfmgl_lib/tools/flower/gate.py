@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vfmgl_lib.base.files import write_text
-from vfmgl_lib.tools.flower.programs import Program, wait_until
+from vfmgl_lib.tools.flower.programs import Program, must_be_free, wait_until
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("nginx.conf")
@@ -50,6 +50,7 @@ def gate(folder: Path, host: str, port: int, inner: int) -> Iterator[Program]:
     Raises: OSError: there is no nginx, or it cannot listen; with what it said.
     """
     command, said = nginx_program(), list[str]()
+    must_be_free(host, port)  # what answers there later is nginx
     scratch = Path(tempfile.mkdtemp(prefix="vfmgl-nginx-"))
     try:
         scratch.chmod(0o711)  # started by root, nginx works as another user, who has to reach what it buffers

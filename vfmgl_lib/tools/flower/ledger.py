@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,6 +93,22 @@ class Ledger:
                 raise LedgerError(f"{file}, round {entry.round}: epsilon must be {spent}, got {entry.epsilon}; {REMEDY}")
         self._size = file.stat().st_size
 
+    def hold_to_rounds(self, kept: Sequence[int]) -> None:
+        """Compares with the rounds whose state is on the disk, in order. Of the newest the line may be missing: its update did not leave.
+
+        Raises: LedgerError: lines that are missing. ValueError: the state after the last line is missing; to train on from an older one
+            would end in another model than an unbroken run's.
+        """
+        known = {entry.round for entry in self.entries}
+        missing = [number for number in kept[:-1] if number > self.opening.rounds and number not in known]
+        if missing:
+            raise LedgerError(f"{self.file}: has no line of round {missing[0]}, which this site has trained; {REMEDY}")
+        if max(kept, default=0) < self.last:
+            raise ValueError(
+                f"{self.file.parent / 'rounds'}: the state after round {self.last} is not there, and {self.file.name} says that this site "
+                "answered that round; restore it from a backup, or take part with a new folder and tell the coordinator"
+            )
+
     @property
     def last(self) -> int:
         """The last round that was answered; 0: none."""
@@ -154,9 +170,13 @@ def read_ledger(file: Path, repair: bool = False) -> tuple[Opening, list[Entry]]
     number = 1
     try:
         opening = Opening(**json.loads(lines[0]))
+        if not _is_count(opening.rounds):
+            raise TypeError("rounds must be a whole number")
         for number, line in enumerate(lines[1:], 2):
             entry = Entry(**json.loads(line))
             last = entries[-1].round if entries else opening.rounds
+            if not (_is_count(entry.round) and _is_count(entry.bytes) and isinstance(entry.epsilon, float | int | None)):
+                raise TypeError("holds no whole numbers where they belong")
             if entry.before != _hash(lines[number - 2]) or entry.round <= last:
                 raise ValueError("does not follow from the line before it")
             entries.append(entry)
@@ -183,6 +203,10 @@ def in_words(file: Path) -> Iterator[str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _hash(line: bytes) -> str:

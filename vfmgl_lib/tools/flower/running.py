@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vfmgl_lib.base.checkpoint import load_tensors, save_tensors
-from vfmgl_lib.base.files import content_of, new_folder
+from vfmgl_lib.base.files import FolderInUseError, content_of, locked, new_folder
 from vfmgl_lib.base.places import DELIVERED, LIBRARY, profiles_folder
 from vfmgl_lib.base.surroundings import keep_freed_memory
 from vfmgl_lib.federation.rounds import Round
@@ -49,6 +49,16 @@ def run_server(given: ServerFolder) -> None:
 
     Raises: FederationError, QuorumError: what stopped it, and what to do. SuperLinkEnded: twice without a round between.
     """
+    with locked(_lock(given.folder), FolderInUseError(f"{given.folder}: this server runs already; stop it first")):
+        _run_server(given)
+
+
+def _lock(folder: Path) -> Path:
+    (folder / "state").mkdir(exist_ok=True)
+    return folder / "state" / ".lock"
+
+
+def _run_server(given: ServerFolder) -> None:
     settings, state, keys = given.settings, given.folder / "state", public_keys(given.folder)
     hold_to_study(state, given.study.key())
     for left in state.glob("aside-*"):
@@ -142,8 +152,13 @@ def run_site(given: SiteFolder) -> None:
 
     Raises: ConfigError, ManifestError: settings or data that cannot be used. ConnectionError: no server for too long.
     """
+    with locked(_lock(given.folder), FolderInUseError(f"{given.folder}: this site runs already; stop it first")):
+        _run_site(given)
+
+
+def _run_site(given: SiteFolder) -> None:
     settings, study = given.settings, given.study
-    manifest = own_data(given)
+    manifest = own_data(given, files=True)  # every one as it was listed: a study's images do not change between two starts
     temporary = given.folder / "tmp"
     temporary.mkdir(exist_ok=True)
     tempfile.tempdir = os.environ["TMPDIR"] = str(temporary.resolve())

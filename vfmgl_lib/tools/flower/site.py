@@ -60,6 +60,7 @@ class Site:
             raise ValueError(f"{ledger}: is missing beside the rounds that this site has trained; {REMEDY}")
         settings = client.settings
         self.ledger = Ledger(ledger, key, max(report_rounds(settings).values()), settings.exchange.noise)
+        self.ledger.hold_to_rounds(self._kept())
         if not self._round(0).is_dir():
             with new_folder(self._round(0)) as part:
                 save_client(client, part)
@@ -146,14 +147,14 @@ class Site:
             return str(json.loads(about.read_text(encoding="utf-8"))["message"]) if about.is_file() else ""
 
     def _kept(self) -> list[int]:
-        return sorted(int(path.name) for path in (self.folder / "rounds").iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in (self.folder / "rounds").glob("*") if path.name.isdigit())
 
     def _stored_update(self, number: int) -> Update:
         folder = self._round(number)
         with content_of(folder / "about.json", RESTORE):
             about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
             samples, metrics = about["samples"], about["metrics"]
-        state, aggregates = (load_tensors(folder, name) for name in ("update", "aggregates"))
+        state, aggregates = (load_tensors(folder, name, RESTORE) for name in ("update", "aggregates"))
         return Update(self.client.center, state, samples, metrics, aggregates)
 
     def _round(self, number: int) -> Path:
@@ -198,7 +199,7 @@ def save_client(client: Client, folder: Path, more: dict[str, State] | None = No
 
 def load_client(client: Client, folder: Path) -> None:
     """Takes back what `save_client` wrote."""
-    state, student, stage_one = (load_tensors(folder, name) for name in ("state", "student", "stage_one"))
+    state, student, stage_one = (load_tensors(folder, name, RESTORE) for name in ("state", "student", "stage_one"))
     client.load_state_dict(state, student, stage_one)
     with content_of(folder / "log.json", RESTORE):
         written = json.loads((folder / "log.json").read_text(encoding="utf-8"))
