@@ -101,7 +101,7 @@ def test_a_site_works_through_it_and_it_comes_back_when_it_is_killed(line, guard
 
 
 @needs_nginx
-def test_a_port_that_is_taken_is_said_at_once(tmp_path):
+def test_a_port_that_is_taken_is_said(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -26,6 +26,7 @@ PATHS = (
 )
 CERTIFICATES = ("server.pem", "server.key", "ca.pem")
 START = 30.0  # seconds for nginx to listen
+ENDING = 5.0  # seconds for the nginx of a server that was killed to end
 MISSING = (
     "nginx is not installed here (Debian and Ubuntu: apt install nginx-light); or let a proxy of your own stand before the SuperLink, "
     "as deploy/README.md says, and write nginx: false into server.yaml"
@@ -50,7 +51,8 @@ def gate(folder: Path, host: str, port: int, inner: int) -> Iterator[Program]:
     Raises: OSError: there is no nginx, or it cannot listen; with what it said.
     """
     command, said = nginx_program(), list[str]()
-    must_be_free(host, port)  # what answers there later is nginx
+    wait_until(lambda: not _answers(host, port), ENDING)
+    must_be_free(host, port)  # what answers there later is this nginx
     scratch = Path(tempfile.mkdtemp(prefix="vfmgl-nginx-"))
     try:
         scratch.chmod(0o711)  # started by root, nginx works as another user, who has to reach what it buffers
