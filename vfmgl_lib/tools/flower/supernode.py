@@ -120,7 +120,9 @@ class Node:
             self.last = time.monotonic()
         elif time.monotonic() - self.last > (patience if self.why else patience + START):
             why = self.why or "the SuperNode says nothing"
-            raise ConnectionError(f"{self.address}: no connection for {patience:.0f} s: {why}; `vfmgl federation check` says what is missing")
+            raise ConnectionError(
+                f"{self.address}: no connection for {patience:.0f} s: {why}; `vfmgl federation check` says what is missing"
+            )
 
     def heard(self, line: str) -> None:
         if LINES["connected"] in line or LINES["again"] in line:
