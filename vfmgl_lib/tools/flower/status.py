@@ -29,7 +29,7 @@ from vfmgl_lib.tools.flower.programs import LOOPBACK
 
 log = logging.getLogger(__name__)
 NOW, FRESH = "now.json", 30.0  # seconds for which what it says counts
-DAMAGED = "take the folder of this round and of later ones away, and the study goes on from the round before"
+DAMAGED = "restore it from a backup; leave the rounds where they are, since sites answer none twice"
 EVERY = 5.0  # seconds from one renewal to the next
 MIB = 2**20
 
