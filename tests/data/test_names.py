@@ -66,6 +66,11 @@ def test_ordinary_names(name):
     assert name_problems([name], [name], {name: ""}) == []
 
 
+@pytest.mark.parametrize("name", ["..", ".hidden", " ", "A\u202eB"])
+def test_a_centre_s_name_hides_and_turns_nothing(name):
+    assert "call it otherwise" in " ".join(name_problems([name], (), {})) or "control character" in name_problems([name], (), {})[0]
+
+
 def test_files_are_called_by_a_centre():
     (problem,) = name_problems(["片" * 34], (), {})
     assert f"at most {LONGEST_CENTER} bytes" in problem

@@ -54,7 +54,7 @@ def content_of(file: Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(f"{file}: damaged ({said[:120]}); {remedy}") from error
 

@@ -74,6 +74,11 @@ VARIANCE, COUNTER = "running_var", "num_batches_tracked"  # how the names of bat
 LARGEST_COUNTER = 2**40  # batches that a centre can have seen
 
 
+def is_count(value: object) -> bool:
+    """Whether it is a whole number; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class UpdateError(ValueError):
     """An update that the server refuses; the message names centre and tensor, what came and what was expected."""
 

@@ -97,6 +97,13 @@ def test_init_refuses_and_leaves_nothing(tmp_path, capsys, more, message):
     assert not (tmp_path / "fed").exists()
 
 
+@pytest.mark.parametrize("more", [["--port", "9093"], ["--host", "a" * 60 + "." + "b" * 60]])
+def test_what_init_makes_can_be_read(tmp_path, more):
+    assert init(tmp_path / "fed", *more) == 0
+    assert read_server(tmp_path / "fed/server").settings.port
+    assert not [text for text in missing(check_server(tmp_path / "fed/server")) if "yaml" in text or ".pem" in text]
+
+
 def test_nothing_is_overwritten(tmp_path, capsys):
     assert init(tmp_path / "fed") == 0 and main(["key", str(tmp_path / "key")]) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -221,7 +228,7 @@ def test_certificates_end(federation):
     [
         ({"host": "::1"}, None),
         ({"host": "::"}, None),
-        ({"port": 9555, "status_port": 9555}, "port and status_port are both 9555"),
+        ({"port": 9555, "status_port": 9555}, "status_port: Value error, is the port of the federation; "),
         ({"port": True}, "port: Value error, must be a number"),
     ],
 )

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import reason, write_json, write_text
@@ -52,6 +52,7 @@ from vfmgl_lib.tools.flower.superlink import check_keys
 log = logging.getLogger(__name__)
 ROOM = 4 * 2**30  # bytes of disk that a study's checkpoints should find
 FLOWER = "1.41.0"
+STATUS_PORT = 9093
 WAIT = 86400  # seconds that a server waits for the centres before the first round
 LONGEST_HOST = 253
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -76,11 +77,12 @@ class ServerSettings(StrictModel):
     status_port: int = Field(default=0, ge=0, le=65535, description="of the page on 127.0.0.1 that says how the study stands; 0: none")
     nginx: bool = Field(default=True, description="before the SuperLink; false: a proxy of your own, to which 127.0.0.1:port is open")
 
-    @model_validator(mode="after")
-    def _two_ports(self) -> ServerSettings:
-        if self.status_port == self.port:
-            raise ValueError(f"port and status_port are both {self.port}: the page about the study needs one of its own")
-        return self
+    @field_validator("status_port")
+    @classmethod
+    def _of_its_own(cls, value: int, info: ValidationInfo) -> int:
+        if value == info.data.get("port"):
+            raise ValueError("is the port of the federation; the page about the study needs one of its own")
+        return value
 
 
 class SiteSettings(StrictModel):
@@ -142,7 +144,7 @@ def init(folder: Path, task: str, profile: str, method: str, seed: int, host: st
     (server / "centers").mkdir()
     for part in (server, site):
         write_json(part / "study.json", settings.model_dump(mode="json") | {"vfmgl_lib": __version__})
-    write_text(server / "server.yaml", SERVER_TEMPLATE.format(port=port, wait=WAIT))
+    write_text(server / "server.yaml", SERVER_TEMPLATE.format(port=port, wait=WAIT, status_port=STATUS_PORT + (port == STATUS_PORT)))
     shutil.copyfile(server / credentials.CA, site / credentials.CA)
     write_text(site / "site.yaml", SITE_TEMPLATE.format(unnamed=UNNAMED, address=f"{host}:{port}"))
 
@@ -152,7 +154,7 @@ SERVER_TEMPLATE = """\
 host: 0.0.0.0
 port: {port}
 wait: {wait}   # seconds for the centres to be there before the first round
-status_port: 9093   # of the page on this machine that says how the study stands; 0: none
+status_port: {status_port}   # of the page on this machine that says how the study stands; 0: none
 nginx: true   # false: a proxy of your own lets the centres through to 127.0.0.1:port (deploy/README.md)
 """
 SITE_TEMPLATE = """\

@@ -20,6 +20,7 @@ from pathlib import Path
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import append_line, write_text
 from vfmgl_lib.federation.exchange import epsilon
+from vfmgl_lib.federation.servers import is_count
 
 log = logging.getLogger(__name__)
 LEDGER = "ledger.jsonl"
@@ -170,17 +171,17 @@ def read_ledger(file: Path, repair: bool = False) -> tuple[Opening, list[Entry]]
     number = 1
     try:
         opening = Opening(**json.loads(lines[0]))
-        if not _is_count(opening.rounds):
+        if not is_count(opening.rounds) or opening.rounds < 0:
             raise TypeError("rounds must be a whole number")
         for number, line in enumerate(lines[1:], 2):
             entry = Entry(**json.loads(line))
             last = entries[-1].round if entries else opening.rounds
-            if not (_is_count(entry.round) and _is_count(entry.bytes) and isinstance(entry.epsilon, float | int | None)):
+            if not (is_count(entry.round) and is_count(entry.bytes) and isinstance(entry.epsilon, float | int | None)):
                 raise TypeError("holds no whole numbers where they belong")
             if entry.before != _hash(lines[number - 2]) or entry.round <= last:
                 raise ValueError("does not follow from the line before it")
             entries.append(entry)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"{file}, line {number}: was changed or damaged ({error}); {REMEDY}") from error
     return opening, entries
 
@@ -203,10 +204,6 @@ def in_words(file: Path) -> Iterator[str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _hash(line: bytes) -> str:

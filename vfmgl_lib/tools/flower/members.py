@@ -16,8 +16,7 @@ from typing import Any
 from vfmgl_lib import __version__
 from vfmgl_lib.base.files import content_of, write_json
 from vfmgl_lib.config import StudySettings
-from vfmgl_lib.federation.servers import Update, UpdateError
-from vfmgl_lib.tools.flower.messages import is_count
+from vfmgl_lib.federation.servers import Update, UpdateError, is_count
 
 log = logging.getLogger(__name__)
 MEMBERS = "members.json"
@@ -42,7 +41,9 @@ class Members:
         if file and file.is_file():
             with content_of(file, REMEDY):
                 content = json.loads(file.read_text(encoding="utf-8"))
-                self.teacher, self.samples = str(content["teacher"]), {name: int(count) for name, count in content["samples"].items()}
+                self.teacher, self.samples = str(content["teacher"]), dict(content["samples"])
+                if not all(map(is_count, self.samples.values())):
+                    raise TypeError("numbers of samples must be whole numbers")
 
     def agree_on_teacher(self, declared: Mapping[str, Mapping[str, Any]]) -> None:
         """Takes the teacher that most of these centres have, before any has joined; none where there is no such one."""

@@ -24,7 +24,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 from vfmgl_lib import __version__
-from vfmgl_lib.federation.servers import DECLARED_METRICS, Server, State, Update, UpdateError
+from vfmgl_lib.federation.servers import DECLARED_METRICS, Server, State, Update, UpdateError, is_count
 from vfmgl_lib.tools.flower.site import Site, state_bytes
 
 MODEL, AGGREGATES, METRICS, ABOUT = "model", "aggregates", "metrics", "about"
@@ -138,10 +138,6 @@ def read_update(content: RecordDict, center: str, limits: Limits | None = None) 
             raise UpdateError(f"update of centre {center}: the metric {name} must be a number, got {value!r}")
         metrics[name] = float(value)
     return Update(center, state, about["samples"], metrics, aggregates)
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def _serve(given: ServerFolder, start: int, grid: Grid, nodes: dict[str, int]) -
     last = max(report_rounds(settings).values())
     server = new_server(settings, sorted(nodes), new_student(settings))
     if start and server.checkpoint:
-        server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint))
+        server.load_state_dict(load_tensors(rounds / f"{start:03d}", server.checkpoint, DAMAGED))
         log.info("going on after round %d", start)
 
     def waiting() -> None:
@@ -129,12 +129,15 @@ def last_round(folder: Path) -> int:
 
 
 def _times(rounds: Path) -> dict[str, float]:
-    """centre -> the longest time of an answer, from the rounds that are kept."""
+    """centre -> the longest time of an answer, from the rounds that are kept; what is damaged is told and left out."""
     longest: dict[str, float] = {}
     for file in rounds.glob("[0-9]*/traffic.csv"):
-        with content_of(file, DAMAGED), open(file, newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
+        try:
+            with content_of(file, DAMAGED), open(file, newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    longest[row["center"]] = max(float(row["seconds"] or 0), longest.get(row["center"], 0.0))
+        except ValueError as error:  # the study does not depend on it
+            log.warning("%s", error)
     return {center: seconds for center, seconds in longest.items() if seconds}
 
 
